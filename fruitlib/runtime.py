@@ -1,0 +1,137 @@
+"""Where things are and what runs them: paths, safe writes, seeds, device, rank, versions.
+
+Nothing here imports torch until a function that needs it is called.
+"""
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import random
+import tempfile
+from pathlib import Path
+
+
+class InputError(ValueError):
+    """Something a person can put right. Its message is one line: what is wrong, where, and what to do."""
+
+    def _render_traceback_(self) -> list[str]:
+        """Jupyter's own hook: show the line alone, without a traceback."""
+        return [f"InputError: {self}"]
+
+
+def home() -> Path:
+    """The project folder: `$FRUITLIB_HOME`, else the checkout this package lies in, else the working directory."""
+    if folder := os.environ.get("FRUITLIB_HOME"):
+        return Path(folder).expanduser().resolve()
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
+
+
+def resolve(path: str | os.PathLike) -> Path:
+    """An absolute path; a relative one is taken from `home()`, so that notebooks work from any directory."""
+    path = Path(path).expanduser()
+    return path if path.is_absolute() else home() / path
+
+
+def display_path(path: str | os.PathLike) -> str:
+    """`path` as people should read it: relative to `home()` where it lies inside."""
+    path = Path(path)
+    return str(path.relative_to(home())) if path.is_relative_to(home()) else str(path)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike):
+    """Yield a temporary path beside `path`, moved onto it when the block succeeds and removed when it fails.
+
+    A reader therefore sees the old file or the new one, never a part of one.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    os.close(handle)
+    try:
+        yield Path(name)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write `text` as UTF-8, atomically."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | os.PathLike, value) -> None:
+    """Write `value` as indented JSON, atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def fingerprint(*parts) -> str:
+    """Twelve hex digits that change when any part does; parts are bytes, files (`Path`) or JSON values."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Path):
+            part = part.read_bytes()
+        if not isinstance(part, bytes):
+            part = json.dumps(part, sort_keys=True, default=str).encode()
+        digest.update(hashlib.sha256(part).digest())
+    return digest.hexdigest()[:12]
+
+
+def rank() -> int:
+    """This process's number among torchrun's workers; 0 without torchrun."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """How many torchrun workers there are; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def device():
+    """The device training runs on: this worker's GPU where there is one, else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (weights' initial values, dropout)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def hardware() -> str:
+    """The machine in words, for the results table: GPU if any, else processor and cores."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, for the run's record."""
+    names = ["fruitlib", "torch", "torchvision", "onnx", "onnxruntime", "grad-cam", "numpy", "pillow"]
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
