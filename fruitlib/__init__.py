@@ -2,8 +2,8 @@
 
 Read it in this order; a module imports only modules above it (`tests/test_architecture.py` holds it so):
 
-    core     runtime config runs intake splits images models losses metrics gradcam export train plots
-    around   sample sweep widgets report cli
+    core     runtime sample config intake splits runs images models losses metrics gradcam export train plots
+    around   widgets report sweep cli
 
 `import fruitlib` itself imports neither torch nor Jupyter.
 """

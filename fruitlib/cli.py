@@ -1,0 +1,70 @@
+"""`fruitlib sweep | report | data`: the command line. Bad input ends in one clear line and exit code 2."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from fruitlib import runtime
+from fruitlib.runtime import InputError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns its exit code: 0 well, 1 a run failed, 2 bad input, 130 interrupted."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except InputError as problem:
+        print(f"fruitlib: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nfruitlib: stopped. Run the same command again: what is complete is kept.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="fruitlib", description=__doc__.split(":")[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    sweep = commands.add_parser("sweep", help="execute the notebooks for every combination of a params file")
+    sweep.add_argument("params", type=Path, help="a params file, such as params/demo.yaml")
+    sweep.add_argument("--data", help="a folder of class folders, in place of the params file's `data`")
+    sweep.add_argument("--out", help="name of the folder in executed/ (default: the params file's name)")
+    sweep.set_defaults(command=_sweep)
+
+    report = commands.add_parser("report", help="write the pages of an executed sweep again")
+    report.add_argument("sweep", help="a folder of executed/, such as executed/demo")
+    report.set_defaults(command=_report)
+
+    data = commands.add_parser("data", help="draw the practice photographs")
+    data.add_argument("name", choices=["sample", "sample5"], help="three fruits, or five for the base model")
+    data.set_defaults(command=_data)
+    return parser
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from fruitlib import intake
+    from fruitlib.sweep import sweep
+
+    data = options.data
+    if data and data not in intake.SAMPLES:
+        data = os.path.abspath(os.path.expanduser(data))  # as typed: from where the person stands, not from home()
+    return sweep(options.params, data, options.out)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from fruitlib import report
+
+    print(runtime.display_path(report.build(Path(options.sweep).resolve())))
+    return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    from fruitlib import intake
+
+    print(runtime.display_path(intake.ready(options.name)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,250 @@
+"""`Config`: every knob with its type, range, default and help; params files, grids and run names.
+
+A params file is YAML. Its top level sets knobs; `grid:` maps knobs to lists of values, of which every combination
+is a run; `list:` names combinations one by one; `title`, `test` and `choose_by` belong to the sweep as a whole.
+"""
+
+import ast
+import difflib
+import itertools
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from fruitlib.runtime import InputError, fingerprint
+
+
+class Config(BaseModel):
+    """All knobs of one run. Unknown names, wrong types and values out of range are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    data: str = Field("sample", min_length=1, description="sample, sample5, or a folder of class folders")
+    bad_photos: Literal["stop", "quarantine"] = Field(
+        "stop", description="a photo that does not open: stop | quarantine"
+    )
+    val_per_class: int = Field(10, ge=1, description="validation photos per class")
+    test_per_class: int = Field(10, ge=1, description="test photos per class")
+    split_seed: int = Field(0, ge=0, description="which photos fall where")
+
+    model: Literal["end2end", "base", "resnet18", "efficientnet_b0"] = Field(
+        "end2end", description="end2end | base | resnet18 | efficientnet_b0"
+    )
+    base_weights: str = Field("", description="best.pt of a trained base model to start end2end from; empty: fresh")
+    weights: Literal["none", "DEFAULT"] = Field("none", description="torchvision's pretrained weights: none | DEFAULT")
+
+    lr: float = Field(0.001, gt=0, le=10, description="peak learning rate")
+    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="adam | adamw | sgd")
+    weight_decay: float = Field(0.0001, ge=0, le=1, description="L2 penalty (adam, sgd) or decoupled decay (adamw)")
+    scheduler: Literal["step", "exponential", "cosine"] = Field("cosine", description="step | exponential | cosine")
+    batch_size: int = Field(16, ge=2, le=65536, description="images per optimizer step, over all processes")
+    seed: int = Field(0, ge=0, description="initial weights, order of photos, augmentation")
+    epochs: int = Field(20, ge=1, le=100000, description="passes over the training photos")
+    loss: Literal["ce", "focal", "mix"] = Field("ce", description="ce | focal | mix")
+    focal_ratio: float = Field(0.5, ge=0, le=1, description="share of focal loss in mix")
+    focal_gamma: float = Field(2.0, ge=0, le=20, description="focusing parameter of focal loss")
+    image_size: int = Field(96, ge=32, le=1024, description="side of the square the model sees, pixels")
+    augment: Literal["none", "geometric"] = Field("geometric", description="none | geometric")
+    cam_every: int = Field(5, ge=0, description="keep Grad-CAM pictures every so many epochs; 0: never")
+    processes: int = Field(1, ge=1, le=1024, description="training processes; more than one starts torchrun")
+
+    calibration_images: int = Field(100, ge=1, description="training photos that set the INT8 ranges")
+    int8_agreement: float = Field(
+        0.9, ge=0, le=1, description="share of validation photos INT8 must label as fp32 does"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_truth_values(cls, values):
+        """YAML's true and yes would pass as the number 1; no knob is a truth value, so refuse them."""
+        for name, value in values.items() if isinstance(values, dict) else ():
+            if isinstance(value, bool):
+                raise ValueError(f"{name} = {str(value).lower()}: a truth value, where {knob_kind(name)} is wanted")
+        return values
+
+    @field_validator("processes")
+    @classmethod
+    def _enough_for_each(cls, processes, info):
+        batch_size = info.data.get("batch_size", 2)
+        if processes > 1 and batch_size < 2 * processes:
+            raise ValueError(f"batch_size {batch_size} is too small for {processes} processes (at least 2 images each)")
+        return processes
+
+    @model_validator(mode="after")
+    def _fits_together(self):
+        if self.base_weights and self.model != "end2end":
+            raise ValueError(f"base_weights starts model end2end only, not {self.model}")
+        if self.weights != "none" and self.model in ("end2end", "base"):
+            raise ValueError(f"weights {self.weights} exists for torchvision's models only, not {self.model}")
+        return self
+
+
+SPLIT_KNOBS = ("data", "bad_photos", "val_per_class", "test_per_class", "split_seed")
+EXPORT_KNOBS = ("calibration_images", "int8_agreement")
+TRAIN_KNOBS = tuple(name for name in Config.model_fields if name not in SPLIT_KNOBS + EXPORT_KNOBS)
+SWEEP_KEYS = ("title", "test", "choose_by", "grid", "list")
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """A params file, read and checked: its runs by name, each with its `Config` and the knobs that differ."""
+
+    name: str
+    source: str
+    title: str
+    test: str
+    choose_by: str
+    config: Config
+    runs: dict[str, Config]
+    differs: dict[str, dict[str, Any]]
+
+
+def knob_kind(name: str) -> str:
+    """What a knob holds, in words: a whole number, a number, one of a few words, or text."""
+    field = Config.model_fields.get(name)
+    kinds = {int: "a whole number", float: "a number", str: "text"}
+    return kinds.get(field.annotation, "a word") if field else "a knob's value"
+
+
+def nearest(name: str, known) -> str:
+    """` (did you mean ...?)` where a known name is close, else nothing."""
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def make(knobs: dict[str, Any], source: str = "settings") -> Config:
+    """A `Config` from knobs, or one line saying what is wrong with which.
+
+    Raises:
+        InputError: an unknown knob (with the nearest name), a wrong type, a value out of range.
+    """
+    try:
+        return Config(**knobs)
+    except ValidationError as problems:
+        raise InputError(f"{source}: {_explain(problems.errors()[0])}") from None
+
+
+def _explain(error: dict) -> str:
+    """One pydantic error in one line: the knob, its value, what is wanted."""
+    name = str(error["loc"][0]) if error["loc"] else ""
+    if error["type"] == "extra_forbidden":
+        return f"unknown knob {name}{nearest(name, Config.model_fields)}; params/base.yaml lists them all"
+    message = re.sub(r"^Value error, ", "", error["msg"])
+    if not name or "=" in message:
+        return message
+    message = message[0].lower() + message[1:].removesuffix(", got a number with a fractional part")
+    return f"{name} = {error['input']!r}: {message}; wanted: {Config.model_fields[name].description}"
+
+
+def read_params(path: Path, knobs: dict[str, Any] | None = None) -> Sweep:
+    """Read a params file; `knobs` (from the command line) win over the file's.
+
+    Raises:
+        InputError: missing or broken file, unknown or wrong knob, a combination given twice.
+    """
+    content = _read_yaml(path)
+    meta = {key: content.pop(key) for key in SWEEP_KEYS if key in content}
+    fixed = {**content, **(knobs or {})}
+    config = make(fixed, str(path))
+    runs, differs = {}, {}
+    for combination in _combinations(meta, path):
+        run_config = make({**fixed, **combination}, str(path))
+        differing = {name: getattr(run_config, name) for name in sorted(combination)}
+        name = run_name(differing)
+        if name in runs:
+            raise InputError(f"{path}: the combination {name} is given twice: remove one")
+        runs[name], differs[name] = run_config, differing
+    return Sweep(
+        name=path.stem,
+        source=str(path),
+        title=str(meta.get("title", path.stem)),
+        test=_choice(meta, "test", ("chosen", "every"), path),
+        choose_by=_choice(meta, "choose_by", ("macro_f1", "accuracy", "balanced_accuracy"), path),
+        config=config,
+        runs=runs,
+        differs=differs,
+    )
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise InputError(f"{path}: no such params file; params/ holds some to start from")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+        mark = getattr(problem, "problem_mark", None)
+        where = f" line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}{where}: not valid YAML ({getattr(problem, 'problem', problem)})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: expected 'knob: value' lines")
+    return content
+
+
+def _choice(meta: dict, key: str, allowed: tuple[str, ...], path: Path) -> str:
+    value = meta.get(key, allowed[0])
+    if value not in allowed:
+        raise InputError(f"{path}: {key} = {value!r}: wanted {' | '.join(allowed)}")
+    return value
+
+
+def _combinations(meta: dict, path: Path) -> list[dict[str, Any]]:
+    """Every combination of `grid:`, for every entry of `list:`; one empty combination when there is neither."""
+    grid, entries = meta.get("grid") or {}, meta.get("list") or [{}]
+    if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
+        raise InputError(f"{path}: grid maps each knob to a list of values, as in 'lr: [0.001, 0.0003]'")
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise InputError(f"{path}: list holds one 'knob: value' mapping per run")
+    if fixed_by_split := {*grid, *itertools.chain(*entries)} & set(SPLIT_KNOBS):
+        raise InputError(f"{path}: {min(fixed_by_split)} cannot differ within a sweep (its runs share one split)")
+    rows = itertools.product(*grid.values())
+    return [{**entry, **dict(zip(grid, row, strict=True))} for row in rows for entry in entries]
+
+
+def run_name(differing: dict[str, Any]) -> str:
+    """A folder name made of what differs, as in `lr=0.001,optimizer=adam`; `run` when nothing does."""
+    parts = (
+        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in differing.items()
+    )
+    name = re.sub(r"[^\w=,.+-]+", "_", ",".join(parts)) or "run"
+    return name if len(name) <= 120 else f"{name[:107]}-{fingerprint(differing)}"
+
+
+def from_notebook(cells: dict[str, Any]) -> Config:
+    """The `Config` a notebook's parameters describe: pass `globals()`.
+
+    Knobs named in the parameters cell are taken, `overrides` adds others.
+
+    Raises:
+        InputError: whatever `make` refuses, or an injected name that is neither a knob nor in the parameters cell.
+    """
+    overrides = cells.get("overrides") or {}
+    if not isinstance(overrides, dict):
+        raise InputError("overrides: wanted a mapping such as {'weight_decay': 0.01}")
+    check_injected(cells)
+    knobs = {name: cells[name] for name in Config.model_fields if name in cells}
+    return make({**knobs, **overrides}, "parameters")
+
+
+def check_injected(cells: dict[str, Any]) -> None:
+    """Refuse a name that papermill injected and nothing knows; papermill itself only warns. Pass `globals()`."""
+    sources = [source for source in cells.get("In") or [] if source]
+    injected = {name for source in sources if source.startswith("# Parameters") for name in assigned_names(source)}
+    declared = assigned_names(sources[0]) if sources else set()
+    known = {*Config.model_fields, "overrides"} if "overrides" in declared else declared
+    if unknown := sorted(injected - known - declared):
+        raise InputError(f"unknown parameter {unknown[0]}{nearest(unknown[0], known | declared)}")
+
+
+def assigned_names(source: str) -> set[str]:
+    """Names a cell assigns at its top level."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return set()
+    targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
+    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
+    return {target.id for target in targets if isinstance(target, ast.Name)}

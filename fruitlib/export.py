@@ -1,0 +1,251 @@
+"""The trained model as a file that runs without torch: ONNX in fp32 and INT8, parity gate, size, latency.
+
+A file written here is usable alone: weights inside, class names and image size in its metadata.
+The gate comes before use: fp32 that differs from torch is an error, INT8 that differs is reported.
+"""
+
+import contextlib
+import copy
+import json
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from onnxruntime import quantization as ort
+
+from .runtime import InputError, display_path, replacing
+
+OPSET = 20
+OP_TYPES = ("Conv", "Gemm", "MatMul")
+RESERVED = {"class_names", "image_size", "quantization"}
+
+
+class ExportError(RuntimeError):
+    """The exported file does not compute what the model computes; its message is one line."""
+
+
+def to_onnx(
+    model: torch.nn.Module, path: Path, image_size: int, class_names: list[str], extra: dict | None = None
+) -> Path:
+    """Write `model` to `path` as one ONNX file: "images" (batch, 3, S, S) in [0, 1] -> "logits" (batch, C).
+
+    The batch is free, S is `image_size`. The metadata holds `class_names` (a JSON list), `image_size` and
+    `extra` (text by name). What is exported is a copy on the CPU in evaluation mode, so `model` stays as it is.
+    Raises InputError where names and logits do not fit, or `extra` uses a name of ours.
+    """
+    path, extra = Path(path), extra or {}
+    if clash := RESERVED & extra.keys():
+        raise InputError(f"extra: the metadata keys {sorted(clash)} are taken; rename them")
+    with torch.inference_mode(False), torch.no_grad():
+        model, images = _cpu_copy(model), torch.full((2, 3, image_size, image_size), 0.5)
+        width = model(images).shape[-1]
+        if width != len(class_names):
+            raise InputError(f"class_names: {len(class_names)} names for {width} logits; give one per logit")
+        proto = _graph(model, images)
+    names = json.dumps(list(class_names), ensure_ascii=False)
+    onnx.helper.set_model_props(proto, extra | {"class_names": names, "image_size": str(image_size)})
+    with replacing(path) as partial:
+        onnx.save(proto, partial)
+    return path
+
+
+def _graph(model: torch.nn.Module, images: torch.Tensor) -> onnx.ModelProto:
+    """`model` as an ONNX graph, without the exporter's notes: they quote source lines and folders."""
+    names = {"input_names": ["images"], "output_names": ["logits"]}
+    batch = ({0: torch.export.Dim("batch")},)
+    how = {"dynamo": True, "external_data": False, "opset_version": OPSET, "verbose": False}
+    with _quiet():
+        proto = torch.onnx.export(model, (images,), dynamic_shapes=batch, **names, **how).model_proto
+    graph = proto.graph
+    for part in [*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph]:
+        part.ClearField("metadata_props")
+    return proto
+
+
+def _cpu_copy(model: torch.nn.Module) -> torch.nn.Module:
+    return copy.deepcopy(model).cpu().eval()
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Hold back warnings and log lines below ERROR: exporter and quantizer report their own inner steps."""
+    before = logging.root.manager.disable
+    logging.disable(max(before, logging.WARNING))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+def quantize(
+    fp32: Path, int8: Path, calibration_images: np.ndarray, op_types=OP_TYPES, batch_size=32, reduce_range=False
+) -> Path:
+    """Write the INT8 version of `fp32` to `int8`, calibrated on images (n, 3, S, S) float32 in [0, 1].
+
+    Static quantization by ONNX Runtime in the QDQ format: activations unsigned, weights signed and per
+    channel, its advice for x86. Ranges run from the smallest to the largest value seen (MinMax), so neither
+    the order nor the batches of the images matter. Only `op_types`, where the weights are, become INT8:
+    quantizing SiLU, x * sigmoid(x), as well is reported to collapse trained EfficientNets.
+    `reduce_range` keeps weights to 7 bits, for x86 without VNNI, where sums of 8-bit products can saturate.
+    The metadata is kept, "quantization" added. Jacob et al. 2018, "Quantization and Training of Neural
+    Networks for Efficient Integer-Arithmetic-Only Inference", equation 1 and section 3.
+    """
+    images = _checked_images(fp32, session(fp32), calibration_images, "calibration_images")
+    scheme = {"quant_format": ort.QuantFormat.QDQ, "calibrate_method": ort.CalibrationMethod.MinMax}
+    scheme |= {"op_types_to_quantize": list(op_types), "per_channel": True, "reduce_range": reduce_range}
+    types = {"activation_type": ort.QuantType.QUInt8, "weight_type": ort.QuantType.QInt8}
+    with tempfile.TemporaryDirectory() as folder, _quiet():
+        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+        ort.quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
+        ort.quantize_static(prepared, quantized, _Calibration(images, batch_size), **scheme, **types)
+        proto = onnx.load(quantized)
+    note = f"static QDQ, {'/'.join(op_types)}, calibrated on {len(images)} images"
+    onnx.helper.set_model_props(proto, metadata(fp32) | {"quantization": note})
+    with replacing(int8) as partial:
+        onnx.save(proto, partial)
+    return Path(int8)
+
+
+class _Calibration(ort.CalibrationDataReader):
+    """Hands the quantizer its images, a batch at a time."""
+
+    def __init__(self, images: np.ndarray, batch_size: int):
+        self.batches = iter(_batches(images, batch_size))
+
+    def get_next(self) -> dict | None:
+        batch = next(self.batches, None)
+        return None if batch is None else {"images": batch}
+
+
+def _batches(images: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    return [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
+
+
+def session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
+    """ONNX Runtime on the CPU for the file `path`; `threads` 0 leaves their number to ONNX Runtime."""
+    if not Path(path).is_file():
+        raise InputError(f"{display_path(path)}: no such file; export the model first")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise InputError(f"{display_path(path)}: not a readable ONNX file; export the model again") from error
+
+
+def metadata(path: Path) -> dict[str, str]:
+    """What the file says of itself: "class_names" (a JSON list), "image_size", and what `extra` gave."""
+    return session(path).get_modelmeta().custom_metadata_map
+
+
+def run(path: Path, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    """Logits (n, C) float32 of `images` (n, 3, S, S) float32 in [0, 1], by ONNX Runtime on the CPU."""
+    opened = session(path)
+    images = _checked_images(path, opened, images, "images")
+    return np.concatenate([opened.run(["logits"], {"images": b})[0] for b in _batches(images, batch_size)])
+
+
+def run_torch(model: torch.nn.Module, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    """The same by torch: a copy of `model` on the CPU in evaluation mode, the reference for `parity`."""
+    model = _cpu_copy(model)
+    with torch.inference_mode():
+        return np.concatenate([model(torch.from_numpy(b)).numpy() for b in _batches(images, batch_size)])
+
+
+def _checked_images(path: Path, opened, images: np.ndarray, name: str) -> np.ndarray:
+    """`images` as the file takes them, or an InputError that says how they differ."""
+    images, wanted = np.asarray(images), tuple(opened.get_inputs()[0].shape[1:])
+    if images.ndim != 4 or images.shape[1:] != wanted or len(images) == 0:
+        raise InputError(f"{name}: shape {images.shape}; {display_path(path)} takes (n > 0, *{wanted})")
+    if images.dtype != np.float32 or not (images.min() >= 0 and images.max() <= 1):
+        raise InputError(f"{name}: not float32 in [0, 1] but {images.dtype}; convert and scale them")
+    return images
+
+
+def parity(reference_logits: np.ndarray, logits: np.ndarray) -> dict:
+    """How far `logits` are from `reference_logits`, both (n, C).
+
+    max_abs_diff and mean_abs_diff in logits; agreement, the share of images with the same largest logit; n.
+    """
+    reference, logits = np.asarray(reference_logits, np.float64), np.asarray(logits, np.float64)
+    if reference.shape != logits.shape or reference.ndim != 2 or reference.size == 0:
+        raise InputError(f"logits: shapes {reference.shape} and {logits.shape}; give two of the same (n, C)")
+    difference = np.abs(reference - logits)
+    return {
+        "max_abs_diff": float(difference.max()),
+        "mean_abs_diff": float(difference.mean()),
+        "agreement": float((reference.argmax(1) == logits.argmax(1)).mean()),
+        "n": len(logits),
+    }
+
+
+def check(
+    fp32_parity: dict, int8_parity: dict | None = None, tolerance: float = 1e-3, min_agreement: float = 0.95
+) -> dict:
+    """The gate. Raises ExportError where fp32 is further than `tolerance` logits from torch on any image.
+
+    INT8 is approximate by nature: `int8_verified` says whether its class is torch's on at least the share
+    `min_agreement` of the images, `reason` why not ("" when it is). One in twenty may flip by default, as
+    this is to catch a broken file; what INT8 costs in accuracy is measured on labels. NaN never passes.
+    """
+    worst = fp32_parity["max_abs_diff"]
+    if not worst <= tolerance:
+        raise ExportError(f"fp32 is off by {worst:.3g} logits (limit {tolerance:g}); do not use this file")
+    reason = "" if int8_parity else "no INT8 file was made"
+    if int8_parity and not np.isfinite(int8_parity["max_abs_diff"]):
+        reason = "INT8 logits are not finite"
+    elif int8_parity and not int8_parity["agreement"] >= min_agreement:
+        share, n = int8_parity["agreement"], int8_parity["n"]
+        reason = f"INT8 agrees with torch on {share:.1%} of {n} images, below {min_agreement:.1%}"
+    return {"fp32_verified": True, "int8_verified": not reason, "reason": reason}
+
+
+def size_mb(path: Path) -> float:
+    """The file's size in MB of 10^6 bytes."""
+    return Path(path).stat().st_size / 1e6
+
+
+def onnx_runner(path: Path, image: np.ndarray, threads: int = 1) -> Callable[[], np.ndarray]:
+    """For `latency_ms`: a call that runs the file on `image` (1, 3, S, S)."""
+    opened = session(path, threads)
+    feed = {"images": _checked_images(path, opened, image, "image")}
+    return lambda: opened.run(["logits"], feed)[0]
+
+
+def torch_runner(model: torch.nn.Module, image: np.ndarray) -> Callable[[], np.ndarray]:
+    """For `latency_ms`: a call that runs a CPU copy of `model` on `image` (1, 3, S, S)."""
+    model, image = _cpu_copy(model), torch.from_numpy(image)
+    return torch.inference_mode()(lambda: model(image).numpy())
+
+
+def latency_ms(
+    runners: dict[str, Callable[[], object]], repeats: int = 50, warmup: int = 5, threads: int = 1
+) -> dict[str, dict]:
+    """Per runner: median, q25 and q75 (the interquartile range) of ms per call, and n = `repeats`.
+
+    Runners take turns, every other round backwards, so that what else the machine does hits all alike.
+    torch has `threads` threads meanwhile; one, as `onnx_runner` has too, is fair between the two.
+    """
+    if repeats < 1:
+        raise InputError(f"repeats: {repeats} measures nothing; give at least 1")
+    times, before = {name: [] for name in runners}, torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for turn in range(warmup + repeats):
+            for name in sorted(runners, reverse=turn % 2 == 1):
+                start = time.perf_counter()
+                runners[name]()
+                times[name].append(1e3 * (time.perf_counter() - start))
+    finally:
+        torch.set_num_threads(before)
+    cuts = {name: np.percentile(values[warmup:], [25, 50, 75]).tolist() for name, values in times.items()}
+    return {name: {"median": q[1], "q25": q[0], "q75": q[2], "n": repeats} for name, q in cuts.items()}

@@ -1,0 +1,249 @@
+"""Where a model looks: Grad-CAM heatmaps and feature maps, the model left exactly as it was found.
+
+pytorch-grad-cam does the method. Two of its habits are replaced here: it pairs layers with recordings by
+position, which mislabels layers not listed in running order, and it stretches every map to full heat, even
+one that is nothing but rounding noise.
+"""
+
+import contextlib
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import torch
+from pytorch_grad_cam import GradCAM
+from pytorch_grad_cam.activations_and_gradients import ActivationsAndGradients
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from torch.nn.functional import interpolate
+
+from .runtime import InputError, display_path, replacing
+
+NOISE = 1e-6  # float32 holds 7 digits, so a peak this small beside the terms it sums is their rounding
+
+
+@dataclass
+class Heatmaps:
+    """Grad-CAM of n images in several layers.
+
+    `heatmap` is scaled to a largest value of 1 per map, or all 0 where nothing in the layer speaks for the
+    target. `peak` is that largest value before scaling, in logits, by which a weak map is told from a strong.
+    """
+
+    heatmap: np.ndarray  # (n, layers, S, S) float32 in [0, 1], as large as the images
+    peak: np.ndarray  # (n, layers) float32, 0 or more
+    predicted: np.ndarray  # (n,) int, the class of the largest logit
+    probs: np.ndarray  # (n, num_classes) float32
+    targets: np.ndarray  # (n,) int, the class the maps explain
+    layer_names: list[str]
+
+
+def heatmaps(
+    model: torch.nn.Module,
+    images: torch.Tensor,
+    target_layers: dict[str, torch.nn.Module],
+    targets=None,
+    batch_size: int = 32,
+) -> Heatmaps:
+    """Grad-CAM of `images` (n, 3, S, S) in [0, 1], all `target_layers` in one forward and backward pass.
+
+    `targets`: a class index per image; by default each image's predicted class. A layer gives
+    (n, channels, h, w) and runs once per pass. Frozen models and callers in `inference_mode` are fine.
+    Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
+    Localization", equations 1 and 2. Raises InputError where images, layers or targets do not fit.
+    """
+    _check(model, images, target_layers)
+    targets = None if targets is None else _checked_targets(targets, len(images))
+    with torch.inference_mode(False), torch.enable_grad(), _as_found(model):
+        cam, parts = _LayerCAM(model, target_layers), []
+        try:
+            for start in range(0, len(images), batch_size):
+                batch = slice(start, start + batch_size)
+                parts.append(cam.explain(images[batch], None if targets is None else targets[batch]))
+        finally:
+            cam.activations_and_grads.release()
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Heatmaps(**joined, layer_names=list(target_layers))
+
+
+def feature_maps(
+    model: torch.nn.Module, images: torch.Tensor, target_layers: dict[str, torch.nn.Module], top: int = 8
+) -> dict[str, np.ndarray]:
+    """Per layer, the activations (n, top, h, w) float32 of its strongest channels, strongest first.
+
+    Strength is the mean absolute activation over all `images`, so that a column is one channel throughout.
+    A layer with fewer channels than `top` gives all it has. One pass: meant for a handful of images.
+    """
+    _check(model, images, target_layers)
+    with torch.inference_mode(False), torch.no_grad(), _as_found(model):
+        recorder = _Recorder(model, target_layers)
+        try:
+            recorder(images.to(next(model.parameters()).device, torch.float32, copy=True))
+            found = {name: recorder.activation(name) for name in target_layers}
+        finally:
+            recorder.release()
+    return {name: _strongest(activation, top) for name, activation in found.items()}
+
+
+def _strongest(activation: np.ndarray, top: int) -> np.ndarray:
+    order = np.argsort(-np.abs(activation).mean(axis=(0, 2, 3)), kind="stable")
+    return activation[:, order[:top]]
+
+
+@contextlib.contextmanager
+def _as_found(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode and frozen parameters inside; afterwards every flag and `.grad` as before."""
+    training = [(module, module.training) for module in model.modules()]
+    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    try:
+        model.eval()
+        for p, _, _ in parameters:
+            p.requires_grad_(False)
+            p.grad = None  # pytorch-grad-cam calls zero_grad
+        yield
+    finally:
+        for module, flag in training:
+            module.training = flag
+        for p, flag, grad in parameters:
+            p.requires_grad_(flag)
+            p.grad = grad
+
+
+class _Recorder(ActivationsAndGradients):
+    """Records by layer name; copies activations, since an in-place ReLU that follows would overwrite them."""
+
+    def __init__(self, model: torch.nn.Module, target_layers: dict[str, torch.nn.Module]):
+        self.names = {layer: name for name, layer in target_layers.items()}
+        super().__init__(model, list(target_layers.values()), None)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.activations, self.gradients = {}, {}
+        return self.model(images)
+
+    def save_activation(self, module, inputs, output):
+        name = self.names[module]
+        if not isinstance(output, torch.Tensor) or output.ndim != 4:
+            raise InputError(f"target_layers: {name!r} gives no (n, channels, h, w); name a convolution or block")
+        if name in self.activations:
+            raise InputError(f"target_layers: {name!r} runs more than once per image; name one that runs once")
+        self.activations[name] = output.detach().float().cpu().numpy().copy()
+
+    def save_gradient(self, module, inputs, output):
+        if output.requires_grad:
+            name = self.names[module]
+            output.register_hook(lambda grad: self.gradients.__setitem__(name, grad.float().cpu().numpy()))
+
+    def activation(self, name: str) -> np.ndarray:
+        if name not in self.activations:
+            raise InputError(f"target_layers: {name!r} does not run in this model; name a layer that does")
+        return self.activations[name]
+
+    def gradient(self, name: str) -> np.ndarray:
+        if name not in self.gradients:
+            raise InputError(f"target_layers: the logits do not depend on {name!r}; name a layer they do")
+        return self.gradients[name]
+
+
+class _LayerCAM(GradCAM):
+    """Grad-CAM of each layer by itself; the library would average the layers' maps."""
+
+    def __init__(self, model: torch.nn.Module, target_layers: dict[str, torch.nn.Module]):
+        super().__init__(model, [])
+        self.activations_and_grads = _Recorder(model, target_layers)
+        self.layer_names = list(target_layers)
+
+    def explain(self, images: torch.Tensor, targets: np.ndarray | None) -> dict[str, np.ndarray]:
+        """What `Heatmaps` holds, for one batch."""
+        leaf = images.detach().to(self.device, torch.float32, copy=True).requires_grad_()
+        heatmap, peak = self(leaf, None if targets is None else [_Logit(int(t)) for t in targets])
+        logits = self.outputs.detach().float().cpu()
+        predicted = logits.argmax(1).numpy()
+        chosen = predicted if targets is None else targets
+        found = {"heatmap": heatmap, "peak": peak, "predicted": predicted, "targets": chosen}
+        return found | {"probs": logits.softmax(1).numpy()}
+
+    def compute_cam_per_layer(self, input_tensor, targets, eigen_smooth):
+        return [self._scaled(name, input_tensor.shape[-2:]) for name in self.layer_names]
+
+    def aggregate_multi_layers(self, cam_per_target_layer):
+        return tuple(np.stack(part, axis=1) for part in zip(*cam_per_target_layer, strict=True))
+
+    def _scaled(self, name: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+        """One layer's maps (n, *size) and their peaks (n,); only ReLU and the own maximum, never the minimum."""
+        recorder = self.activations_and_grads
+        activation, gradient = recorder.activation(name), recorder.gradient(name)
+        maps = np.maximum(self.get_cam_image(None, None, None, activation, gradient), 0)
+        terms = self.get_cam_image(None, None, None, np.abs(activation), np.abs(gradient))
+        peak = maps.max(axis=(1, 2))
+        peak[peak <= NOISE * terms.max(axis=(1, 2))] = 0
+        large = interpolate(torch.from_numpy(maps)[:, None], size, mode="bilinear")[:, 0].numpy()
+        highest = large.max(axis=(1, 2), keepdims=True)
+        heat = np.divide(large, highest, out=np.zeros_like(large), where=peak[:, None, None] > 0)
+        return heat, peak
+
+
+class _Logit(ClassifierOutputTarget):
+    def __call__(self, model_output):
+        if not 0 <= self.category < len(model_output):
+            raise InputError(f"targets: {self.category} is no class index; use 0 to {len(model_output) - 1}")
+        return super().__call__(model_output)
+
+
+def _check(model: torch.nn.Module, images: torch.Tensor, target_layers: dict[str, torch.nn.Module]) -> None:
+    if images.ndim != 4 or len(images) == 0:
+        raise InputError(f"images: shape {tuple(images.shape)}; give at least one, as (n, 3, S, S)")
+    if not target_layers:
+        raise InputError("target_layers: none given; name at least one layer")
+    if len(set(target_layers.values())) < len(target_layers):
+        raise InputError("target_layers: a layer has two names; give each once")
+    inside = set(model.modules())
+    for name, layer in target_layers.items():
+        if layer not in inside:
+            raise InputError(f"target_layers: {name!r} is not a layer of this model; take it from the model")
+
+
+def _checked_targets(targets, n: int) -> np.ndarray:
+    targets = np.asarray(targets.cpu() if isinstance(targets, torch.Tensor) else targets)
+    if targets.shape != (n,) or not np.issubdtype(targets.dtype, np.integer):
+        raise InputError(f"targets: {targets.dtype} of shape {targets.shape} for {n} images; give an int for each")
+    return targets.astype(np.int64)
+
+
+def overlay(image: np.ndarray, heatmap: np.ndarray, alpha: float = 0.5) -> np.ndarray:
+    """`image` (H, W, 3) in [0, 1] under `heatmap` (h, w) in [0, 1], as uint8 (H, W, 3).
+
+    Colours are matplotlib's inferno, perceptually uniform and readable to the colour-blind. Heat is also the
+    opacity, `alpha` at the hottest place, so cold regions stay photograph.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or heatmap.ndim != 2:
+        raise InputError(f"overlay: shapes {image.shape} and {heatmap.shape}; give (H, W, 3) and (h, w)")
+    heat = torch.from_numpy(np.ascontiguousarray(heatmap, np.float32))[None, None]
+    heat = interpolate(heat, image.shape[:2], mode="bilinear")[0, 0].clamp(0, 1).numpy()
+    opacity = alpha * heat[..., None]
+    mixed = (1 - opacity) * image + opacity * matplotlib.colormaps["inferno"](heat)[..., :3]
+    return np.rint(255 * mixed.clip(0, 1)).astype(np.uint8)
+
+
+def save(path: Path, heatmaps: Heatmaps, **meta) -> None:
+    """Write `heatmaps` and any arrays besides (paths, labels) as compressed npz; heat in float16."""
+    arrays = {name: np.asarray(value) for name, value in meta.items()}
+    own = {field.name: np.asarray(getattr(heatmaps, field.name)) for field in fields(Heatmaps)}
+    for name, array in arrays.items():
+        if name in own or array.dtype.hasobject:
+            raise InputError(f"{name}: a name in use, or no plain numbers or text; rename or convert it")
+    with replacing(path) as partial, open(partial, "wb") as file:
+        np.savez_compressed(file, **arrays, **own | {"heatmap": own["heatmap"].astype(np.float16)})
+
+
+def load(path: Path) -> tuple[Heatmaps, dict[str, np.ndarray]]:
+    """What `save` wrote: the heatmaps (heat in float32) and the other arrays by name."""
+    try:
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
+            arrays = dict(stored)
+        own = {field.name: arrays.pop(field.name) for field in fields(Heatmaps)}
+    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
+        raise InputError(f"{display_path(path)}: no heatmaps to read there; run notebook 04 again") from error
+    own |= {"heatmap": own["heatmap"].astype(np.float32), "layer_names": own["layer_names"].tolist()}
+    return Heatmaps(**own), arrays

@@ -1,0 +1,288 @@
+"""The run folder: what is in it, what of it still holds (stage identities), who works on it, and the headline.
+
+A stage is complete when its record, `stages/<stage>.json`, bears the identity the stage would have now: a fingerprint
+of the knobs, sources and data it depends on. So a change in `plots` redraws, and does not retrain.
+"""
+
+import ast
+import contextlib
+import html
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import yaml
+from filelock import FileLock, Timeout
+
+from fruitlib import config as configs
+from fruitlib import runtime, splits
+from fruitlib.config import Config
+from fruitlib.runtime import InputError
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What a stage's result depends on: knobs, modules, the stage before it; and the notebook, if it is one."""
+
+    knobs: tuple[str, ...] = ()
+    modules: tuple[str, ...] = ()
+    after: str = ""
+    notebook: bool = False
+
+
+STAGES = {
+    "train": Stage(configs.TRAIN_KNOBS, ("images", "models", "losses", "train")),
+    "export": Stage(configs.EXPORT_KNOBS, ("export",), after="train"),
+    "test": Stage((), (), after="export"),
+    "02_train": Stage((), ("plots", "widgets"), after="train", notebook=True),
+    "03_metrics": Stage((), ("metrics", "plots"), after="train", notebook=True),
+    "04_gradcam": Stage((), ("gradcam", "plots", "widgets"), after="train", notebook=True),
+    "05_quantize": Stage((), ("metrics", "plots"), after="export", notebook=True),
+    "06_test_accuracy": Stage((), ("metrics", "plots"), after="test", notebook=True),
+}
+
+
+class Busy(InputError):
+    """Another process holds the run's lock."""
+
+
+class Run:
+    """One run's folder. Reading needs no lock; writing stages is for whoever holds `locked()`."""
+
+    def __init__(self, path: Path, config: Config | None = None):
+        self.path = path
+        self.sweep_dir = path.parent
+        self.name = path.name
+        self._planned = config
+
+    @cached_property
+    def params(self) -> dict:
+        """`params.yaml`: `knobs` as they ran and the `record` of versions, data and device."""
+        return yaml.safe_load((self.path / "params.yaml").read_text(encoding="utf-8"))
+
+    @cached_property
+    def config(self) -> Config:
+        """The knobs this run is to have (while a sweep plans it), or those it had."""
+        return self._planned or configs.make(self.params["knobs"], runtime.display_path(self.path / "params.yaml"))
+
+    @cached_property
+    def manifest(self) -> pd.DataFrame:
+        """The sweep's manifest, a row per photo."""
+        return splits.read(self.sweep_dir)
+
+    @cached_property
+    def class_names(self) -> list[str]:
+        """Class names in the order of logits and of `p_` columns."""
+        return splits.record(self.sweep_dir)["class_names"]
+
+    def rows(self, split: str) -> pd.DataFrame:
+        """The usable photos of train, val or test."""
+        rows = self.manifest
+        return rows[(rows["split"] == split) & (rows["status"] != "quarantined")].reset_index(drop=True)
+
+    def history(self) -> pd.DataFrame:
+        """A row per epoch trained so far; empty before the first."""
+        path = self.path / "history.csv"
+        return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+
+    def predictions(self, split: str) -> pd.DataFrame:
+        """path, label, predicted, p_<class>…, backend of `val` or `test`."""
+        path = self.path / f"predictions_{split}.csv"
+        if not path.is_file():
+            raise InputError(f"{runtime.display_path(path)}: not there yet; execute 02_train on this run first")
+        return pd.read_csv(path, dtype={"label": str, "predicted": str})
+
+    def probs(self, predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+        """Probabilities (n, C) and class indexes (n,) of a predictions table."""
+        names = self.class_names
+        return predictions[[f"p_{name}" for name in names]].to_numpy(), predictions["label"].map(names.index).to_numpy()
+
+    def write_predictions(self, split: str, probs_by_backend: dict, rows: pd.DataFrame) -> pd.DataFrame:
+        """Write `predictions_<split>.csv` from probabilities (n, C) of each backend; returns it as a table."""
+        names = self.class_names
+        frames = [
+            pd.DataFrame(
+                {"path": rows["path"], "label": rows["label"], "predicted": [names[i] for i in probs.argmax(1)]}
+                | {f"p_{name}": probs[:, i].round(6) for i, name in enumerate(names)}
+                | {"backend": backend}
+            )
+            for backend, probs in probs_by_backend.items()
+        ]
+        table = pd.concat(frames, ignore_index=True)
+        with runtime.replacing(self.path / f"predictions_{split}.csv") as partial:
+            table.to_csv(partial, index=False)
+        return table
+
+    def test_openings(self) -> pd.DataFrame:
+        """When each run of the sweep opened the test photos: time, run, photos; a row per look."""
+        path = self.sweep_dir / "test_openings.csv"
+        return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["time", "run", "photos"])
+
+    def record_test_opening(self, photos: int) -> None:
+        """Write down that the test photos are about to be looked at."""
+        row = {"time": datetime.now().isoformat(timespec="seconds"), "run": self.name, "photos": photos}
+        before = self.test_openings().to_dict("records")
+        with runtime.replacing(self.sweep_dir / "test_openings.csv") as partial:
+            pd.DataFrame([*before, row]).to_csv(partial, index=False)
+
+    def read_json(self, name: str) -> dict:
+        """A JSON file of this run, such as `metrics.json`; empty when it is not there."""
+        path = self.path / name
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+    def identity(self, stage: str) -> str:
+        """The fingerprint this stage's result would have if it were made now."""
+        spec = STAGES[stage]
+        parts = [{name: getattr(self.config, name) for name in spec.knobs}, *map(_source, spec.modules)]
+        if spec.after:
+            parts.append(self.identity(spec.after))
+        else:
+            parts.append(splits.record(self.sweep_dir)["fingerprint"])
+            if self.config.base_weights and (weights := runtime.resolve(self.config.base_weights)).is_file():
+                parts.append(weights)
+        if spec.notebook:
+            parts.append(notebook_path(stage))
+        return runtime.fingerprint(*parts)
+
+    def record(self, stage: str) -> dict:
+        """What was written down when the stage was completed; empty when it never was."""
+        return self.read_json(f"stages/{stage}.json")
+
+    def is_complete(self, stage: str) -> bool:
+        """Whether the stage was completed with today's knobs, sources and data."""
+        return self.record(stage).get("identity") == self.identity(stage)
+
+    def complete(self, stage: str, identity: str, **facts) -> None:
+        """Record the stage as complete under the identity taken *before* its work began."""
+        record = {"identity": identity, "finished": datetime.now().isoformat(timespec="seconds"), **facts}
+        runtime.write_json(self.path / "stages" / f"{stage}.json", record)
+
+    @contextlib.contextmanager
+    def locked(self, timeout: float = 0):
+        """Hold this run's lock, the truth about who works on it; a notebook started by the holder shares it.
+
+        Raises:
+            Busy: another process holds it (after `timeout` seconds).
+        """
+        held = os.environ.get("FRUITLIB_LOCK_HELD")
+        if held == str(self.path):
+            yield
+            return
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=timeout)
+        except Timeout:
+            raise Busy(f"{runtime.display_path(self.path)}: another process is working on this run") from None
+        os.environ["FRUITLIB_LOCK_HELD"] = str(self.path)
+        try:
+            yield
+        finally:
+            os.environ.pop("FRUITLIB_LOCK_HELD", None)
+            lock.release()
+
+
+def mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The wrong predictions, most confident first, with a column `confidence`, the probability of the wrong class."""
+    wrong = predictions[predictions["label"] != predictions["predicted"]]
+    confidence = [row[f"p_{row['predicted']}"] for row in wrong.to_dict("records")]
+    return wrong.assign(confidence=confidence).sort_values("confidence", ascending=False, ignore_index=True)
+
+
+def open_run(run_dir: str | os.PathLike) -> Run:
+    """The run in this folder.
+
+    Raises:
+        InputError: there is none yet.
+    """
+    run = Run(runtime.resolve(run_dir))
+    if not (run.path / "params.yaml").is_file():
+        raise InputError(f"{run_dir}: no run here yet; execute 02_train first, or name another run_dir")
+    return run
+
+
+def create(run_dir: str | os.PathLike, config: Config) -> Run:
+    """The run folder for `config`, its `params.yaml` written; results of other knobs are cleared out of it."""
+    run = Run(runtime.resolve(run_dir))
+    record = {
+        "fruitlib": runtime.versions(),
+        "hardware": runtime.hardware(),
+        "device": str(runtime.device()),
+        "data_fingerprint": splits.record(run.sweep_dir)["fingerprint"],
+    }
+    params = {"knobs": config.model_dump(), "record": record}
+    runtime.write_text(run.path / "params.yaml", yaml.safe_dump(params, sort_keys=False, allow_unicode=True))
+    return Run(run.path)
+
+
+def clear(run: Run) -> None:
+    """Remove what an earlier training left, so that no file of it can be taken for the new one's."""
+    for name in ("stages", "cams"):
+        shutil.rmtree(run.path / name, ignore_errors=True)
+    kept = {"params.yaml", ".lock"}
+    for path in run.path.iterdir():
+        if path.is_file() and path.name not in kept and path.suffix != ".ipynb":
+            path.unlink()
+
+
+def notebook_path(stage: str) -> Path:
+    """The notebook a stage is named after."""
+    return runtime.home() / "notebooks" / f"{stage}.ipynb"
+
+
+def _source(module: str) -> bytes:
+    """A module's code without comments and docstrings, whose change changes no result."""
+    tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            body[0].value.value = None
+    return ast.dump(tree).encode()
+
+
+class Headline:
+    """The answer on top of an executed notebook: *running* until `answer` fills it in."""
+
+    def __init__(self):
+        self._shown = None
+
+    def show(self) -> "Headline":
+        """Display the headline where the cell stands."""
+        from IPython.display import display
+
+        data, metadata = _bundle("running", "running …", {})
+        self._shown = display(data, raw=True, metadata=metadata, display_id=True)
+        return self
+
+    def answer(self, text: str, **numbers: float) -> None:
+        """Put the answer on top of the notebook; `numbers` are kept beside it for programs to read."""
+        from IPython.display import display
+
+        data, metadata = _bundle("answered", text, numbers)
+        if self._shown is None:  # outside Jupyter
+            display(data, raw=True, metadata=metadata)
+        else:
+            self._shown.update(data, raw=True, metadata=metadata)
+
+
+def headline() -> Headline:
+    """Put a headline on top of the notebook; call its `answer` in the last cell."""
+    return Headline().show()
+
+
+def _bundle(state: str, text: str, numbers: dict) -> tuple[dict, dict]:
+    style = "font-size:1.25em;font-weight:600;padding:.5em .8em;border-left:5px solid #0072b2"
+    shown = {"text/html": f'<div style="{style}">{html.escape(text)}</div>', "text/plain": text}
+    values = {name: round(float(value), 6) for name, value in numbers.items()}
+    return shown, {"fruitlib": {"headline": {"state": state, "text": text, "numbers": values}}}

@@ -1,0 +1,314 @@
+"""The recipe: photos in, a trained network, its history and its validation predictions out.
+
+In one process `train` runs where it is called. For more, `launch` starts `python -m torch.distributed.run` with this
+module as its program; every process then executes the same `train`, and the files it writes are the result.
+"""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import psutil
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from fruitlib import gradcam, images, losses, metrics, models, runs, runtime
+from fruitlib.config import Config
+from fruitlib.images import Photos
+from fruitlib.runs import Run
+
+OnEpoch = Callable[[pd.DataFrame], None]
+CAM_PHOTOS_PER_CLASS = 2
+
+
+def fit(run: Run, on_epoch: OnEpoch | None = None) -> pd.DataFrame:
+    """Train the run unless it is trained already; returns its history, a row per epoch.
+
+    `on_epoch` is called with the history so far after every epoch, also when child processes do the training.
+    """
+    with run.locked():
+        if run.is_complete("train"):
+            print(f"{runtime.display_path(run.path)} is trained already, nothing to do; history read from its files")
+            return run.history()
+        runs.clear(run)
+        start = launch if run.config.processes > 1 else train
+        start(run, on_epoch or (lambda history: None))
+        return run.history()
+
+
+def train(run: Run, on_epoch: OnEpoch) -> None:
+    """The whole training, from first line to last: build, learn, judge on validation, keep the best."""
+    config, identity, started = run.config, run.identity("train"), time.perf_counter()
+    rank, world_size, device = runtime.rank(), runtime.world_size(), runtime.device()
+
+    # Photos, decoded once: small enough to lie in memory as bytes.
+    names, teach, judge = run.class_names, images.of(run, "train"), images.of(run, "val")
+
+    # The network, alike in every process.
+    runtime.seed_everything(config.seed)
+    model = models.build(config, len(names)).to(device, memory_format=torch.channels_last)
+    network = DistributedDataParallel(model) if world_size > 1 else model
+    loss_of = losses.build(config)
+    optimizer = build_optimizer(config, network.parameters())
+    scheduler = build_scheduler(config, optimizer)
+
+    history, best = [], (-1.0, 0.0)
+    for epoch in range(1, config.epochs + 1):
+        epoch_started = time.perf_counter()
+
+        # Learn: every process takes its share of each batch; the loss is the mean over the whole batch, so
+        # gradients do not depend on how many share the work (DDP averages over processes, hence `world_size`).
+        network.train()
+        tally = Tally(len(names))
+        matrices = images.augmentation(len(teach), config.seed, epoch)
+        for batch in images.batches(len(teach), config.batch_size, config.seed, epoch):
+            mine = batch[rank::world_size]
+            inputs, labels = images.to_float(teach.images[mine], device), teach.labels[mine].to(device)
+            if config.augment == "geometric":
+                inputs = images.warp(inputs, matrices[mine])
+            logits = network(inputs)
+            per_image = loss_of(logits, labels)
+            (per_image.sum() * world_size / len(batch)).backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            tally.add(per_image, logits, labels)
+        lr = scheduler.get_last_lr()[0]
+        scheduler.step()
+        seconds = time.perf_counter() - epoch_started
+
+        # Judge: each validation photo exactly once, whatever the number of processes.
+        logits = predict_shared(model, judge)
+        if rank > 0:
+            continue  # rank 0 writes; the others wait for it at their next collective
+        row = {"epoch": epoch, "lr": lr, **tally.row("train"), **judged(logits, judge.labels, loss_of)}
+        history.append(row | {"photos_per_second": len(teach) / seconds, "seconds": time.perf_counter() - started})
+        write_history(run, history)
+        score = (row["val_macro_f1"], -row["val_loss"])
+        if score > best:
+            best, best_epoch = score, epoch
+            keep_best(run, model, epoch, logits, judge)
+        if config.cam_every and (epoch % config.cam_every == 0 or epoch in (1, config.epochs)):
+            keep_cams(run, model, judge, epoch)
+        print(progress_line(history, config.epochs), flush=True)
+        on_epoch(pd.DataFrame(history))
+
+    if rank == 0:
+        run.complete(
+            "train", identity, best_epoch=best_epoch, epochs=config.epochs, seconds=time.perf_counter() - started,
+            parameters=models.num_parameters(model), processes=world_size,
+        )  # fmt: skip
+
+
+class Tally:
+    """Loss and confusion matrix of an epoch's training batches, this process's share; `row` adds up all shares."""
+
+    def __init__(self, num_classes: int):
+        self.sums = torch.zeros(num_classes * num_classes + 1, dtype=torch.float64)
+        self.num_classes = num_classes
+
+    def add(self, per_image: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
+        """Count one batch: loss per image (n,), logits (n, C), labels (n,)."""
+        cells = (labels * self.num_classes + logits.argmax(1)).cpu()
+        self.sums[0] += per_image.detach().sum().item()
+        self.sums[1:] += torch.bincount(cells, minlength=len(self.sums) - 1)
+
+    def row(self, prefix: str) -> dict[str, float]:
+        """<prefix>_loss, _accuracy and _macro_f1 over all processes' shares of the epoch."""
+        if dist.is_initialized():
+            dist.all_reduce(self.sums)
+        matrix = self.sums[1:].reshape(self.num_classes, -1).numpy().astype(np.int64)
+        return _row(prefix, self.sums[0].item() / matrix.sum(), matrix)
+
+
+def judged(logits: torch.Tensor, labels: torch.Tensor, loss_of: losses.Loss) -> dict[str, float]:
+    """val_loss, val_accuracy and val_macro_f1 of logits (n, C) for labels (n,)."""
+    matrix = metrics.confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), logits.shape[1])
+    return _row("val", loss_of(logits, labels).mean().item(), matrix)
+
+
+def _row(prefix: str, loss: float, matrix: np.ndarray) -> dict[str, float]:
+    summary = metrics.summary(matrix)
+    return {f"{prefix}_loss": loss} | {f"{prefix}_{name}": summary[name] for name in ("accuracy", "macro_f1")}
+
+
+@torch.inference_mode()
+def predict(model: torch.nn.Module, pixels: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
+    """Logits float32 (n, C) on the CPU for uint8 images (n, 3, S, S), the model in eval mode."""
+    device = next(model.parameters()).device
+    model.eval()
+    parts = [model(images.to_float(part, device)).float().cpu() for part in pixels.split(batch_size)]
+    return torch.cat(parts)
+
+
+def predict_shared(model: torch.nn.Module, photos: Photos) -> torch.Tensor:
+    """`predict` with the photos dealt out among the processes, each to exactly one; all get all logits.
+
+    (torch's DistributedSampler would repeat photos to even out the shares, and so judge some of them twice.)
+    """
+    if not dist.is_initialized():
+        return predict(model, photos.images)
+    shares = [range(rank, len(photos), dist.get_world_size()) for rank in range(dist.get_world_size())]
+    mine = shares[dist.get_rank()]
+    gathered: list = [None] * len(shares)
+    dist.all_gather_object(gathered, predict(model, photos.images[list(mine)]) if mine else None)
+    logits = torch.empty(len(photos), next(part.shape[1] for part in gathered if part is not None))
+    for share, part in zip(shares, gathered, strict=True):
+        if part is not None:
+            logits[list(share)] = part
+    return logits
+
+
+def build_optimizer(config: Config, parameters) -> torch.optim.Optimizer:
+    """adam, adamw, or sgd (with Nesterov momentum 0.9)."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[config.optimizer](parameters, lr=config.lr, weight_decay=config.weight_decay)
+
+
+def build_scheduler(config: Config, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
+    """lr by epoch: step divides by 10 after each third, exponential and cosine fall smoothly to a hundredth."""
+    schedulers = torch.optim.lr_scheduler
+    if config.scheduler == "step":
+        return schedulers.StepLR(optimizer, step_size=max(1, -(-config.epochs // 3)), gamma=0.1)
+    if config.scheduler == "exponential":
+        return schedulers.ExponentialLR(optimizer, gamma=0.01 ** (1 / max(1, config.epochs - 1)))
+    return schedulers.CosineAnnealingLR(optimizer, T_max=max(1, config.epochs - 1), eta_min=config.lr / 100)
+
+
+def write_history(run: Run, history: list[dict]) -> None:
+    """`history.csv`, whole and atomic after every epoch."""
+    with runtime.replacing(run.path / "history.csv") as partial:
+        pd.DataFrame(history).to_csv(partial, index=False)
+
+
+def keep_best(run: Run, model: torch.nn.Module, epoch: int, logits: torch.Tensor, judge: Photos) -> None:
+    """`best.pt` (weights and what is needed to use them) and the predictions that made it the best."""
+    checkpoint = {
+        "model": run.config.model,
+        "image_size": run.config.image_size,
+        "class_names": run.class_names,
+        "epoch": epoch,
+        "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
+    }
+    with runtime.replacing(run.path / "best.pt") as partial:
+        torch.save(checkpoint, partial)
+    run.write_predictions("val", {"torch": metrics.softmax(logits.numpy().astype(np.float64))}, run.rows("val"))
+
+
+def cam_photos(judge: Photos) -> Photos:
+    """The validation photos whose heatmaps are followed through training: the first few of each class."""
+    labels = judge.labels.tolist()
+    chosen = [i for i, label in enumerate(labels) if labels[:i].count(label) < CAM_PHOTOS_PER_CLASS]
+    return judge.pick(chosen)
+
+
+def keep_cams(run: Run, model: torch.nn.Module, judge: Photos, epoch: int) -> None:
+    """Heatmaps of this epoch for the fixed photos, towards each photo's true class, in `cams/epoch_NNNN.npz`."""
+    photos = cam_photos(judge)
+    pixels = images.to_float(photos.images, next(model.parameters()).device)
+    maps = gradcam.heatmaps(model, pixels, models.target_layers(model), targets=photos.labels.tolist())
+    gradcam.save(run.path / "cams" / f"epoch_{epoch:04d}.npz", maps, paths=np.array(photos.paths))
+
+
+def kept_cams(run: Run) -> dict[int, gradcam.Heatmaps]:
+    """The heatmaps kept during training, by epoch; empty when `cam_every` is 0."""
+    return {int(path.stem[-4:]): gradcam.load(path)[0] for path in sorted((run.path / "cams").glob("epoch_*.npz"))}
+
+
+def progress_line(history: list[dict], epochs: int) -> str:
+    """One line on the epoch just finished and the time left."""
+    last = history[-1]
+    left = last["seconds"] / len(history) * (epochs - len(history))
+    numbers = f"train loss {last['train_loss']:.3f}, val accuracy {last['val_accuracy']:.3f}"
+    eta = f"{left / 60:.1f} min" if left >= 90 else f"{left:.0f} s"
+    return f"epoch {last['epoch']}/{epochs}: {numbers}, macro-F1 {last['val_macro_f1']:.3f}, {eta} left"
+
+
+def launch(run: Run, on_epoch: OnEpoch) -> None:
+    """Train in `processes` children under torchrun, showing their log and passing on each new epoch.
+
+    Whatever ends this call (an error, an interrupted cell) ends the children too.
+
+    Raises:
+        RuntimeError: the children failed; the last lines of `train.log` say why.
+    """
+    processes = run.config.processes
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    command += [f"--nproc-per-node={processes}", "-m", "fruitlib.train", str(run.path)]
+    threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    environment = os.environ | {
+        "OMP_NUM_THREADS": threads,
+        "PYTHONUNBUFFERED": "1",
+        "FRUITLIB_HOME": str(runtime.home()),
+    }
+    print(f"starting {processes} processes with {threads} threads each", flush=True)
+    child = subprocess.Popen(
+        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
+    )
+    try:
+        with (run.path / "train.log").open("w", encoding="utf-8") as log:
+            for line in child.stdout:
+                log.write(line)
+                if line.startswith("epoch "):
+                    print(line, end="", flush=True)
+                    on_epoch(run.history())
+        if child.wait():
+            tail = (run.path / "train.log").read_text(encoding="utf-8").strip().splitlines()[-30:]
+            raise RuntimeError(
+                "\n".join([f"training in {processes} processes failed (exit code {child.returncode}):", *tail])
+            )
+    finally:
+        end_tree(child)
+
+
+def end_tree(child: subprocess.Popen, patience: float = 10) -> None:
+    """End a torchrun agent and its workers, which live in sessions of their own: ask first, then kill."""
+    if child.poll() is not None:
+        return
+    family = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
+    child.terminate()  # the agent passes this on to its workers
+    _, alive = psutil.wait_procs(family, timeout=patience)
+    for process in alive:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process.kill()
+    child.wait()
+
+
+def _leave_with_parent() -> None:
+    """End this worker when torchrun's agent is gone (killed outright, it cannot tell its workers)."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(run_dir: str) -> None:
+    """One torchrun worker's life."""
+    _leave_with_parent()
+    enough_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= runtime.world_size()
+    if enough_gpus:
+        torch.cuda.set_device(runtime.device())
+    dist.init_process_group("nccl" if enough_gpus else "gloo", timeout=timedelta(hours=2))
+    try:
+        train(runs.open_run(Path(run_dir)), lambda history: None)
+        dist.barrier()
+    finally:
+        dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,311 @@
+"""The offline site: what the pages say, that they need nothing from elsewhere, and that no input breaks them."""
+
+import base64
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat import v4
+
+from fruitlib import report
+from fruitlib.runtime import InputError
+
+BEST, WORSE, FAILED, PENDING = "lr=0.001,optimizer=adam", "과일 #1 사진,lr=0.0003", "lr=1.0,optimizer=sgd", "lr=0.1"
+PNG = base64.b64encode(
+    bytes.fromhex(
+        "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
+        "1f15c4890000000d49444154789c6360000002000001e221bc330000000049454e44ae426082"
+    )
+).decode()
+WIDGET = {"application/vnd.jupyter.widget-view+json": {"model_id": "m", "version_major": 2, "version_minor": 0}}
+
+
+class Markup(HTMLParser):
+    """Addresses, text and tags of a page, with every element that must be closed checked against its opener."""
+
+    def __init__(self, text: str):
+        super().__init__()
+        self.addresses, self.tags, self.words, self.open = [], [], [], []
+        self.feed(text)
+        self.text = re.sub(r" ([,.])", r"\1", " ".join(" ".join(self.words).split()))
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attributes if name in ("src", "href", "data", "action")]
+        if tag not in ("meta", "link", "img", "wbr", "br", "hr", "circle", "line", "path"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag not in ("circle", "line", "path"):
+            assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def show(data: dict, metadata: dict | None = None):
+    return v4.new_output("display_data", data, metadata=metadata or {})
+
+
+def headline(text: str, state: str = "answered", **numbers):
+    mark = {"fruitlib": {"headline": {"state": state, "text": text, "numbers": numbers}}}
+    return show({"text/plain": "headline widget text"}, mark)
+
+
+def code(source: str, *outputs, tag: str = ""):
+    return v4.new_code_cell(source, outputs=list(outputs), metadata={"tags": [tag]} if tag else {})
+
+
+def notebook(title: str, *cells, answer: str = "Accuracy 0.933 (95 % CI 0.79–0.98, n = 30)", **numbers):
+    opening = v4.new_markdown_cell(f"# {title}\nWhy it matters.")
+    defaults = code('lr: float = 0.001  # peak learning rate\noptimizer: str = "adam"', tag="parameters")
+    injected = code("# Parameters\nlr = 0.0003\noptimizer = 'adam'", tag="injected-parameters")
+    top = code("headline = runs.headline()", headline(answer, **numbers))
+    return v4.new_notebook(cells=[opening, defaults, injected, top, *cells])
+
+
+def evidence():
+    table = pd.DataFrame({"recall": [0.25, 0.75]}, index=["apple", "<i>cherry</i>"])
+    return [
+        v4.new_markdown_cell(
+            "## Which fruits?\n[Wilson](https://example.org/w), [next](04_gradcam.ipynb), [gone](no.csv)"
+        ),
+        code("plot()", show({"image/png": PNG, "text/plain": "<Figure>"})),
+        code("table", show({"text/html": table.to_html(), "text/plain": str(table)})),
+        code("browser()", show(WIDGET | {"text/plain": "HBox(children=(Dropdown(),))"})),
+        code("browser()", show(WIDGET | {"image/png": PNG, "text/plain": "VBox()"})),
+        code("log", v4.new_output("stream", name="stdout", text="1 %\r99 %\rdone\n<b>said</b>\n")),
+        code("warn", v4.new_output("stream", name="stderr", text="a warning\n")),
+    ]
+
+
+def write(path: Path, book) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(book, path)
+
+
+def sweep_file(folder: Path, **changes) -> None:
+    runs = [
+        {"name": WORSE, "state": "complete", "knobs": {"lr": 0.0003}, "error": None},
+        {"name": BEST, "state": "complete", "knobs": {"lr": 0.001}, "error": None},
+        {"name": FAILED, "state": "failed", "knobs": {"lr": 1.0}, "error": None},
+        {"name": PENDING, "state": "pending", "knobs": {"lr": 0.1}, "error": "waits for <a> device"},
+    ]
+    values = {"title": "A <b>bold</b> sweep", "params_file": "params/demo.yaml", "data": "sample", "runs": runs}
+    values |= {"chosen": BEST, "choose_by": "macro_f1", "hardware": "two cores", "finished": "2026-11-22 03:00"}
+    (folder / "sweep.json").write_text(json.dumps(values | {"versions": {"torch": "2.15.0"}} | changes))
+
+
+def results(folder: Path, **changes) -> None:
+    columns = {
+        "run": [WORSE, BEST],
+        "accuracy": [0.8, 0.93333],
+        "accuracy_low": [0.627, 0.787],
+        "accuracy_high": [0.907, 0.982],
+        "n": [30, 30],
+        "macro_f1": [0.7512, 0.9012],
+        "test_accuracy": [None, 0.9],
+        "test_low": [None, 0.744],
+        "test_high": [None, 0.966],
+        "test_n": [None, 30],
+    }
+    pd.DataFrame(columns | changes).to_csv(folder / "results.csv", index=False)
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    folder = tmp_path / "a sweep"
+    write(folder / "01_split.ipynb", notebook("1 · Which photos?", answer="304 photos, 0 leak"))
+    for run in (BEST, WORSE):
+        for stem in report.EXPECTED:
+            write(
+                folder / run / f"{stem}.ipynb",
+                notebook(f"{stem} <u>asks</u>?", *evidence(), accuracy=0.93333, photos=12345.0),
+            )
+    trouble = v4.new_output(
+        "error", ename="OutOfMemoryError", evalue="no <room>\nat all", traceback=["\x1b[31mline 7\x1b[0m"]
+    )
+    notice = v4.new_markdown_cell("An Exception was encountered", metadata={"tags": ["papermill-error-cell-tag"]})
+    broken = notebook("2 · What is learnt?", code("fit()", trouble))
+    broken.cells[3].outputs = [headline("", state="running")]
+    broken.cells.insert(0, notice)
+    write(folder / FAILED / "02_train.ipynb", broken)
+    sweep_file(folder)
+    results(folder)
+    return folder
+
+
+def read(path: Path) -> Markup:
+    return Markup(path.read_text("utf-8"))
+
+
+def page(sweep: Path, run: str = BEST, stem: str = "03_metrics") -> Markup:
+    return read(sweep / run / f"{stem}.html")
+
+
+def test_every_page_is_whole_and_needs_nothing_from_elsewhere(sweep):
+    assert report.build(sweep) == sweep / "index.html"
+    pages = sorted(sweep.rglob("*.html"))
+    assert len(pages) == 1 + 1 + 2 * 4 + 1
+    for path in pages:
+        markup = read(path)
+        assert markup.open == []
+        assert not {"script", "style", "iframe", "object"} & set(markup.tags)
+        for address in markup.addresses:
+            assert not address.startswith(("http:", "https:", "//")), path
+            if not address.startswith(("#", "data:image/")):
+                assert (path.parent / unquote(urlsplit(address).path)).is_file(), (path, address)
+
+
+def test_a_page_reads_question_answer_settings_evidence(sweep):
+    report.build(sweep)
+    markup = page(sweep)
+    order = [
+        "03_metrics <u>asks</u>?",
+        "Accuracy 0.933 (95 % CI 0.79–0.98, n = 30)",
+        "0.9333",
+        "12345",
+        "peak learning rate",
+        "Which fruits?",
+    ]
+    places = [markup.text.rindex(part) for part in order]
+    assert places == sorted(places)
+    assert "0.0003 default 0.001" in markup.text and "default adam" not in markup.text
+    assert "2 knobs, 1 changed" in markup.text
+    assert "headline widget text" not in markup.text
+    assert "u" not in markup.tags
+
+
+def test_outputs_keep_pictures_and_tables_and_lose_widgets(sweep):
+    report.build(sweep)
+    markup = page(sweep)
+    assert markup.addresses.count(f"data:image/png;base64,{PNG}") == 2
+    assert "0.25" in markup.text and "<i>cherry</i>" in markup.text
+    assert "HBox" not in markup.text and "VBox" not in markup.text
+    assert "99 %" not in markup.text and "done <b>said</b>" in markup.text
+    assert "a warning" in markup.text[markup.text.index("messages") :]
+
+
+def test_links_in_markdown_lead_to_pages_or_become_text(sweep):
+    report.build(sweep)
+    markup = page(sweep)
+    assert "04_gradcam.html" in markup.addresses and "no.csv" not in markup.addresses
+    assert "Wilson https://example.org/w" in markup.text
+
+
+def test_neighbours_and_the_way_back(sweep):
+    report.build(sweep)
+    assert {"../index.html", "02_train.html", "04_gradcam.html"} <= set(page(sweep).addresses)
+    first, last = page(sweep, stem="02_train").text, page(sweep, stem="05_quantize").text
+    assert "←" not in first and "03_metrics <u>asks</u>? →" in first
+    assert "→" not in last and "← 04_gradcam" in last
+
+
+def test_the_index_states_the_result_and_its_uncertainty(sweep):
+    report.build(sweep)
+    text = read(sweep / "index.html").text
+    assert "Test accuracy 0.900 (0.74–0.97), n = 30" in text
+    assert "4 runs of params/demo.yaml on the data sample (2 complete, 1 failed, 1 pending), on two cores" in text
+    assert "0.933 (0.79–0.98)" in text and "0.800 (0.63–0.91)" in text
+    assert "304 photos, 0 leak" in text and "torch 2.15.0" in text
+    assert "A <b>bold</b> sweep" in text and "b" not in read(sweep / "index.html").tags
+
+
+@pytest.mark.parametrize(("choose_by", "first"), [("macro_f1", BEST), ("val_loss", WORSE)])
+def test_the_best_run_comes_first(sweep, choose_by, first):
+    sweep_file(sweep, choose_by=choose_by, chosen=first)
+    results(sweep, val_loss=[0.2, 0.4])
+    report.build(sweep)
+    table = (sweep / "index.html").read_text("utf-8").partition('class="results"')[2]
+    rows = table.partition("<tbody>")[2].split("</tr>")
+    assert "chosen" in rows[0] and first.split(",")[0] in rows[0]
+    assert "chosen" not in rows[1]
+
+
+def test_the_plot_places_each_interval_on_its_axis(sweep):
+    runs = [
+        {"row": {"accuracy": 0.8, "accuracy_low": 0.6, "accuracy_high": 1.0}},
+        {"row": {"accuracy": 0.7}},
+        {"row": {}},
+    ]
+    forest = report._forest(runs)
+    axis = {label: place for place, label in forest["ticks"]}
+    assert [mark[1:] for mark in forest["marks"]] == [(axis["0.80"], axis["0.60"], axis["1.00"]), (axis["0.70"],) * 3]
+    report.build(sweep)
+    assert read(sweep / "index.html").tags.count("circle") == 1  # the chosen run has a diamond
+
+
+def test_a_failed_run_says_why(sweep):
+    report.build(sweep)
+    index, markup = read(sweep / "index.html").text, page(sweep, FAILED, "02_train")
+    assert "Stopped by OutOfMemoryError: no <room>" in index and "waits for <a> device" in index
+    assert "Stopped by OutOfMemoryError: no <room>" in markup.text and "#failure" in markup.addresses
+    assert markup.text.rindex("no <room>") < markup.text.index("traceback line 7")
+    assert "An Exception was encountered" not in markup.text and "2 · What is learnt?" in markup.text
+
+
+def test_nothing_chosen_and_nothing_opened_is_said(sweep):
+    sweep_file(sweep, chosen=None)
+    report.build(sweep)
+    text = read(sweep / "index.html").text
+    assert "No test photo has been opened." in text and "No run has been chosen yet." in text
+
+
+def test_openings_are_listed(sweep):
+    pd.DataFrame({"when": ["Monday", "Tuesday"], "run": [BEST, WORSE]}).to_csv(sweep / "test_openings.csv", index=False)
+    report.build(sweep)
+    text = read(sweep / "index.html").text
+    assert "Opened 2 times" in text and "Tuesday" in text
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"nbformat": 4, "cells": 3}', "\xff"])
+def test_a_broken_notebook_is_named_and_breaks_nothing(sweep, content):
+    (sweep / BEST / "04_gradcam.ipynb").write_text(content, encoding="latin-1")
+    (sweep / WORSE / "05_quantize.ipynb").unlink()
+    report.build(sweep)
+    index = read(sweep / "index.html").text
+    assert f"{BEST}: 04_gradcam.ipynb cannot be read" in index
+    assert f"{WORSE}: 05_quantize.ipynb is missing" in index
+    assert "cannot be read" in page(sweep, stem="04_gradcam").text
+
+
+@pytest.mark.parametrize("content", [None, "", "run\n", 'run,accuracy\n"a', "other\n3\n"])
+def test_a_missing_or_broken_results_table_is_no_crash(sweep, content):
+    (sweep / "results.csv").unlink()
+    if content is not None:
+        (sweep / "results.csv").write_text(content)
+    report.build(sweep)
+    text = read(sweep / "index.html").text
+    assert "results.csv" in text and "02 train" in text
+
+
+def test_hostile_output_neither_runs_nor_loads(sweep):
+    hostile = """<script src="https://cdn.example/x.js">alert(1)</script><style>@import url(https://x)</style>
+      <img src="https://x/y.png" onerror="alert(2)"><a href="javascript:alert(3)">go</a><div></div></section></main>
+      <p style="color: red; background: url(https://x)">kept</p><img src='//cdn/z.png'><iframe src="//x"></iframe>"""
+    write(sweep / BEST / "03_metrics.ipynb", notebook("3", code("x", show({"text/html": hostile}))))
+    report.build(sweep)
+    text = (sweep / BEST / "03_metrics.html").read_text("utf-8")
+    assert "kept" in text and Markup(text).open == []
+    assert not any(part in text for part in ("alert", "https:", "//cdn", "onerror", "url("))
+
+
+def test_the_same_inputs_give_the_same_bytes(sweep):
+    report.build(sweep)
+    before = {path: path.read_bytes() for path in sweep.rglob("*") if path.suffix in (".html", ".css")}
+    report.build(sweep)
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_folder_that_is_no_sweep_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"sweep\.json"):
+        report.build(tmp_path)
+    (tmp_path / "sweep.json").write_text('{"runs": [{}]}')
+    with pytest.raises(InputError, match="cannot be read"):
+        report.build(tmp_path)
+    assert not list(tmp_path.glob("*.html"))
