@@ -4,13 +4,10 @@ A file written here is usable alone: weights inside, class names and image size 
 The gate comes before use: fp32 that differs from torch is an error, INT8 that differs is reported.
 """
 
-import contextlib
 import copy
 import json
-import logging
 import tempfile
 import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -61,8 +58,7 @@ def _graph(model: torch.nn.Module, images: torch.Tensor) -> onnx.ModelProto:
     names = {"input_names": ["images"], "output_names": ["logits"]}
     batch = ({0: torch.export.Dim("batch")},)
     how = {"dynamo": True, "external_data": False, "opset_version": OPSET, "verbose": False}
-    with _quiet():
-        proto = torch.onnx.export(model, (images,), dynamic_shapes=batch, **names, **how).model_proto
+    proto = torch.onnx.export(model, (images,), dynamic_shapes=batch, **names, **how).model_proto
     graph = proto.graph
     for part in [*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph]:
         part.ClearField("metadata_props")
@@ -71,19 +67,6 @@ def _graph(model: torch.nn.Module, images: torch.Tensor) -> onnx.ModelProto:
 
 def _cpu_copy(model: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(model).cpu().eval()
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Hold back warnings and log lines below ERROR: exporter and quantizer report their own inner steps."""
-    before = logging.root.manager.disable
-    logging.disable(max(before, logging.WARNING))
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
 
 
 def quantize(
@@ -103,7 +86,7 @@ def quantize(
     scheme = {"quant_format": ort.QuantFormat.QDQ, "calibrate_method": ort.CalibrationMethod.MinMax}
     scheme |= {"op_types_to_quantize": list(op_types), "per_channel": True, "reduce_range": reduce_range}
     types = {"activation_type": ort.QuantType.QUInt8, "weight_type": ort.QuantType.QInt8}
-    with tempfile.TemporaryDirectory() as folder, _quiet():
+    with tempfile.TemporaryDirectory() as folder:
         prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
         ort.quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
         ort.quantize_static(prepared, quantized, _Calibration(images, batch_size), **scheme, **types)

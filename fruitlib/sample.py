@@ -1,7 +1,7 @@
 """Draws the practice photographs, apples, cherries, tomatoes (and lemons, pears), so that nothing need be downloaded.
 
-A fruit is a radius over the directions from its centre; stems and leaves are swept spheres; all is lit once, on a table,
-before a camera with the usual faults. Varieties share their colours across fruits: it takes dimple, stem, calyx and skin.
+A fruit is a radius over the directions from its centre; stems and leaves are swept spheres; all is lit once, before a
+camera with the usual faults. Varieties share colours across fruits: dimple, stem, calyx and skin tell them apart.
 """
 
 import contextlib
@@ -51,7 +51,6 @@ VARIETIES = {
     ("cherry", "red"): Variety(5, RED, (0.52, 0.02, 0.05), 0.4),
     ("cherry", "rainier"): Variety(3, YELLOW, RED, 0.4),
     ("cherry", "orange"): Variety(2, (0.88, 0.30, 0.08), RED, 0.3),
-    ("cherry", "yellow"): Variety(1, (0.93, 0.78, 0.28), ORANGE, 0.25),
     ("tomato", "red"): Variety(6, RED, (0.85, 0.18, 0.05), 0.4, tall=0.86, ribs=0.01),
     ("tomato", "orange"): Variety(4, ORANGE, (0.88, 0.26, 0.05), 0.3, tall=0.86, ribs=0.02),
     ("tomato", "yellow"): Variety(2, (0.95, 0.74, 0.12), (0.94, 0.60, 0.10), 0.3, tall=0.9, ribs=0.02),
@@ -62,7 +61,6 @@ VARIETIES = {
     ("lemon", "green"): Variety(1, (0.70, 0.72, 0.16), GREEN, 0.5, tall=1.25),
     ("pear", "green"): Variety(3, GREEN, (0.66, 0.70, 0.28), 0.4, 0.0, 0.7, russet=0.15),
     ("pear", "yellow"): Variety(3, YELLOW, ORANGE, 0.2, 0.1, 0.7, russet=0.2),
-    ("pear", "red"): Variety(1, (0.62, 0.12, 0.10), (0.70, 0.40, 0.15), 0.3, 0.2, 0.6),
     ("pear", "russet"): Variety(2, (0.64, 0.48, 0.20), BROWN, 0.4, 0.0, 0.6, russet=0.8),
 }
 PROFILE = {  # taper to the top; radius added at the stem, within an angle; the same at the base; gloss
@@ -155,13 +153,15 @@ def locate(local):
 
 
 def surface(canvas, table, pose, centre, scale):
-    """Where parallel rays first meet a solid: flat indices, and points (points, 3) in the fruit's axes."""
+    """Where parallel rays first meet a solid: flat indices, and points (points, 3) in the fruit's axes.
+
+    Sphere tracing (Hart 1996), its steps shortened because the gap to a radius is more than the distance.
+    """
     reach = table.max()
     across = (canvas.xy - centre[:2].astype(np.float32)) / np.float32(scale)
     toward = reach * reach - (across * across).sum(1)
     where = np.flatnonzero(toward > 0)
     local = np.column_stack([across[where], np.sqrt(toward[where])]) @ pose
-    # Sphere tracing (Hart 1996), its steps shortened because the gap to a radius is more than the distance.
     for _ in range(26):
         row, column, length = locate(local)
         gap = length - table[row, column]
@@ -200,18 +200,17 @@ def skin(kind: Variety, local, rng) -> np.ndarray:
 
 
 def sweep(canvas, start, towards, end, radii, colour, flat: float = 1.0) -> None:
-    """Paint a sphere of `radii` (k,) on its way from `start` to `end`, by `towards` (Bézier); `flat` < 1 makes a veined blade."""
+    """Paint a sphere of `radii` (k,) moved along a Bézier curve (control: `towards`); `flat` < 1: a veined blade."""
     t = np.linspace(0, 1, len(radii))[:, None]
     points = ((1 - t) ** 2 * start + 2 * t * (1 - t) * towards + t * t * end).astype(np.float32)
     low, high = points[:, :2].min(0) - radii.max(), points[:, :2].max(0) + radii.max()
     where = np.flatnonzero((canvas.xy > low).all(1) & (canvas.xy < high).all(1))
-    across = (canvas.xy[where, None] - points[:, :2]) / radii[:, None]
-    best = (across * across).sum(2).argmin(1)
-    across = across[np.arange(len(where)), best]
-    on = np.flatnonzero((across * across).sum(1) < 1)
-    where, best, across = where[on], best[on], across[on]
-    far = np.linalg.norm(across, axis=1)
-    rise = np.sqrt(np.clip(1 - far * far, 0, 1))
+    across = (canvas.xy[where, None] - points[:, :2]) / np.float32(radii)[:, None]
+    far = np.hypot(across[..., 0], across[..., 1])
+    best, far = far.argmin(1), far.min(1)
+    on = np.flatnonzero(far < 1)
+    where, best, across, far = where[on], best[on], across[on, best[on]], far[on]
+    rise = np.sqrt(1 - far * far)
     normal = unit(np.column_stack([across * flat, rise + 1 - flat]))
     colour = np.asarray(colour) ** 2.2 * (1 + 1.2 * (1 - flat) * (1 - ramp(far, 0.04, 0.16)))[:, None]
     canvas.put(where, points[best, 2] + rise * radii[best] * flat, normal, colour, 0.2)
@@ -221,8 +220,8 @@ def leaf(canvas, start, length, rng) -> None:
     """A leaf to the left or right of `start`, drooping at its tip."""
     t, heading = np.linspace(0, 1, 48), length * np.array([rng.choice([-1, 1]), rng.uniform(-0.3, 0.4), 0.2])
     radii = (0.02 + np.sin(np.pi * t**0.8) ** 0.8 * rng.uniform(0.2, 0.28)) * length * (1 - 0.3 * t)
-    lifted, end = start + heading * 0.5 + [0, 0.12 * length, 0], start + heading - [0, 0.15 * length, 0]
-    sweep(canvas, start, lifted, end, radii, np.array(LEAF) * rng.uniform(0.8, 1.2), 0.45)
+    droop, green = np.array([0, 0.13 * length, 0]), np.array(LEAF) * rng.uniform(0.8, 1.2)
+    sweep(canvas, start, start + heading * 0.5 + droop, start + heading - droop, radii, green, 0.45)
 
 
 def stem(canvas, start, axis, length, thick, colour, rng, end=None) -> np.ndarray:
@@ -277,31 +276,26 @@ def arrange(canvas, fruit, kind, height: float, rng) -> list:
     scale = rng.uniform(low, high) / max(kind.tall, 1)
     centre = np.array([*rng.uniform(-0.55, 0.55, 2) * (0.95 - scale), 0])
     centre[1] -= 0.35 * scale if fruit in ("cherry", "pear") else 0
-    if fruit != "cherry" or rng.random() < 0.5:
-        grow(canvas, fruit, kind, stand(pitch, roll, rng), centre, scale, rng)
-        return [(centre, scale)]
-    apart, end = scale * np.array([rng.uniform(0.9, 1.25), rng.uniform(-0.2, 0.2), 0.3]), None
-    for side in (-1, 1):
-        pose = stand(pitch, 0.4 * roll + side * rng.uniform(0, 0.25), rng)
+    sides = (-1, 1) if fruit == "cherry" and rng.random() < 0.5 else (0,)
+    apart, end, placed = scale * np.array([rng.uniform(0.9, 1.25), rng.uniform(-0.2, 0.2), 0.3]), None, []
+    for side in sides:
+        pose = stand(pitch, roll * (0.4 if side else 1) + side * rng.uniform(0, 0.25), rng)
         end = grow(canvas, fruit, kind, pose, centre + side * apart, scale, rng, end)
-    return [(centre - apart, scale), (centre + apart, scale)]
-
-
-def paint(rng) -> np.ndarray:
-    """A colour for a background, sRGB (3,): any hue, muted."""
-    wheel = np.clip(np.abs((rng.random() * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
-    return rng.uniform(0.5, 0.97) * (1 - (1 - wheel) * 0.4 * rng.beta(1, 2.5))
+        placed.append((centre + side * apart, scale))
+    return placed
 
 
 def backdrop(n: int, rng, low: bool) -> np.ndarray:
-    """Linear colours (n, n, 3): plain, wood, cloth or stone, at times graded; from a `low` camera, at times an edge."""
+    """Linear colours (n, n, 3), any hue, muted: plain, wood, cloth or stone; from a `low` camera, at times an edge."""
+    wheel = np.clip(np.abs((rng.random((3, 1)) * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
+    first, second, wall = rng.uniform(0.5, 0.97, (3, 1)) * (1 - (1 - wheel) * 0.4 * rng.beta(1, 2.5, (3, 1)))
     down = np.linspace(0, 1, n, dtype=np.float32)[:, None]
     cells = ((2, 2), (int(rng.integers(20, 50)), 3), (60, 60), (40, 40))[rng.integers(4)]
     share = 0.25 * cloud(rng, n, *cells) + 0.25 * cloud(rng, n, 4, 4) + rng.choice([0, 0.7]) * (down - 0.3)
-    colour = mix(paint(rng) ** 2.2, paint(rng), share.T if rng.random() < 0.4 else share)
+    colour = mix(first**2.2, second, share.T if rng.random() < 0.4 else share)
     if low and rng.random() < 0.5:
         edge = rng.uniform(0.12, 0.4) + 0.08 * rng.uniform(-1, 1) * (down.T - 0.5)
-        colour = mix(colour, paint(rng), 1 - ramp(down, edge - 0.02, edge + 0.02))
+        colour = mix(colour, wall, 1 - ramp(down, edge - 0.02, edge + 0.02))
     return colour
 
 
@@ -316,7 +310,7 @@ def shadow(canvas, placed, light, height: float) -> np.ndarray:
 
 
 def shade(canvas, around, light, rng) -> np.ndarray:
-    """Lit colours (n · n, 3): soft sun, sky above, the table's colour (`around`) below; Blinn's highlight, dark hollows."""
+    """Lit colours (n · n, 3): soft sun, sky above, the table's colour (`around`) below; Blinn's highlight; hollows."""
     n, normal, soft = canvas.n, canvas.normal, rng.uniform(0.1, 0.4)
     sun = np.clip((normal @ light + soft) / (1 + soft), 0, None)[:, None]
     sky = (0.32 + 0.18 * normal[:, 1:2]) * rng.uniform(0.7, 1.2)
@@ -340,11 +334,14 @@ def resample(plane, pixels_each: float, size: int) -> np.ndarray:
 
 def expose(scene, rng, size: int) -> Image.Image:
     """The photograph of a linear scene (n, n, 3): white balance, exposure, vignette, focus, sensor noise."""
-    warm, axis = rng.uniform(-0.1, 0.1), np.linspace(-1, 1, len(scene), dtype=np.float32)[:, None] ** 2
+    warm, blur, axis = (
+        rng.uniform(-0.1, 0.1),
+        rng.uniform(0.9, 1.9),
+        np.linspace(-1, 1, len(scene), dtype=np.float32)[:, None] ** 2,
+    )
     bright = 2 ** rng.uniform(-0.35, 0.3) * (1 - rng.uniform(0, 0.25) * (axis + axis.T) / 2)
     scene = scene * np.array([1 + warm, 1, 1 - warm], np.float32) * bright[..., None]
-    blur = max(rng.uniform(0.9, 1.9), 1.15)
-    scene = np.stack([resample(plane, blur, size) for plane in np.moveaxis(scene, 2, 0)], -1)
+    scene = np.stack([resample(plane, max(blur, 1.15), size) for plane in np.moveaxis(scene, 2, 0)], -1)
     grain = rng.normal(size=(size, size, 3)) + rng.normal(size=(size, size, 1))
     scene = np.clip(scene, 0, None) ** (1 / 2.2) + grain * rng.uniform(0.002, 0.01)
     return Image.fromarray((np.clip(scene, 0, 1) * 255 + 0.5).astype(np.uint8))
@@ -409,9 +406,9 @@ def fill(folder: Path, record: dict, progress) -> None:
     for done, (fruit, number) in enumerate(jobs, 1):
         rng = np.random.default_rng([record["seed"], len(fruits), FIVE.index(fruit), number])
         variety = pick(fruit, rng)
-        (folder / fruit).mkdir(parents=True, exist_ok=True)
-        picture = photograph(fruit, rng, record["size"], variety)
-        picture.save(folder / fruit / f"{variety}__{number + 1:03d}.jpg", quality=92)
+        path = folder / fruit / f"{variety}__{number + 1:03d}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        photograph(fruit, rng, record["size"], variety).save(path, quality=92)
         if progress:
             progress(done, len(jobs))
     runtime.write_json(folder / "sample.json", record)

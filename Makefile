@@ -1,0 +1,32 @@
+# make demo | test | lab | bench | help.  The first use makes .venv and installs the locked versions into it.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test lab lint bench help
+
+help: ## what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
+
+demo: .venv/installed ## four small runs on the practice photographs, and their report
+	@$(BIN)/fruitlib sweep params/demo.yaml
+
+test: .venv/installed ## every test
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+lab: .venv/installed ## JupyterLab on the numbered notebooks
+	@$(BIN)/jupyter lab notebooks/01_split.ipynb
+
+bench: .venv/installed ## measurements; the last line of each is JSON
+	@for file in tests/benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+
+# Bytecode is compiled at once: without it every notebook pays for it again where Python may not write it.
+.venv/installed: pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+	@echo "setting up .venv (some 5 GB with the CUDA libraries; once)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	@$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.lock
+	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps -e .
+	@touch $@
