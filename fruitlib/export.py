@@ -14,10 +14,13 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import pandas as pd
 import torch
 from onnxruntime import quantization as ort
 
-from .runtime import InputError, display_path, replacing
+from fruitlib import images, metrics, models
+from fruitlib.runs import Run
+from fruitlib.runtime import InputError, display_path, replacing
 
 OPSET = 20
 OP_TYPES = ("Conv", "Gemm", "MatMul")
@@ -130,7 +133,7 @@ def metadata(path: Path) -> dict[str, str]:
     return session(path).get_modelmeta().custom_metadata_map
 
 
-def run(path: Path, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
+def run_onnx(path: Path, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
     """Logits (n, C) float32 of `images` (n, 3, S, S) float32 in [0, 1], by ONNX Runtime on the CPU."""
     opened = session(path)
     images = _checked_images(path, opened, images, "images")
@@ -232,3 +235,21 @@ def latency_ms(
         torch.set_num_threads(before)
     cuts = {name: np.percentile(values[warmup:], [25, 50, 75]).tolist() for name, values in times.items()}
     return {name: {"median": q[1], "q25": q[0], "q75": q[2], "n": repeats} for name, q in cuts.items()}
+
+
+def test(run: Run) -> pd.DataFrame:
+    """Open the test photos and write `predictions_test.csv`: torch, fp32 and INT8, each on every photo.
+
+    The opening is recorded first. Where the same model has been tested already, its predictions are read instead.
+    """
+    identity = run.identity("test")
+    if run.read_json("test.json").get("identity") == identity:
+        print("tested already; predictions read from predictions_test.csv, the photos stay closed")
+        return run.predictions("test")
+    rows = run.rows("test")
+    run.record_test_opening(len(rows))
+    model, _ = models.restore(run.path / "best.pt")
+    photos = images.to_array(images.of(run, "test").images)
+    logits = {"torch": run_torch(model, photos)}
+    logits |= {name: run_onnx(run.path / f"model.{name}.onnx", photos) for name in ("fp32", "int8")}
+    return run.write_predictions("test", {name: metrics.softmax(values) for name, values in logits.items()}, rows)

@@ -19,7 +19,7 @@ from pytorch_grad_cam.activations_and_gradients import ActivationsAndGradients
 from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn.functional import interpolate
 
-from .runtime import InputError, display_path, replacing
+from fruitlib.runtime import InputError, display_path, replacing
 
 NOISE = 1e-6  # float32 holds 7 digits, so a peak this small beside the terms it sums is their rounding
 
@@ -224,6 +224,13 @@ def overlay(image: np.ndarray, heatmap: np.ndarray, alpha: float = 0.5) -> np.nd
     opacity = alpha * heat[..., None]
     mixed = (1 - opacity) * image + opacity * matplotlib.colormaps["inferno"](heat)[..., :3]
     return np.rint(255 * mixed.clip(0, 1)).astype(np.uint8)
+
+
+def central_share(heat: np.ndarray) -> float:
+    """Share of all heat (n, H, W) in the central square of half the side, a quarter of the area; NaN without heat."""
+    top, left = heat.shape[1] // 4, heat.shape[2] // 4
+    middle = heat[:, top : heat.shape[1] - top, left : heat.shape[2] - left]
+    return float(middle.sum() / heat.sum()) if heat.sum() > 0 else float("nan")
 
 
 def save(path: Path, heatmaps: Heatmaps, **meta) -> None:

@@ -21,7 +21,7 @@ def use_style() -> None:
     """The look of every figure: call once in a notebook's import cell."""
     sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
     fonts = ["Noto Sans CJK KR", "NanumGothic", "Malgun Gothic", "AppleGothic"]  # class names may be Korean
-    plt.rcParams.update({"figure.dpi": 90, "savefig.dpi": 150, "axes.titleweight": "bold", "axes.titlesize": 12})
+    plt.rcParams.update({"figure.dpi": 90, "savefig.dpi": 110, "axes.titleweight": "bold", "axes.titlesize": 12})
     plt.rcParams["font.family"] = ["DejaVu Sans", *[name for name in fonts if _installed(name)]]
 
 
@@ -41,7 +41,7 @@ def save(figure: Figure, path: Path) -> Figure:
 def split_counts(table: pd.DataFrame) -> Axes:
     """Photos per class, stacked by split, from `splits.counts` (classes as rows, splits as columns)."""
     table = table.drop(index="all", errors="ignore")
-    figure, ax = plt.subplots(figsize=(7, 0.7 + 0.6 * len(table)))
+    _, ax = plt.subplots(figsize=(7, 0.7 + 0.6 * len(table)))
     left = np.zeros(len(table))
     for split in table.columns:
         bars = ax.barh(table.index, table[split], left=left, color=COLOURS[split], label=split)
@@ -70,7 +70,7 @@ def contact_sheet(images: np.ndarray, titles: list[str], columns: int = 8, title
 
 def history(table: pd.DataFrame, epochs: int | None = None, best_epoch: int | None = None) -> Figure:
     """Loss, accuracy and macro-F1 by epoch, train and validation, from `history.csv`."""
-    figure, axes = plt.subplots(1, 3, figsize=(13, 3.4))
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.1))
     panels = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro-F1"}
     for ax, (column, title) in zip(axes, panels.items(), strict=True):
         for split, style in (("train", "--"), ("val", "-")):
@@ -110,7 +110,7 @@ def class_rates(matrix: np.ndarray, class_names: list[str]) -> Figure:
         "miss_rate": (counts["fn"], counts["tp"] + counts["fn"]),
         "f1": None,
     }
-    figure, axes = plt.subplots(1, 4, figsize=(13, 1.1 + 0.5 * len(class_names)), sharey=True)
+    figure, axes = plt.subplots(1, 4, figsize=(10, 1.3 + 0.55 * len(class_names)), sharey=True)
     rows = np.arange(len(class_names))
     for ax, (name, fraction) in zip(axes, of.items(), strict=True):
         if fraction:
@@ -123,7 +123,8 @@ def class_rates(matrix: np.ndarray, class_names: list[str]) -> Figure:
                     f"{value:.2f}", (value, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center"
                 )
         title = {"miss_rate": "miss rate", "f1": "F1"}.get(name, name)
-        ax.set(title=title, xlim=(-0.04, 1.04), yticks=rows, yticklabels=class_names, ylim=(len(rows) - 0.4, -0.7))
+        ax.set(title=title, xlim=(-0.06, 1.06), yticks=rows, yticklabels=class_names, ylim=(len(rows) - 0.4, -0.7))
+        ax.set_xticks([0, 0.5, 1])
     figure.supxlabel("share of photos, with 95 % Wilson interval (F1 is no proportion and has none here)", fontsize=10)
     figure.tight_layout()
     return figure
@@ -174,7 +175,7 @@ def picture_table(
 ) -> Figure:
     """A table of pictures (lists of H×W×3 arrays): row names at the left, column names on top."""
     rows, columns = len(pictures), len(column_names)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.5 * columns + 1.6, 1.5 * rows + 0.7), squeeze=False)
+    figure, axes = plt.subplots(rows, columns, figsize=(1.25 * columns + 1.6, 1.25 * rows + 0.7), squeeze=False)
     for ax, picture in zip(axes.flat, [p for line in pictures for p in line], strict=True):
         ax.imshow(picture)
         ax.set(xticks=[], yticks=[])
@@ -191,17 +192,17 @@ def picture_table(
 
 def feature_maps(maps: dict[str, np.ndarray], photo: np.ndarray, title: str) -> Figure:
     """A photo and, one row a layer, the activations (channels, h, w) of its strongest channels."""
-    columns = max(len(m) for m in maps.values()) + 1
-    figure, axes = plt.subplots(
-        len(maps), columns, figsize=(1.3 * columns + 0.6, 1.35 * len(maps) + 0.5), squeeze=False
-    )
+    columns = max(len(channels) for channels in maps.values()) + 1
+    figure, axes = plt.subplots(len(maps), columns, figsize=(1.1 * columns, 1.15 * len(maps) + 0.5), squeeze=False)
     for ax in axes.flat:
         ax.axis("off")
     for line, (layer, channels) in zip(axes, maps.items(), strict=True):
-        line[0].imshow(photo)
-        line[0].set_title(f"{layer}, {channels.shape[1]}×{channels.shape[2]}", fontsize=9, fontweight="normal")
+        text = f"{layer}\n{channels.shape[1]} × {channels.shape[2]}"
+        line[0].text(0.9, 0.5, text, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
         for ax, channel in zip(line[1:], channels, strict=False):
             ax.imshow(channel, cmap="viridis")
+    axes[0, 0].texts[0].set_position((0.9, -0.25))
+    axes[0, 0].imshow(photo)
     figure.suptitle(title, fontweight="bold", fontsize=12)
     figure.tight_layout(h_pad=0.3, w_pad=0.3)
     return figure

@@ -4,12 +4,11 @@ A fruit is a radius over the directions from its centre; stems and leaves are sw
 camera with the usual faults. Varieties share colours across fruits: dimple, stem, calyx and skin tell them apart.
 """
 
-import contextlib
-import dataclasses
 import json
 import os
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -22,8 +21,7 @@ FRUITS = ("apple", "cherry", "tomato")
 FIVE = ("apple", "cherry", "tomato", "lemon", "pear")
 
 
-@dataclasses.dataclass(frozen=True)
-class Variety:
+class Variety(NamedTuple):
     """A kind of fruit: its weight in the draw, two skin colours (sRGB, 0–1), how they lie together, and its form."""
 
     often: int
@@ -79,9 +77,8 @@ class Canvas:
     def __init__(self, n: int):
         axis = ((np.arange(n) + 0.5) / n * 2 - 1).astype(np.float32)
         self.n, self.xy = n, np.stack([np.tile(axis, n), np.repeat(-axis, n)], 1)
-        self.depth = np.full(n * n, -9, np.float32)
+        self.depth, self.gloss = np.full(n * n, -9, np.float32), np.zeros(n * n, np.float32)
         self.normal, self.colour = np.zeros((2, n * n, 3), np.float32)
-        self.gloss = np.zeros(n * n, np.float32)
 
     def put(self, where, depth, normal, colour, gloss) -> None:
         """Write surface points at the flat indices `where`, if nearer than what is there."""
@@ -131,9 +128,8 @@ def form(fruit: str, kind: Variety, rng) -> np.ndarray:
     uneven = rng.uniform(0, 0.04) * np.cos(phi - rng.uniform(0, 6)) + rng.uniform(0, 0.03) * np.cos(2 * phi)
     if fruit == "cherry":
         uneven = uneven - 0.06 * np.exp(-(((phi - np.pi) / 0.25) ** 2))  # the seam
-    if kind.ribs:
-        furrow = np.abs(np.cos(phi * rng.integers(5, 9) / 2 + 0.35 * np.sin(phi + rng.uniform(0, 6)))) ** 0.7 - 1
-        uneven = uneven + kind.ribs * furrow * (1 + cos)
+    furrow = np.abs(np.cos(phi * rng.integers(5, 9) / 2 + 0.35 * np.sin(phi + rng.uniform(0, 6)))) ** 0.7 - 1
+    uneven = uneven + kind.ribs * furrow * (1 + cos)
     return (radius * (1 + uneven * sin)).astype(np.float32)
 
 
@@ -153,10 +149,7 @@ def locate(local):
 
 
 def surface(canvas, table, pose, centre, scale):
-    """Where parallel rays first meet a solid: flat indices, and points (points, 3) in the fruit's axes.
-
-    Sphere tracing (Hart 1996), its steps shortened because the gap to a radius is more than the distance.
-    """
+    """Where parallel rays first meet a solid (sphere tracing, Hart 1996): flat indices, points (k, 3) in its axes."""
     reach = table.max()
     across = (canvas.xy - centre[:2].astype(np.float32)) / np.float32(scale)
     toward = reach * reach - (across * across).sum(1)
@@ -165,6 +158,7 @@ def surface(canvas, table, pose, centre, scale):
     for _ in range(26):
         row, column, length = locate(local)
         gap = length - table[row, column]
+        # Three quarters of the gap: a radius is no distance, and a full step could pass through.
         local -= (0.75 * gap + 0.001 * (gap > 0.002))[:, None] * pose[2]
     hit = np.abs(gap) < 0.02
     return where[hit], local[hit]
@@ -187,8 +181,7 @@ def skin(kind: Variety, local, rng) -> np.ndarray:
     streaks = cloud(rng, COLUMNS, 5, 90)[row, column]
     lit = 0.5 + 0.32 * (local @ unit(rng.normal(size=3)).astype(np.float32)) + 0.5 * (waves(local, rng, 1.0) - 0.5)
     lit, edge = lit + kind.streak * 0.75 * (streaks - 0.5), 0.2 - 0.12 * kind.streak
-    blush = ramp(lit, 1 - kind.cover - edge, 1 - kind.cover + edge)
-    colour = mix(np.asarray(kind.ground, np.float32) ** 2.2, kind.blush, blush)
+    colour = mix(np.float32(kind.ground) ** 2.2, kind.blush, ramp(lit, 1 - kind.cover - edge, 1 - kind.cover + edge))
     ring = np.exp(-((row / ROWS * np.pi / 0.6) ** 2)) * (0.6 + 0.6 * streaks)
     colour = mix(colour, (0.45, 0.52, 0.14), np.clip(kind.shoulder * ring, 0, 0.9))
     colour = mix(colour, BROWN, kind.russet * ramp(waves(local, rng, 4) + waves(local, rng, 1.2), 0.8, 1.25))
@@ -258,9 +251,9 @@ def grow(canvas, fruit, kind, pose, centre, scale, rng, end=None):
     depth, gloss = centre[2] + local @ pose[2] * scale, PROFILE[fruit][-1] * rng.uniform(0.7, 1.2)
     canvas.put(where, depth, normal @ pose.T, skin(kind, local, rng), gloss)
     start = centre + pose[:, 1] * scale * (table[0, 0] - 0.03)
-    if fruit == "tomato" and rng.random() < 0.92:
+    if fruit == "tomato" and rng.random() < 0.88:
         calyx(canvas, table, pose, centre, scale, rng)
-    if fruit in ("apple", "cherry", "pear") and rng.random() < 0.92:
+    if fruit in ("apple", "cherry", "pear") and rng.random() < 0.88:
         length, thick = (rng.uniform(1.8, 2.9), 0.06) if fruit == "cherry" else (rng.uniform(0.45, 0.8), 0.04)
         colour = (0.38, 0.46, 0.12) if fruit == "cherry" and rng.random() < 0.6 else (0.40, 0.27, 0.13)
         end = stem(canvas, start, pose[:, 1], scale * length, max(scale * thick, 0.016), colour, rng, end)
@@ -272,23 +265,21 @@ def grow(canvas, fruit, kind, pose, centre, scale, rng, end=None):
 def arrange(canvas, fruit, kind, height: float, rng) -> list:
     """Place and paint one fruit, or two joined cherries; returns [(centre, scale)] for the shadows."""
     pitch, roll = height + rng.uniform(-0.2, 0.2), rng.uniform(-0.44, 0.44)
-    low, high = {"cherry": (0.30, 0.46), "pear": (0.42, 0.56)}.get(fruit, (0.54, 0.76))
-    scale = rng.uniform(low, high) / max(kind.tall, 1)
+    scale = rng.uniform(*{"cherry": (0.28, 0.46), "pear": (0.42, 0.56)}.get(fruit, (0.50, 0.76))) / max(kind.tall, 1)
     centre = np.array([*rng.uniform(-0.55, 0.55, 2) * (0.95 - scale), 0])
     centre[1] -= 0.35 * scale if fruit in ("cherry", "pear") else 0
     sides = (-1, 1) if fruit == "cherry" and rng.random() < 0.5 else (0,)
-    apart, end, placed = scale * np.array([rng.uniform(0.9, 1.25), rng.uniform(-0.2, 0.2), 0.3]), None, []
+    apart, end = scale * np.array([rng.uniform(0.9, 1.25), rng.uniform(-0.2, 0.2), 0.3]), None
     for side in sides:
         pose = stand(pitch, roll * (0.4 if side else 1) + side * rng.uniform(0, 0.25), rng)
         end = grow(canvas, fruit, kind, pose, centre + side * apart, scale, rng, end)
-        placed.append((centre + side * apart, scale))
-    return placed
+    return [(centre + side * apart, scale) for side in sides]
 
 
 def backdrop(n: int, rng, low: bool) -> np.ndarray:
     """Linear colours (n, n, 3), any hue, muted: plain, wood, cloth or stone; from a `low` camera, at times an edge."""
     wheel = np.clip(np.abs((rng.random((3, 1)) * 6 + np.array([0, 4, 2])) % 6 - 3) - 1, 0, 1)
-    first, second, wall = rng.uniform(0.5, 0.97, (3, 1)) * (1 - (1 - wheel) * 0.4 * rng.beta(1, 2.5, (3, 1)))
+    first, second, wall = rng.uniform(0.5, 0.97, (3, 1)) * (1 - (1 - wheel) * 0.5 * rng.beta(1, 2.5, (3, 1)))
     down = np.linspace(0, 1, n, dtype=np.float32)[:, None]
     cells = ((2, 2), (int(rng.integers(20, 50)), 3), (60, 60), (40, 40))[rng.integers(4)]
     share = 0.25 * cloud(rng, n, *cells) + 0.25 * cloud(rng, n, 4, 4) + rng.choice([0, 0.7]) * (down - 0.3)
@@ -334,14 +325,11 @@ def resample(plane, pixels_each: float, size: int) -> np.ndarray:
 
 def expose(scene, rng, size: int) -> Image.Image:
     """The photograph of a linear scene (n, n, 3): white balance, exposure, vignette, focus, sensor noise."""
-    warm, blur, axis = (
-        rng.uniform(-0.1, 0.1),
-        rng.uniform(0.9, 1.9),
-        np.linspace(-1, 1, len(scene), dtype=np.float32)[:, None] ** 2,
-    )
+    warm, blur = rng.uniform(-0.1, 0.1), max(rng.uniform(0.9, 2.1), 1.15)
+    axis = np.linspace(-1, 1, len(scene), dtype=np.float32)[:, None] ** 2
     bright = 2 ** rng.uniform(-0.35, 0.3) * (1 - rng.uniform(0, 0.25) * (axis + axis.T) / 2)
     scene = scene * np.array([1 + warm, 1, 1 - warm], np.float32) * bright[..., None]
-    scene = np.stack([resample(plane, max(blur, 1.15), size) for plane in np.moveaxis(scene, 2, 0)], -1)
+    scene = np.stack([resample(plane, blur, size) for plane in np.moveaxis(scene, 2, 0)], -1)
     grain = rng.normal(size=(size, size, 3)) + rng.normal(size=(size, size, 1))
     scene = np.clip(scene, 0, None) ** (1 / 2.2) + grain * rng.uniform(0.002, 0.01)
     return Image.fromarray((np.clip(scene, 0, 1) * 255 + 0.5).astype(np.uint8))
@@ -368,8 +356,8 @@ def photograph(fruit: str, rng: np.random.Generator, size: int = 128, variety: s
 def draw(folder: Path, five: bool = False, seed: int = 0, size: int = 128, progress=None) -> Path:
     """Write `<folder>/<class>/<variety>__<number>.jpg` (127, 127, 50; with `five` also 100, 100); returns the folder.
 
-    A picture depends on (seed, set, fruit, number) alone. `progress(done, total)` is called after each. A folder that
-    holds this set is left as it is; one that holds something else is an `InputError`.
+    A picture depends on (seed, set, fruit, number) alone. `progress(done, total)` is called after each. A folder with
+    this set is left as it is; one with something else is an `InputError`.
     """
     folder = runtime.resolve(folder)
     record = {"seed": int(seed), "five": bool(five), "size": int(size), "version": VERSION}
@@ -390,21 +378,18 @@ def drawn(folder: Path, record: dict) -> bool:
     """Whether `folder` holds the set of `record`; False if absent or empty, `InputError` if it holds else."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    there = {}
-    with contextlib.suppress(OSError, ValueError):
-        there = json.loads((folder / "sample.json").read_text(encoding="utf-8"))
+    path = folder / "sample.json"
+    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if any(there.get(key) != record[key] for key in ("seed", "five", "size")):
-        what = f"it was drawn with {there}" if there else "it holds something other than a drawn sample"
-        raise runtime.InputError(f"{folder}: {what}; remove it or choose another folder")
+        raise runtime.InputError(f"{folder}: holds {there or 'other files'}, not {record}; remove it or name another")
     return True
 
 
 def fill(folder: Path, record: dict, progress) -> None:
     """Draw every photograph of a set into `folder`, then its record."""
-    fruits = FIVE if record["five"] else FRUITS
-    jobs = [(fruit, number) for fruit in fruits for number in range(COUNTS[fruit])]
+    jobs = [(fruit, number) for fruit in (FIVE if record["five"] else FRUITS) for number in range(COUNTS[fruit])]
     for done, (fruit, number) in enumerate(jobs, 1):
-        rng = np.random.default_rng([record["seed"], len(fruits), FIVE.index(fruit), number])
+        rng = np.random.default_rng([record["seed"], int(record["five"]), FIVE.index(fruit), number])
         variety = pick(fruit, rng)
         path = folder / fruit / f"{variety}__{number + 1:03d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -143,7 +143,11 @@ def leaks(manifest: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, columns=["kind", "value", "stands in"])
 
 
-def first_of_each(manifest: pd.DataFrame, split: str, count: int) -> pd.DataFrame:
-    """The first usable photos of each class in a split, for a contact sheet."""
+def some_of_each(manifest: pd.DataFrame, split: str, count: int) -> pd.DataFrame:
+    """`count` usable photos of each class in a split, evenly spaced through its list, for a contact sheet."""
     rows = manifest[(manifest["split"] == split) & (manifest["status"] == "ok")]
-    return rows.groupby("label").head(count).sort_values(["label", "path"], ignore_index=True)
+    chosen = [
+        photos.iloc[np.unique(np.linspace(0, len(photos) - 1, count).round().astype(int))]
+        for _, photos in rows.sort_values("path").groupby("label")
+    ]
+    return pd.concat(chosen, ignore_index=True)

@@ -91,7 +91,7 @@ def _execute_split(plan: Sweep, sweep_dir: Path, progress: "Progress") -> None:
     if record.is_file() and identity in record.read_text(encoding="utf-8"):
         return
     progress.stage("", "01_split")
-    execute("01_split", sweep_dir / "01_split.ipynb", plan.config, sweep_dir=str(sweep_dir))
+    execute("01_split", sweep_dir / "01_split.ipynb", plan.config, sweep_dir=runtime.display_path(sweep_dir))
     runtime.write_json(record, {"identity": identity, "finished": datetime.now().isoformat(timespec="seconds")})
 
 
@@ -116,7 +116,7 @@ def _work_on(run: Run, stages: tuple[str, ...], state: dict, progress: "Progress
 
 def _execute_stage(run: Run, stage: str) -> None:
     identity, started = run.identity(stage), time.perf_counter()
-    execute(stage, run.path / f"{stage}.ipynb", run.config, run_dir=str(run.path))
+    execute(stage, run.path / f"{stage}.ipynb", run.config, run_dir=runtime.display_path(run.path))
     run.complete(stage, identity, seconds=round(time.perf_counter() - started, 2))
 
 
@@ -154,7 +154,7 @@ def execute(stage: str, output: Path, config: Config, **places: str) -> None:
 
 @contextlib.contextmanager
 def _private_sockets():
-    """Kernel settings by which sweep and kernel talk over files of their own: TCP ports can collide and be overheard."""
+    """Kernel settings for talking over files of the sweep's own: TCP ports can collide and be overheard."""
     from traitlets.config import Config as Settings
 
     if os.name == "nt":  # no such sockets there

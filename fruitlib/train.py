@@ -86,10 +86,10 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
         seconds = time.perf_counter() - epoch_started
 
         # Judge: each validation photo exactly once, whatever the number of processes.
-        logits = predict_shared(model, judge)
+        learnt, logits = tally.row("train"), predict_shared(model, judge)  # both need every process
         if rank > 0:
-            continue  # rank 0 writes; the others wait for it at their next collective
-        row = {"epoch": epoch, "lr": lr, **tally.row("train"), **judged(logits, judge.labels, loss_of)}
+            continue  # rank 0 writes; the others wait for it at their next step
+        row = {"epoch": epoch, "lr": lr, **learnt, **judged(logits, judge.labels, loss_of)}
         history.append(row | {"photos_per_second": len(teach) / seconds, "seconds": time.perf_counter() - started})
         write_history(run, history)
         score = (row["val_macro_f1"], -row["val_loss"])
@@ -269,6 +269,7 @@ def launch(run: Run, on_epoch: OnEpoch) -> None:
             )
     finally:
         end_tree(child)
+        child.stdout.close()
 
 
 def end_tree(child: subprocess.Popen, patience: float = 10) -> None:
@@ -284,12 +285,15 @@ def end_tree(child: subprocess.Popen, patience: float = 10) -> None:
     child.wait()
 
 
-def _leave_with_parent() -> None:
-    """End this worker when torchrun's agent is gone (killed outright, it cannot tell its workers)."""
-    parent = os.getppid()
+def _leave_with_starter() -> None:
+    """End this worker when torchrun's agent, or the process that started the agent, is gone.
+
+    Either may be killed outright, and then cannot tell anyone; the agent by itself would work on.
+    """
+    family = [psutil.Process(os.getppid()), psutil.Process(int(os.environ.get("FRUITLIB_STARTER", os.getppid())))]
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family):
             time.sleep(1)
         os._exit(1)
 
@@ -298,7 +302,7 @@ def _leave_with_parent() -> None:
 
 def main(run_dir: str) -> None:
     """One torchrun worker's life."""
-    _leave_with_parent()
+    _leave_with_starter()
     enough_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= runtime.world_size()
     if enough_gpus:
         torch.cuda.set_device(runtime.device())

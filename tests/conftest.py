@@ -4,7 +4,9 @@ import os
 from pathlib import Path
 
 import matplotlib
+import numpy as np
 import pytest
+from PIL import Image, ImageDraw
 
 matplotlib.use("Agg")
 
@@ -16,3 +18,44 @@ def real_data() -> Path:
     if not folder or not Path(folder).is_dir():
         pytest.skip("real photographs not found: set FRUITLIB_TEST_DATA to the folder that holds fruit304")
     return Path(folder)
+
+
+def draw_shapes(folder: Path, per_class: int = 16, size: int = 40) -> Path:
+    """Three classes told apart by shape at random places and colours, which a small network learns in seconds."""
+    for label, shape in enumerate(("disc", "bar", "cross")):
+        (folder / shape).mkdir(parents=True)
+        for number in range(per_class):
+            rng = np.random.default_rng([label, number])
+            picture = Image.new("RGB", (size, size), tuple(int(v) for v in rng.integers(0, 90, 3)))
+            pen, colour = ImageDraw.Draw(picture), tuple(int(v) for v in rng.integers(150, 255, 3))
+            x, y = (int(v) for v in rng.integers(size // 3, size * 2 // 3, 2))
+            r = size // 4
+            if shape == "disc":
+                pen.ellipse((x - r, y - r, x + r, y + r), fill=colour)
+            if shape in ("bar", "cross"):
+                pen.rectangle((x - 3, y - r, x + 3, y + r), fill=colour)
+            if shape == "cross":
+                pen.rectangle((x - r, y - 3, x + r, y + 3), fill=colour)
+            picture.save(folder / shape / f"{number:03d}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shapes(tmp_path_factory) -> Path:
+    """A folder of class folders with 3 x 16 small drawn shapes."""
+    return draw_shapes(tmp_path_factory.mktemp("photos") / "shapes")
+
+
+@pytest.fixture
+def tiny(shapes) -> dict:
+    """Knobs of a run that takes about a second."""
+    return {
+        "data": str(shapes),
+        "val_per_class": 4,
+        "test_per_class": 4,
+        "image_size": 32,
+        "epochs": 3,
+        "batch_size": 8,
+        "cam_every": 2,
+        "lr": 0.003,
+    }

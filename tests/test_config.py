@@ -109,7 +109,12 @@ def test_params_files_can_be_read(path):
 
 def test_notebook_parameters_become_a_config_and_unknown_ones_are_refused():
     cell = "run_dir: str = 'x'  # where\nlr: float = 0.001\noverrides: dict = {}"
-    space = {"lr": 0.5, "overrides": {"weight_decay": 0.2}, "run_dir": "x", "In": ["", cell, "# Parameters\nlr = 0.5\n"]}
+    space = {
+        "lr": 0.5,
+        "overrides": {"weight_decay": 0.2},
+        "run_dir": "x",
+        "In": ["", cell, "# Parameters\nlr = 0.5\n"],
+    }
     assert config.from_notebook(space).model_dump(include={"lr", "weight_decay"}) == {"lr": 0.5, "weight_decay": 0.2}
     with pytest.raises(InputError, match=r"unknown parameter optimiser \(did you mean optimizer"):
         config.from_notebook(space | {"In": ["", cell, "# Parameters\noptimiser = 0.5\n"]})

@@ -1,0 +1,154 @@
+"""The practice photographs: the same for a seed, complete or absent, and told apart by shape rather than by colour."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from fruitlib import sample
+from fruitlib.runtime import InputError
+
+
+@pytest.fixture(scope="module")
+def three(tmp_path_factory):
+    """The three-fruit set at a quarter of the pixels, drawn once."""
+    return sample.draw(tmp_path_factory.mktemp("data") / "three", size=64)
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """Sets of two photographs a fruit, for what does not depend on how many."""
+    monkeypatch.setattr(sample, "COUNTS", dict.fromkeys(sample.FIVE, 2))
+
+
+def pictures(folder):
+    """{class/name: bytes} of the photographs under `folder`."""
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.glob("*/*.jpg"))}
+
+
+def accuracy(features, labels):
+    """Five-fold accuracy of a logistic regression on standardised features."""
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01 if features.shape[1] > 3 else 1, max_iter=500))
+    return cross_val_score(model, features, labels, cv=5).mean()
+
+
+@pytest.fixture(scope="module")
+def arrays(three):
+    """Pixels (304, 64, 64, 3) in [0, 1] and labels (304,)."""
+    paths = sorted(three.glob("*/*.jpg"))
+    pixels = np.stack([np.asarray(Image.open(path), float) / 255 for path in paths])
+    return pixels, np.array([path.parent.name for path in paths])
+
+
+def test_counts_names_and_size(three):
+    files = {fruit: sorted((three / fruit).iterdir()) for fruit in sample.FRUITS}
+    assert {fruit: len(paths) for fruit, paths in files.items()} == {"apple": 127, "cherry": 127, "tomato": 50}
+    assert {path.name for path in three.iterdir()} == {*sample.FRUITS, "sample.json"}
+    for fruit, paths in files.items():
+        varieties, numbers = zip(*(path.stem.split("__") for path in paths), strict=True)
+        assert set(varieties) == {name for of, name in sample.VARIETIES if of == fruit}
+        assert len(set(numbers)) == len(paths)
+        with Image.open(paths[0]) as image:
+            assert (image.size, image.mode, image.format) == ((64, 64), "RGB", "JPEG")
+
+
+def test_same_bytes_for_a_seed_and_others_for_another(few, tmp_path):
+    first = pictures(sample.draw(tmp_path / "a", size=32, seed=3))
+    again = pictures(sample.draw(tmp_path / "b", size=32, seed=3))
+    other = pictures(sample.draw(tmp_path / "c", size=32, seed=4))
+    assert len(first) == 6 and first == again
+    assert not set(first.values()) & set(other.values())
+
+
+def test_a_picture_does_not_depend_on_how_many_are_drawn(few, tmp_path, monkeypatch):
+    two = pictures(sample.draw(tmp_path / "two", size=32))
+    monkeypatch.setattr(sample, "COUNTS", dict.fromkeys(sample.FIVE, 1))
+    one = pictures(sample.draw(tmp_path / "one", size=32))
+    assert len(one) == 3 and one.items() <= two.items()
+
+
+def test_five_has_all_fruits_and_none_of_the_pictures_of_three(few, tmp_path):
+    five, three = sample.draw(tmp_path / "5", five=True, size=32), sample.draw(tmp_path / "3", size=32)
+    assert {path.name for path in five.iterdir() if path.is_dir()} == set(sample.FIVE)
+    assert not set(pictures(five).values()) & set(pictures(three).values())
+
+
+def test_five_asks_for_a_hundred_lemons_and_pears():
+    assert [sample.COUNTS[fruit] for fruit in sample.FIVE] == [127, 127, 50, 100, 100]
+
+
+def test_a_drawn_folder_is_left_alone(three):
+    before = {path: path.stat().st_mtime_ns for path in three.rglob("*")}
+    assert sample.draw(three, size=64) == three
+    assert {path: path.stat().st_mtime_ns for path in three.rglob("*")} == before
+    assert json.loads((three / "sample.json").read_text())["seed"] == 0
+
+
+@pytest.mark.parametrize("asked", [{"seed": 1, "size": 64}, {"five": True, "size": 64}, {"size": 32}])
+def test_a_folder_with_another_set_is_refused(three, asked):
+    with pytest.raises(InputError, match=r"three: holds .*'seed': 0.*remove it or name another"):
+        sample.draw(three, **asked)
+
+
+def test_a_folder_with_other_files_is_refused_and_kept(tmp_path):
+    (tmp_path / "mine.jpg").write_text("a photo")
+    with pytest.raises(InputError, match="holds other files"):
+        sample.draw(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.jpg"]
+
+
+def test_an_interrupted_draw_leaves_nothing(few, tmp_path):
+    def stop(done, total):
+        if done == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sample.draw(tmp_path / "set", size=32, progress=stop)
+    assert not list(tmp_path.iterdir())
+    assert len(pictures(sample.draw(tmp_path / "set", size=32))) == 6
+
+
+def test_one_who_drew_it_meanwhile_wins(few, tmp_path):
+    def another(done, total):
+        if done == total:
+            sample.draw(tmp_path / "set", size=32)
+
+    sample.draw(tmp_path / "set", size=32, progress=another)
+    assert len(pictures(tmp_path / "set")) == 6 and [path.name for path in tmp_path.iterdir()] == ["set"]
+
+
+def test_progress_counts_every_picture(few, tmp_path):
+    seen = []
+    sample.draw(tmp_path / "set", size=32, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 6) for done in range(1, 7)]
+
+
+@pytest.mark.parametrize(("fruit", "variety"), list(sample.VARIETIES))
+def test_every_variety_shows_a_fruit_that_stands_out(fruit, variety):
+    image = sample.photograph(fruit, np.random.default_rng(5), 64, variety)
+    pixels = np.asarray(image, float)
+    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    far = np.linalg.norm(pixels - np.median(border, axis=0), axis=2) > 40
+    assert 0.05 < far.mean() < 0.9
+
+
+def test_mean_colour_alone_does_not_tell_the_fruit(arrays):
+    pixels, labels = arrays
+    assert accuracy(pixels.mean((1, 2)), labels) < 0.65
+
+
+def test_shape_tells_the_fruit_better_than_colour(arrays):
+    """Histograms of edge directions in a coarse grid (after Dalal and Triggs 2005), grey only."""
+    pixels, labels = arrays
+    down, across = np.gradient(pixels.mean(3), axis=(1, 2))
+    strength = np.hypot(down, across)
+    sector = (np.arctan2(down, across) % np.pi / np.pi * 8).astype(int) % 8
+    edges = np.stack([np.where(sector == k, strength, 0) for k in range(8)], -1)
+    cells = np.sqrt(edges.reshape(len(labels), 8, 8, 8, 8, 8).mean((2, 4)).reshape(len(labels), -1))
+    found = accuracy(cells, labels)
+    assert found > 0.75 and found > accuracy(pixels.mean((1, 2)), labels) + 0.1
