@@ -212,7 +212,8 @@ def results(plan: Sweep, work: dict[str, Run], states: dict) -> pd.DataFrame:
                 "train_seconds": trained["seconds"],
             }
             if run.is_complete(TEST_STAGE):
-                row |= run.read_json("test.json").get("numbers", {})
+                tested = run.read_json("test.json")
+                row |= tested["numbers"] | {"test_backend": tested["shipped"]}
         rows.append(row)
     return pd.DataFrame(rows)
 
@@ -241,25 +242,31 @@ def _print_results(plan: Sweep, sweep_dir: Path, states: dict, chosen: str | Non
     table = pd.read_csv(sweep_dir / "results.csv")
     complete = table[table["state"] == "complete"]
     if len(complete):
-        n = int(complete["n"].iloc[0])
         width = max(map(len, complete["run"]))
-        print(f"\n  {'run':{width}}  macro-F1  accuracy (95 % interval)   on {n} validation photos")
-        for row in complete.sort_values(plan.choose_by, ascending=False, kind="stable").to_dict("records"):
-            interval = f"{row['accuracy']:.3f} ({row['accuracy_low']:.2f}–{row['accuracy_high']:.2f})"
-            mark = "*" if row["run"] == chosen else " "
-            print(
-                f"{mark} {row['run']:{width}}  {row['macro_f1']:8.3f}  {interval:24}   {row['train_seconds']:.0f} s training"
-            )
-        if chosen and "test_accuracy" in table:
-            row = table[table["run"] == chosen].iloc[0]
-            interval = f"{row['test_accuracy']:.3f} (95 % interval {row['test_low']:.2f}–{row['test_high']:.2f})"
-            print(
-                f"\n* chosen on validation; on {int(row['test_n'])} test photos its INT8 file has accuracy {interval}"
-            )
+        photos = f"on {int(complete['n'].iloc[0])} validation photos"
+        print(f"\n  {'run':{width}}  macro-F1  accuracy (95 % interval)  training   {photos}")
+    for row in _best_first(complete, plan, chosen):
+        interval = f"{row['accuracy']:.3f} ({row['accuracy_low']:.2f}–{row['accuracy_high']:.2f})"
+        mark, seconds = "*" if row["run"] == chosen else " ", f"{row['train_seconds']:.0f} s"
+        print(f"{mark} {row['run']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
+    tested = complete[(complete["run"] == chosen) & complete.get("test_n", pd.Series(dtype=float)).notna()]
+    for row in tested.to_dict("records"):
+        judged = f"{row['test_accuracy']:.3f} (95 % interval {row['test_low']:.2f}–{row['test_high']:.2f})"
+        print(
+            f"\n* chosen on validation; its {row['test_backend']} on {row['test_n']:.0f} test photos: accuracy {judged}"
+        )
     for name, state in states.items():
         if state["state"] == "failed":
             print(f"\nfailed: {name}: {state['error']}")
     print(f"\nreport: {runtime.display_path(page)}")
+
+
+def _best_first(table: pd.DataFrame, plan: Sweep, chosen: str | None) -> list[dict]:
+    """Rows from best to worst by the choosing metric, the chosen one before its equals."""
+    if table.empty:
+        return []
+    table = table.assign(_chosen=table["run"] == chosen)
+    return table.sort_values([plan.choose_by, "_chosen"], ascending=False, kind="stable").to_dict("records")
 
 
 SHARES = {"02_train": 0.5, "03_metrics": 0.14, "04_gradcam": 0.17, "05_quantize": 0.19}  # of a small run's time

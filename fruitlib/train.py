@@ -240,7 +240,7 @@ def launch(run: Run, on_epoch: OnEpoch) -> None:
     Whatever ends this call (an error, an interrupted cell) ends the children too.
 
     Raises:
-        RuntimeError: the children failed; the last lines of `train.log` say why.
+        RuntimeError: the children failed; one line says why, and where all they said is.
     """
     processes = run.config.processes
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
@@ -263,10 +263,11 @@ def launch(run: Run, on_epoch: OnEpoch) -> None:
                     print(line, end="", flush=True)
                     on_epoch(run.history())
         if child.wait():
-            tail = (run.path / "train.log").read_text(encoding="utf-8").strip().splitlines()[-30:]
-            raise RuntimeError(
-                "\n".join([f"training in {processes} processes failed (exit code {child.returncode}):", *tail])
-            )
+            said = (run.path / "train.log").read_text(encoding="utf-8")
+            reasons = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
+            where = runtime.display_path(run.path / "train.log")
+            reason = reasons[0] if reasons else f"exit code {child.returncode}"
+            raise RuntimeError(f"training in {processes} processes failed: {reason} (all they said: {where})")
     finally:
         end_tree(child)
         child.stdout.close()
@@ -310,6 +311,9 @@ def main(run_dir: str) -> None:
     try:
         train(runs.open_run(Path(run_dir)), lambda history: None)
         dist.barrier()
+    except Exception as problem:
+        print(f"error: {type(problem).__name__}: {problem}", flush=True)  # found by `launch` among torchrun's own words
+        raise
     finally:
         dist.destroy_process_group()
 
