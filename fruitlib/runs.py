@@ -211,7 +211,7 @@ def create(run_dir: str | os.PathLike, config: Config) -> Run:
     """The run folder for `config`, its `params.yaml` written; results of other knobs are cleared out of it."""
     run = Run(runtime.resolve(run_dir))
     record = {
-        "fruitlib": runtime.versions(),
+        "versions": runtime.versions(),
         "hardware": runtime.hardware(),
         "device": str(runtime.device()),
         "data_fingerprint": splits.record(run.sweep_dir)["fingerprint"],

@@ -1,0 +1,166 @@
+"""A params file executed as a person would: what is complete stays, what fails is told, bad input writes nothing."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from fruitlib import cli, config, runs, sweep
+
+HOME = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory, shapes):
+    """A project folder of its own with the real notebooks, so that tests leave `executed/` alone."""
+    folder = tmp_path_factory.mktemp("house")
+    (folder / "notebooks").symlink_to(HOME / "notebooks")
+    knobs = {"val_per_class": 4, "test_per_class": 4, "image_size": 32, "epochs": 6, "batch_size": 8, "cam_every": 0}
+    knobs |= {"title": "Tiny", "data": str(shapes), "list": [{"lr": 0.003}, {"base_weights": "missing.pt"}]}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(knobs))
+    return folder
+
+
+def fruitlib(house, *arguments, **options) -> subprocess.CompletedProcess:
+    environment = os.environ | {"FRUITLIB_HOME": str(house)}
+    command = [sys.executable, "-m", "fruitlib.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
+
+
+@pytest.fixture(scope="module")
+def swept(house):
+    """The first sweep: one run that goes well and one that cannot."""
+    return fruitlib(house, "sweep", house / "tiny.yaml")
+
+
+def test_one_failure_does_not_stop_the_rest(swept, house):
+    assert swept.returncode == 1
+    table = pd.read_csv(house / "executed" / "tiny" / "results.csv").set_index("run")
+    assert table["state"].to_dict() == {"lr=0.003": "complete", "base_weights=missing.pt": "failed"}
+    assert table.loc["lr=0.003", ["accuracy", "macro_f1", "size_mb_int8", "test_accuracy"]].notna().all()
+    good, bad = (house / "executed" / "tiny" / name for name in ("lr=0.003", "base_weights=missing.pt"))
+    assert {path.stem for path in good.glob("*.ipynb")} == {*sweep.RUN_STAGES, sweep.TEST_STAGE}
+    assert "missing.pt: no such file" in (bad / "02_train.ipynb").read_text()
+
+
+def test_it_tells_what_happened(swept):
+    assert "failed: base_weights=missing.pt: 02_train: InputError: base_weights" in swept.stdout
+    assert "* lr=0.003" in swept.stdout and "chosen on validation" in swept.stdout
+    assert "report: executed/tiny/index.html" in swept.stdout
+    assert swept.stderr == ""
+
+
+def test_the_report_lists_both_and_links_what_is_there(swept, house):
+    page = (house / "executed" / "tiny" / "index.html").read_text()
+    assert "missing.pt: no such file" in page and "lr=0.003" in page
+    assert (house / "executed" / "tiny" / "lr=0.003" / "06_test_accuracy.html").is_file()
+
+
+def test_no_part_written_files_are_left(swept, house):
+    hidden = [p.name for p in (house / "executed").rglob(".*") if p.name != ".lock"]
+    assert hidden == []
+
+
+def test_executed_again_it_repeats_nothing(swept, house):
+    run = house / "executed" / "tiny" / "lr=0.003"
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.suffix in {".ipynb", ".pt", ".onnx"}}
+    again = fruitlib(house, "sweep", house / "tiny.yaml")
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(pd.read_csv(house / "executed" / "tiny" / "test_openings.csv")) == 1
+    assert "* lr=0.003" in again.stdout
+
+
+def test_results_on_other_photos_are_not_overwritten(swept, house, tmp_path):
+    answer = fruitlib(house, "sweep", house / "tiny.yaml", "--data", tmp_path, "--out", "tiny")
+    assert answer.returncode == 2 and "holds results on other photos" in answer.stderr
+    assert "--out" in answer.stderr and len(answer.stderr.splitlines()) == 1
+
+
+def test_killed_outright_and_started_again_it_ends_with_the_same_numbers(swept, house):
+    """The same run as in the undisturbed sweep, its sweep killed in the midst of training."""
+    knobs = yaml.safe_load((house / "tiny.yaml").read_text())
+    (house / "killed.yaml").write_text(yaml.safe_dump(knobs | {"list": [{"lr": 0.003}]}))
+    command = [sys.executable, "-m", "fruitlib.cli", "sweep", str(house / "killed.yaml")]
+    environment = os.environ | {"FRUITLIB_HOME": str(house)}
+    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
+    wait_until((house / "executed" / "killed" / "lr=0.003" / "history.csv").is_file)
+    child.kill()
+    child.wait()
+    assert fruitlib(house, "sweep", house / "killed.yaml").returncode == 0
+    tables = [pd.read_csv(house / "executed" / name / "results.csv").head(1) for name in ("tiny", "killed")]
+    numbers = ["run", "accuracy", "macro_f1", "loss", "best_epoch", "test_accuracy", "int8_agreement"]
+    first, second = (table[numbers].to_dict("records") for table in tables)
+    assert first == second and first[0]["loss"] > 0
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("params", "arguments", "words"),
+    [
+        ("lr: 0.1\nlearning_rat: 3", [], "unknown knob learning_rat"),
+        ("lr: -3", [], "lr = -3"),
+        ("epochs: many", [], "epochs = 'many'"),
+        ("epochs: 1", ["--data", "no such folder"], "no such folder of photos"),
+        ("val_per_class: 900", [], "class bar has 16 photos"),
+    ],
+)
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(house, shapes, tmp_path, params, arguments, words):
+    data = "" if arguments else f"data: {shapes}\n"
+    (tmp_path / "bad.yaml").write_text(f"{data}{params}\n")
+    answer = fruitlib(house, "sweep", tmp_path / "bad.yaml", *arguments)
+    assert answer.returncode == 2
+    assert words in answer.stderr and len(answer.stderr.splitlines()) == 1
+    assert not (house / "executed" / "bad").exists()
+
+
+def test_missing_params_file_and_unknown_command(house):
+    assert fruitlib(house, "sweep", "nothing.yaml").returncode == 2
+    assert fruitlib(house, "swep").returncode == 2
+
+
+def test_parameters_follow_the_notebooks_cell():
+    cfg = config.make({"lr": 0.5, "weight_decay": 0.3, "data": "sample5"})
+    found = sweep.parameters(HOME / "notebooks" / "02_train.ipynb", cfg, {"run_dir": "x"})
+    assert found["lr"] == 0.5 and found["run_dir"] == "x" and found["overrides"] == {"weight_decay": 0.3}
+    found = sweep.parameters(HOME / "notebooks" / "03_metrics.ipynb", cfg, {"run_dir": "x"})
+    assert found == {"run_dir": "x"}
+
+
+def test_the_choice_is_the_best_on_validation_ties_to_the_lower_loss(tmp_path):
+    numbers = {"a": (0.9, 0.5), "b": (0.95, 0.4), "c": (0.95, 0.2), "d": (0.99, 0.1)}
+    work = {}
+    for name, (score, loss) in numbers.items():
+        work[name] = runs.Run(tmp_path / name)
+        work[name].path.mkdir()
+        (work[name].path / "metrics.json").write_text(json.dumps({"macro_f1": score, "loss": loss}))
+    states = {name: {"state": "complete"} for name in "abc"} | {"d": {"state": "failed"}}
+    plan = config.Sweep("s", "s", "t", "chosen", "macro_f1", config.Config(), {}, {})
+    assert sweep.choose(plan, work, states) == "c"
+    assert sweep.choose(plan, work, {name: {"state": "failed"} for name in work}) is None
+
+
+def test_sweeps_on_other_photos_get_a_folder_of_their_own():
+    plan = config.Sweep("demo", "s", "t", "chosen", "macro_f1", config.Config(), {}, {})
+    assert sweep.sweep_name(plan, None) == "demo"
+    assert sweep.sweep_name(plan, "/photos/my fruit") == "demo-my fruit"
+
+
+def test_interrupt_is_one_line_and_exit_code_130(monkeypatch, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(sweep, "sweep", interrupted)
+    assert cli.main(["sweep", "x.yaml"]) == 130
+    assert "Run the same command again" in capsys.readouterr().err
