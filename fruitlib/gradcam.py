@@ -21,6 +21,7 @@ from torch.nn.functional import interpolate
 
 from fruitlib.runtime import InputError, display_path, replacing
 
+LUMA = np.array([0.299, 0.587, 0.114])  # brightness of red, green, blue: ITU-R BT.601
 NOISE = 1e-6  # float32 holds 7 digits, so a peak this small beside the terms it sums is their rounding
 
 
@@ -211,18 +212,19 @@ def _checked_targets(targets, n: int) -> np.ndarray:
     return targets.astype(np.int64)
 
 
-def overlay(image: np.ndarray, heatmap: np.ndarray, alpha: float = 0.5) -> np.ndarray:
-    """`image` (H, W, 3) in [0, 1] under `heatmap` (h, w) in [0, 1], as uint8 (H, W, 3).
+def overlay(image: np.ndarray, heatmap: np.ndarray, alpha: float = 0.7) -> np.ndarray:
+    """`image` (H, W, 3) in [0, 1], in grey, under `heatmap` (h, w) in [0, 1], as uint8 (H, W, 3).
 
     Colours are matplotlib's inferno, perceptually uniform and readable to the colour-blind. Heat is also the
-    opacity, `alpha` at the hottest place, so cold regions stay photograph.
+    opacity, `alpha` at the hottest place. The photo is grey, as heat would not show on red and yellow fruit.
     """
     if image.ndim != 3 or image.shape[2] != 3 or heatmap.ndim != 2:
         raise InputError(f"overlay: shapes {image.shape} and {heatmap.shape}; give (H, W, 3) and (h, w)")
     heat = torch.from_numpy(np.ascontiguousarray(heatmap, np.float32))[None, None]
     heat = interpolate(heat, image.shape[:2], mode="bilinear")[0, 0].clamp(0, 1).numpy()
     opacity = alpha * heat[..., None]
-    mixed = (1 - opacity) * image + opacity * matplotlib.colormaps["inferno"](heat)[..., :3]
+    grey = (image @ LUMA)[..., None]
+    mixed = (1 - opacity) * grey + opacity * matplotlib.colormaps["inferno"](heat)[..., :3]
     return np.rint(255 * mixed.clip(0, 1)).astype(np.uint8)
 
 

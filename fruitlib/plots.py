@@ -201,8 +201,8 @@ def feature_maps(maps: dict[str, np.ndarray], photo: np.ndarray, title: str) -> 
         line[0].text(0.9, 0.5, text, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
         for ax, channel in zip(line[1:], channels, strict=False):
             ax.imshow(channel, cmap="viridis")
-    axes[0, 0].texts[0].set_position((0.9, -0.25))
     axes[0, 0].imshow(photo)
+    axes[0, 0].texts[0].set(position=(0.5, -0.05), ha="center", va="top")  # the photo has the first cell
     figure.suptitle(title, fontweight="bold", fontsize=12)
     figure.tight_layout(h_pad=0.3, w_pad=0.3)
     return figure

@@ -139,9 +139,14 @@ def execute(stage: str, output: Path, config: Config, **places: str) -> None:
     try:
         with warnings.catch_warnings(), _private_sockets() as settings:
             warnings.simplefilter("ignore")
-            injected = parameters(source, config, places)
             papermill.execute_notebook(
-                source, partial, injected, progress_bar=False, start_timeout=120, config=settings
+                source,
+                partial,
+                parameters(source, config, places),
+                progress_bar=False,
+                start_timeout=120,
+                config=settings,
+                extra_arguments=["--IPKernelApp.log_level=50"],  # its own log would mix with the progress line
             )
     except papermill.PapermillExecutionError as problem:
         raise NotebookFailed(f"{stage}: {problem.ename}: {_first_line(problem.evalue)}") from None
@@ -343,9 +348,8 @@ class Progress:
         if run is not None and stage == "02_train" and (run.path / "history.csv").is_file():
             with contextlib.suppress(OSError, pd.errors.ParserError, pd.errors.EmptyDataError):
                 history = run.history()
-                parts.append(
-                    f"epoch {len(history)}/{run.config.epochs}, macro-F1 {history['val_macro_f1'].iloc[-1]:.2f}"
-                )
+                score = history["val_macro_f1"].iloc[-1]
+                parts.append(f"epoch {len(history)}/{run.config.epochs}, macro-F1 {score:.2f}")
                 share += SHARES[stage] * len(history) / run.config.epochs
         done = (len(self.finished) + share) / len(self.names)
         parts.append(f"{_clock(elapsed)} gone" + (f", {_clock(elapsed / done - elapsed)} left" if done > 0.02 else ""))

@@ -339,9 +339,10 @@ def test_feature_maps_are_the_strongest_channels_strongest_first():
 # ---- pictures and files ----
 
 
-def test_overlay_keeps_cold_regions_photograph():
+def test_overlay_keeps_cold_regions_photograph_in_grey():
     image = np.random.default_rng(0).random((32, 48, 3))
-    photo = np.rint(255 * image).astype(np.uint8)
+    grey = image @ np.array([0.299, 0.587, 0.114])
+    photo = np.rint(255 * np.repeat(grey[..., None], 3, axis=2)).astype(np.uint8)
     assert np.array_equal(gradcam.overlay(image, np.zeros((4, 4))), photo)
     heat = np.zeros((4, 6))
     heat[:, :2] = 1
@@ -351,6 +352,13 @@ def test_overlay_keeps_cold_regions_photograph():
     hottest = np.array([252, 255, 164])  # inferno's upper end
     assert np.abs(mixed[:, :8] - (0.5 * photo[:, :8] + 0.5 * hottest)).max() <= 1
     assert np.abs(gradcam.overlay(image, np.ones((1, 1)), alpha=1) - hottest).max() <= 1
+
+
+def test_central_share_of_planted_heat():
+    spot, even = np.zeros((2, 16, 16)), np.ones((3, 16, 16))
+    spot[:, 6:9, 7] = 1
+    assert gradcam.central_share(spot) == 1 and gradcam.central_share(even) == 0.25
+    assert np.isnan(gradcam.central_share(np.zeros((1, 8, 8))))
 
 
 def test_overlay_refuses_other_shapes():

@@ -99,9 +99,7 @@ def test_a_failing_process_is_reported_and_leaves_nothing_behind(make_run):
 def test_an_interrupt_ends_every_process(make_run):
     """Ctrl-C (or the stop button) while two workers train: none of them, nor torchrun, is left."""
     run = make_run(processes=2, epochs=100000)
-    code = f"from fruitlib import runs, train; train.fit(runs.open_run({str(run.path)!r}))"
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    family = wait_for_workers(child, run)
+    child, family = start_training(run)
     child.send_signal(signal.SIGINT)
     assert child.wait(timeout=30) != 0
     _, alive = psutil.wait_procs(family, timeout=10)
@@ -113,15 +111,24 @@ def test_an_interrupt_ends_every_process(make_run):
 @pytest.mark.parametrize("agent_too", [False, True])
 def test_workers_leave_when_what_started_them_is_killed_outright(make_run, agent_too):
     run = make_run(processes=2, epochs=100000)
-    code = f"from fruitlib import runs, train; train.fit(runs.open_run({str(run.path)!r}))"
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    family = wait_for_workers(child, run)
+    child, family = start_training(run)
     child.kill()
     child.wait()
     if agent_too:
         next(process for process in family if "torch.distributed.run" in process.cmdline()).kill()
     _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []
+
+
+def start_training(run) -> tuple[subprocess.Popen, list[psutil.Process]]:
+    """`train.fit` in a process of its own; returns it, and torchrun's agent and workers below it."""
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
+        "from fruitlib import runs, train; train.fit(runs.open_run(sys.argv[1]))"
+    )
+    command = [sys.executable, "-c", code, str(run.path)]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return child, wait_for_workers(child, run)
 
 
 def children() -> set[int]:
