@@ -1,8 +1,8 @@
-# make demo | test | lab | bench | help.  The first use makes .venv and installs the locked versions into it.
+# make demo | test | lab | example | help.  The first use makes .venv and installs the locked versions into it.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lab lint bench help
+.PHONY: demo test lab example help
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -17,8 +17,11 @@ test: .venv/installed ## every test
 lab: .venv/installed ## JupyterLab on the numbered notebooks
 	@$(BIN)/jupyter lab notebooks/01_split.ipynb
 
-bench: .venv/installed ## measurements; the last line of each is JSON
-	@for file in tests/benchmarks/*.py; do $(BIN)/python $$file || exit 1; done
+example: demo ## the demo's report as kept in git, executed/example (pages and tables, no models)
+	@rm -rf executed/example/*/ executed/example/*.html executed/example/*.csv executed/example/*.json
+	@cd executed/demo && find . \( -name '*.html' -o -name '*.css' -o -name results.csv -o -name sweep.json \) \
+		-exec cp --parents {} ../example/ \;
+	@echo "executed/example holds the demo's report; README.md quotes its results.csv"
 
 # Bytecode is compiled at once: without it every notebook pays for it again where Python may not write it.
 .venv/installed: pyproject.toml requirements.lock

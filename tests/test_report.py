@@ -1,6 +1,7 @@
 """The offline site: what the pages say, that they need nothing from elsewhere, and that no input breaks them."""
 
 import base64
+import io
 import json
 import re
 from html.parser import HTMLParser
@@ -8,9 +9,11 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import nbformat
+import numpy as np
 import pandas as pd
 import pytest
 from nbformat import v4
+from PIL import Image
 
 from fruitlib import report
 from fruitlib.runtime import InputError
@@ -309,3 +312,19 @@ def test_a_folder_that_is_no_sweep_is_refused(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         report.build(tmp_path)
     assert not list(tmp_path.glob("*.html"))
+
+
+def test_a_large_png_becomes_a_small_webp_that_looks_the_same():
+    noise = np.random.default_rng(0).integers(0, 40, (150, 200, 3), dtype=np.uint8)
+    noise[:, 100:] += 200
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "PNG")
+    content = base64.b64encode(buffer.getvalue()).decode()
+    assert len(content) > report.LARGE
+    mime, lighter = report._lighter("image/png", content)
+    shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(lighter))), dtype=float)
+    assert mime == "image/webp" and len(lighter) < len(content) / 2
+    assert (
+        abs(shown[:, :95].mean() - noise[:, :95].mean()) < 4 and abs(shown[:, 105:].mean() - noise[:, 105:].mean()) < 4
+    )
+    assert report._lighter("image/png", PNG) == ("image/png", PNG)

@@ -1,0 +1,81 @@
+"""README.md tells the truth: its table is the example's, its tree is the tree, its commands exist."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import pandas as pd
+import yaml
+
+from fruitlib import config
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+EXAMPLE = ROOT / "executed" / "example"
+
+
+def rows(results: pd.DataFrame) -> list[str]:
+    """The README's table, from `results.csv`: best first, the chosen run with its test result."""
+    table = results.sort_values(["macro_f1", "test_n"], ascending=False, kind="stable")
+    lines = []
+    for row in table.to_dict("records"):
+        validation = f"{row['accuracy']:.3f} ({row['accuracy_low']:.2f}–{row['accuracy_high']:.2f})"
+        tested = row["test_n"] > 0
+        test = (
+            f"**{row['test_accuracy']:.3f}** ({row['test_low']:.2f}–{row['test_high']:.2f})" if tested else "not opened"
+        )
+        lines.append(f"| {row['run'].replace(',', ', ')} | {row['macro_f1']:.3f} | {validation} | {test} |")
+    return lines
+
+
+def test_the_results_table_is_the_examples():
+    expected = rows(pd.read_csv(EXAMPLE / "results.csv"))
+    found = [line for line in README.splitlines() if line.startswith("| lr=")]
+    assert found == expected
+
+
+def test_the_example_is_what_the_demo_says():
+    plan = config.read_params(ROOT / "params" / "demo.yaml")
+    assert set(pd.read_csv(EXAMPLE / "results.csv")["run"]) == set(plan.runs)
+
+
+def test_the_tree_names_every_module_and_notebook_and_nothing_else():
+    tree = README.split("## What is where")[1].split("```")[1]
+    named = set(re.findall(r"^  (\w+) ", tree, flags=re.MULTILINE))
+    there = {path.stem for path in (ROOT / "fruitlib").glob("*.py")} - {"__init__"}
+    assert named == there | {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+
+
+def test_every_local_link_leads_somewhere():
+    links = re.findall(r"\]\(([^)]+)\)", README)
+    assert links and all((ROOT / link).exists() for link in links if "://" not in link)
+
+
+def test_the_params_example_is_valid(tmp_path):
+    text = README.split("```yaml")[1].split("```")[0]
+    (tmp_path / "story.yaml").write_text(text)
+    assert len(config.read_params(tmp_path / "story.yaml").runs) == 9
+    assert yaml.safe_load(text)["title"]
+
+
+class Addresses(HTMLParser):
+    def __init__(self, page: Path):
+        super().__init__()
+        self.found = []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attributes):
+        self.found += [value for name, value in attributes if name in ("src", "href") and value]
+
+
+def test_the_example_works_from_a_folder_without_network():
+    pages = list(EXAMPLE.rglob("*.html"))
+    assert len(pages) >= 18
+    for page in pages:
+        for address in Addresses(page).found:
+            if address.startswith("data:") or address.startswith("#"):
+                continue
+            parts = urlsplit(address)
+            assert not parts.scheme and not parts.netloc, f"{page}: {address}"
+            assert (page.parent / unquote(parts.path)).exists(), f"{page}: {address}"
