@@ -18,9 +18,10 @@ lab: .venv/installed ## JupyterLab on the numbered notebooks
 	@$(BIN)/jupyter lab notebooks/01_split.ipynb
 
 example: demo ## the demo's report as kept in git, executed/example (pages and tables, no models)
+	@mkdir -p executed/example
 	@rm -rf executed/example/*/ executed/example/*.html executed/example/*.csv executed/example/*.json
-	@cd executed/demo && find . \( -name '*.html' -o -name '*.css' -o -name results.csv -o -name sweep.json \) \
-		-exec cp --parents {} ../example/ \;
+	@cd executed/demo && find . -name '*.html' -o -name '*.css' -o -name results.csv -o -name sweep.json | \
+		tar cf - -T - | tar xf - -C ../example
 	@echo "executed/example holds the demo's report; README.md quotes its results.csv"
 
 # Bytecode is compiled at once: without it every notebook pays for it again where Python may not write it.
