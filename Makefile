@@ -15,7 +15,7 @@ test: .venv/installed ## every test
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lab: .venv/installed ## JupyterLab on the numbered notebooks
-	@$(BIN)/jupyter lab notebooks/01_split.ipynb
+	@$(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks/01_split.ipynb
 
 example: demo ## the demo's report as kept in git, executed/example (pages and tables, no models)
 	@mkdir -p executed/example

@@ -17,6 +17,12 @@ def main(arguments: list[str] | None = None) -> int:
     except InputError as problem:
         print(f"fruitlib: {problem}", file=sys.stderr)
         return 2
+    except NotADirectoryError as problem:
+        print(f"fruitlib: {problem.filename}: is a file where a folder is needed", file=sys.stderr)
+        return 2
+    except (PermissionError, FileExistsError) as problem:
+        print(f"fruitlib: {problem.filename}: {problem.strerror}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("\nfruitlib: stopped. Run the same command again: what is complete is kept.", file=sys.stderr)
         return 130
@@ -47,6 +53,8 @@ def _sweep(options: argparse.Namespace) -> int:
     from fruitlib.sweep import sweep
 
     data = options.data
+    if data is not None and not data.strip():
+        raise InputError("--data is empty: name a folder of class folders")
     if data and data not in intake.SAMPLES:
         data = os.path.abspath(os.path.expanduser(data))  # as typed: from where the person stands, not from home()
     return sweep(options.params, data, options.out)

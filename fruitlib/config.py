@@ -42,7 +42,7 @@ class Config(BaseModel):
     weight_decay: float = Field(0.0001, ge=0, le=1, description="L2 penalty (adam, sgd) or decoupled decay (adamw)")
     scheduler: Literal["step", "exponential", "cosine"] = Field("cosine", description="step | exponential | cosine")
     batch_size: int = Field(16, ge=2, le=65536, description="images per optimizer step, over all processes")
-    seed: int = Field(0, ge=0, description="initial weights, order of photos, augmentation")
+    seed: int = Field(0, ge=0, le=2**32 - 1, description="initial weights, order of photos, augmentation")
     epochs: int = Field(20, ge=1, le=100000, description="passes over the training photos")
     loss: Literal["ce", "focal", "mix"] = Field("ce", description="ce | focal | mix")
     focal_ratio: float = Field(0.5, ge=0, le=1, description="share of focal loss in mix")
@@ -155,8 +155,10 @@ def read_params(path: Path, knobs: dict[str, Any] | None = None) -> Sweep:
         run_config = make({**fixed, **combination}, str(path))
         differing = {name: getattr(run_config, name) for name in sorted(combination)}
         name = run_name(differing)
-        if name in runs:
+        if run_config in runs.values():
             raise InputError(f"{path}: the combination {name} is given twice: remove one")
+        if name in runs:  # two values that read alike as a folder's name
+            name = f"{name}-{fingerprint(differing)}"
         runs[name], differs[name] = run_config, differing
     return Sweep(
         name=path.stem,
@@ -181,7 +183,15 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}{where}: not valid YAML ({getattr(problem, 'problem', problem)})") from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: expected 'knob: value' lines")
+    _check_names(content, path)
     return content
+
+
+def _check_names(mapping: dict, path: Path) -> None:
+    """Names are text; YAML reads an unquoted `on`, `yes` or `1` as something else."""
+    for name in mapping:
+        if not isinstance(name, str):
+            raise InputError(f"{path}: {name!r} is no knob; params/base.yaml lists them all")
 
 
 def _choice(meta: dict, key: str, allowed: tuple[str, ...], path: Path) -> str:
@@ -198,6 +208,8 @@ def _combinations(meta: dict, path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: grid maps each knob to a list of values, as in 'lr: [0.001, 0.0003]'")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise InputError(f"{path}: list holds one 'knob: value' mapping per run")
+    for mapping in (grid, *entries):
+        _check_names(mapping, path)
     if fixed_by_split := {*grid, *itertools.chain(*entries)} & set(SPLIT_KNOBS):
         raise InputError(f"{path}: {min(fixed_by_split)} cannot differ within a sweep (its runs share one split)")
     rows = itertools.product(*grid.values())
@@ -206,9 +218,7 @@ def _combinations(meta: dict, path: Path) -> list[dict[str, Any]]:
 
 def run_name(differing: dict[str, Any]) -> str:
     """A folder name made of what differs, as in `lr=0.001,optimizer=adam`; `run` when nothing does."""
-    parts = (
-        f"{name}={value:g}" if isinstance(value, float) else f"{name}={value}" for name, value in differing.items()
-    )
+    parts = (f"{name}={value}" for name, value in differing.items())
     name = re.sub(r"[^\w=,.+-]+", "_", ",".join(parts)) or "run"
     return name if len(name) <= 120 else f"{name[:107]}-{fingerprint(differing)}"
 

@@ -241,15 +241,21 @@ def test(run: Run) -> pd.DataFrame:
     """Open the test photos and write `predictions_test.csv`: torch, fp32 and INT8, each on every photo.
 
     The opening is recorded first. Where the same model has been tested already, its predictions are read instead.
+
+    Raises:
+        InputError: the ONNX files are missing, or not those of this model; a test photo does not open.
     """
-    identity = run.identity("test")
-    if run.read_json("test.json").get("identity") == identity:
+    if run.is_complete("test"):
         print("tested already; predictions read from predictions_test.csv, the photos stay closed")
         return run.predictions("test")
-    rows = run.rows("test")
+    if not run.is_complete("export"):
+        raise InputError(f"{display_path(run.path)}: no ONNX files of this model; execute 05_quantize first")
+    identity, rows = run.identity("test"), run.rows("test")
     run.record_test_opening(len(rows))
     model, _ = models.restore(run.path / "best.pt")
     photos = images.to_array(images.of(run, "test").images)
     logits = {"torch": run_torch(model, photos)}
     logits |= {name: run_onnx(run.path / f"model.{name}.onnx", photos) for name in ("fp32", "int8")}
-    return run.write_predictions("test", {name: metrics.softmax(values) for name, values in logits.items()}, rows)
+    table = run.write_predictions("test", {name: metrics.softmax(values) for name, values in logits.items()}, rows)
+    run.complete("test", identity)
+    return table

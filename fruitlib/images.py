@@ -87,13 +87,13 @@ def to_pictures(images: torch.Tensor) -> np.ndarray:
 
 
 def batches(count: int, batch_size: int, seed: int, epoch: int) -> list[torch.Tensor]:
-    """An epoch's shuffled batches of indexes. A remainder under half a batch joins the batch before it.
+    """An epoch's shuffled batches of indexes. A remainder under half a batch, or under 3, joins the batch before it.
 
     So no photo is left out, no step rests on one or two photos, and every process has a share of every batch.
     """
     order = torch.randperm(count, generator=_generator(seed, epoch, 0))
     parts = list(order.split(batch_size))
-    if len(parts) > 1 and 2 * len(parts[-1]) < batch_size:
+    if len(parts) > 1 and len(parts[-1]) < max(3, batch_size / 2):
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
 

@@ -6,10 +6,12 @@ divided between training and judging. Test photos of a predefined split are list
 """
 
 import hashlib
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps
 
@@ -17,7 +19,7 @@ from fruitlib import runtime, sample
 from fruitlib.runtime import InputError
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
-PREDEFINED = {"training": "train", "train": "train", "validation": "val", "val": "val", "test": "test"}
+PREDEFINED = {"training": "train", "train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
 SAMPLES = {"sample": False, "sample5": True}
 COLUMNS = ["path", "label", "group", "split", "status", "reason", "width", "height", "sha256"]
 
@@ -44,16 +46,29 @@ def scan(folder: Path) -> tuple[pd.DataFrame, int]:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of photos; data names a folder of class folders, or sample")
-    parts = {PREDEFINED[d.name.lower()]: d for d in _subfolders(folder) if d.name.lower() in PREDEFINED}
-    if not {"train", "test"} <= parts.keys():
-        parts = {"": folder}
-    rows, passed_over = [], 0
-    for split, part in parts.items():
+    rows, passed_over = [], sum(1 for entry in folder.iterdir() if not entry.is_dir())
+    for split, part in _parts(folder).items():
         found, others = _scan_classes(part, folder, split)
         rows, passed_over = rows + found, passed_over + others
+    for path, *_ in rows:
+        if not path.isascii() and path.encode(errors="replace").decode() != path:
+            raise InputError(f"{folder}: the file name {path!a} is not valid UTF-8: rename the file")
     frame = pd.DataFrame(rows, columns=COLUMNS[:4]).sort_values("path", ignore_index=True)
     _check_classes(frame, folder)
     return frame, passed_over
+
+
+def _parts(folder: Path) -> dict[str, Path]:
+    """The parts of a predefined split by name, or the folder itself under the name "" where there is none."""
+    subfolders = _subfolders(folder)
+    named = [(PREDEFINED[d.name.lower()], d) for d in subfolders if d.name.lower() in PREDEFINED]
+    if not named:
+        return {"": folder}
+    parts = dict(named)
+    if len(parts) < len(named) or len(named) < len(subfolders) or "train" not in parts or len(parts) == 1:
+        names = ", ".join(d.name for d in subfolders)
+        raise InputError(f"{folder}: a division into parts needs one train and one test (or val) folder, found {names}")
+    return parts
 
 
 def _subfolders(folder: Path) -> list[Path]:
@@ -64,7 +79,8 @@ def _scan_classes(part: Path, folder: Path, split: str) -> tuple[list[tuple], in
     """Rows of the class folders in one part of the data, and a count of files that are no photos."""
     rows, passed_over = [], 0
     for class_folder in _subfolders(part):
-        files = [f for f in sorted(class_folder.rglob("*")) if f.is_file()]
+        walk = os.walk(class_folder, followlinks=True)
+        files = sorted(Path(place) / name for place, _, names in walk for name in names)
         visible = [f for f in files if not any(p.startswith(".") for p in f.relative_to(part).parts)]
         photos = [f for f in visible if f.suffix.lower() in SUFFIXES]
         passed_over += len(files) - len(photos)
@@ -125,4 +141,7 @@ def _reason(path: Path, problem: Exception) -> str:
 def open_photo(path: Path) -> Image.Image:
     """One photo as RGB, upright (EXIF orientation applied), fully decoded."""
     with Image.open(path) as photo:
-        return ImageOps.exif_transpose(photo).convert("RGB")
+        upright = ImageOps.exif_transpose(photo)
+        if upright.mode.startswith("I;16"):  # convert would clip 16 bits to white
+            upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+        return upright.convert("RGB")

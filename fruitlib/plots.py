@@ -22,6 +22,7 @@ def use_style() -> None:
     sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
     fonts = ["Noto Sans CJK KR", "NanumGothic", "Malgun Gothic", "AppleGothic"]  # class names may be Korean
     plt.rcParams.update({"figure.dpi": 90, "savefig.dpi": 110, "axes.titleweight": "bold", "axes.titlesize": 12})
+    plt.rcParams["text.parse_math"] = False  # a $ in a class name is a $
     plt.rcParams["font.family"] = ["DejaVu Sans", *[name for name in fonts if _installed(name)]]
 
 

@@ -28,23 +28,25 @@ from fruitlib.runtime import InputError
 
 @dataclass(frozen=True)
 class Stage:
-    """What a stage's result depends on: knobs, modules, the stage before it; and the notebook, if it is one."""
+    """What a stage's result depends on: knobs, modules, the stage before it, its notebook; and the files it leaves."""
 
     knobs: tuple[str, ...] = ()
     modules: tuple[str, ...] = ()
     after: str = ""
+    outputs: tuple[str, ...] = ()
     notebook: bool = False
 
 
+RECIPE = ("intake", "images", "models", "losses", "metrics", "train")  # gradcam keeps pictures, but changes no weight
 STAGES = {
-    "train": Stage(configs.TRAIN_KNOBS, ("images", "models", "losses", "train")),
-    "export": Stage(configs.EXPORT_KNOBS, ("export",), after="train"),
-    "test": Stage((), (), after="export"),
-    "02_train": Stage((), ("plots", "widgets"), after="train", notebook=True),
-    "03_metrics": Stage((), ("metrics", "plots"), after="train", notebook=True),
-    "04_gradcam": Stage((), ("gradcam", "plots", "widgets"), after="train", notebook=True),
-    "05_quantize": Stage((), ("metrics", "plots"), after="export", notebook=True),
-    "06_test_accuracy": Stage((), ("metrics", "plots"), after="test", notebook=True),
+    "train": Stage(configs.TRAIN_KNOBS, RECIPE, outputs=("best.pt", "history.csv", "predictions_val.csv")),
+    "export": Stage(configs.EXPORT_KNOBS, ("export",), "train", ("model.fp32.onnx", "model.int8.onnx")),
+    "test": Stage(after="export", outputs=("predictions_test.csv",)),
+    "02_train": Stage(modules=("plots", "widgets"), after="train", notebook=True),
+    "03_metrics": Stage(modules=("plots",), after="train", outputs=("metrics.json",), notebook=True),
+    "04_gradcam": Stage(modules=("gradcam", "plots", "widgets"), after="train", notebook=True),
+    "05_quantize": Stage(modules=("plots",), after="export", outputs=("export.json",), notebook=True),
+    "06_test_accuracy": Stage(modules=("plots",), after="test", outputs=("test.json",), notebook=True),
 }
 
 
@@ -77,6 +79,11 @@ class Run:
         return splits.read(self.sweep_dir)
 
     @cached_property
+    def data_fingerprint(self) -> str:
+        """Changes when a photo, a label or the split does."""
+        return splits.fingerprint(self.manifest)
+
+    @cached_property
     def class_names(self) -> list[str]:
         """Class names in the order of logits and of `p_` columns."""
         return splits.record(self.sweep_dir)["class_names"]
@@ -96,7 +103,7 @@ class Run:
         path = self.path / f"predictions_{split}.csv"
         if not path.is_file():
             raise InputError(f"{runtime.display_path(path)}: not there yet; execute 02_train on this run first")
-        return pd.read_csv(path, dtype={"label": str, "predicted": str})
+        return pd.read_csv(path, dtype={"label": str, "predicted": str}, keep_default_na=False)
 
     def probs(self, predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities (n, C) and class indexes (n,) of a predictions table."""
@@ -127,9 +134,10 @@ class Run:
     def record_test_opening(self, photos: int) -> None:
         """Write down that the test photos are about to be looked at."""
         row = {"time": datetime.now().isoformat(timespec="seconds"), "run": self.name, "photos": photos}
-        before = self.test_openings().to_dict("records")
-        with runtime.replacing(self.sweep_dir / "test_openings.csv") as partial:
-            pd.DataFrame([*before, row]).to_csv(partial, index=False)
+        with FileLock(self.sweep_dir / ".openings.lock"):  # runs tested side by side share this file
+            before = self.test_openings().to_dict("records")
+            with runtime.replacing(self.sweep_dir / "test_openings.csv") as partial:
+                pd.DataFrame([*before, row]).to_csv(partial, index=False)
 
     def read_json(self, name: str) -> dict:
         """A JSON file of this run, such as `metrics.json`; empty when it is not there."""
@@ -139,15 +147,17 @@ class Run:
     def identity(self, stage: str) -> str:
         """The fingerprint this stage's result would have if it were made now."""
         spec = STAGES[stage]
-        parts = [{name: getattr(self.config, name) for name in spec.knobs}, *map(_source, spec.modules)]
+        parts = [{name: getattr(self.config, name) for name in spec.knobs}, *map(module_source, spec.modules)]
         if spec.after:
             parts.append(self.identity(spec.after))
         else:
-            parts.append(splits.record(self.sweep_dir)["fingerprint"])
+            parts.append(self.data_fingerprint)
             if self.config.base_weights and (weights := runtime.resolve(self.config.base_weights)).is_file():
                 parts.append(weights)
+        if stage == "test":
+            parts.append(splits.sealed_files(self.config, self.manifest))
         if spec.notebook:
-            parts.append(notebook_path(stage))
+            parts.append(notebook_source(stage))
         return runtime.fingerprint(*parts)
 
     def record(self, stage: str) -> dict:
@@ -155,8 +165,11 @@ class Run:
         return self.read_json(f"stages/{stage}.json")
 
     def is_complete(self, stage: str) -> bool:
-        """Whether the stage was completed with today's knobs, sources and data."""
-        return self.record(stage).get("identity") == self.identity(stage)
+        """Whether the stage was completed with today's knobs, sources and data, and its files are there."""
+        spec = STAGES[stage]
+        outputs = (*spec.outputs, *([f"{stage}.ipynb"] if spec.notebook else []))
+        there = all((self.path / name).is_file() for name in outputs)
+        return there and self.record(stage).get("identity") == self.identity(stage)
 
     def complete(self, stage: str, identity: str, **facts) -> None:
         """Record the stage as complete under the identity taken *before* its work began."""
@@ -196,39 +209,52 @@ def mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
 
 
 def open_run(run_dir: str | os.PathLike) -> Run:
-    """The run in this folder.
+    """The trained run in this folder.
 
     Raises:
-        InputError: there is none yet.
+        InputError: there is none yet, or its photos are divided otherwise by now, so that photos it has learnt from
+            might judge it.
     """
     run = Run(runtime.resolve(run_dir))
-    if not (run.path / "params.yaml").is_file():
-        raise InputError(f"{run_dir}: no run here yet; execute 02_train first, or name another run_dir")
+    if not run.record("train"):
+        raise InputError(f"{run_dir}: no trained run here yet; execute 02_train first, or name another run_dir")
+    if run.record("train")["data_fingerprint"] != run.data_fingerprint:
+        raise InputError(f"{run_dir}: the photos or their split changed after training; execute 02_train again")
     return run
 
 
 def create(run_dir: str | os.PathLike, config: Config) -> Run:
-    """The run folder for `config`, its `params.yaml` written; results of other knobs are cleared out of it."""
-    run = Run(runtime.resolve(run_dir))
-    record = {
-        "versions": runtime.versions(),
-        "hardware": runtime.hardware(),
-        "device": str(runtime.device()),
-        "data_fingerprint": splits.record(run.sweep_dir)["fingerprint"],
-    }
-    params = {"knobs": config.model_dump(), "record": record}
-    runtime.write_text(run.path / "params.yaml", yaml.safe_dump(params, sort_keys=False, allow_unicode=True))
+    """The run folder for `config`. Results of other training knobs, photos or code are cleared out of it.
+
+    What is trained already keeps the record of what it was trained on.
+
+    Raises:
+        Busy: another process works on this run.
+    """
+    run = Run(runtime.resolve(run_dir), config)
+    with run.locked():
+        if run.is_complete("train") and (run.path / "params.yaml").is_file():
+            record = run.params["record"]
+        else:
+            clear(run)
+            record = {
+                "versions": runtime.versions(),
+                "hardware": runtime.hardware(),
+                "device": str(runtime.device()),
+                "data_fingerprint": run.data_fingerprint,
+            }
+        params = {"knobs": config.model_dump(), "record": record}
+        runtime.write_text(run.path / "params.yaml", yaml.safe_dump(params, sort_keys=False, allow_unicode=True))
     return Run(run.path)
 
 
 def clear(run: Run) -> None:
-    """Remove what an earlier training left, so that no file of it can be taken for the new one's."""
-    for name in ("stages", "cams"):
+    """Remove what an earlier training left, so that no file or page of it can be taken for the new one's."""
+    for name in ("stages", "cams", "figures"):
         shutil.rmtree(run.path / name, ignore_errors=True)
-    kept = {"params.yaml", ".lock"}
-    for path in run.path.iterdir():
-        if path.is_file() and path.name not in kept and path.suffix != ".ipynb":
-            path.unlink()
+    patterns = ["*.csv", "*.json", "*.pt", "*.onnx", "*.log", *(f"{stage}.*" for stage in STAGES)]
+    for path in [path for pattern in patterns for path in run.path.glob(pattern)]:
+        path.unlink()
 
 
 def notebook_path(stage: str) -> Path:
@@ -236,7 +262,13 @@ def notebook_path(stage: str) -> Path:
     return runtime.home() / "notebooks" / f"{stage}.ipynb"
 
 
-def _source(module: str) -> bytes:
+def notebook_source(stage: str) -> list[str]:
+    """The text of its cells; outputs and counts, which JupyterLab saves too, change no result."""
+    cells = json.loads(notebook_path(stage).read_text(encoding="utf-8"))["cells"]
+    return ["".join(cell["source"]) for cell in cells]
+
+
+def module_source(module: str) -> bytes:
     """A module's code without comments and docstrings, whose change changes no result."""
     tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
     for node in ast.walk(tree):

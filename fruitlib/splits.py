@@ -18,8 +18,8 @@ SPLITS = ("train", "val", "test")
 def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None] | None = None) -> pd.DataFrame:
     """The sweep's manifest: read where it fits the data and the knobs, made and written where not.
 
-    Beside `manifest.csv` stands `manifest.json`: its identity, the fingerprint results depend on, and in words
-    what could not be met. Nothing is written unless all photos and classes allow the split.
+    Beside `manifest.csv` stands `manifest.json`: its identity, and in words what could not be met. Nothing is written
+    unless all photos and classes allow the split.
 
     Raises:
         InputError: no photos, a photo that does not open (`bad_photos: stop`), a class too small for the split.
@@ -29,15 +29,15 @@ def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None
     knobs = config.model_dump(include={"data", "bad_photos", "val_per_class", "test_per_class", "split_seed"})
     files = [(p, (folder / p).stat().st_size, (folder / p).stat().st_mtime_ns) for p in rows["path"]]
     identity = runtime.fingerprint(knobs, files, Path(__file__), Path(intake.__file__))
-    if (sweep_dir / "manifest.json").is_file() and record(sweep_dir)["identity"] == identity:
+    made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
+    if made and record(sweep_dir)["identity"] == identity:
         return read(sweep_dir)
     manifest, notes = build(folder, rows, config, progress)
     if passed_over:
         notes.append(f"{passed_over} files that are hidden or no photos were passed over")
-    content = runtime.fingerprint(manifest[["path", "label", "split", "status", "sha256"]].values.tolist())
     with runtime.replacing(sweep_dir / "manifest.csv") as partial:
         manifest.to_csv(partial, index=False)
-    facts = {"identity": identity, "fingerprint": content, "data": config.data, "notes": notes}
+    facts = {"identity": identity, "data": config.data, "notes": notes}
     runtime.write_json(sweep_dir / "manifest.json", facts | {"class_names": sorted(set(manifest["label"]))})
     return manifest
 
@@ -101,14 +101,28 @@ def assign(rows: pd.DataFrame, val_per_class: int, test_per_class: int, seed: in
 
 def _take(units: list[tuple[str, int]], count: int) -> set[str]:
     """Units whose sizes sum to `count`, or to the least above it that whole units allow (subset sum)."""
-    sums: dict[int, tuple] = {0: ()}
+    reached: dict[int, tuple[int, str]] = {0: (0, "")}  # a sum -> the sum before it, and the unit added to that
     for unit, size in units:
-        for total in [t for t in sums if t < count]:
-            sums.setdefault(total + size, (*sums[total], unit))
-        if count in sums:
+        for total in [t for t in reached if t < count]:
+            reached.setdefault(total + size, (total, unit))
+        if count in reached:
             break
-    enough = [total for total in sums if total >= count]
-    return set(sums[min(enough)]) if enough else {unit for unit, _ in units}
+    total, chosen = min((t for t in reached if t >= count), default=0), set()
+    while total:
+        total, unit = reached[total]
+        chosen.add(unit)
+    return chosen or {unit for unit, _ in units}
+
+
+def fingerprint(manifest: pd.DataFrame) -> str:
+    """Changes when a photo, a label or the split does; what training depends on."""
+    return runtime.fingerprint(manifest[["path", "label", "split", "status", "sha256"]].values.tolist())
+
+
+def sealed_files(config: Config, manifest: pd.DataFrame) -> list[tuple]:
+    """(path, bytes, time of change) of sealed photos: all that can be known of them without opening them."""
+    files = [(path, intake.root(config.data) / path) for path in manifest.loc[manifest["status"] == "sealed", "path"]]
+    return [(path, file.stat().st_size, file.stat().st_mtime_ns) for path, file in files if file.is_file()]
 
 
 def read(sweep_dir: Path) -> pd.DataFrame:
@@ -119,7 +133,7 @@ def read(sweep_dir: Path) -> pd.DataFrame:
 
 
 def record(sweep_dir: Path) -> dict:
-    """What stands beside the manifest: identity, fingerprint, data, class_names, notes."""
+    """What stands beside the manifest: identity, data, class_names, notes."""
     return json.loads((sweep_dir / "manifest.json").read_text(encoding="utf-8"))
 
 

@@ -40,12 +40,16 @@ def sweep(params_file: Path, data: str | None = None, out: str | None = None) ->
     plan = configs.read_params(params_file, {"data": data} if data else {})
     sweep_dir = runtime.home() / "executed" / (out or sweep_name(plan, data))
     _refuse_other_data(plan.config, sweep_dir)
+    _check_before(plan)
     print(
         f"{plan.title}\n{len(plan.runs)} runs in {runtime.display_path(sweep_dir)}, photos: {plan.config.data}",
         flush=True,
     )
     with Progress(plan, sweep_dir) as progress:
-        splits.prepare(plan.config, sweep_dir, progress.photos)
+        manifest = splits.prepare(plan.config, sweep_dir, progress.photos)
+        classes = manifest["label"].nunique()
+        if classes != 5 and any(config.model == "base" for config in plan.runs.values()):
+            raise InputError(f"model base classifies 5 classes, the photos have {classes}: use model end2end")
         work = {name: Run(sweep_dir / name, config) for name, config in plan.runs.items()}
         return _execute(plan, sweep_dir, work, progress)
 
@@ -61,15 +65,32 @@ def _refuse_other_data(config: Config, sweep_dir: Path) -> None:
         raise InputError(f"{where} holds results on other photos ({held}): give this sweep another name with --out")
 
 
+def _check_before(plan: Sweep) -> None:
+    """What every run needs and only a look at the disk can tell."""
+    for stage in ("01_split", *RUN_STAGES, TEST_STAGE):
+        if not runs.notebook_path(stage).is_file():
+            raise InputError(f"{runs.notebook_path(stage)}: no such notebook; set FRUITLIB_HOME to the project folder")
+    for config in plan.runs.values():
+        if config.base_weights and not runtime.resolve(config.base_weights).is_file():
+            raise InputError(f"base_weights {config.base_weights}: no such file; params/base_model.yaml trains one")
+
+
 def _execute(plan: Sweep, sweep_dir: Path, work: dict[str, Run], progress: "Progress") -> int:
     """01, then every run, then the choice and its test; the summary and report grow as runs finish."""
-    states = {name: {"state": "pending", "error": None} for name in work}
-    _execute_split(plan, sweep_dir, progress)
+    states = {name: {"state": _state(run), "error": None} for name, run in work.items()}
+    progress.before = {name for name, state in states.items() if state["state"] == "complete"}
+    progress.finished |= progress.before
+    try:
+        _execute_split(plan, sweep_dir, progress)
+    except NotebookFailed as problem:
+        progress.say(f"fruitlib: {problem}; the notebook with the error: {sweep_dir / '01_split.ipynb'}")
+        return 1
     busy = []
     for name, run in work.items():
-        if not _work_on(run, RUN_STAGES, states[name], progress):
-            busy.append(name)
-        write_summary(plan, sweep_dir, work, states)
+        if states[name]["state"] != "complete":
+            if not _work_on(run, RUN_STAGES, states[name], progress):
+                busy.append(name)
+            write_summary(plan, sweep_dir, work, states)
     for name in busy:  # another sweep had them; by now it may be done
         _work_on(work[name], RUN_STAGES, states[name], progress, wait=True)
     chosen = choose(plan, work, states)
@@ -83,12 +104,19 @@ def _execute(plan: Sweep, sweep_dir: Path, work: dict[str, Run], progress: "Prog
     return int(any(state["state"] == "failed" for state in states.values()))
 
 
+def _state(run: Run) -> str:
+    """`complete` when all of 02 to 05 hold today, else `pending`."""
+    return "complete" if all(run.is_complete(stage) for stage in RUN_STAGES) else "pending"
+
+
 def _execute_split(plan: Sweep, sweep_dir: Path, progress: "Progress") -> None:
     """01 on the sweep's manifest, unless it was executed on it already. Without it there is no sweep."""
-    modules = [Path(__file__).parent / f"{name}.py" for name in ("intake", "splits", "plots")]
-    identity = runtime.fingerprint(splits.record(sweep_dir)["identity"], runs.notebook_path("01_split"), *modules)
+    modules = [runs.module_source(name) for name in ("intake", "splits", "images", "plots")]
+    manifest, size = splits.read(sweep_dir), plan.config.image_size
+    identity = runtime.fingerprint(splits.fingerprint(manifest), size, runs.notebook_source("01_split"), *modules)
     record = sweep_dir / "stages" / "01_split.json"
-    if record.is_file() and identity in record.read_text(encoding="utf-8"):
+    there = (sweep_dir / "01_split.ipynb").is_file() and record.is_file()
+    if there and identity in record.read_text(encoding="utf-8"):
         return
     progress.stage("", "01_split")
     execute("01_split", sweep_dir / "01_split.ipynb", plan.config, sweep_dir=runtime.display_path(sweep_dir))
@@ -132,29 +160,29 @@ def execute(stage: str, output: Path, config: Config, **places: str) -> None:
     from nbclient.exceptions import DeadKernelError
 
     source = runs.notebook_path(stage)
-    if not source.is_file():
-        raise InputError(f"{source}: no such notebook; set FRUITLIB_HOME to the project folder")
     logging.getLogger("papermill").setLevel(logging.ERROR)
     partial = output.with_name(f".{output.stem}.partial.ipynb")
     try:
         with warnings.catch_warnings(), _private_sockets() as settings:
             warnings.simplefilter("ignore")
             papermill.execute_notebook(
-                source,
-                partial,
+                _literal(source),
+                _literal(partial),
                 parameters(source, config, places),
                 progress_bar=False,
                 start_timeout=120,
                 config=settings,
                 extra_arguments=["--IPKernelApp.log_level=50"],  # its own log would mix with the progress line
             )
+        os.replace(partial, output)
     except papermill.PapermillExecutionError as problem:
+        os.replace(partial, output)
         raise NotebookFailed(f"{stage}: {problem.ename}: {_first_line(problem.evalue)}") from None
     except DeadKernelError:
+        os.replace(partial, output)
         raise NotebookFailed(f"{stage}: the kernel died (often out of memory: try a smaller batch_size)") from None
     finally:
-        if partial.is_file():
-            os.replace(partial, output)
+        partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -167,6 +195,11 @@ def _private_sockets():
         return
     with tempfile.TemporaryDirectory(prefix="fruit") as folder:  # short: a socket's path has a limit of 108 bytes
         yield Settings({"KernelManager": {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}})
+
+
+def _literal(path: Path) -> str:
+    """A path as papermill wants it: it fills in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
 
 
 def _first_line(text: str) -> str:
@@ -200,7 +233,7 @@ def choose(plan: Sweep, work: dict[str, Run], states: dict) -> str | None:
 
 def _score(run: Run, choose_by: str) -> tuple[float, float]:
     found = run.read_json("metrics.json")
-    return found[choose_by], -found["loss"]
+    return found[choose_by], -found["val_loss"]
 
 
 def results(plan: Sweep, work: dict[str, Run], states: dict) -> pd.DataFrame:
@@ -227,6 +260,8 @@ def write_summary(plan: Sweep, sweep_dir: Path, work: dict, states: dict, chosen
     """`results.csv` and `sweep.json`, as far as the sweep has come."""
     with runtime.replacing(sweep_dir / "results.csv") as partial:
         results(plan, work, states).to_csv(partial, index=False)
+    stages = ("02_train", "05_quantize", TEST_STAGE)
+    finished = [run.record(stage).get("finished", "") for run in work.values() for stage in stages]
     params = next((run.params for run in work.values() if (run.path / "params.yaml").is_file()), {"record": {}})
     summary = {
         "title": plan.title,
@@ -236,7 +271,7 @@ def write_summary(plan: Sweep, sweep_dir: Path, work: dict, states: dict, chosen
         "chosen": chosen,
         "hardware": params["record"].get("hardware", ""),
         "versions": params["record"].get("versions", {}),
-        "finished": datetime.now().strftime("%Y-%m-%d %H:%M"),
+        "finished": max(finished, default="")[:16].replace("T", " "),
         "runs": [{"name": name, "knobs": plan.differs[name], **states[name]} for name in work],
     }
     runtime.write_json(sweep_dir / "sweep.json", summary)
@@ -282,7 +317,7 @@ class Progress:
 
     def __init__(self, plan: Sweep, sweep_dir: Path):
         self.names, self.sweep_dir, self.started = list(plan.runs), sweep_dir, time.monotonic()
-        self.finished, self.current, self.executed = set(), ("", "", None), 0.0
+        self.before, self.finished, self.current = set(), set(), ("", "", None)
         self._on_terminal, self._last, self._closed = sys.stdout.isatty(), "", threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -351,7 +386,8 @@ class Progress:
                 score = history["val_macro_f1"].iloc[-1]
                 parts.append(f"epoch {len(history)}/{run.config.epochs}, macro-F1 {score:.2f}")
                 share += SHARES[stage] * len(history) / run.config.epochs
-        done = (len(self.finished) + share) / len(self.names)
+        work = len(self.names) - len(self.before)  # what was complete before took no time now
+        done = (len(self.finished - self.before) + share) / max(1, work)
         parts.append(f"{_clock(elapsed)} gone" + (f", {_clock(elapsed / done - elapsed)} left" if done > 0.02 else ""))
         return " · ".join(part for part in parts if part)
 

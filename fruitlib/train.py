@@ -104,7 +104,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     if rank == 0:
         run.complete(
             "train", identity, best_epoch=best_epoch, epochs=config.epochs, seconds=time.perf_counter() - started,
-            parameters=models.num_parameters(model), processes=world_size,
+            parameters=models.num_parameters(model), processes=world_size, data_fingerprint=run.data_fingerprint,
         )  # fmt: skip
 
 
@@ -156,6 +156,8 @@ def predict_shared(model: torch.nn.Module, photos: Photos) -> torch.Tensor:
     """
     if not dist.is_initialized():
         return predict(model, photos.images)
+    for buffer in model.buffers():  # BatchNorm's statistics differ by process; rank 0's are the ones that are kept
+        dist.broadcast(buffer, src=0)
     shares = [range(rank, len(photos), dist.get_world_size()) for rank in range(dist.get_world_size())]
     mine = shares[dist.get_rank()]
     gathered: list = [None] * len(shares)
@@ -249,6 +251,7 @@ def launch(run: Run, on_epoch: OnEpoch) -> None:
     environment = os.environ | {
         "OMP_NUM_THREADS": threads,
         "PYTHONUNBUFFERED": "1",
+        "FRUITLIB_STARTER": str(os.getpid()),
         "FRUITLIB_HOME": str(runtime.home()),
     }
     print(f"starting {processes} processes with {threads} threads each", flush=True)
@@ -291,7 +294,7 @@ def _leave_with_starter() -> None:
 
     Either may be killed outright, and then cannot tell anyone; the agent by itself would work on.
     """
-    family = [psutil.Process(os.getppid()), psutil.Process(int(os.environ.get("FRUITLIB_STARTER", os.getppid())))]
+    family = [psutil.Process(os.getppid()), psutil.Process(int(os.environ["FRUITLIB_STARTER"]))]
 
     def watch() -> None:
         while all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family):
@@ -307,9 +310,9 @@ def main(run_dir: str) -> None:
     enough_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= runtime.world_size()
     if enough_gpus:
         torch.cuda.set_device(runtime.device())
-    dist.init_process_group("nccl" if enough_gpus else "gloo", timeout=timedelta(hours=2))
+    dist.init_process_group("cpu:gloo,cuda:nccl" if enough_gpus else "gloo", timeout=timedelta(hours=2))
     try:
-        train(runs.open_run(Path(run_dir)), lambda history: None)
+        train(Run(Path(run_dir)), lambda history: None)
         dist.barrier()
     except Exception as problem:
         print(f"error: {type(problem).__name__}: {problem}", flush=True)  # found by `launch` among torchrun's own words

@@ -91,6 +91,12 @@ def test_missing_params_file(tmp_path):
         config.read_params(tmp_path / "none.yaml")
 
 
+def test_values_that_read_alike_as_a_folder_stay_apart(tmp_path):
+    plan = config.read_params(params(tmp_path, "grid:\n  base_weights: [a/b.pt, a_b.pt]\n"))
+    assert len(plan.runs) == 2
+    assert len(config.read_params(params(tmp_path, "grid:\n  lr: [0.001, 0.0010000001]\n")).runs) == 2
+
+
 def test_run_names_are_short_enough_for_a_folder_and_stay_apart():
     long = [{f"knob{i}": "x" * 30 for i in range(8)} | {"last": last} for last in "ab"]
     names = [config.run_name(differing) for differing in long]

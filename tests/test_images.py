@@ -14,6 +14,7 @@ def test_every_photo_is_in_exactly_one_batch_and_no_batch_is_tiny():
         parts = images.batches(count, 16, seed=3, epoch=2)
         assert sorted(torch.cat(parts).tolist()) == list(range(count))
         assert min(map(len, parts)) >= min(8, count) and max(map(len, parts)) < 24
+    assert sorted(map(len, images.batches(5, 2, seed=0, epoch=1))) == [2, 3]  # BatchNorm cannot learn from one
 
 
 def test_order_and_augmentation_depend_on_seed_and_epoch_alone():

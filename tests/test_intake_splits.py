@@ -1,6 +1,7 @@
 """From a folder of photos to a split one may trust."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -64,6 +65,48 @@ def test_folders_inside_a_class_are_groups_and_never_divided(tmp_path):
     assert "apple: 8 test photos, not 6, since groups are never divided" in notes
 
 
+def test_sixteen_bits_are_scaled_not_clipped(tmp_path):
+    Image.fromarray(np.full((40, 40), 128 * 256, dtype=np.uint16)).save(tmp_path / "deep.png")
+    assert intake.open_photo(tmp_path / "deep.png").getpixel((5, 5)) == (128, 128, 128)
+
+
+@pytest.mark.parametrize(
+    "parts", [["train", "test", "extra"], ["Training", "train", "test"], ["train"], ["test", "val"]]
+)
+def test_a_division_that_is_not_clear_is_refused(tmp_path, parts):
+    for part in parts:
+        for label in ("a", "b"):
+            photo(tmp_path / part / label / "0.png")
+    with pytest.raises(InputError, match="a division into parts needs one train"):
+        intake.scan(tmp_path)
+
+
+def test_train_and_val_without_test_take_the_test_from_train(tmp_path):
+    for part, count in (("train", 8), ("valid", 3)):
+        for label in ("a", "b"):
+            for i in range(count):
+                photo(tmp_path / "photos" / part / label / f"{i}.png", (i, len(part), ord(label)))
+    manifest = splits.prepare(knobs(tmp_path / "photos"), tmp_path / "s")
+    assert splits.counts(manifest).loc["a"].tolist() == [5, 3, 3]
+
+
+def test_links_are_followed_and_broken_ones_are_bad_photos(collection, tmp_path):
+    (collection / "사과" / "group").symlink_to(collection / "sour cherry")
+    (collection / "stray.png").write_bytes(b"in no class")
+    assert splits.counts(splits.prepare(knobs(collection), tmp_path / "a")).loc["사과"].sum() == 24
+    assert "1 files" in splits.record(tmp_path / "a")["notes"][-1]
+    (collection / "사과" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(InputError, match=r"gone\.png"):
+        splits.prepare(knobs(collection), tmp_path / "b")
+
+
+def test_a_file_name_that_is_no_text_is_named(collection):
+    with open(os.fsencode(collection / "사과") + b"/caf\xe9.png", "wb"):
+        pass
+    with pytest.raises(InputError, match=r"caf.*is not valid UTF-8"):
+        intake.scan(collection)
+
+
 def test_a_predefined_test_part_is_kept_and_not_opened(tmp_path):
     for part in ("Training", "Test"):
         for label in ("Apple", "Cherry"):
@@ -119,10 +162,10 @@ def test_exif_orientation_is_applied(tmp_path):
 
 def test_a_change_in_the_photos_makes_a_new_split(collection, tmp_path):
     splits.prepare(knobs(collection), tmp_path / "a")
-    before = splits.record(tmp_path / "a")["fingerprint"]
+    before = splits.fingerprint(splits.read(tmp_path / "a"))
     photo(collection / "사과" / "new.png", (1, 2, 3))
     assert len(splits.prepare(knobs(collection), tmp_path / "a")) == 25
-    assert splits.record(tmp_path / "a")["fingerprint"] != before
+    assert splits.fingerprint(splits.read(tmp_path / "a")) != before
 
 
 def test_leaks_are_found():

@@ -41,6 +41,7 @@ def until_export(photos, tmp_path) -> runs.Run:
     model, _ = models.restore(run.path / "best.pt")
     fp32 = export.to_onnx(model, run.path / "model.fp32.onnx", cfg.image_size, run.class_names)
     export.quantize(fp32, run.path / "model.int8.onnx", images.to_array(images.of(run, "train").images))
+    run.complete("export", run.identity("export"))
     return run
 
 
@@ -52,6 +53,20 @@ def test_varieties_stay_whole_and_test_predictions_cover_the_test_part(three_bod
     assert predictions.groupby("backend").size().to_dict() == {"torch": 30, "fp32": 30, "int8": 30}
     assert predictions["path"].str.startswith("Test/").all()
     assert len(run.test_openings()) == 1
+    export.test(run)
+    assert len(run.test_openings()) == 1  # read, not opened
+    photo = next((three_bodies / "Test").rglob("*.jpg"))
+    photo.write_bytes(photo.read_bytes() + b" ")
+    export.test(run)
+    assert len(run.test_openings()) == 2  # another photo, another test
+
+
+def test_without_this_models_onnx_files_the_test_stays_shut(three_bodies, tmp_path):
+    run = until_export(three_bodies, tmp_path)
+    (run.path / "model.int8.onnx").unlink()
+    with pytest.raises(InputError, match="execute 05_quantize first"):
+        export.test(run)
+    assert len(run.test_openings()) == 0
 
 
 def test_no_test_photo_is_opened_before_06(three_bodies, tmp_path):

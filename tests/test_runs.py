@@ -51,11 +51,13 @@ def test_every_knob_belongs_to_a_stage_or_to_the_split():
         ("train", set(runs.STAGES)),
         ("export", {"export", "test", "05_quantize", "06_test_accuracy"}),
         ("gradcam", {"04_gradcam"}),
+        ("metrics", set(runs.STAGES)),
+        ("intake", set(runs.STAGES)),
     ],
 )
 def test_a_change_in_a_module_touches_only_what_uses_it(run, monkeypatch, module, stages):
-    before, source = identities(run), runs._source
-    monkeypatch.setattr(runs, "_source", lambda name: source(name) + (b"changed" if name == module else b""))
+    before, source = identities(run), runs.module_source
+    monkeypatch.setattr(runs, "module_source", lambda name: source(name) + (b"changed" if name == module else b""))
     assert changed(before, identities(run)) == stages
 
 
@@ -66,10 +68,10 @@ def test_comments_and_docstrings_change_no_identity(monkeypatch, tmp_path):
     found = []
     for source in [*sources, sources[1].replace("+ 1", "+ 2")]:
         (tmp_path / "module.py").write_text(source)
-        found.append(runs._source("module"))
+        found.append(runs.module_source("module"))
     assert found[0] != found[2] and found[1] != found[2]
     (tmp_path / "module.py").write_text(sources[0].replace("Say", "Tell").replace("why", "because"))
-    assert runs._source("module") == found[0]
+    assert runs.module_source("module") == found[0]
 
 
 def test_other_photos_make_another_training(run, tiny, tmp_path):
@@ -81,13 +83,16 @@ def test_other_photos_make_another_training(run, tiny, tmp_path):
 def test_a_record_counts_only_under_todays_identity(run):
     assert not run.is_complete("train")
     run.complete("train", run.identity("train"), best_epoch=1)
+    assert not run.is_complete("train")  # its files are not there
+    for name in runs.STAGES["train"].outputs:
+        (run.path / name).touch()
     assert run.is_complete("train") and run.record("train")["best_epoch"] == 1
     assert not with_knobs(run, seed=9).is_complete("train")
 
 
 def test_params_yaml_holds_every_knob_and_what_it_ran_on(run):
-    assert runs.open_run(run.path).config == run.config
-    record = runs.open_run(run.path).params["record"]
+    assert runs.Run(run.path).config == run.config
+    record = runs.Run(run.path).params["record"]
     assert record["data_fingerprint"] and record["versions"]["torch"] and record["hardware"]
 
 
@@ -108,12 +113,60 @@ def test_another_process_cannot_take_a_held_run(run):
     assert other(clean) == "taken\n"
 
 
-def test_clear_leaves_notebooks_and_params(run):
-    for name in ("best.pt", "history.csv", "02_train.ipynb"):
+def test_clear_leaves_nothing_that_could_pass_for_a_new_result(run):
+    for name in ("best.pt", "history.csv", "06_test_accuracy.ipynb", "06_test_accuracy.html", "mine.ipynb"):
         (run.path / name).write_text("x")
     run.complete("train", "x")
     runs.clear(run)
-    assert {p.name for p in run.path.iterdir()} - {".lock"} == {"params.yaml", "02_train.ipynb"}
+    assert {p.name for p in run.path.iterdir()} - {".lock"} == {"params.yaml", "mine.ipynb"}
+
+
+def test_what_is_trained_keeps_the_record_of_what_it_ran_on(run, monkeypatch):
+    for name in runs.STAGES["train"].outputs:
+        (run.path / name).touch()
+    run.complete("train", run.identity("train"), data_fingerprint=run.data_fingerprint)
+    monkeypatch.setattr(runs.runtime, "versions", lambda: {"torch": "99"})
+    again = runs.create(run.path, run.config.model_copy(update={"calibration_images": 7}))
+    assert again.config.calibration_images == 7 and again.params["record"]["versions"]["torch"] != "99"
+    other = runs.create(run.path, run.config.model_copy(update={"lr": 0.5}))
+    assert other.params["record"]["versions"]["torch"] == "99" and not (run.path / "best.pt").exists()
+
+
+def test_a_run_is_not_judged_on_photos_it_may_have_learnt_from(run, tiny, tmp_path):
+    run.complete("train", "x", data_fingerprint=run.data_fingerprint)
+    assert runs.open_run(run.path).name == "run"
+    splits.prepare(config.make({**tiny, "split_seed": 5}), tmp_path)
+    with pytest.raises(InputError, match="split changed after training; execute 02_train again"):
+        runs.open_run(run.path)
+
+
+def test_no_metric_hides_a_knob(run):
+    import numpy as np
+
+    from fruitlib import metrics
+
+    assert not {*metrics.summary(np.eye(3, dtype=int)), "val_loss"} & set(config.Config.model_fields)
+
+
+def test_a_manifest_edited_by_hand_counts(run):
+    before = run.identity("train")
+    path = run.sweep_dir / "manifest.csv"
+    path.write_text(path.read_text().replace(",train,", ",val,", 1))
+    assert runs.Run(run.path).identity("train") != before
+
+
+def test_what_jupyterlab_saves_beside_the_text_changes_no_identity(run, monkeypatch, tmp_path):
+    import nbformat
+
+    source, before = runs.notebook_path("03_metrics"), run.identity("03_metrics")
+    monkeypatch.setattr(runs, "notebook_path", lambda stage: tmp_path / "copy.ipynb")
+    notebook = nbformat.read(source, as_version=4)
+    notebook.cells[1].execution_count = 5
+    nbformat.write(notebook, tmp_path / "copy.ipynb")
+    assert run.identity("03_metrics") == before
+    notebook.cells[2].source += "\nprint()"
+    nbformat.write(notebook, tmp_path / "copy.ipynb")
+    assert run.identity("03_metrics") != before
 
 
 def test_openings_of_the_test_set_add_up(run):
@@ -124,7 +177,7 @@ def test_openings_of_the_test_set_add_up(run):
 
 
 def test_opening_a_run_that_is_not_there():
-    with pytest.raises(InputError, match="no run here yet; execute 02_train first"):
+    with pytest.raises(InputError, match="no trained run here yet; execute 02_train first"):
         runs.open_run("executed/never")
 
 

@@ -22,7 +22,8 @@ def house(tmp_path_factory, shapes):
     folder = tmp_path_factory.mktemp("house")
     (folder / "notebooks").symlink_to(HOME / "notebooks")
     knobs = {"val_per_class": 4, "test_per_class": 4, "image_size": 32, "epochs": 6, "batch_size": 8, "cam_every": 0}
-    knobs |= {"title": "Tiny", "data": str(shapes), "list": [{"lr": 0.003}, {"base_weights": "missing.pt"}]}
+    knobs |= {"title": "Tiny", "data": str(shapes), "list": [{"lr": 0.003}, {"base_weights": "broken.pt"}]}
+    (folder / "broken.pt").write_text("not a checkpoint")
     (folder / "tiny.yaml").write_text(yaml.safe_dump(knobs))
     return folder
 
@@ -42,15 +43,15 @@ def swept(house):
 def test_one_failure_does_not_stop_the_rest(swept, house):
     assert swept.returncode == 1
     table = pd.read_csv(house / "executed" / "tiny" / "results.csv").set_index("run")
-    assert table["state"].to_dict() == {"lr=0.003": "complete", "base_weights=missing.pt": "failed"}
+    assert table["state"].to_dict() == {"lr=0.003": "complete", "base_weights=broken.pt": "failed"}
     assert table.loc["lr=0.003", ["accuracy", "macro_f1", "size_mb_int8", "test_accuracy"]].notna().all()
-    good, bad = (house / "executed" / "tiny" / name for name in ("lr=0.003", "base_weights=missing.pt"))
+    good, bad = (house / "executed" / "tiny" / name for name in ("lr=0.003", "base_weights=broken.pt"))
     assert {path.stem for path in good.glob("*.ipynb")} == {*sweep.RUN_STAGES, sweep.TEST_STAGE}
-    assert "missing.pt: no such file" in (bad / "02_train.ipynb").read_text()
+    assert "broken.pt: not a checkpoint" in (bad / "02_train.ipynb").read_text()
 
 
 def test_it_tells_what_happened(swept):
-    assert "failed: base_weights=missing.pt: 02_train: InputError: base_weights" in swept.stdout
+    assert "failed: base_weights=broken.pt: 02_train: InputError: " in swept.stdout
     assert "* lr=0.003" in swept.stdout and "chosen on validation" in swept.stdout
     assert "report: executed/tiny/index.html" in swept.stdout
     assert swept.stderr == ""
@@ -58,7 +59,7 @@ def test_it_tells_what_happened(swept):
 
 def test_the_report_lists_both_and_links_what_is_there(swept, house):
     page = (house / "executed" / "tiny" / "index.html").read_text()
-    assert "missing.pt: no such file" in page and "lr=0.003" in page
+    assert "broken.pt: not a checkpoint" in page and "lr=0.003" in page
     assert (house / "executed" / "tiny" / "lr=0.003" / "06_test_accuracy.html").is_file()
 
 
@@ -94,9 +95,9 @@ def test_killed_outright_and_started_again_it_ends_with_the_same_numbers(swept, 
     child.wait()
     assert fruitlib(house, "sweep", house / "killed.yaml").returncode == 0
     tables = [pd.read_csv(house / "executed" / name / "results.csv").head(1) for name in ("tiny", "killed")]
-    numbers = ["run", "accuracy", "macro_f1", "loss", "best_epoch", "test_accuracy", "int8_agreement"]
+    numbers = ["run", "accuracy", "macro_f1", "val_loss", "best_epoch", "test_accuracy", "int8_agreement"]
     first, second = (table[numbers].to_dict("records") for table in tables)
-    assert first == second and first[0]["loss"] > 0
+    assert first == second and first[0]["val_loss"] > 0
 
 
 def wait_until(condition, seconds: float = 60) -> None:
@@ -114,6 +115,12 @@ def wait_until(condition, seconds: float = 60) -> None:
         ("epochs: many", [], "epochs = 'many'"),
         ("epochs: 1", ["--data", "no such folder"], "no such folder of photos"),
         ("val_per_class: 900", [], "class bar has 16 photos"),
+        ("on: 3", [], "True is no knob"),
+        ("grid: {1: [2]}", [], "1 is no knob"),
+        ("seed: 5000000000", [], "seed = 5000000000"),
+        ("base_weights: missing.pt", [], "base_weights missing.pt: no such file"),
+        ("model: base", [], "model base classifies 5 classes, the photos have 3"),
+        ("epochs: 1", ["--data", ""], "--data is empty"),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(house, shapes, tmp_path, params, arguments, words):
@@ -144,7 +151,7 @@ def test_the_choice_is_the_best_on_validation_ties_to_the_lower_loss(tmp_path):
     for name, (score, loss) in numbers.items():
         work[name] = runs.Run(tmp_path / name)
         work[name].path.mkdir()
-        (work[name].path / "metrics.json").write_text(json.dumps({"macro_f1": score, "loss": loss}))
+        (work[name].path / "metrics.json").write_text(json.dumps({"macro_f1": score, "val_loss": loss}))
     states = {name: {"state": "complete"} for name in "abc"} | {"d": {"state": "failed"}}
     plan = config.Sweep("s", "s", "t", "chosen", "macro_f1", config.Config(), {}, {})
     assert sweep.choose(plan, work, states) == "c"

@@ -15,7 +15,7 @@ import psutil
 import pytest
 import torch
 
-from fruitlib import config, models, runs, runtime, splits, train
+from fruitlib import config, images, metrics, models, runs, runtime, splits, train
 
 
 @pytest.fixture
@@ -80,6 +80,16 @@ def test_two_processes_give_the_numbers_of_one(make_run):
     assert len(train.kept_cams(make_run("two", processes=2))) == 3  # epochs 1, 2 and 3, drawn by rank 0
 
 
+def test_with_batchnorm_the_numbers_are_those_of_the_kept_weights(make_run):
+    """Processes have statistics of their own; what is judged must be what is kept."""
+    run = make_run(model="resnet18", processes=2, epochs=1)
+    train.fit(run)
+    model, _ = models.restore(run.path / "best.pt")
+    logits = train.predict(model, images.of(run, "val").images)
+    probs, _ = run.probs(run.predictions("val"))
+    np.testing.assert_allclose(probs, metrics.softmax(logits.numpy()), atol=1e-4)
+
+
 def test_each_photo_is_judged_once_when_processes_share_them(make_run):
     run = make_run(processes=2, batch_size=16, val_per_class=5, epochs=1)  # 15 photos for 2 processes
     train.fit(run)
@@ -124,7 +134,7 @@ def start_training(run) -> tuple[subprocess.Popen, list[psutil.Process]]:
     """`train.fit` in a process of its own; returns it, and torchrun's agent and workers below it."""
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
-        "from fruitlib import runs, train; train.fit(runs.open_run(sys.argv[1]))"
+        "from pathlib import Path; from fruitlib import runs, train; train.fit(runs.Run(Path(sys.argv[1])))"
     )
     command = [sys.executable, "-c", code, str(run.path)]
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -205,9 +215,9 @@ def test_base_then_end2end(make_run, shapes, tmp_path, tiny):
     torch.testing.assert_close(started, trained)
     before = run.identity("train")
     os.utime(base.path / "best.pt")
-    assert runs.open_run(run.path).identity("train") == before
+    assert runs.Run(run.path).identity("train") == before
     torch.save(models.load_checkpoint(base.path / "best.pt") | {"epoch": 99}, base.path / "best.pt")
-    assert runs.open_run(run.path).identity("train") != before  # another base, another training
+    assert runs.Run(run.path).identity("train") != before  # another base, another training
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
