@@ -252,9 +252,10 @@ def clear(run: Run) -> None:
     """Remove what an earlier training left, so that no file or page of it can be taken for the new one's."""
     for name in ("stages", "cams", "figures"):
         shutil.rmtree(run.path / name, ignore_errors=True)
-    patterns = ["*.csv", "*.json", "*.pt", "*.onnx", "*.log", *(f"{stage}.*" for stage in STAGES)]
-    for path in [path for pattern in patterns for path in run.path.glob(pattern)]:
-        path.unlink()
+    notebooks = [stage for stage, spec in STAGES.items() if spec.notebook]
+    for path in list(run.path.iterdir()):
+        if path.suffix in {".csv", ".json", ".pt", ".onnx", ".log"} or path.stem in notebooks:
+            path.unlink()
 
 
 def notebook_path(stage: str) -> Path:

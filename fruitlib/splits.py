@@ -2,7 +2,7 @@
 
 import json
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,7 @@ def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None
     folder = intake.ready(config.data, progress)
     rows, passed_over = intake.scan(folder)
     knobs = config.model_dump(include={"data", "bad_photos", "val_per_class", "test_per_class", "split_seed"})
-    files = [(p, (folder / p).stat().st_size, (folder / p).stat().st_mtime_ns) for p in rows["path"]]
+    files = _stamps(folder, rows["path"])
     identity = runtime.fingerprint(knobs, files, Path(__file__), Path(intake.__file__))
     made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
     if made and record(sweep_dir)["identity"] == identity:
@@ -121,8 +121,13 @@ def fingerprint(manifest: pd.DataFrame) -> str:
 
 def sealed_files(config: Config, manifest: pd.DataFrame) -> list[tuple]:
     """(path, bytes, time of change) of sealed photos: all that can be known of them without opening them."""
-    files = [(path, intake.root(config.data) / path) for path in manifest.loc[manifest["status"] == "sealed", "path"]]
-    return [(path, file.stat().st_size, file.stat().st_mtime_ns) for path, file in files if file.is_file()]
+    return _stamps(intake.root(config.data), manifest.loc[manifest["status"] == "sealed", "path"])
+
+
+def _stamps(folder: Path, paths: Iterable[str]) -> list[tuple]:
+    """(path, bytes, time of change) of each file; the path alone where there is none (a broken link)."""
+    files = [(path, folder / path) for path in paths]
+    return [(path, f.stat().st_size, f.stat().st_mtime_ns) if f.is_file() else (path,) for path, f in files]
 
 
 def read(sweep_dir: Path) -> pd.DataFrame:

@@ -74,7 +74,8 @@ def test_two_processes_give_the_numbers_of_one(make_run):
     two = train.fit(make_run("two", processes=2), on_epoch=lambda history: seen.append(len(history)))
     np.testing.assert_allclose(two[VALUES], one[VALUES], rtol=1e-4, atol=1e-5)
     assert seen == [1, 2, 3]
-    weights = [models.load_checkpoint(make_run(n).path / "best.pt")["state_dict"] for n in ("one", "two")]
+    folders = [make_run("two", processes=2).path.parent / name for name in ("one", "two")]
+    weights = [models.load_checkpoint(folder / "best.pt")["state_dict"] for folder in folders]
     for name in weights[0]:
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-3, atol=1e-5)
     assert len(train.kept_cams(make_run("two", processes=2))) == 3  # epochs 1, 2 and 3, drawn by rank 0
