@@ -10,7 +10,7 @@ from PIL import Image
 
 from fruitlib import gradcam, plots, widgets
 
-NAMES = ["apple", "sour cherry", "tomato"]
+NAMES = ["apple", "sour $_1$ cherry", "tomato"]
 MATRIX = np.array([[9, 1, 0], [2, 8, 0], [0, 0, 0]])  # a class without photos must not break a figure
 
 
