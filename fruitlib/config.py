@@ -83,6 +83,7 @@ class Config(BaseModel):
         return self
 
 
+BASE_CLASSES = 5  # what model base tells apart
 SPLIT_KNOBS = ("data", "bad_photos", "val_per_class", "test_per_class", "split_seed")
 EXPORT_KNOBS = ("calibration_images", "int8_agreement")
 TRAIN_KNOBS = tuple(name for name in Config.model_fields if name not in SPLIT_KNOBS + EXPORT_KNOBS)

@@ -11,11 +11,10 @@ import torchvision
 from torch import nn
 
 from fruitlib import runtime
-from fruitlib.config import Config
+from fruitlib.config import BASE_CLASSES, Config
 from fruitlib.runtime import InputError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights expect
-BASE_CLASSES = 5
 
 
 class Base(nn.Module):
@@ -81,7 +80,7 @@ def build(config: Config, num_classes: int) -> Normalized:
     """
     if config.model == "base":
         if num_classes != BASE_CLASSES:
-            raise InputError(f"model base classifies {BASE_CLASSES} classes, data has {num_classes}: use model end2end")
+            raise InputError(f"model base has {BASE_CLASSES} classes, the photos have {num_classes}: use model end2end")
         return Normalized(Base())
     if config.model == "end2end":
         return Normalized(End2End(_trained_base(config.base_weights), num_classes))

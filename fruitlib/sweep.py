@@ -46,10 +46,8 @@ def sweep(params_file: Path, data: str | None = None, out: str | None = None) ->
         flush=True,
     )
     with Progress(plan, sweep_dir) as progress:
-        manifest = splits.prepare(plan.config, sweep_dir, progress.photos)
-        classes = manifest["label"].nunique()
-        if classes != 5 and any(config.model == "base" for config in plan.runs.values()):
-            raise InputError(f"model base classifies 5 classes, the photos have {classes}: use model end2end")
+        _check_classes(plan, progress)
+        splits.prepare(plan.config, sweep_dir, progress.photos)
         work = {name: Run(sweep_dir / name, config) for name, config in plan.runs.items()}
         return _execute(plan, sweep_dir, work, progress)
 
@@ -73,6 +71,14 @@ def _check_before(plan: Sweep) -> None:
     for config in plan.runs.values():
         if config.base_weights and not runtime.resolve(config.base_weights).is_file():
             raise InputError(f"base_weights {config.base_weights}: no such file; params/base_model.yaml trains one")
+
+
+def _check_classes(plan: Sweep, progress: "Progress") -> None:
+    """The base model's five classes, before anything is written."""
+    rows, _ = intake.scan(intake.ready(plan.config.data, progress.photos))
+    classes = rows["label"].nunique()
+    if classes != configs.BASE_CLASSES and any(config.model == "base" for config in plan.runs.values()):
+        raise InputError(f"model base has {configs.BASE_CLASSES} classes, the photos have {classes}: use model end2end")
 
 
 def _execute(plan: Sweep, sweep_dir: Path, work: dict[str, Run], progress: "Progress") -> int:

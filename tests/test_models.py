@@ -65,7 +65,7 @@ def test_wrong_base_weights_are_named(tmp_path, prepare, words):
 
 
 def test_base_wants_five_classes():
-    with pytest.raises(InputError, match="classifies 5 classes, data has 3"):
+    with pytest.raises(InputError, match="has 5 classes, the photos have 3"):
         models.build(config.make({"model": "base"}), 3)
 
 

@@ -119,7 +119,7 @@ def wait_until(condition, seconds: float = 60) -> None:
         ("grid: {1: [2]}", [], "1 is no knob"),
         ("seed: 5000000000", [], "seed = 5000000000"),
         ("base_weights: missing.pt", [], "base_weights missing.pt: no such file"),
-        ("model: base", [], "model base classifies 5 classes, the photos have 3"),
+        ("model: base", [], "model base has 5 classes, the photos have 3"),
         ("epochs: 1", ["--data", ""], "--data is empty"),
     ],
 )
