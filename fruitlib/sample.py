@@ -380,7 +380,7 @@ def drawn(folder: Path, record: dict) -> bool:
         return False
     path = folder / "sample.json"
     there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if any(there.get(key) != record[key] for key in ("seed", "five", "size")):
+    if any(there.get(key) != record[key] for key in record):
         raise runtime.InputError(f"{folder}: holds {there or 'other files'}, not {record}; remove it or name another")
     return True
 

@@ -95,6 +95,12 @@ def test_a_folder_with_another_set_is_refused(three, asked):
         sample.draw(three, **asked)
 
 
+def test_photographs_of_an_older_drawing_are_not_taken_for_todays(three, monkeypatch):
+    monkeypatch.setattr(sample, "VERSION", sample.VERSION + 1)
+    with pytest.raises(InputError, match="remove it or name another"):
+        sample.draw(three, size=64)
+
+
 def test_a_folder_with_other_files_is_refused_and_kept(tmp_path):
     (tmp_path / "mine.jpg").write_text("a photo")
     with pytest.raises(InputError, match="holds other files"):
