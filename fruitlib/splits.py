@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fruitlib import intake, runtime
-from fruitlib.config import Config
+from fruitlib.config import SPLIT_KNOBS, Config
 from fruitlib.runtime import InputError
 
 SPLITS = ("train", "val", "test")
@@ -26,7 +26,7 @@ def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None
     """
     folder = intake.ready(config.data, progress)
     rows, passed_over = intake.scan(folder)
-    knobs = config.model_dump(include={"data", "bad_photos", "val_per_class", "test_per_class", "split_seed"})
+    knobs = config.model_dump(include=set(SPLIT_KNOBS))
     files = _stamps(folder, rows["path"])
     identity = runtime.fingerprint(knobs, files, Path(__file__), Path(intake.__file__))
     made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))

@@ -247,7 +247,7 @@ def launch(run: Run, on_epoch: OnEpoch) -> None:
     processes = run.config.processes
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
     command += [f"--nproc-per-node={processes}", "-m", "fruitlib.train", str(run.path)]
-    threads = str(max(1, len(os.sched_getaffinity(0)) // processes))
+    threads = str(max(1, torch.get_num_threads() // processes))
     environment = os.environ | {
         "OMP_NUM_THREADS": threads,
         "PYTHONUNBUFFERED": "1",
@@ -294,7 +294,7 @@ def _leave_with_starter() -> None:
 
     Either may be killed outright, and then cannot tell anyone; the agent by itself would work on.
     """
-    family = [psutil.Process(os.getppid()), psutil.Process(int(os.environ["FRUITLIB_STARTER"]))]
+    family = [psutil.Process(os.getppid()), psutil.Process(int(os.environ.get("FRUITLIB_STARTER", os.getppid())))]
 
     def watch() -> None:
         while all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family):
