@@ -2,8 +2,9 @@
 
 Read it in this order; a module imports only modules above it (`tests/test_architecture.py` holds it so):
 
-    core     runtime sample config intake splits runs images models losses metrics gradcam export train plots
-    around   widgets report sweep cli
+    core     runtime sample config fetch sources intake duplicates stratify splits runs
+    core     preprocess cache augment balance images models losses metrics crossval audit gradcam export train plots
+    around   widgets report progress sweep cli
 
 `import fruitlib` itself imports neither torch nor Jupyter.
 """

@@ -34,7 +34,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sweep = commands.add_parser("sweep", help="execute the notebooks for every combination of a params file")
     sweep.add_argument("params", type=Path, help="a params file, such as params/demo.yaml")
-    sweep.add_argument("--data", help="a folder of class folders, in place of the params file's `data`")
+    sweep.add_argument("--data", help="a folder of photos or a table, in place of the params file's `data`")
     sweep.add_argument("--out", help="name of the folder in executed/ (default: the params file's name)")
     sweep.set_defaults(command=_sweep)
 
@@ -42,20 +42,33 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("sweep", help="a folder of executed/, such as executed/demo")
     report.set_defaults(command=_report)
 
-    data = commands.add_parser("data", help="draw the practice photographs")
-    data.add_argument("name", choices=["sample", "sample5"], help="three fruits, or five for the base model")
-    data.set_defaults(command=_data)
+    _add_data(commands)
     return parser
 
 
+def _add_data(commands) -> None:
+    from fruitlib import fetch
+
+    data = commands.add_parser("data", help="draw the practice photographs, or fetch a public data set")
+    names = data.add_subparsers(required=True, metavar="NAME")
+    for name, words in (("sample", "draw three fruits"), ("sample5", "draw five fruits, for the base model")):
+        names.add_parser(name, help=words).set_defaults(command=_draw, name=name)
+    words = "fetch a data set by git into data/; stopped at any moment and run again, it goes on"
+    bring = names.add_parser("fetch", help=words, description=words)
+    bring.add_argument("name", choices=list(fetch.DATASETS), metavar="NAME", help=", ".join(fetch.DATASETS))
+    bring.add_argument("--url", help="another address of the same git repository, such as a mirror")
+    bring.add_argument("--to", metavar="FOLDER", help="the folder to make (default: data/NAME)")
+    bring.set_defaults(command=_fetch)
+
+
 def _sweep(options: argparse.Namespace) -> int:
-    from fruitlib import intake
+    from fruitlib import sources
     from fruitlib.sweep import sweep
 
     data = options.data
     if data is not None and not data.strip():
         raise InputError("--data is empty: name a folder of class folders")
-    if data and data not in intake.SAMPLES:
+    if data and data not in sources.NAMES:
         data = os.path.abspath(os.path.expanduser(data))  # as typed: from where the person stands, not from home()
     return sweep(options.params, data, options.out)
 
@@ -67,10 +80,18 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _data(options: argparse.Namespace) -> int:
-    from fruitlib import intake
+def _draw(options: argparse.Namespace) -> int:
+    from fruitlib import sources
 
-    print(runtime.display_path(intake.ready(options.name)))
+    print(runtime.display_path(sources.ready(options.name)))
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from fruitlib import fetch
+
+    folder = fetch.fetch(options.name, options.url, options.to, progress=fetch.meter())
+    print(f"in a params file: data: {folder if options.to else options.name}")
     return 0
 
 

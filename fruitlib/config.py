@@ -2,6 +2,7 @@
 
 A params file is YAML. Its top level sets knobs; `grid:` maps knobs to lists of values, of which every combination
 is a run; `list:` names combinations one by one; `title`, `test` and `choose_by` belong to the sweep as a whole.
+With `folds`, every combination is trained once per fold and repeat, each time from fresh weights.
 """
 
 import ast
@@ -23,12 +24,21 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    data: str = Field("sample", min_length=1, description="sample, sample5, or a folder of class folders")
-    bad_photos: Literal["stop", "quarantine"] = Field(
-        "stop", description="a photo that does not open: stop | quarantine"
+    data: str = Field("sample", min_length=1, description="sample, sample5, a folder of photos, or a CSV or TSV table")
+    columns: dict[str, str] = Field({}, description="a table's names for path, label, group, split, x, y, w, h …")
+    group_pattern: str = Field("", description="file names with the group first: <variety>__<view>; empty: none")
+    bad_photos: Literal["quarantine", "stop"] = Field(
+        "quarantine", description="a photo that does not open: quarantine | stop"
     )
-    val_per_class: int = Field(10, ge=1, description="validation photos per class")
-    test_per_class: int = Field(10, ge=1, description="test photos per class")
+    min_side: int = Field(16, ge=1, description="photos with a shorter side are quarantined, pixels")
+    near_duplicates: Literal["group", "ignore"] = Field(
+        "group", description="photos that look alike: group (never divided) | ignore"
+    )
+    subset: float = Field(1.0, gt=0, le=1, description="share of the photos to use, whole groups, of every class")
+    val_per_class: int | float = Field(10, gt=0, description="validation photos per class; below 1: a share of them")
+    test_per_class: int | float = Field(10, ge=0, description="test photos per class; below 1: a share; 0: no test")
+    folds: int = Field(0, ge=0, le=100, description="cross-validation: parts that validate in turn; 0: one split")
+    repeats: int = Field(1, ge=1, le=100, description="how often the photos are divided into folds anew")
     split_seed: int = Field(0, ge=0, description="which photos fall where")
 
     model: Literal["end2end", "base", "resnet18", "efficientnet_b0"] = Field(
@@ -36,6 +46,7 @@ class Config(BaseModel):
     )
     base_weights: str = Field("", description="best.pt of a trained base model to start end2end from; empty: fresh")
     weights: Literal["none", "DEFAULT"] = Field("none", description="torchvision's pretrained weights: none | DEFAULT")
+    freeze: Literal["none", "backbone"] = Field("none", description="weights that stay as they are: none | backbone")
 
     lr: float = Field(0.001, gt=0, le=10, description="peak learning rate")
     optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="adam | adamw | sgd")
@@ -47,8 +58,37 @@ class Config(BaseModel):
     loss: Literal["ce", "focal", "mix"] = Field("ce", description="ce | focal | mix")
     focal_ratio: float = Field(0.5, ge=0, le=1, description="share of focal loss in mix")
     focal_gamma: float = Field(2.0, ge=0, le=20, description="focusing parameter of focal loss")
+    fold: int = Field(1, ge=1, description="the fold this run validates on; a sweep runs them all")
+    repeat: int = Field(1, ge=1, description="the division into folds this run uses; a sweep runs them all")
+
     image_size: int = Field(96, ge=32, le=1024, description="side of the square the model sees, pixels")
-    augment: Literal["none", "geometric"] = Field("geometric", description="none | geometric")
+    crop_to: Literal["box", "object", "none"] = Field(
+        "box", description="box (where a table gives one) | object (found on a plain background) | none"
+    )
+    crop_margin: float = Field(0.1, ge=0, le=2, description="margin around box or object, as a share of its side")
+    resize: Literal["crop", "pad", "squash"] = Field(
+        "crop", description="how a photo becomes square: crop | pad | squash"
+    )
+    brightness: float = Field(1.0, gt=0, le=10, description="factor on every photo; 1: as it is")
+    contrast: float = Field(1.0, gt=0, le=10, description="factor on every photo; 1: as it is")
+    saturation: float = Field(1.0, ge=0, le=10, description="factor on every photo; 1: as it is, 0: grey")
+    sharpness: float = Field(1.0, ge=0, le=10, description="factor on every photo; 1: as it is, below: blurred")
+
+    augment: Literal["none", "crop", "geometric", "colour", "full", "trivial", "randaugment"] = Field(
+        "geometric", description="none | crop | geometric | colour | full | trivial | randaugment"
+    )
+    mixing: Literal["none", "mixup", "cutmix"] = Field("none", description="none | mixup | cutmix, pairs of photos")
+    mixing_alpha: float = Field(0.4, gt=0, le=10, description="how evenly pairs are mixed: Beta(alpha, alpha)")
+    balance: Literal[
+        "none", "class_weights", "weighted_sampler", "oversample", "undersample", "augment_to", "smote"
+    ] = Field(
+        "none",
+        description="none | class_weights | weighted_sampler | oversample | undersample | augment_to | smote",
+    )
+    augment_to: int = Field(0, ge=0, description="photos per class after augmented children joined (augment_to)")
+    cache: Literal["auto", "ram", "disk", "stream"] = Field(
+        "auto", description="decoded photos: auto | ram | disk (a mapped file) | stream (decoded every epoch)"
+    )
     cam_every: int = Field(5, ge=0, description="keep Grad-CAM pictures every so many epochs; 0: never")
     processes: int = Field(1, ge=1, le=1024, description="training processes; more than one starts torchrun")
 
@@ -80,13 +120,49 @@ class Config(BaseModel):
             raise ValueError(f"base_weights starts model end2end only, not {self.model}")
         if self.weights != "none" and self.model in ("end2end", "base"):
             raise ValueError(f"weights {self.weights} exists for torchvision's models only, not {self.model}")
+        if self.freeze != "none" and not self.base_weights and self.weights == "none":
+            raise ValueError("freeze = backbone keeps random weights: name weights (torchvision) or base_weights")
         return self
+
+    @model_validator(mode="after")
+    def _folds_fit_together(self):
+        if self.folds == 1:
+            raise ValueError("folds = 1: one part cannot both teach and validate; 0 for one split, else 2 or more")
+        if self.fold > max(self.folds, 1):
+            raise ValueError(f"fold = {self.fold}: there are folds = {self.folds}")
+        if self.repeat > self.repeats:
+            raise ValueError(f"repeat = {self.repeat}: there are repeats = {self.repeats}")
+        if self.repeats > 1 and not self.folds:
+            raise ValueError(f"repeats = {self.repeats} repeats folds: set folds to 2 or more")
+        for name in ("val_per_class", "test_per_class"):
+            if (wanted := getattr(self, name)) > 1 and wanted != int(wanted):
+                raise ValueError(f"{name} = {wanted}: a whole number of photos, or a share below 1")
+        return self
+
+    @model_validator(mode="after")
+    def _balance_fits(self):
+        if (self.balance == "augment_to") != bool(self.augment_to):
+            raise ValueError("balance = augment_to and augment_to = N (photos per class) go together: set both")
+        if self.balance == "augment_to" and self.augment == "none":
+            raise ValueError("balance = augment_to adds augmented children: set augment, to geometric for example")
+        if self.balance == "smote" and not self.features_once:
+            raise ValueError("balance = smote mixes frozen features: set freeze: backbone, augment: none, mixing: none")
+        return self
+
+    @property
+    def features_once(self) -> bool:
+        """Whether every epoch would compute the same features, so that once will do."""
+        return self.freeze == "backbone" and self.augment == "none" and self.mixing == "none"
 
 
 BASE_CLASSES = 5  # what model base tells apart
-SPLIT_KNOBS = ("data", "bad_photos", "val_per_class", "test_per_class", "split_seed")
+SPLIT_KNOBS = tuple(itertools.takewhile(lambda name: name != "model", Config.model_fields))
 EXPORT_KNOBS = ("calibration_images", "int8_agreement")
-TRAIN_KNOBS = tuple(name for name in Config.model_fields if name not in SPLIT_KNOBS + EXPORT_KNOBS)
+PLACE_KNOBS = ("cache",)  # where photos are kept changes no result
+TRAIN_KNOBS = tuple(name for name in Config.model_fields if name not in SPLIT_KNOBS + EXPORT_KNOBS + PLACE_KNOBS)
+FACTORS = ("brightness", "contrast", "saturation", "sharpness")
+PREPROCESS_KNOBS = ("image_size", "crop_to", "crop_margin", "resize", *FACTORS)
+FOLD_KNOBS = ("fold", "repeat")  # set by a sweep with `folds`, one run each
 SWEEP_KEYS = ("title", "test", "choose_by", "grid", "list")
 
 
@@ -102,6 +178,15 @@ class Sweep:
     config: Config
     runs: dict[str, Config]
     differs: dict[str, dict[str, Any]]
+
+    def combinations(self) -> dict[str, list[str]]:
+        """The runs of each combination of knobs, which differ in fold and repeat alone; one run each without folds."""
+        found: dict[str, list[str]] = {}
+        for run, differing in self.differs.items():
+            rest = {name: value for name, value in differing.items() if name not in FOLD_KNOBS}
+            name = run_name(rest) if self.config.folds else run
+            found.setdefault(name, []).append(run)
+        return found
 
 
 def knob_kind(name: str) -> str:
@@ -152,9 +237,10 @@ def read_params(path: Path, knobs: dict[str, Any] | None = None) -> Sweep:
     fixed = {**content, **(knobs or {})}
     config = make(fixed, str(path))
     runs, differs = {}, {}
-    for combination in _combinations(meta, path):
+    for combination in _with_folds(_combinations(meta, path), config, path):
         run_config = make({**fixed, **combination}, str(path))
-        differing = {name: getattr(run_config, name) for name in sorted(combination)}
+        shown = set(combination) - ({"repeat"} if config.repeats == 1 else set())
+        differing = {name: getattr(run_config, name) for name in sorted(shown)}
         name = run_name(differing)
         if run_config in runs.values():
             raise InputError(f"{path}: the combination {name} is given twice: remove one")
@@ -215,6 +301,17 @@ def _combinations(meta: dict, path: Path) -> list[dict[str, Any]]:
         raise InputError(f"{path}: {min(fixed_by_split)} cannot differ within a sweep (its runs share one split)")
     rows = itertools.product(*grid.values())
     return [{**entry, **dict(zip(grid, row, strict=True))} for row in rows for entry in entries]
+
+
+def _with_folds(combinations: list[dict], config: Config, path: Path) -> list[dict[str, Any]]:
+    """Every combination once per repeat and fold; as they are without `folds`."""
+    if not config.folds:
+        return combinations
+    if clash := {name for combination in combinations for name in combination} & set(FOLD_KNOBS):
+        raise InputError(f"{path}: {min(clash)} is set by folds: {config.folds}; remove it from grid and list")
+    repeats = range(1, config.repeats + 1)
+    divisions = [{"repeat": r, "fold": fold} for r in repeats for fold in range(1, config.folds + 1)]
+    return [combination | division for combination in combinations for division in divisions]
 
 
 def run_name(differing: dict[str, Any]) -> str:

@@ -1,59 +1,111 @@
-"""Photos decoded once into one array; order, batches and augmentation that depend on (seed, epoch, photo) alone."""
+"""Decoded photos in order, and the feed of training: batches that depend on (seed, epoch, slot) alone.
 
-from concurrent.futures import ThreadPoolExecutor
+Neither processes, threads, nor where the photos are kept change which photos a step learns from, or how they look.
+"""
+
+import threading
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageOps
 
-from fruitlib import intake
+from fruitlib import augment, balance, cache, runtime, sources
+from fruitlib.augment import Draws, Mix
+from fruitlib.cache import Store
 from fruitlib.config import Config
 from fruitlib.runs import Run
 from fruitlib.runtime import InputError
 
+POLICIES = get_args(Config.model_fields["augment"].annotation)[1:]  # all but none
+AHEAD_BYTES = 32e6  # of decoded photos that a thread prepares at a time
+AHEAD_BATCHES = 8
+
 
 @dataclass(frozen=True)
 class Photos:
-    """Decoded photos: images uint8 (n, 3, S, S), labels int64 (n,), and the manifest's paths."""
+    """Some of a store's photos: their positions in it int64 (n,), labels int64 (n,), and the manifest's paths."""
 
-    images: torch.Tensor
+    store: Store
+    index: np.ndarray
     labels: torch.Tensor
     paths: list[str]
 
     def __len__(self) -> int:
         return len(self.paths)
 
-    def pick(self, indexes) -> "Photos":
-        """The photos at these positions."""
-        indexes = torch.as_tensor(indexes, dtype=torch.long)
-        return Photos(self.images[indexes], self.labels[indexes], [self.paths[i] for i in indexes.tolist()])
+    @property
+    def images(self) -> torch.Tensor:
+        """All of them, gathered anew: uint8 (n, 3, S, S), channels last in memory."""
+        return torch.from_numpy(self.take(np.arange(len(self)))).permute(0, 3, 1, 2)
+
+    def take(self, positions) -> np.ndarray:
+        """The photos at these positions, as new uint8 (k, S, S, 3)."""
+        return self.store.take(self.index[np.asarray(positions, dtype=np.int64)])
+
+    def pick(self, positions) -> "Photos":
+        """The photos at these positions, still in their store."""
+        positions = np.asarray(positions, dtype=np.int64)
+        labels = self.labels[torch.from_numpy(positions)]
+        return Photos(self.store, self.index[positions], labels, [self.paths[i] for i in positions])
 
 
-def load(folder: Path, rows: pd.DataFrame, class_names: list[str], image_size: int) -> Photos:
-    """Decode the manifest's rows, each photo cropped to its central square and resized to `image_size`.
+@dataclass(frozen=True)
+class Batch:
+    """What one process learns from in a step: its share of a batch of `size` photos over all processes."""
+
+    images: torch.Tensor  # float32 (k, 3, S, S) in [0, 1], channels last, on the device
+    labels: torch.Tensor  # int64 (k,), on the device
+    other_labels: torch.Tensor | None  # of the photos mixed in
+    share: float  # weight of `labels`; 1 - share is that of `other_labels`
+    size: int
+
+
+def load(folder: Path, rows: pd.DataFrame, class_names: list[str], config: Config) -> Photos:
+    """The rows' photos (path, label), decoded straight into memory: for a handful, as figures show them.
 
     Raises:
-        InputError: a photo that does not open any more.
+        InputError: a photo that does not open any more, a label that is not among the classes.
     """
     paths = rows["path"].tolist()
-    images = torch.empty(len(paths), 3, image_size, image_size, dtype=torch.uint8)
-
-    def decode(index: int) -> None:
-        images[index] = torch.from_numpy(decode_photo(folder / paths[index], image_size))
-
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(decode, range(len(paths))))
-    labels = torch.tensor([class_names.index(label) for label in rows["label"]], dtype=torch.long)
-    return Photos(images, labels, paths)
+    return Photos(cache.hold(folder, paths, config), np.arange(len(paths)), _labels(rows, class_names), paths)
 
 
-def of(run: Run, split: str) -> Photos:
-    """The decoded photos of a run's train, val or test part."""
-    return load(intake.root(run.config.data), run.rows(split), run.class_names, run.config.image_size)
+def of(run: Run, split: str, progress: cache.Progress | None = None) -> Photos:
+    """The photos of a run's train, val or test part.
+
+    Training and validation share one store of all photos of the sweep that may be seen, whatever the fold; test photos
+    have one of their own, which is not made before somebody asks for it.
+    """
+    rows, pool = run.rows(split), run.manifest
+    pool = rows if split == "test" else pool[(pool["status"] == "ok") & (pool["split"] != "test")]
+    folder, cache_dir = sources.root(run.config.data), runtime.home() / "executed" / ".cache"
+    paths, keys = pool["path"].tolist(), pool["sha256"].tolist()
+    store = cache.open_store(folder, paths, keys, run.config, cache_dir, progress)
+    index = pd.Index(paths).get_indexer(rows["path"])
+    return Photos(store, index, _labels(rows, run.class_names), rows["path"].tolist())
+
+
+def pictures(folder: Path, paths: Iterable[str], config: Config, side: int | None = None) -> np.ndarray:
+    """The photos at a manifest's paths as models see them, or at `side` pixels: uint8 (n, S, S, 3), for figures."""
+    if side:
+        config = config.model_copy(update={"image_size": side})
+    held = cache.hold(folder, list(paths), config)
+    return held.take(range(len(held)))
+
+
+def _labels(rows: pd.DataFrame, class_names: list[str]) -> torch.Tensor:
+    """Class numbers int64 (n,) of the rows."""
+    numbers = pd.Index(class_names).get_indexer(rows["label"])
+    if (numbers < 0).any():
+        row = rows.iloc[int((numbers < 0).argmax())]
+        raise InputError(f"{row['path']}: label {row['label']} is not among the classes {', '.join(class_names)}")
+    return torch.from_numpy(numbers.astype(np.int64))
 
 
 def spread(photos: Photos, count: int) -> Photos:
@@ -61,24 +113,21 @@ def spread(photos: Photos, count: int) -> Photos:
     return photos.pick(np.unique(np.linspace(0, len(photos) - 1, min(count, len(photos))).round().astype(int)))
 
 
-def decode_photo(path: Path, image_size: int) -> np.ndarray:
-    """One photo, upright RGB, central square, as uint8 (3, image_size, image_size)."""
-    try:
-        photo = intake.open_photo(path)
-    except Exception as problem:
-        raise InputError(f"{path}: does not open ({problem}): repair or remove it, then split again") from None
-    square = ImageOps.fit(photo, (image_size, image_size), Image.Resampling.BILINEAR)
-    return np.array(square).transpose(2, 0, 1)  # a copy: torch wants writable memory
-
-
 def to_float(images: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
     """uint8 (n, 3, S, S) -> float32 in [0, 1], channels last (the faster layout for convolutions on CPU and GPU)."""
     return images.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
+def in_parts(photos: Photos, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
+    """All photos in order, `batch_size` at a time, as a network takes them: float32 (k, 3, S, S) on the device."""
+    for start in range(0, len(photos), batch_size):
+        part = photos.take(range(start, min(start + batch_size, len(photos))))
+        yield to_float(torch.from_numpy(part).permute(0, 3, 1, 2), device)
+
+
 def to_array(images: torch.Tensor) -> np.ndarray:
     """uint8 (n, 3, S, S) -> float32 array in [0, 1] of the same shape, as ONNX Runtime takes it."""
-    return images.numpy().astype(np.float32) / 255
+    return images.numpy().astype(np.float32, order="C") / 255
 
 
 def to_pictures(images: torch.Tensor) -> np.ndarray:
@@ -91,47 +140,181 @@ def batches(count: int, batch_size: int, seed: int, epoch: int) -> list[torch.Te
 
     So no photo is left out, no step rests on one or two photos, and every process has a share of every batch.
     """
-    order = torch.randperm(count, generator=_generator(seed, epoch, 0))
+    order = torch.randperm(count, generator=augment.generator(seed, epoch, augment.ORDER))
     parts = list(order.split(batch_size))
     if len(parts) > 1 and len(parts[-1]) < max(3, batch_size / 2):
         parts[-2:] = [torch.cat(parts[-2:])]
     return parts
 
 
-def augmentation(count: int, seed: int, epoch: int) -> torch.Tensor:
-    """Geometric augmentation of an epoch as affine matrices (count, 2, 3), one a photo, for `F.affine_grid`.
+@dataclass(frozen=True)
+class _Prepared:
+    """A process's share of a batch on its way: each photo it needs once, and where the photos go."""
 
-    Flips left-right, rotates within ±30°, scales by 0.8 to 1.1 and shifts within ±5 % of the side. Colour stays:
-    here it is part of the label. Row i belongs to photo i, whatever batch, process or worker asks for it.
+    pictures: torch.Tensor  # uint8 (u, S, S, 3)
+    draws: Draws | None  # what is still to be done to them
+    mine: torch.Tensor  # int64 (k,), places among the pictures
+    partners: torch.Tensor | None  # int64 (k,)
+    labels: torch.Tensor  # int64 (u,)
+    mix: Mix | None
+    size: int
+
+
+class Feed:
+    """The batches of training: which photos, in what order, augmented, balanced and mixed as the knobs say.
+
+    A thread gathers (and where they are not kept, decodes) photos some batches ahead. It also augments them, unless
+    there is a GPU, which does that in one go, or the policy is torchvision's.
     """
-    draws = torch.rand(count, 5, generator=_generator(seed, epoch, 1))
-    flip = torch.where(draws[:, 0] < 0.5, -1.0, 1.0)
-    angle = (draws[:, 1] * 2 - 1) * torch.pi / 6
-    scale = 0.8 + 0.3 * draws[:, 2]
-    shift = (draws[:, 3:] * 2 - 1) * 0.1  # the grid runs from -1 to 1: 0.1 is 5 % of the side
-    rows = [
-        torch.stack([flip * scale * angle.cos(), -scale * angle.sin(), shift[:, 0]], 1),
-        torch.stack([flip * scale * angle.sin(), scale * angle.cos(), shift[:, 1]], 1),
-    ]
-    return torch.stack(rows, 1)
+
+    def __init__(self, photos: Photos, config: Config, device: torch.device, rank: int = 0, world_size: int = 1):
+        self.photos, self.config, self.device = photos, config, torch.device(device)
+        self.rank, self.world_size = rank, world_size
+        # torchvision's policies draw from torch's global random state, so they run in the loop's own thread: another
+        # thread would change that state under the hands of dropout.
+        self.late = self.device.type != "cpu" or config.augment in augment.THEIRS
+
+    def slots(self, epoch: int) -> torch.Tensor:
+        """The photos of an epoch, int64 (m,), before they are shuffled; a slot is a place in this list."""
+        config = self.config
+        return balance.slots(self.photos.labels, config.balance, config.augment_to, config.seed, epoch)
+
+    def __len__(self) -> int:
+        """How many photos an epoch shows, over all processes."""
+        return len(self.slots(epoch=1))
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """This process's share of each of the epoch's batches."""
+        config, slots = self.config, self.slots(epoch)
+        draws = augment.draw(config.augment, len(slots), config.seed, epoch)
+        order = batches(len(slots), config.batch_size, config.seed, epoch)
+
+        def prepare(number: int) -> _Prepared:
+            return self._prepare(epoch, number, order[number], slots, draws)
+
+        share = 3 * config.image_size**2 * config.batch_size / self.world_size
+        depth = int(np.clip(AHEAD_BYTES // share, 1, AHEAD_BATCHES))
+        for prepared in ahead(prepare, len(order), depth):
+            yield self._finish(prepared)
+
+    def _prepare(self, epoch: int, number: int, batch: torch.Tensor, slots: torch.Tensor, draws: Draws) -> _Prepared:
+        """All that can be done beside the loop, in NumPy and OpenCV (torch would start a second team of threads)."""
+        config, batch = self.config, batch.numpy()
+        seeds = (config.seed, epoch, number)
+        mix = augment.pairs(config.mixing, config.mixing_alpha, len(batch), config.image_size, *seeds)
+        mine = np.arange(self.rank, len(batch), self.world_size)
+        wanted = mine if mix is None else np.concatenate([mine, mix.partners[mine]])
+        needed, places = np.unique(wanted, return_inverse=True)
+        which, draws = slots.numpy()[batch[needed]], draws.pick(batch[needed])
+        pictures = self.photos.take(which)
+        if not self.late:
+            pictures, draws = augment.apply(pictures, draws), None
+        places = torch.from_numpy(places)
+        return _Prepared(
+            pictures=_pinned(torch.from_numpy(pictures), self.device),
+            draws=draws,
+            mine=places[: len(mine)],
+            partners=places[len(mine) :] if mix else None,
+            labels=self.photos.labels[torch.from_numpy(which)],
+            mix=mix,
+            size=len(batch),
+        )
+
+    def _finish(self, prepared: _Prepared) -> Batch:
+        """The rest, on the device and in the loop's thread."""
+        pictures, draws, mix = prepared.pictures, prepared.draws, prepared.mix
+        if draws and draws.theirs:
+            pictures, draws = torch.from_numpy(augment.apply(pictures.numpy(), draws)), None
+        images = to_float(pictures.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
+        if draws:
+            images = augment.apply_batch(images, draws).contiguous(memory_format=torch.channels_last)
+        labels, other_labels, share = prepared.labels.to(self.device), None, 1.0
+        if mix:
+            mine, partners = prepared.mine.to(self.device), prepared.partners.to(self.device)
+            images = augment.mixed(images[mine], images[partners], mix)
+            labels, other_labels, share = labels[mine], labels[partners], mix.share
+        return Batch(images, labels, other_labels, share, prepared.size)
 
 
-def warp(images: torch.Tensor, matrices: torch.Tensor) -> torch.Tensor:
-    """Apply affine matrices (n, 2, 3) to float images (n, 3, S, S), borders reflected."""
-    grid = F.affine_grid(matrices.to(images.device), list(images.shape), align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+class FeatureFeed:
+    """As `Feed`, over features (n, D) that a frozen backbone made of the photos once: nothing to decode or augment."""
+
+    def __init__(
+        self, features: torch.Tensor, labels: torch.Tensor, config: Config, rank: int = 0, world_size: int = 1
+    ):
+        self.features, self.labels, self.config = features, labels, config
+        self.rank, self.world_size = rank, world_size
+
+    def slots(self, epoch: int) -> torch.Tensor:
+        """The features of an epoch, int64 (m,), before they are shuffled."""
+        return balance.slots(self.labels, self.config.balance, 0, self.config.seed, epoch)
+
+    def __len__(self) -> int:
+        """How many photos an epoch shows, over all processes."""
+        return len(self.slots(epoch=1))
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """This process's share of each of the epoch's batches, on the features' device."""
+        slots = self.slots(epoch)
+        for batch in batches(len(slots), self.config.batch_size, self.config.seed, epoch):
+            mine = slots[batch[self.rank :: self.world_size]].to(self.features.device)
+            yield Batch(self.features[mine], self.labels.to(mine.device)[mine], None, 1.0, len(batch))
+
+
+def _pinned(pictures: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """In memory from which a GPU fetches by itself, where there is one."""
+    return pictures.pin_memory() if device.type == "cuda" else pictures
+
+
+def ahead(work: Callable, count: int, depth: int) -> Iterator:
+    """`work(0)`, `work(1)` … `work(count - 1)`, done up to 2 · `depth` ahead of the caller in a thread.
+
+    A thread does `depth` of them and ends, and the next one starts when the first of these are fetched: so none
+    outlives a loop that was left for whatever reason, even while a traceback keeps this generator alive. What `work`
+    raises is raised here.
+    """
+    leave = threading.Event()
+
+    def begin(start: int) -> list[Future]:
+        results = [Future() for _ in range(start, min(start + depth, count))]
+        thread = threading.Thread(target=do, args=(start, tuple(results)), name="fruitlib-ahead")
+        threads.append(thread)
+        thread.start()
+        return results
+
+    def do(start: int, results: tuple[Future, ...]) -> None:
+        for number, result in enumerate(results, start):
+            if leave.is_set():
+                return
+            try:
+                result.set_result(work(number))
+            except BaseException as problem:  # for the loop to raise
+                result.set_exception(problem)
+                return
+
+    threads: deque[threading.Thread] = deque(maxlen=2)  # the one before has ended when the next begins
+    try:
+        coming = begin(0)
+        for start in range(depth, count + depth, depth):
+            ready, coming = coming, begin(start) if start < count else []
+            while ready:
+                yield ready.pop(0).result()
+    finally:
+        leave.set()
+        for thread in threads:
+            thread.join()
+
+
+def examples(pictures: np.ndarray, policy: str, seed: int) -> np.ndarray:
+    """What an augmentation policy makes of pictures uint8 (n, S, S, 3), as the first epoch would show them."""
+    return augment.apply(pictures, augment.draw(policy, len(pictures), seed, epoch=1))
 
 
 def example_batch(photos: Photos, config: Config) -> np.ndarray:
-    """The first batch of the first epoch as pictures uint8 (n, S, S, 3), augmented as in training; 16 at most."""
-    batch = batches(len(photos), config.batch_size, config.seed, epoch=1)[0][:16]
-    inputs = to_float(photos.images[batch])
-    if config.augment == "geometric":
-        inputs = warp(inputs, augmentation(len(photos), config.seed, epoch=1)[batch])
+    """The first batch of the first epoch as pictures uint8 (n, S, S, 3), as training sees it; 16 at most."""
+    feed = Feed(photos, config, torch.device("cpu")).epoch(1)
+    try:
+        inputs = next(feed).images[:16]
+    finally:
+        feed.close()
     return to_pictures((inputs * 255).round().clamp(0, 255).to(torch.uint8))
-
-
-def _generator(seed: int, epoch: int, purpose: int) -> torch.Generator:
-    """A random stream of its own for each (seed, epoch, purpose)."""
-    words = np.random.SeedSequence([seed, epoch, purpose]).generate_state(1, np.uint64)
-    return torch.Generator().manual_seed(int(words[0] >> 1))

@@ -27,8 +27,19 @@ def mix(logits: torch.Tensor, labels: torch.Tensor, focal_ratio: float, gamma: f
     return (1 - focal_ratio) * ce + focal_ratio * focal(logits, labels, gamma)
 
 
-def build(config: Config) -> Loss:
-    """The loss that `config.loss` names, as a function of (logits, labels)."""
+def build(config: Config, class_weights: torch.Tensor | None = None) -> Loss:
+    """The loss that `config.loss` names, as a function of logits (n, C) and labels (n,), one value an image (n,).
+
+    With `class_weights` (C,) each image's value is multiplied by the weight of its class. `balance.class_weights`
+    average to 1 over the training photos, so that a plain mean over images keeps its scale.
+    """
+    loss = _named(config)
+    if class_weights is None:
+        return loss
+    return lambda logits, labels: loss(logits, labels) * class_weights.to(logits)[labels]
+
+
+def _named(config: Config) -> Loss:
     if config.loss == "ce":
         return cross_entropy
     if config.loss == "focal":

@@ -10,8 +10,9 @@ import torch
 import torchvision
 from torch import nn
 
-from fruitlib import runtime
+from fruitlib import images, runtime
 from fruitlib.config import BASE_CLASSES, Config
+from fruitlib.images import Photos
 from fruitlib.runtime import InputError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights expect
@@ -153,6 +154,47 @@ def target_layers(model: Normalized) -> dict[str, nn.Module]:
         8,
     ]  # EfficientNet: the last stage at each of its resolutions, then the closing convolution
     return {f"features{index}": net.features[index] for index in stages}
+
+
+def head(model: Normalized) -> nn.Module:
+    """The last part, which turns features into logits; what stands before it is the backbone."""
+    net = model.net
+    names = ("head", "fc", "classifier")  # End2End; Base and ResNet; EfficientNet
+    return next(getattr(net, name) for name in names if hasattr(net, name))
+
+
+def freeze(model: Normalized, config: Config) -> None:
+    """With `freeze: backbone`, only the head's weights learn."""
+    if config.freeze == "backbone":
+        model.requires_grad_(False)
+        head(model).requires_grad_(True)
+
+
+def learning(model: Normalized, config: Config) -> None:
+    """Training mode; a frozen backbone stays in eval mode, so that its BatchNorm statistics stay as they are too."""
+    model.train(config.freeze == "none")
+    head(model).train()
+
+
+@torch.no_grad()  # not inference_mode: the head is to learn from these
+def features(model: Normalized, photos: Photos, batch_size: int = 64) -> torch.Tensor:
+    """What the backbone hands to the head for these photos: float32 (n, D) on the CPU."""
+    caught: list[torch.Tensor] = []
+    hook = head(model).register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].float().cpu()))
+    device = next(model.parameters()).device
+    model.eval()
+    try:
+        for pixels in images.in_parts(photos, batch_size, device):
+            model(pixels)
+    finally:
+        hook.remove()
+    return torch.cat(caught)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Twelve hex digits of all weights and buffers; tells fresh weights from those of another run."""
+    tensors = [tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in model.state_dict().values()]
+    return runtime.fingerprint(*model.state_dict(), *tensors)
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -1,5 +1,9 @@
 """Arrays in, `Axes` or a `Figure` out; one look for all notebooks (seaborn, a colour-blind-safe palette)."""
 
+import re
+import textwrap
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -10,9 +14,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fruitlib import metrics, runtime
+from fruitlib import audit, metrics, runtime
 
-COLOURS = {"train": "#0072b2", "val": "#d55e00", "test": "#009e73", "quarantined": "#999999"}  # Okabe and Ito 2008
+COLOURS = {"train": "#0072b2", "val": "#d55e00", "test": "#009e73"}  # Okabe and Ito 2008
+COLOURS |= {"quarantined": "#888888", "left_out": "#555555"}
+FOLD_COLOURS = (("#0072b2", "white"), ("#a6d0ee", "black"))  # neighbours alternate; with the colour of their numbers
 TRUTH = {"tp": "#0072b2", "fn": "#d55e00", "fp": "#e69f00"}
 LONG = {"tp": "true positive", "fn": "false negative", "fp": "false positive", "tn": "true negative"}
 
@@ -43,30 +49,190 @@ def split_counts(table: pd.DataFrame) -> Axes:
     """Photos per class, stacked by split, from `splits.counts` (classes as rows, splits as columns)."""
     table = table.drop(index="all", errors="ignore")
     _, ax = plt.subplots(figsize=(7, 0.7 + 0.6 * len(table)))
-    left = np.zeros(len(table))
+    left, narrow = np.zeros(len(table)), table.to_numpy().sum(1).max() / 50  # no room for a number; the table has it
     for split in table.columns:
-        bars = ax.barh(table.index, table[split], left=left, color=COLOURS[split], label=split)
-        ax.bar_label(bars, [str(n) if n else "" for n in table[split]], label_type="center", color="white", fontsize=10)
+        name = split.replace("_", " ")
+        bars = ax.barh(table.index, table[split], left=left, color=COLOURS[split], label=name)
+        texts = [str(n) if n > narrow else "" for n in table[split]]
+        ax.bar_label(bars, texts, label_type="center", color="white", fontsize=10)
         left += table[split].to_numpy()
     ax.set(xlabel="photos", ylabel="", title="Photos per class and split")
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
-    ax.legend(ncols=4, loc="upper left", bbox_to_anchor=(0, -0.3), frameon=False)
+    ax.legend(ncols=5, loc="upper left", bbox_to_anchor=(-0.1, -0.3), frameon=False, columnspacing=1.2)
+    return ax
+
+
+def fold_counts(table: pd.DataFrame) -> Axes:
+    """How each class's photos fall into folds, from `splits.fold_counts` (classes as rows, folds as columns).
+
+    Every class has a bar of the same length, so that a rare one can be read as well as a common one.
+    """
+    table = table.drop(index="all", errors="ignore")
+    names = [f"{label} ({total:,})" for label, total in table.sum(axis=1).items()]
+    shares = table.div(table.sum(axis=1).clip(lower=1), axis=0)
+    _, ax = plt.subplots(figsize=(7, 1.1 + 0.5 * len(table)))
+    left = np.zeros(len(table))
+    for number, fold in enumerate(table.columns):
+        colour, ink = FOLD_COLOURS[number % 2]
+        bars = ax.barh(names, shares[fold], left=left, color=colour, edgecolor="white")
+        texts = [
+            f"{n:,}" if share > 0.013 * len(f"{n:,}") + 0.01 else ""
+            for n, share in zip(table[fold], shares[fold], strict=True)
+        ]
+        ax.bar_label(bars, texts, label_type="center", color=ink, fontsize=10)
+        left += shares[fold].to_numpy()
+    ax.set(xlabel=f"share of the class, folds 1 to {len(table.columns)} from left to right", xlim=(0, 1))
+    ax.set_title("Photos per class and fold")
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    return ax
+
+
+def group_sizes(manifest: pd.DataFrame) -> Axes:
+    """How many groups of which size each class has, and how many photos stand alone, from the manifest's usable rows.
+
+    A disc's area shows the number of groups; the grey disc at 1 stands for photos without a group or alone in one.
+    """
+    usable = manifest[manifest["status"] == "ok"]
+    classes = sorted(set(usable["label"]))
+    sizes = usable[usable["group"] != ""].groupby(["label", "group"]).size()
+    groups = pd.crosstab(sizes.index.get_level_values(0), sizes.to_numpy()).reindex(classes, fill_value=0)
+    groups = groups.loc[:, groups.columns >= 2]
+    photos = usable["label"].value_counts()
+    largest = max([*groups.columns, 1])
+    _, ax = plt.subplots(figsize=(7.5, 1.2 + 0.62 * len(classes)))
+    for row, label in enumerate(classes):
+        own = groups.loc[label][groups.loc[label] > 0]
+        _discs(ax, row, own, groups.to_numpy().max(initial=1))
+        alone = int(photos[label] - (own * own.index).sum())
+        if alone:
+            ax.scatter(1, row, s=400, color="#767676", linewidth=0)
+            ax.annotate(f"{alone:,}", (1, row), fontsize=8, ha="center", va="center", color="white")
+        text = f"{int(own.sum()):,} groups\n{alone:,} alone"
+        ax.annotate(text, (1.02, row), xycoords=("axes fraction", "data"), fontsize=9, va="center")
+    ax.set_xscale("log" if largest > 30 else "linear")
+    ax.set_xlim((0.7, largest * 1.35) if largest > 30 else (0, largest + 1))
+    if largest <= 30:
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_formatter("{x:g}")
+    ax.set(yticks=range(len(classes)), yticklabels=classes, ylim=(len(classes) - 0.4, -0.6))
+    ax.set(xlabel="photos in the group (grey: alone)", title="Groups by size")
+    return ax
+
+
+def _discs(ax: Axes, row: int, counts: pd.Series, most: int) -> None:
+    """A disc for each size (index) of so many groups (value), with the number in it where it fits."""
+    areas, least = 30 + 370 * counts / most, 0 if len(counts) <= 12 else 150  # among many only large discs speak
+    ax.scatter(counts.index, [row] * len(counts), s=areas, color=COLOURS["train"], alpha=0.8, linewidth=0)
+    for (size, count), area in zip(counts.items(), areas, strict=True):
+        if count > 1 and area >= max(least, 25 * len(f"{count:,}") ** 2):
+            ax.annotate(f"{count:,}", (size, row), fontsize=8, ha="center", va="center", color="white")
+
+
+def leakage(leak: audit.Leakage) -> Axes:
+    """Accuracy under a random and a group-safe split with 95 % intervals, and the points between them."""
+    _, ax = plt.subplots(figsize=(8, 2.6 if leak.measured else 0.6))
+    if not leak.measured:
+        ax.text(0, 0.5, leak.said, va="center")
+        ax.axis("off")
+        return ax
+    rows = {"random split": ("random", COLOURS["val"]), "group-safe split": ("safe", COLOURS["train"])}
+    for row, (name, colour) in enumerate(rows.values()):
+        value, ends = getattr(leak, name), [getattr(leak, f"{name}_low"), getattr(leak, f"{name}_high")]
+        ax.plot(ends, [row, row], color=colour, linewidth=2)
+        ax.plot(value, row, "o", color=colour)
+        ax.annotate(f"{value:.2f}", (value, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center")
+    span = {"arrowstyle": "|-|, widthA=0.3, widthB=0.3", "color": "#333333", "shrinkA": 0, "shrinkB": 0}
+    ax.annotate("", (leak.safe, 0.5), (leak.random, 0.5), arrowprops=span)
+    verdict = "are leakage" if leak.points_low > 0 else "cannot be told from 0"
+    text = f"{leak.points:.0f} points (95 % interval {leak.points_low:.0f} to {leak.points_high:.0f}) {verdict}"
+    ends, right = sorted((leak.safe, leak.random)), leak.safe + leak.random < 1  # where there is room
+    place = (ends[1] + 0.015, 0.5) if right else (ends[0] - 0.015, 0.5)
+    ax.annotate(text, place, fontsize=9, ha="left" if right else "right", va="center")
+    ax.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(1.5, -0.65), xlim=(-0.02, 1.02))
+    text = f"accuracy of a quick classifier, with 95 % interval over {leak.groups:,} groups; n = {leak.n:,} photos"
+    ax.set_xlabel(text, fontsize=10)
+    ax.set_title("What a random split would claim")
     return ax
 
 
 def contact_sheet(images: np.ndarray, titles: list[str], columns: int = 8, title: str = "") -> Figure:
     """Photos uint8 (n, S, S, 3) in a grid, each with its title."""
-    rows = -(-len(images) // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.35 * columns, 1.6 * rows), squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
-    for ax, image, text in zip(axes.flat, images, titles, strict=False):
+    figure, axes = _grid(len(images), columns, 1.35, 1.6, title)
+    for ax, image, text in zip(axes, images, titles, strict=False):
         ax.imshow(image)
         ax.set_title(text, fontsize=8, fontweight="normal", pad=2)
-    figure.suptitle(title, fontweight="bold", fontsize=12)
     figure.tight_layout(h_pad=0.4, w_pad=0.4)
     return figure
+
+
+def _grid(count: int, columns: int, width: float, height: float, title: str) -> tuple[Figure, np.ndarray]:
+    """A figure of `count` cells of so many inches, without axes lines, and its cells (rows · columns,)."""
+    rows = -(-count // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    for ax in axes.flat:
+        ax.axis("off")
+    figure.suptitle(title, fontweight="bold", fontsize=12)
+    return figure, axes.flatten()
+
+
+def _caption(ax: Axes, text: str, letters: int) -> None:
+    """Text under a picture, left-aligned, each of its lines wrapped to so many letters."""
+    lines = []
+    for line in text.splitlines():
+        wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in line)  # twice as broad
+        loose = re.sub(r"(?<=[/_])(?=\w)", " ", line)  # long names part there
+        parts = textwrap.wrap(loose, letters // 2 if wide else letters)
+        lines += [re.sub(r"(?<=[/_]) (?=\w)", "", part) for part in parts]
+    lines[6:] = ["…"] if len(lines) > 6 else []
+    ax.text(0, -0.04, "\n".join(lines), transform=ax.transAxes, fontsize=8, va="top")
+
+
+def quarantine_sheet(pictures: Sequence[np.ndarray | None] | None, titles: Sequence[str], at_most: int = 18) -> Figure:
+    """Quarantined photos, each with its title under it (path, reason; a line break between): 18 at most.
+
+    `pictures` are uint8 (H, W, 3), None for a photo, or for all, of which nothing can be shown: a grey tile then.
+    """
+    shown = list(pictures if pictures is not None else [None] * len(titles))[:at_most]
+    title = f"{len(titles)} quarantined photo{'s' if len(titles) > 1 else ''}" + (
+        f", the first {at_most}" if len(titles) > at_most else ""
+    )
+    figure, axes = _grid(max(len(shown), 1), 6, 1.7, 2.45, title)
+    for ax, picture, text in zip(axes, shown, titles, strict=False):
+        if picture is None:
+            ax.imshow(np.full((8, 8, 3), 225, np.uint8))
+            ax.plot([2, 5], [2, 5], [2, 5], [5, 2], color="#888888", linewidth=2)
+        else:
+            ax.imshow(picture)
+        ax.set_anchor("N")
+        _caption(ax, text, 24)
+    figure.tight_layout(h_pad=0.4, w_pad=0.6)
+    return figure
+
+
+def pair_sheet(pairs: Sequence[tuple], titles: Sequence[str], at_most: int = 12, title: str = "") -> Figure:
+    """Pairs of pictures uint8 (H, W, 3) side by side, each pair with its title under it: 12 at most.
+
+    For near duplicates, or for photos that look alike and bear different labels.
+    """
+    figure, axes = _grid(max(min(len(pairs), at_most), 1), 3, 3.4, 2.5, title)
+    for ax, pair, text in zip(axes, list(pairs)[:at_most], titles, strict=False):
+        for left, picture in zip((0, 1.04), pair, strict=True):
+            ax.imshow(picture, extent=(left, left + 1, 0, 1))
+        ax.set(xlim=(0, 2.04), ylim=(0, 1), anchor="N")
+        _caption(ax, text, 48)
+    figure.tight_layout(h_pad=0.4, w_pad=0.8)
+    return figure
+
+
+def policy_sheet(originals: np.ndarray, by_policy: dict[str, np.ndarray]) -> Figure:
+    """What augmentation policies do to photos uint8 (k, S, S, 3): one column a photo, one row a policy.
+
+    The first row holds the originals, so that one sees whether the fruit is still the fruit.
+    """
+    rows = [list(originals), *(list(pictures) for pictures in by_policy.values())]
+    return picture_table(rows, ["original", *by_policy], [""] * len(originals), "The same photos under each policy")
 
 
 def history(table: pd.DataFrame, epochs: int | None = None, best_epoch: int | None = None) -> Figure:

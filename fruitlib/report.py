@@ -297,12 +297,14 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
     """Everything the template shows on the index."""
     results, trouble = _table(sweep_dir / "results.csv")
     openings, unread = _table(sweep_dir / "test_openings.csv")
+    pooled, unpooled = _table(sweep_dir / "results_oof.csv")
+    gains, unpaired = _table(sweep_dir / "gains.csv")
     rows = {str(row.get("run")): row for row in results}
     runs = [run | {"row": rows.get(run["name"], {}), "pages": pages.get(run["name"], [])} for run in sweep["runs"]]
     complete = _ranked([run for run in runs if run["state"] == "complete"], sweep)
     chosen = next((run for run in runs if run["name"] == sweep["chosen"]), None)
     empty = "results.csv is missing or empty: no numbers to show" if complete and not results else ""
-    problems = [trouble or empty, unread]
+    problems = [trouble or empty, unread, unpooled, unpaired]
     problems += _problems({"name": "", "pages": pages[""]}, ["01_split"])
     problems += [text for run in complete for text in _problems(run, EXPECTED)]
     return {
@@ -315,6 +317,8 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
         "measured": {name for run in complete for name, value in run["row"].items() if _fixed(value, 0) != NONE},
         "forest": _forest(complete[:PLOTTED]),
         "openings": openings,
+        "pooled": sorted(pooled, key=lambda row: -_number(row.get(sweep["choose_by"]))),
+        "gains": gains,
         "problems": [text for text in problems if text],
     }
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import yaml
-from filelock import FileLock, Timeout
 
 from fruitlib import config as configs
 from fruitlib import runtime, splits
@@ -37,13 +36,14 @@ class Stage:
     notebook: bool = False
 
 
-RECIPE = ("intake", "images", "models", "losses", "metrics", "train")  # gradcam keeps pictures, but changes no weight
+PIXELS = ("sources", "intake", "preprocess")  # what makes an array of a photo
+RECIPE = (*PIXELS, "augment", "balance", "images", "models", "losses", "metrics", "train")  # gradcam changes no weight
 STAGES = {
     "train": Stage(configs.TRAIN_KNOBS, RECIPE, outputs=("best.pt", "history.csv", "predictions_val.csv")),
     "export": Stage(configs.EXPORT_KNOBS, ("export",), "train", ("model.fp32.onnx", "model.int8.onnx")),
     "test": Stage(after="export", outputs=("predictions_test.csv",)),
     "02_train": Stage(modules=("plots", "widgets"), after="train", notebook=True),
-    "03_metrics": Stage(modules=("plots",), after="train", outputs=("metrics.json",), notebook=True),
+    "03_metrics": Stage(modules=("plots", "audit"), after="train", outputs=("metrics.json",), notebook=True),
     "04_gradcam": Stage(modules=("gradcam", "plots", "widgets"), after="train", notebook=True),
     "05_quantize": Stage(modules=("plots",), after="export", outputs=("export.json",), notebook=True),
     "06_test_accuracy": Stage(modules=("plots",), after="test", outputs=("test.json",), notebook=True),
@@ -89,9 +89,8 @@ class Run:
         return splits.record(self.sweep_dir)["class_names"]
 
     def rows(self, split: str) -> pd.DataFrame:
-        """The usable photos of train, val or test."""
-        rows = self.manifest
-        return rows[(rows["split"] == split) & (rows["status"] != "quarantined")].reset_index(drop=True)
+        """The usable photos of train, val or test; with folds, val is this run's fold and train all others."""
+        return splits.part(self.manifest, split, self.config.fold, self.config.repeat)
 
     def history(self) -> pd.DataFrame:
         """A row per epoch trained so far; empty before the first."""
@@ -134,7 +133,7 @@ class Run:
     def record_test_opening(self, photos: int) -> None:
         """Write down that the test photos are about to be looked at."""
         row = {"time": datetime.now().isoformat(timespec="seconds"), "run": self.name, "photos": photos}
-        with FileLock(self.sweep_dir / ".openings.lock"):  # runs tested side by side share this file
+        with runtime.lock(self.sweep_dir / ".openings.lock"):  # runs tested side by side share this file
             before = self.test_openings().to_dict("records")
             with runtime.replacing(self.sweep_dir / "test_openings.csv") as partial:
                 pd.DataFrame([*before, row]).to_csv(partial, index=False)
@@ -187,18 +186,16 @@ class Run:
         if held == str(self.path):
             yield
             return
-        self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / ".lock")
-        try:
-            lock.acquire(timeout=timeout)
-        except Timeout:
-            raise Busy(f"{runtime.display_path(self.path)}: another process is working on this run") from None
-        os.environ["FRUITLIB_LOCK_HELD"] = str(self.path)
-        try:
-            yield
-        finally:
-            os.environ.pop("FRUITLIB_LOCK_HELD", None)
-            lock.release()
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(runtime.lock(self.path / ".lock", timeout))
+            except runtime.Locked:
+                raise Busy(f"{runtime.display_path(self.path)}: another process is working on this run") from None
+            os.environ["FRUITLIB_LOCK_HELD"] = str(self.path)
+            try:
+                yield
+            finally:
+                os.environ.pop("FRUITLIB_LOCK_HELD", None)
 
 
 def mistakes(predictions: pd.DataFrame) -> pd.DataFrame:

@@ -71,6 +71,31 @@ def write_json(path: str | os.PathLike, value) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+class Locked(Exception):
+    """Another process holds the lock."""
+
+
+@contextlib.contextmanager
+def lock(path: str | os.PathLike, timeout: float = -1):
+    """Hold the lock file `path`; the system frees it when its holder ends, however that ends.
+
+    Raises:
+        Locked: another process holds it after `timeout` seconds (-1: wait for ever).
+    """
+    from filelock import FileLock, Timeout
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(path)
+    try:
+        held.acquire(timeout=timeout)
+    except Timeout:
+        raise Locked(f"{display_path(path)}: another process holds this lock") from None
+    try:
+        yield
+    finally:
+        held.release()
+
+
 def fingerprint(*parts) -> str:
     """Twelve hex digits that change when any part does; parts are bytes, files (`Path`) or JSON values."""
     digest = hashlib.sha256()

@@ -1,172 +1,263 @@
 """Which photos may teach and which may judge: the manifest, stratified, seeded, groups never divided."""
 
 import json
-import zlib
 from collections.abc import Callable, Iterable
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fruitlib import intake, runtime
+from fruitlib import duplicates, intake, runtime, sources, stratify
 from fruitlib.config import SPLIT_KNOBS, Config
 from fruitlib.runtime import InputError
+from fruitlib.stratify import assign, deal, photo_of, subset, wanted_photos
 
 SPLITS = ("train", "val", "test")
+USABLE = ("ok", "sealed")
+COLUMNS = ("path", "label", "group", "split", "fold", "status", "reason", "width", "height", "sha256", "phash")
 
 
 def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None] | None = None) -> pd.DataFrame:
     """The sweep's manifest: read where it fits the data and the knobs, made and written where not.
 
     Beside `manifest.csv` stands `manifest.json`: its identity, and in words what could not be met. Nothing is written
-    unless all photos and classes allow the split.
+    unless all photos and classes allow the split. The identity holds what was listed (of a table: what its rows
+    say), and size and time of every file in use.
 
     Raises:
         InputError: no photos, a photo that does not open (`bad_photos: stop`), a class too small for the split.
     """
-    folder = intake.ready(config.data, progress)
-    rows, passed_over = intake.scan(folder)
+    folder = sources.ready(config.data, progress)
+    rows, notes = sources.scan(config)
+    rows = subset(rows, config.subset, config.split_seed)
     knobs = config.model_dump(include=set(SPLIT_KNOBS))
-    files = _stamps(folder, rows["path"])
-    identity = runtime.fingerprint(knobs, files, Path(__file__), Path(intake.__file__))
+    stamps = _stamps(folder, rows.loc[rows["status"] != "left_out", "path"])
+    modules = [Path(module.__file__) for module in (sources, intake, duplicates, stratify)]
+    identity = runtime.fingerprint(knobs, notes, _digest(rows), stamps, Path(__file__), *modules)
     made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
     if made and record(sweep_dir)["identity"] == identity:
         return read(sweep_dir)
-    manifest, notes = build(folder, rows, config, progress)
-    if passed_over:
-        notes.append(f"{passed_over} files that are hidden or no photos were passed over")
+    manifest, said = build(folder, rows, config, progress)
     with runtime.replacing(sweep_dir / "manifest.csv") as partial:
         manifest.to_csv(partial, index=False)
-    facts = {"identity": identity, "data": config.data, "notes": notes}
-    runtime.write_json(sweep_dir / "manifest.json", facts | {"class_names": sorted(set(manifest["label"]))})
+    names = sorted(set(manifest.loc[manifest["status"].isin(USABLE), "label"]))
+    facts = {"identity": identity, "data": config.data, "folds": config.folds, "repeats": config.repeats}
+    runtime.write_json(sweep_dir / "manifest.json", facts | {"notes": [*notes, *said], "class_names": names})
     return manifest
 
 
 def build(folder: Path, rows: pd.DataFrame, config: Config, progress=None) -> tuple[pd.DataFrame, list[str]]:
-    """Check the photos and assign each its split; returns the manifest and what could not be met, in words."""
-    _check_sizes(rows, config)  # before minutes of decoding
-    manifest = intake.check(folder, rows, progress)
-    bad = manifest[manifest["status"] == "quarantined"]
+    """Check the photos of `subset`'s rows and divide them; returns the manifest and what is to be said, in words."""
+    divide(rows, config)  # what cannot be divided is said before minutes of decoding
+    manifest = intake.check(folder, rows, config.min_side, progress)
+    bad, notes = manifest[manifest["status"] == "quarantined"], []
     if len(bad) and config.bad_photos == "stop":
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         reason = f"{folder / bad['path'].iloc[0]}: {bad['reason'].iloc[0]}{more}"
         raise InputError(f"{reason}: repair or remove it, or set bad_photos: quarantine to go on without")
-    usable = manifest[manifest["status"] != "quarantined"]
-    _check_sizes(usable, config)
-    splits, notes = assign(usable, config.val_per_class, config.test_per_class, config.split_seed)
-    if len(bad):
-        notes.append(f"{len(bad)} photos do not open and are quarantined")
-    return manifest.assign(split=splits.reindex(manifest.index, fill_value="")), notes
+    manifest, said = duplicates.resolve(manifest, near=config.near_duplicates == "group")
+    if left_out := (manifest["status"] == "left_out").sum():
+        notes.append(f"{len(rows) - left_out:,} of {len(rows):,} photos are used (subset: {config.subset:g})")
+    if len(bad := manifest[manifest["status"] == "quarantined"]):
+        first = f"{bad['path'].iloc[0]}: {bad['reason'].iloc[0]}"
+        notes.append(f"{len(bad):,} of the photos are quarantined, manifest.csv says why; the first is {first}")
+    manifest, more = divide(manifest, config)
+    return manifest[list(COLUMNS)], [*notes, *said, *more]
 
 
-def _check_sizes(rows: pd.DataFrame, config: Config) -> None:
-    predefined = set(rows["split"]) - {""}
-    wanted = 1 + config.val_per_class * ("val" not in predefined) + config.test_per_class * ("test" not in predefined)
-    for label, photos in rows[rows["split"].isin(["", "train"])].groupby("label"):
-        if len(photos) < wanted:
-            raise InputError(
-                f"class {label} has {len(photos)} photos, at least {wanted} are needed for val_per_class "
-                f"{config.val_per_class} and test_per_class {config.test_per_class}: add photos or lower these knobs"
-            )
+def divide(manifest: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[str]]:
+    """Every usable row's split and fold, from the knobs alone, and what could not be met; opens no file.
 
+    With folds the pool (all but test) bears `split` train and in `fold` the number of its fold in each repeat.
 
-def assign(rows: pd.DataFrame, val_per_class: int, test_per_class: int, seed: int) -> tuple[pd.Series, list[str]]:
-    """A split for every row, class by class: a fixed number each for validation and test, the rest for training.
-
-    A group (or a photo that stands alone) falls on one side as a whole; where that makes an exact number
-    impossible, the smallest sufficient number is taken and a note says so. A predefined split is kept.
+    Raises:
+        InputError: a class with too few photos or groups.
     """
-    splits, notes = rows["split"].copy(), []
-    predefined = set(splits) - {""}
-    wanted = {"test": test_per_class, "val": val_per_class}
-    for label, photos in rows[rows["split"].isin(["", "train"])].groupby("label"):
-        units = photos["group"].where(photos["group"] != "", photos["path"])
-        rng = np.random.default_rng([seed, zlib.crc32(label.encode())])
-        remaining = rng.permutation(np.array(sorted(set(units)), dtype=object)).tolist()
-        sizes = units.value_counts()
-        splits[photos.index] = "train"
-        for split in [name for name in wanted if name not in predefined]:
-            chosen = _take([(unit, int(sizes[unit])) for unit in remaining], wanted[split])
-            if len(chosen) >= len(remaining):
-                raise InputError(
-                    f"class {label} has {len(sizes)} groups, too few to keep {split} apart from train: "
-                    "add groups or put the photos straight into the class folder"
-                )
-            remaining = [unit for unit in remaining if unit not in chosen]
-            splits[units.index[units.isin(chosen)]] = split
-            if (got := int(sizes[list(chosen)].sum())) != wanted[split]:
-                notes.append(f"{label}: {got} {split} photos, not {wanted[split]}, since groups are never divided")
-    return splits, notes
+    usable = manifest[manifest["status"].isin(USABLE)]
+    notes = []
+    if config.folds and (usable["split"] == "val").any():
+        notes.append(f"{(usable['split'] == 'val').sum():,} photos of the predefined val part joined the folds")
+        usable = usable.assign(split=usable["split"].replace("val", "train"))
+    _check_sizes(usable, manifest, config)
+    folds = pd.Series("", usable.index, dtype=str)
+    try:
+        val_per_class = 0 if config.folds else config.val_per_class
+        splits, said = assign(usable, val_per_class, config.test_per_class, config.split_seed)
+        if config.folds:
+            dealt, more = deal(usable[splits == "train"], config.folds, config.repeats, config.split_seed)
+            folds, said = dealt.reindex(usable.index, fill_value=""), [*said, *more]
+    except InputError as problem:
+        raise InputError(f"{problem}{_subset_hint(config)}") from None
+    sides = {"split": splits, "fold": folds}
+    given = (usable["split"] != "").any()
+    manifest = manifest.assign(**{name: side.reindex(manifest.index, fill_value="") for name, side in sides.items()})
+    if given and (count := len(leaks(manifest))):
+        notes.append(
+            f"{count:,} groups, photos or identical files stand in several parts of the given split: see leaks"
+        )
+    return manifest, [*notes, *said]
 
 
-def _take(units: list[tuple[str, int]], count: int) -> set[str]:
-    """Units whose sizes sum to `count`, or to the least above it that whole units allow (subset sum)."""
-    reached: dict[int, tuple[int, str]] = {0: (0, "")}  # a sum -> the sum before it, and the unit added to that
-    for unit, size in units:
-        for total in [t for t in reached if t < count]:
-            reached.setdefault(total + size, (total, unit))
-        if count in reached:
-            break
-    total, chosen = min((t for t in reached if t >= count), default=0), set()
-    while total:
-        total, unit = reached[total]
-        chosen.add(unit)
-    return chosen or {unit for unit, _ in units}
+def _check_sizes(usable: pd.DataFrame, manifest: pd.DataFrame, config: Config) -> None:
+    """Refuse a class of fewer photos than the knobs ask for, with one left to learn from."""
+    there = set(usable["split"])
+    photos = usable.loc[usable["split"].isin(["", "train"]), "label"].value_counts()
+    photos = photos.reindex(sorted(set(manifest["label"])), fill_value=0)
+    needed = np.zeros(len(photos), int) if "test" in there else wanted_photos(config.test_per_class, photos.to_numpy())
+    if config.folds:
+        needed, knob = needed + config.folds, f"folds {config.folds}"
+    else:
+        needed = needed + 1 + (0 if "val" in there else wanted_photos(config.val_per_class, photos.to_numpy()))
+        knob = f"val_per_class {config.val_per_class}"
+    lacking = np.flatnonzero(photos.to_numpy() < needed)
+    if len(lacking):
+        label, has, least = photos.index[lacking[0]], photos.iloc[lacking[0]], needed[lacking[0]]
+        bad = (manifest.loc[manifest["label"] == label, "status"] == "quarantined").sum()
+        of = f" ({bad} more are quarantined)" if bad else ""
+        raise InputError(
+            f"class {label} has {has} photos{of}, at least {least} are needed for {knob} "
+            f"and test_per_class {config.test_per_class}: add photos or lower these knobs{_subset_hint(config)}"
+        )
+
+
+def _subset_hint(config: Config) -> str:
+    return f" (subset: {config.subset:g} leaves out the others)" if config.subset < 1 else ""
+
+
+def part(manifest: pd.DataFrame, split: str, fold: int = 1, repeat: int = 1) -> pd.DataFrame:
+    """The usable rows of train, val or test, index reset; with folds, val is that fold and train the others.
+
+    Raises:
+        InputError: no such fold or repeat.
+    """
+    rows = manifest[manifest["status"].isin(USABLE)]
+    if split == "test" or not (rows["fold"] != "").any():
+        return rows[rows["split"] == split].reset_index(drop=True)
+    numbers = _numbers(rows["fold"], repeat)
+    if fold not in numbers or fold < 1:
+        raise InputError(f"fold = {fold}: the manifest holds folds 1 to {numbers.max()}")
+    chosen = numbers == fold if split == "val" else (numbers > 0) & (numbers != fold)
+    return rows[chosen].reset_index(drop=True)
+
+
+def _numbers(folds: pd.Series, repeat: int) -> np.ndarray:
+    """The fold of each row in one repeat; 0 where it is in none."""
+    codes, texts = pd.factorize(folds)
+    if repeat < 1 or repeat > max((len(text.split()) for text in texts), default=0):
+        raise InputError(f"repeat = {repeat}: the manifest holds no such division into folds")
+    return np.array([int(text.split()[repeat - 1]) if text else 0 for text in texts])[codes]
 
 
 def fingerprint(manifest: pd.DataFrame) -> str:
-    """Changes when a photo, a label or the split does; what training depends on."""
-    return runtime.fingerprint(manifest[["path", "label", "split", "status", "sha256"]].values.tolist())
+    """Changes when a photo, a label, the split or a fold does; what training depends on."""
+    return _digest(manifest[["path", "label", "split", "fold", "status", "sha256"]])
 
 
-def sealed_files(config: Config, manifest: pd.DataFrame) -> list[tuple]:
-    """(path, bytes, time of change) of sealed photos: all that can be known of them without opening them."""
-    return _stamps(intake.root(config.data), manifest.loc[manifest["status"] == "sealed", "path"])
+def _digest(rows: pd.DataFrame) -> str:
+    """Twelve hex digits of the table's text, column by column; the same on every system."""
+    digest = sha256(f"{len(rows)} {list(rows)}".encode())
+    for name in rows:
+        for start in range(0, len(rows), 100_000):
+            digest.update(("\0".join(rows[name].iloc[start : start + 100_000].astype(str)) + "\0").encode())
+    return digest.hexdigest()[:12]
 
 
-def _stamps(folder: Path, paths: Iterable[str]) -> list[tuple]:
-    """(path, bytes, time of change) of each file; the path alone where there is none (a broken link)."""
-    files = [(path, folder / path) for path in paths]
-    return [(path, f.stat().st_size, f.stat().st_mtime_ns) if f.is_file() else (path,) for path, f in files]
+def sealed_files(config: Config, manifest: pd.DataFrame) -> str:
+    """A digest of path, bytes and time of change of sealed photos: all that is known of them without opening them."""
+    return _stamps(sources.root(config.data), manifest.loc[manifest["status"] == "sealed", "path"])
+
+
+def _stamps(folder: Path, paths: Iterable[str]) -> str:
+    """A digest of path, bytes and time of change of each file; of the path alone where there is none."""
+    digest = sha256()
+    for path in paths:
+        file, _ = sources.locate(folder, path)
+        try:
+            facts = file.stat()
+            digest.update(f"{path}\0{facts.st_size} {facts.st_mtime_ns}\0".encode())
+        except OSError:  # a broken link
+            digest.update(f"{path}\0".encode())
+    return digest.hexdigest()[:12]
 
 
 def read(sweep_dir: Path) -> pd.DataFrame:
     """The manifest of a sweep folder; a row per photo, text columns never NaN."""
     if not (sweep_dir / "manifest.csv").is_file():
         raise InputError(f"{runtime.display_path(sweep_dir)}: no manifest.csv; execute 01_split first")
-    return pd.read_csv(sweep_dir / "manifest.csv", dtype={"label": str, "sha256": str}, keep_default_na=False)
+    texts = dict.fromkeys(set(COLUMNS) - {"width", "height"}, str)
+    return pd.read_csv(sweep_dir / "manifest.csv", dtype=texts, keep_default_na=False)
 
 
 def record(sweep_dir: Path) -> dict:
-    """What stands beside the manifest: identity, data, class_names, notes."""
+    """What stands beside the manifest: identity, data, folds, repeats, notes, class_names."""
     return json.loads((sweep_dir / "manifest.json").read_text(encoding="utf-8"))
 
 
 def counts(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Photos per class (rows) and split (columns), with totals; quarantined ones in a column of their own."""
-    where = manifest["split"].where(manifest["status"] != "quarantined", "quarantined")
-    table = pd.crosstab(manifest["label"], where)
-    order = [*SPLITS, "quarantined"] if "quarantined" in table else list(SPLITS)
-    table = table.reindex(columns=order, fill_value=0)
+    """Photos per class (rows) and split (columns), with totals; quarantined and left-out ones in columns of their own.
+
+    With folds, the pool that is dealt into them counts as train; `fold_counts` has its folds.
+    """
+    outside = [status for status in ("quarantined", "left_out") if (manifest["status"] == status).any()]
+    where = manifest["split"].mask(manifest["status"].isin(outside), manifest["status"])
+    return _count(manifest["label"], where, [*SPLITS, *outside])
+
+
+def fold_counts(manifest: pd.DataFrame, repeat: int = 1) -> pd.DataFrame:
+    """Photos per class (rows) and fold (columns 1, 2 …) of one repeat, with totals."""
+    pool = manifest[manifest["fold"] != ""]
+    numbers = pd.Series(_numbers(pool["fold"], repeat), pool.index)
+    return _count(pool["label"], numbers, range(1, numbers.max() + 1))
+
+
+def _count(labels: pd.Series, where: pd.Series, order: Iterable) -> pd.DataFrame:
+    table = pd.crosstab(labels, where).reindex(columns=list(order), fill_value=0)
     table.loc["all"] = table.sum()
     return table.rename_axis(index="label", columns=None)
 
 
 def leaks(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Groups and identical files (sha256) found on more than one side; empty when the split is clean."""
+    """Groups, identical files (sha256) and photos (under several boxes) on more than one side; empty when clean.
+
+    With folds, the folds of each repeat are sides too. Columns: kind, value, stands in.
+    """
     usable = manifest[manifest["split"] != ""]
-    found = []
-    for kind in ("group", "sha256"):
-        sides = usable[usable[kind] != ""].groupby(kind)["split"].agg(lambda split: " + ".join(sorted(set(split))))
-        found += [(kind, value, side) for value, side in sides.items() if "+" in side]
-    return pd.DataFrame(found, columns=["kind", "value", "stands in"])
+    kinds = {name: usable[name] for name in ("group", "sha256") if name in usable}
+    if usable["path"].str.contains("#xywh=", regex=False).any():
+        kinds["photo"] = photo_of(usable["path"])
+    found = {}
+    for sides in _sides(usable):
+        names, side = np.unique(sides.to_numpy(dtype=object), return_inverse=True)
+        for kind, keys in kinds.items():
+            key, values = pd.factorize(keys.where(keys != "", None))
+            pairs = np.unique(key[key >= 0] * len(names) + side[key >= 0])
+            divided = np.bincount(pairs // len(names), minlength=1)[pairs // len(names)] > 1
+            for value, places in pd.Series(names[pairs[divided] % len(names)]).groupby(
+                values[pairs[divided] // len(names)]
+            ):
+                found.setdefault((kind, value), " + ".join(places))
+    return pd.DataFrame([(*key, place) for key, place in found.items()], columns=["kind", "value", "stands in"])
+
+
+def _sides(usable: pd.DataFrame) -> list[pd.Series]:
+    """Where each row stands: its split, or in every repeat its fold."""
+    if "fold" not in usable or not (in_folds := usable["fold"] != "").any():
+        return [usable["split"]]
+    repeats = len(usable.loc[in_folds, "fold"].iloc[0].split())
+    numbers = [_numbers(usable["fold"], repeat) for repeat in range(1, repeats + 1)]
+    return [usable["split"].mask(in_folds, pd.Series(n, usable.index).map("fold {}".format)) for n in numbers]
 
 
 def some_of_each(manifest: pd.DataFrame, split: str, count: int) -> pd.DataFrame:
-    """`count` usable photos of each class in a split, evenly spaced through its list, for a contact sheet."""
-    rows = manifest[(manifest["split"] == split) & (manifest["status"] == "ok")]
+    """`count` opened photos of each class in a split, evenly spaced through its list, for a contact sheet.
+
+    With folds, val is the first one and train the others. Empty where the split has none.
+    """
+    rows = part(manifest, split)
+    rows = rows[rows["status"] == "ok"].sort_values("path")
     chosen = [
         photos.iloc[np.unique(np.linspace(0, len(photos) - 1, count).round().astype(int))]
-        for _, photos in rows.sort_values("path").groupby("label")
+        for _, photos in rows.groupby("label")
     ]
-    return pd.concat(chosen, ignore_index=True)
+    return pd.concat(chosen, ignore_index=True) if chosen else rows

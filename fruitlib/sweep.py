@@ -6,9 +6,7 @@ What is complete is not repeated, what failed keeps its notebook with the error,
 import contextlib
 import logging
 import os
-import sys
 import tempfile
-import threading
 import time
 import warnings
 from datetime import datetime
@@ -17,9 +15,10 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
+from fruitlib import audit, crossval, report, runs, runtime, sources, splits
 from fruitlib import config as configs
-from fruitlib import intake, report, runs, runtime, splits
 from fruitlib.config import Config, Sweep
+from fruitlib.progress import Progress
 from fruitlib.runs import Run
 from fruitlib.runtime import InputError
 
@@ -54,7 +53,7 @@ def sweep(params_file: Path, data: str | None = None, out: str | None = None) ->
 
 def sweep_name(plan: Sweep, data: str | None) -> str:
     """The params file's name, and the photos' when they come from the command line: results never mix."""
-    return f"{plan.name}-{Path(data).name}" if data and data not in intake.SAMPLES else plan.name
+    return f"{plan.name}-{Path(data).name}" if data and data not in sources.SAMPLES else plan.name
 
 
 def _refuse_other_data(config: Config, sweep_dir: Path) -> None:
@@ -73,15 +72,17 @@ def _check_before(plan: Sweep) -> None:
             raise InputError(f"base_weights {config.base_weights}: no such file; params/base_model.yaml trains one")
 
 
-def _check_classes(plan: Sweep, progress: "Progress") -> None:
+def _check_classes(plan: Sweep, progress: Progress) -> None:
     """The base model's five classes, before anything is written."""
-    rows, _ = intake.scan(intake.ready(plan.config.data, progress.photos))
-    classes = rows["label"].nunique()
-    if classes != configs.BASE_CLASSES and any(config.model == "base" for config in plan.runs.values()):
+    if all(config.model != "base" for config in plan.runs.values()):
+        return
+    sources.ready(plan.config.data, progress.photos)
+    classes = sources.scan(plan.config)[0]["label"].nunique()
+    if classes != configs.BASE_CLASSES:
         raise InputError(f"model base has {configs.BASE_CLASSES} classes, the photos have {classes}: use model end2end")
 
 
-def _execute(plan: Sweep, sweep_dir: Path, work: dict[str, Run], progress: "Progress") -> int:
+def _execute(plan: Sweep, sweep_dir: Path, work: dict[str, Run], progress: Progress) -> int:
     """01, then every run, then the choice and its test; the summary and report grow as runs finish."""
     states = {name: {"state": _state(run), "error": None} for name, run in work.items()}
     progress.before = {name for name, state in states.items() if state["state"] == "complete"}
@@ -92,16 +93,15 @@ def _execute(plan: Sweep, sweep_dir: Path, work: dict[str, Run], progress: "Prog
         progress.say(f"fruitlib: {problem}; the notebook with the error: {sweep_dir / '01_split.ipynb'}")
         return 1
     busy = []
-    for name, run in work.items():
-        if states[name]["state"] != "complete":
-            if not _work_on(run, RUN_STAGES, states[name], progress):
-                busy.append(name)
-            write_summary(plan, sweep_dir, work, states)
+    for name, stages in _steps(plan):
+        if states[name]["state"] == "pending" and not _work_on(work[name], stages, states[name], progress):
+            busy.append(name)
+        write_summary(plan, sweep_dir, work, states)
     for name in busy:  # another sweep had them; by now it may be done
         _work_on(work[name], RUN_STAGES, states[name], progress, wait=True)
-    chosen = choose(plan, work, states)
-    to_test = [name for name in work if states[name]["state"] == "complete"] if plan.test == "every" else [chosen]
-    for name in filter(None, to_test):
+    write_summary(plan, sweep_dir, work, states)
+    chosen = choose(plan, work, states, sweep_dir)
+    for name in _to_test(plan, work, states, chosen):
         _work_on(work[name], (TEST_STAGE,), states[name], progress, wait=True)
     write_summary(plan, sweep_dir, work, states, chosen)
     page = report.build(sweep_dir)
@@ -110,16 +110,35 @@ def _execute(plan: Sweep, sweep_dir: Path, work: dict[str, Run], progress: "Prog
     return int(any(state["state"] == "failed" for state in states.values()))
 
 
+def _steps(plan: Sweep) -> list[tuple[str, tuple[str, ...]]]:
+    """Runs and their notebooks in order. All folds of a combination are trained before any is looked at: 03 wants
+    the predictions on all photos."""
+    if not plan.config.folds:
+        return [(name, RUN_STAGES) for name in plan.runs]
+    steps = []
+    for names in plan.combinations().values():
+        steps += [(name, RUN_STAGES[:1]) for name in names] + [(name, RUN_STAGES) for name in names]
+    return steps
+
+
+def _to_test(plan: Sweep, work: dict[str, Run], states: dict, chosen: str | None) -> list[str]:
+    """The runs whose test photos are to be opened; none where no photos were put aside for a test."""
+    if chosen is None or work[chosen].rows("test").empty:
+        return []
+    return [name for name in work if states[name]["state"] == "complete"] if plan.test == "every" else [chosen]
+
+
 def _state(run: Run) -> str:
     """`complete` when all of 02 to 05 hold today, else `pending`."""
     return "complete" if all(run.is_complete(stage) for stage in RUN_STAGES) else "pending"
 
 
-def _execute_split(plan: Sweep, sweep_dir: Path, progress: "Progress") -> None:
+def _execute_split(plan: Sweep, sweep_dir: Path, progress: Progress) -> None:
     """01 on the sweep's manifest, unless it was executed on it already. Without it there is no sweep."""
-    modules = [runs.module_source(name) for name in ("intake", "splits", "images", "plots")]
-    manifest, size = splits.read(sweep_dir), plan.config.image_size
-    identity = runtime.fingerprint(splits.fingerprint(manifest), size, runs.notebook_source("01_split"), *modules)
+    modules = [runs.module_source(name) for name in (*runs.PIXELS, "duplicates", "splits", "augment", "audit", "plots")]
+    knobs = parameters(runs.notebook_path("01_split"), plan.config, {})
+    data = splits.fingerprint(splits.read(sweep_dir))
+    identity = runtime.fingerprint(data, knobs, runs.notebook_source("01_split"), *modules)
     record = sweep_dir / "stages" / "01_split.json"
     there = (sweep_dir / "01_split.ipynb").is_file() and record.is_file()
     if there and identity in record.read_text(encoding="utf-8"):
@@ -129,7 +148,7 @@ def _execute_split(plan: Sweep, sweep_dir: Path, progress: "Progress") -> None:
     runtime.write_json(record, {"identity": identity, "finished": datetime.now().isoformat(timespec="seconds")})
 
 
-def _work_on(run: Run, stages: tuple[str, ...], state: dict, progress: "Progress", wait: bool = False) -> bool:
+def _work_on(run: Run, stages: tuple[str, ...], state: dict, progress: Progress, wait: bool = False) -> bool:
     """Execute what is not complete of a run; False when another process holds the run and `wait` is not wanted."""
     try:
         with run.locked(timeout=-1 if wait else 0):
@@ -137,14 +156,15 @@ def _work_on(run: Run, stages: tuple[str, ...], state: dict, progress: "Progress
                 if not run.is_complete(stage):
                     progress.stage(run.name, stage, run)
                     _execute_stage(run, stage)
-            state["state"] = "complete"
+            state["state"] = _state(run)
     except NotebookFailed as problem:
         state.update(state="failed", error=str(problem))
         progress.say(f"{run.name}: {problem}")
     except runs.Busy as busy:
         progress.say(str(busy))
         return False
-    progress.done(run.name)
+    if state["state"] != "pending":  # with folds, trained but not looked at yet
+        progress.done(run.name)
     return True
 
 
@@ -231,9 +251,19 @@ def declared_parameters(notebook: Path) -> set[str]:
     return set().union(*map(configs.assigned_names, tagged))
 
 
-def choose(plan: Sweep, work: dict[str, Run], states: dict) -> str | None:
-    """The complete run that is best on validation; ties go to the lower validation loss."""
+def choose(plan: Sweep, work: dict[str, Run], states: dict, sweep_dir: Path) -> str | None:
+    """The complete run that is best on validation; ties go to the lower validation loss.
+
+    With folds, the first run of the combination that is best on its pooled out-of-fold predictions: among its folds
+    there is no choosing, since they are judged on different photos.
+    """
     complete = [name for name in work if states[name]["state"] == "complete"]
+    if plan.config.folds:
+        pooled = _read_table(sweep_dir / "results_oof.csv")
+        whole = {name: names[0] for name, names in plan.combinations().items() if set(names) <= set(complete)}
+        scores = {row["combination"]: row[plan.choose_by] for row in pooled.to_dict("records")}
+        best = max((name for name in scores if name in whole), key=scores.get, default=None)
+        return whole.get(best)
     return max(complete, key=lambda name: _score(work[name], plan.choose_by), default=None)
 
 
@@ -247,6 +277,8 @@ def results(plan: Sweep, work: dict[str, Run], states: dict) -> pd.DataFrame:
     rows = []
     for name, run in work.items():
         row = {"run": name, **plan.differs[name], "state": states[name]["state"]}
+        if plan.config.folds:
+            row["combination"] = next(key for key, names in plan.combinations().items() if name in names)
         if states[name]["state"] == "complete":
             row |= run.read_json("metrics.json") | run.read_json("export.json")
             trained = run.record("train")
@@ -263,9 +295,17 @@ def results(plan: Sweep, work: dict[str, Run], states: dict) -> pd.DataFrame:
 
 
 def write_summary(plan: Sweep, sweep_dir: Path, work: dict, states: dict, chosen: str | None = None) -> None:
-    """`results.csv` and `sweep.json`, as far as the sweep has come."""
-    with runtime.replacing(sweep_dir / "results.csv") as partial:
-        results(plan, work, states).to_csv(partial, index=False)
+    """`results.csv`, `sweep.json` and what compares runs with each other, as far as the sweep has come."""
+    table = results(plan, work, states)
+    _write_table(table, sweep_dir / "results.csv")
+    knobs = [knob for knob in table.columns if any(knob in differing for differing in plan.differs.values())]
+    complete = table[table["state"] == "complete"]
+    gains = audit.gains(complete, knobs, plan.choose_by) if plan.choose_by in complete else pd.DataFrame()
+    _write_table(gains.assign(said=[audit.said(row) for row in gains.to_dict("records")]), sweep_dir / "gains.csv")
+    if plan.config.folds:
+        pooled = crossval.pool(work, plan.combinations(), sweep_dir)
+        classes = splits.record(sweep_dir)["class_names"]
+        _write_table(crossval.results(pooled, classes), sweep_dir / "results_oof.csv")
     stages = ("02_train", "05_quantize", TEST_STAGE)
     finished = [run.record(stage).get("finished", "") for run in work.values() for stage in stages]
     params = next((run.params for run in work.values() if (run.path / "params.yaml").is_file()), {"record": {}})
@@ -283,18 +323,39 @@ def write_summary(plan: Sweep, sweep_dir: Path, work: dict, states: dict, chosen
     runtime.write_json(sweep_dir / "sweep.json", summary)
 
 
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    """A CSV file, whole or not at all; an empty table leaves no file."""
+    if len(table):
+        with runtime.replacing(path) as partial:
+            table.to_csv(partial, index=False)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _read_table(path: Path) -> pd.DataFrame:
+    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+
+
 def _print_results(plan: Sweep, sweep_dir: Path, states: dict, chosen: str | None, page: Path) -> None:
     """The small table a sweep ends with, and where to look."""
     table = pd.read_csv(sweep_dir / "results.csv")
     complete = table[table["state"] == "complete"]
-    if len(complete):
-        width = max(map(len, complete["run"]))
-        photos = f"on {int(complete['n'].iloc[0])} validation photos"
-        print(f"\n  {'run':{width}}  macro-F1  accuracy (95 % interval)  training   {photos}")
-    for row in _best_first(complete, plan, chosen):
+    shown, mark, photos = complete.assign(name=complete["run"]), chosen, "validation photos"
+    if plan.config.folds and len(pooled := _read_table(sweep_dir / "results_oof.csv")):
+        seconds = complete.groupby("combination")["train_seconds"].sum()
+        shown = pooled.assign(name=pooled["combination"], train_seconds=pooled["combination"].map(seconds))
+        mark, photos = complete.set_index("run")["combination"].get(chosen), "photos, each judged by a fold's model"
+    if len(shown):
+        width = max(map(len, shown["name"]))
+        print(
+            f"\n  {'run':{width}}  macro-F1  accuracy (95 % interval)  training   on {int(shown['n'].iloc[0])} {photos}"
+        )
+    for row in _best_first(shown, plan, mark):
         interval = f"{row['accuracy']:.3f} ({row['accuracy_low']:.2f}–{row['accuracy_high']:.2f})"
-        mark, seconds = "*" if row["run"] == chosen else " ", f"{row['train_seconds']:.0f} s"
-        print(f"{mark} {row['run']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
+        star, seconds = "*" if row["name"] == mark else " ", f"{row['train_seconds']:.0f} s"
+        print(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
+    for gain in _read_table(sweep_dir / "gains.csv").to_dict("records"):
+        print(f"\n{gain['said']}")
     tested = complete[(complete["run"] == chosen) & complete.get("test_n", pd.Series(dtype=float)).notna()]
     for row in tested.to_dict("records"):
         judged = f"{row['test_accuracy']:.3f} (95 % interval {row['test_low']:.2f}–{row['test_high']:.2f})"
@@ -311,92 +372,5 @@ def _best_first(table: pd.DataFrame, plan: Sweep, chosen: str | None) -> list[di
     """Rows from best to worst by the choosing metric, the chosen one before its equals."""
     if table.empty:
         return []
-    table = table.assign(_chosen=table["run"] == chosen)
+    table = table.assign(_chosen=table["name"] == chosen)
     return table.sort_values([plan.choose_by, "_chosen"], ascending=False, kind="stable").to_dict("records")
-
-
-SHARES = {"02_train": 0.5, "03_metrics": 0.14, "04_gradcam": 0.17, "05_quantize": 0.19}  # of a small run's time
-
-
-class Progress:
-    """One line on what is running, how far it is and how long it will take; rewritten in place on a terminal."""
-
-    def __init__(self, plan: Sweep, sweep_dir: Path):
-        self.names, self.sweep_dir, self.started = list(plan.runs), sweep_dir, time.monotonic()
-        self.before, self.finished, self.current = set(), set(), ("", "", None)
-        self._on_terminal, self._last, self._closed = sys.stdout.isatty(), "", threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-
-    def __enter__(self) -> "Progress":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Stop writing; what is printed next stands on a line of its own."""
-        if not self._closed.is_set():
-            self._closed.set()
-            self._thread.join()
-            self._clear()
-
-    def stage(self, name: str, stage: str, run: Run | None = None) -> None:
-        """A notebook begins."""
-        self.current = (name, stage, run)
-        if not self._on_terminal:
-            print(self._line(), flush=True)
-
-    def done(self, name: str) -> None:
-        """A run is over, well or badly."""
-        self.finished.add(name)
-        self.current = ("", "", None)
-
-    def photos(self, done: int, total: int) -> None:
-        """Photos drawn or checked so far."""
-        self.current = ("", f"photos {done}/{total}", None)
-
-    def say(self, text: str) -> None:
-        """A remark that stays."""
-        self._clear()
-        print(text, flush=True)
-
-    def _watch(self) -> None:
-        spoken = time.monotonic()
-        while not self._closed.wait(0.5):
-            line = self._line()
-            if self._on_terminal and line != self._last:
-                self._clear()
-                print(f"\r{line}", end="", flush=True)
-                self._last = line
-            elif not self._on_terminal and time.monotonic() - spoken > 30:
-                print(line, flush=True)
-                spoken = time.monotonic()
-
-    def _clear(self) -> None:
-        if self._on_terminal and self._last:
-            print("\r" + " " * len(self._last) + "\r", end="", flush=True)
-            self._last = ""
-
-    def _line(self) -> str:
-        name, stage, run = self.current
-        elapsed = time.monotonic() - self.started
-        parts = [f"{len(self.finished)}/{len(self.names)} runs", name, stage]
-        share = 0.0
-        if run is not None and stage in SHARES:
-            order = list(SHARES)
-            share = sum(SHARES[s] for s in order[: order.index(stage)])
-        if run is not None and stage == "02_train" and (run.path / "history.csv").is_file():
-            with contextlib.suppress(OSError, pd.errors.ParserError, pd.errors.EmptyDataError):
-                history = run.history()
-                score = history["val_macro_f1"].iloc[-1]
-                parts.append(f"epoch {len(history)}/{run.config.epochs}, macro-F1 {score:.2f}")
-                share += SHARES[stage] * len(history) / run.config.epochs
-        work = len(self.names) - len(self.before)  # what was complete before took no time now
-        done = (len(self.finished - self.before) + share) / max(1, work)
-        parts.append(f"{_clock(elapsed)} gone" + (f", {_clock(elapsed / done - elapsed)} left" if done > 0.02 else ""))
-        return " · ".join(part for part in parts if part)
-
-
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"

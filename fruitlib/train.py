@@ -21,8 +21,8 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from fruitlib import gradcam, images, losses, metrics, models, runs, runtime
-from fruitlib.config import Config
+from fruitlib import balance, gradcam, images, losses, metrics, models, runs, runtime
+from fruitlib.config import PREPROCESS_KNOBS, Config
 from fruitlib.images import Photos
 from fruitlib.runs import Run
 
@@ -50,15 +50,25 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     config, identity, started = run.config, run.identity("train"), time.perf_counter()
     rank, world_size, device = runtime.rank(), runtime.world_size(), runtime.device()
 
-    # Photos, decoded once: small enough to lie in memory as bytes.
+    # Photos, decoded once: in memory, in a mapped file, or streamed, as fits.
     names, teach, judge = run.class_names, images.of(run, "train"), images.of(run, "val")
+    if rank == 0:
+        said = balance.said(teach.labels, names, config.balance, config.augment_to)
+        print(f"{teach.store.said}\n{said}", flush=True)
 
-    # The network, alike in every process.
+    # The network, alike in every process, and what of it learns.
     runtime.seed_everything(config.seed)
     model = models.build(config, len(names)).to(device, memory_format=torch.channels_last)
-    network = DistributedDataParallel(model) if world_size > 1 else model
-    loss_of = losses.build(config)
-    optimizer = build_optimizer(config, network.parameters())
+    initial_weights = models.fingerprint(model)
+    models.freeze(model, config)
+    learner, feed = model, images.Feed(teach, config, device, rank, world_size)
+    if config.features_once:
+        learner, feed = models.head(model), feature_feed(model, teach, config, device)
+    network = DistributedDataParallel(learner) if world_size > 1 else learner
+    weights = balance.class_weights(teach.labels, len(names)) if config.balance == "class_weights" else None
+    loss_of = losses.build(config, weights)
+    plain_loss = losses.build(config)  # validation is judged without weights
+    optimizer = build_optimizer(config, [p for p in network.parameters() if p.requires_grad])
     scheduler = build_scheduler(config, optimizer)
 
     history, best = [], (-1.0, 0.0)
@@ -67,20 +77,15 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
 
         # Learn: every process takes its share of each batch; the loss is the mean over the whole batch, so
         # gradients do not depend on how many share the work (DDP averages over processes, hence `world_size`).
-        network.train()
+        models.learning(model, config)
         tally = Tally(len(names))
-        matrices = images.augmentation(len(teach), config.seed, epoch)
-        for batch in images.batches(len(teach), config.batch_size, config.seed, epoch):
-            mine = batch[rank::world_size]
-            inputs, labels = images.to_float(teach.images[mine], device), teach.labels[mine].to(device)
-            if config.augment == "geometric":
-                inputs = images.warp(inputs, matrices[mine])
-            logits = network(inputs)
-            per_image = loss_of(logits, labels)
-            (per_image.sum() * world_size / len(batch)).backward()
+        for batch in feed.epoch(epoch):
+            logits = network(batch.images)
+            per_image = batch_loss(loss_of, logits, batch)
+            (per_image.sum() * world_size / batch.size).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            tally.add(per_image, logits, labels)
+            tally.add(per_image, logits, batch.labels)
         lr = scheduler.get_last_lr()[0]
         scheduler.step()
         seconds = time.perf_counter() - epoch_started
@@ -89,8 +94,8 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
         learnt, logits = tally.row("train"), predict_shared(model, judge)  # both need every process
         if rank > 0:
             continue  # rank 0 writes; the others wait for it at their next step
-        row = {"epoch": epoch, "lr": lr, **learnt, **judged(logits, judge.labels, loss_of)}
-        history.append(row | {"photos_per_second": len(teach) / seconds, "seconds": time.perf_counter() - started})
+        row = {"epoch": epoch, "lr": lr, **learnt, **judged(logits, judge.labels, plain_loss)}
+        history.append(row | {"photos_per_second": len(feed) / seconds, "seconds": time.perf_counter() - started})
         write_history(run, history)
         score = (row["val_macro_f1"], -row["val_loss"])
         if score > best:
@@ -105,7 +110,23 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
         run.complete(
             "train", identity, best_epoch=best_epoch, epochs=config.epochs, seconds=time.perf_counter() - started,
             parameters=models.num_parameters(model), processes=world_size, data_fingerprint=run.data_fingerprint,
+            initial_weights=initial_weights, cache=teach.store.kind, photos_per_epoch=len(feed),
         )  # fmt: skip
+
+
+def batch_loss(loss_of: losses.Loss, logits: torch.Tensor, batch: images.Batch) -> torch.Tensor:
+    """Loss per image (n,); of mixed pairs, the two labels' losses in the shares of the mixture (mixup, equation 1)."""
+    if batch.other_labels is None:
+        return loss_of(logits, batch.labels)
+    return batch.share * loss_of(logits, batch.labels) + (1 - batch.share) * loss_of(logits, batch.other_labels)
+
+
+def feature_feed(model: torch.nn.Module, teach: Photos, config: Config, device: torch.device) -> images.FeatureFeed:
+    """What a frozen backbone makes of the training photos, computed once; topped up by SMOTE where asked for."""
+    features, labels = models.features(model, teach), teach.labels
+    if config.balance == "smote":
+        features, labels = balance.smote(features, labels, config.seed)
+    return images.FeatureFeed(features.to(device), labels, config, runtime.rank(), runtime.world_size())
 
 
 class Tally:
@@ -141,11 +162,11 @@ def _row(prefix: str, loss: float, matrix: np.ndarray) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def predict(model: torch.nn.Module, pixels: torch.Tensor, batch_size: int = 64) -> torch.Tensor:
-    """Logits float32 (n, C) on the CPU for uint8 images (n, 3, S, S), the model in eval mode."""
+def predict(model: torch.nn.Module, photos: Photos, batch_size: int = 64) -> torch.Tensor:
+    """Logits float32 (n, C) on the CPU for these photos, the model in eval mode."""
     device = next(model.parameters()).device
     model.eval()
-    parts = [model(images.to_float(part, device)).float().cpu() for part in pixels.split(batch_size)]
+    parts = [model(pixels).float().cpu() for pixels in images.in_parts(photos, batch_size, device)]
     return torch.cat(parts)
 
 
@@ -155,13 +176,13 @@ def predict_shared(model: torch.nn.Module, photos: Photos) -> torch.Tensor:
     (torch's DistributedSampler would repeat photos to even out the shares, and so judge some of them twice.)
     """
     if not dist.is_initialized():
-        return predict(model, photos.images)
+        return predict(model, photos)
     for buffer in model.buffers():  # BatchNorm's statistics differ by process; rank 0's are the ones that are kept
         dist.broadcast(buffer, src=0)
     shares = [range(rank, len(photos), dist.get_world_size()) for rank in range(dist.get_world_size())]
     mine = shares[dist.get_rank()]
     gathered: list = [None] * len(shares)
-    dist.all_gather_object(gathered, predict(model, photos.images[list(mine)]) if mine else None)
+    dist.all_gather_object(gathered, predict(model, photos.pick(mine)) if mine else None)
     logits = torch.empty(len(photos), next(part.shape[1] for part in gathered if part is not None))
     for share, part in zip(shares, gathered, strict=True):
         if part is not None:
@@ -198,6 +219,7 @@ def keep_best(run: Run, model: torch.nn.Module, epoch: int, logits: torch.Tensor
     checkpoint = {
         "model": run.config.model,
         "image_size": run.config.image_size,
+        "preprocess": run.config.model_dump(include=set(PREPROCESS_KNOBS)),
         "class_names": run.class_names,
         "epoch": epoch,
         "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},

@@ -54,7 +54,13 @@ def test_imports_run_one_way():
         ("onnxruntime.quantization", {"export"}),
         ("seaborn", {"plots"}),
         ("nbconvert", {"report"}),
-        ("filelock", {"runs"}),
+        ("filelock", {"runtime"}),
+        ("cv2", {"preprocess", "augment"}),
+        ("imagehash", {"intake"}),
+        ("sklearn", {"stratify", "audit"}),
+        ("cleanlab", {"audit"}),
+        ("scipy", {"audit"}),
+        ("imblearn", {"balance"}),
     ],
 )
 def test_a_dependency_has_one_home(package, homes):

@@ -33,6 +33,16 @@ def params(tmp_path, text: str) -> Path:
         ({"processes": 4, "batch_size": 4}, ["batch_size 4 is too small for 4 processes"]),
         ({"model": "resnet18", "base_weights": "x.pt"}, ["base_weights", "resnet18"]),
         ({"model": "end2end", "weights": "DEFAULT"}, ["weights DEFAULT", "end2end"]),
+        ({"freeze": "backbone"}, ["freeze = backbone keeps random weights", "base_weights"]),
+        ({"balance": "smote"}, ["balance = smote", "freeze: backbone", "augment: none"]),
+        ({"balance": "augment_to"}, ["augment_to = N", "set both"]),
+        ({"balance": "augment_to", "augment_to": 90, "augment": "none"}, ["augmented children", "geometric"]),
+        ({"folds": 1}, ["folds = 1", "2 or more"]),
+        ({"folds": 3, "fold": 4}, ["fold = 4", "folds = 3"]),
+        ({"repeats": 2}, ["repeats = 2", "set folds"]),
+        ({"val_per_class": 2.5}, ["val_per_class = 2.5", "a share below 1"]),
+        ({"columns": "label"}, ["columns = 'label'", "dictionary"]),
+        ({"subset": 0}, ["subset = 0", "greater than 0"]),
     ],
 )
 def test_bad_knobs_are_named_in_one_line(knobs, words):
@@ -84,6 +94,18 @@ def test_broken_params_files(tmp_path, text, word):
     with pytest.raises(InputError, match=word) as problem:
         config.read_params(params(tmp_path, text))
     assert "story.yaml" in str(problem.value)
+
+
+def test_folds_make_a_run_of_each_fold_and_repeat(tmp_path):
+    plan = config.read_params(params(tmp_path, "folds: 3\nrepeats: 2\ngrid:\n  lr: [0.1, 0.01]\n"))
+    assert len(plan.runs) == 12 and "fold=3,lr=0.1,repeat=2" in plan.runs
+    assert {(c.fold, c.repeat) for c in plan.runs.values()} == {(f, r) for f in (1, 2, 3) for r in (1, 2)}
+    found = plan.combinations()
+    assert set(found) == {"lr=0.1", "lr=0.01"} and all(len(names) == 6 for names in found.values())
+    once = config.read_params(params(tmp_path, "folds: 2\n"))
+    assert list(once.runs) == ["fold=1", "fold=2"] and once.combinations() == {"run": ["fold=1", "fold=2"]}
+    with pytest.raises(InputError, match="fold is set by folds: 2"):
+        config.read_params(params(tmp_path, "folds: 2\ngrid:\n  fold: [1, 2]\n"))
 
 
 def test_missing_params_file(tmp_path):

@@ -1,12 +1,57 @@
-"""Photos as tensors: upright, in order, and augmented by (seed, epoch, photo) alone."""
+"""Photos in order, and a feed that depends on (seed, epoch, slot) alone and leaves nothing running behind it."""
+
+import threading
+import time
+from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
-from fruitlib import config, images
+from fruitlib import augment, balance, cache, config, images
 from fruitlib.runtime import InputError
+
+SIDE, COUNT = 32, 21
+
+
+def knobs(**values):
+    return config.make({"image_size": SIDE, "batch_size": 8, "cache": "ram", **values})
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Photos of smooth noise, no two alike; class b is rare."""
+    folder = tmp_path_factory.mktemp("photos")
+    for number in range(COUNT):
+        rough = np.random.default_rng(number).integers(0, 256, (5, 5, 3), dtype=np.uint8)
+        Image.fromarray(rough).resize((40, 40), Image.Resampling.BICUBIC).save(folder / f"{number:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def rows():
+    labels = ["b" if number % 5 == 0 else "a" for number in range(COUNT)]
+    return pd.DataFrame({"path": [f"{number:02d}.png" for number in range(COUNT)], "label": labels})
+
+
+@pytest.fixture(scope="module")
+def photos(folder, rows):
+    return images.load(folder, rows, ["a", "b"], knobs())
+
+
+def held(pixels: np.ndarray, labels=None) -> images.Photos:
+    """Photos of given uint8 pixels (n, S, S, 3)."""
+    count = len(pixels)
+    paths = [str(i) for i in range(count)]
+    store = cache.Store(pixels, None, paths, None, "ram", "")
+    labels = torch.zeros(count, dtype=torch.long) if labels is None else labels
+    return images.Photos(store, np.arange(count), labels, paths)
+
+
+def feed(photos, cfg, rank=0, world_size=1):
+    return images.Feed(photos, cfg, "cpu", rank, world_size)
 
 
 def test_every_photo_is_in_exactly_one_batch_and_no_batch_is_tiny():
@@ -17,81 +62,228 @@ def test_every_photo_is_in_exactly_one_batch_and_no_batch_is_tiny():
     assert sorted(map(len, images.batches(5, 2, seed=0, epoch=1))) == [2, 3]  # BatchNorm cannot learn from one
 
 
-def test_order_and_augmentation_depend_on_seed_and_epoch_alone():
-    def everything(seed, epoch):
-        return torch.cat(images.batches(50, 8, seed, epoch)), images.augmentation(50, seed, epoch)
+def test_order_depends_on_seed_and_epoch_alone():
+    def order(seed, epoch):
+        return torch.cat(images.batches(50, 8, seed, epoch)).tolist()
 
     torch.manual_seed(1)
-    order, matrices = everything(0, 1)
+    first = order(0, 1)
     torch.manual_seed(2)  # torch's global state has no say
-    again = everything(0, 1)
-    assert torch.equal(order, again[0]) and torch.equal(matrices, again[1])
-    for other in (everything(0, 2), everything(1, 1)):
-        assert not torch.equal(order, other[0]) and not torch.equal(matrices, other[1])
+    assert order(0, 1) == first
+    assert order(0, 2) != first != order(1, 1)
 
 
-def test_a_photo_is_augmented_alike_whoever_shares_its_batch():
-    pixels = torch.randint(0, 256, (12, 3, 32, 32), dtype=torch.uint8)
-    matrices = images.augmentation(12, seed=0, epoch=4)
-    whole = images.warp(images.to_float(pixels), matrices)
-    halves = [images.warp(images.to_float(pixels[i::2]), matrices[i::2]) for i in (0, 1)]
-    for i, half in enumerate(halves):
-        torch.testing.assert_close(whole[i::2], half)
+def test_loaded_photos_carry_their_labels_and_an_unknown_label_is_named(folder, rows, photos):
+    assert photos.images.shape == (COUNT, 3, SIDE, SIDE) and photos.images.dtype == torch.uint8
+    assert photos.images.is_contiguous(memory_format=torch.channels_last)
+    assert [["a", "b"][i] for i in photos.labels] == rows["label"].tolist()
+    some = photos.pick([7, 2]).pick(torch.tensor([1, 0, 1]))
+    assert some.paths == ["02.png", "07.png", "02.png"] and some.labels.tolist() == photos.labels[[2, 7, 2]].tolist()
+    assert np.array_equal(some.take([1]), photos.take([7]))
+    with pytest.raises(InputError, match=r"01\.png: label a is not among the classes b"):
+        images.load(folder, rows[1:], ["b"], knobs())
 
 
-def test_augmentation_is_geometric_and_keeps_colours():
-    draws = images.augmentation(4000, seed=0, epoch=1)
-    scale = torch.linalg.det(draws[:, :, :2]).abs().sqrt()
-    assert 0.8 <= scale.min() < 0.82 and 1.08 < scale.max() <= 1.1001
-    assert 0.45 < (torch.linalg.det(draws[:, :, :2]) < 0).float().mean() < 0.55  # half are mirrored
-    turn = torch.rad2deg(torch.atan2(-draws[:, 0, 1], draws[:, 1, 1]))
-    assert 29 < turn.max() <= 30.001 and -30.001 <= turn.min() < -29
-    flat = torch.full((4, 3, 32, 32), 0.3)
-    flat[:, 0] = 0.8
-    torch.testing.assert_close(images.warp(flat, draws[:4]), flat)  # borders reflect: nothing dark comes in
+def fake_run(folder, rows, tmp_path, monkeypatch, **values):
+    """What `images.of` asks of a run, over photos 0-11 train, 12-15 val, 16-18 test, 19 sealed, 20 quarantined."""
+    monkeypatch.setenv("FRUITLIB_HOME", str(tmp_path))
+    split = ["train"] * 12 + ["val"] * 4 + ["test"] * 4 + ["train"]
+    status = ["ok"] * 19 + ["sealed", "quarantined"]
+    manifest = rows.assign(split=split, status=status, sha256="")
+    usable = manifest[manifest["status"] != "quarantined"]
+    cfg = knobs(data=str(folder), **values)
+    return SimpleNamespace(
+        config=cfg,
+        manifest=manifest,
+        class_names=["a", "b"],
+        rows=lambda split: usable[usable["split"] == split].reset_index(drop=True),
+    )
 
 
-def test_identity_matrix_leaves_the_photo_alone():
-    pixels = torch.rand(2, 3, 33, 33)
-    identity = torch.tensor([[1.0, 0, 0], [0, 1, 0]]).expand(2, 2, 3)
-    torch.testing.assert_close(images.warp(pixels, identity), pixels, atol=1e-5, rtol=0)
-
-
-def test_photos_are_decoded_upright_square_and_rgb(tmp_path):
-    picture = Image.new("RGB", (60, 30), "blue")
-    picture.paste("red", (15, 0, 45, 30))  # the central square is red
-    exif = Image.Exif()
-    exif[0x0112] = 8
-    picture.save(tmp_path / "wide.jpg", quality=95, exif=exif)
-    decoded = images.decode_photo(tmp_path / "wide.jpg", 32)
-    assert decoded.shape == (3, 32, 32) and decoded.dtype == np.uint8
-    assert decoded[0, 2:-2, 2:-2].min() > 240 and decoded[2, 2:-2, 2:-2].max() < 15
-    Image.new("LA", (40, 40), 128).save(tmp_path / "grey.png")
-    assert images.decode_photo(tmp_path / "grey.png", 32).shape == (3, 32, 32)
-
-
-def test_a_photo_that_vanished_is_named(tmp_path):
-    with pytest.raises(InputError, match=r"gone\.jpg: does not open"):
-        images.decode_photo(tmp_path / "gone.jpg", 32)
+def test_train_and_val_share_one_file_and_test_is_not_decoded_before_asked(folder, rows, tmp_path, monkeypatch, photos):
+    run = fake_run(folder, rows, tmp_path, monkeypatch)
+    train, val = images.of(run, "train"), images.of(run, "val")
+    files = list((tmp_path / "executed" / ".cache").glob("*.npy"))
+    assert len(files) == 1 and len(train.store) == len(val.store) == 16
+    assert (len(train), len(val)) == (12, 4) and val.paths == [f"{i}.png" for i in range(12, 16)]
+    assert np.array_equal(val.take(range(4)), photos.take(range(12, 16)))
+    assert torch.equal(val.labels, photos.labels[12:16])
+    test = images.of(run, "test")
+    assert test.paths == [f"{i}.png" for i in range(16, 20)] and len(test.store) == 4
 
 
 def test_spread_keeps_the_proportions_of_the_classes():
     labels = torch.tensor([0] * 107 + [1] * 107 + [2] * 30)
-    photos = images.Photos(torch.zeros(244, 3, 4, 4, dtype=torch.uint8), labels, [str(i) for i in range(244)])
+    photos = held(np.zeros((244, 4, 4, 3), np.uint8), labels)
     found = torch.bincount(images.spread(photos, 100).labels)
     assert found.sum() == 100 and (found - torch.tensor([44, 44, 12])).abs().max() <= 1
     assert len(images.spread(photos, 9999)) == 244
+    assert len(images.spread(photos.pick([]), 10)) == 0
 
 
-def test_arrays_and_pictures_hold_the_same_pixels():
-    pixels = torch.randint(0, 256, (2, 3, 8, 8), dtype=torch.uint8)
+def test_arrays_and_pictures_hold_the_same_pixels(photos):
+    pixels = photos.images
     np.testing.assert_allclose(images.to_array(pixels), images.to_float(pixels).numpy(), atol=1e-7)
+    assert images.to_array(pixels).flags["C_CONTIGUOUS"]
     assert images.to_pictures(pixels)[1, 2, 3].tolist() == pixels[1, :, 2, 3].tolist()
 
 
-def test_example_batch_shows_what_training_sees():
-    cfg = config.make({"augment": "none", "batch_size": 4})
-    pixels = torch.randint(0, 256, (9, 3, 16, 16), dtype=torch.uint8)
-    photos = images.Photos(pixels, torch.zeros(9, dtype=torch.long), list("abcdefghi"))
-    first = images.batches(9, 4, 0, 1)[0]
-    assert np.array_equal(images.example_batch(photos, cfg), images.to_pictures(pixels[first]))
+def test_a_batch_is_what_its_slots_say(photos):
+    cfg = knobs(augment="geometric", seed=3)
+    draws = augment.draw("geometric", COUNT, 3, 2)
+    order = images.batches(COUNT, 8, 3, 2)
+    found = list(feed(photos, cfg).epoch(2))
+    assert len(found) == len(order) and len(feed(photos, cfg)) == COUNT
+    for batch, slots in zip(found, order, strict=True):
+        expected = augment.apply(photos.take(slots), draws.pick(slots.numpy()))
+        assert torch.equal(batch.images, images.to_float(torch.from_numpy(expected).permute(0, 3, 1, 2)))
+        assert torch.equal(batch.labels, photos.labels[slots]) and batch.size == len(slots)
+        assert batch.other_labels is None and batch.share == 1
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"augment": "geometric"},
+        {"augment": "full", "mixing": "mixup"},
+        {"augment": "crop", "mixing": "cutmix"},
+        {"augment": "trivial", "mixing": "mixup"},
+        {"augment": "none", "balance": "oversample"},
+        {"augment": "geometric", "balance": "augment_to", "augment_to": 20, "mixing": "cutmix"},
+    ],
+)
+def test_photos_look_alike_whatever_the_processes_and_the_cache(values, folder, rows, photos):
+    cfg = knobs(**values)
+    whole = list(feed(photos, cfg).epoch(3))
+    keys = [""] * COUNT
+    stream = cache.open_store(folder, photos.paths, keys, knobs(cache="stream"), folder)
+    streamed = images.Photos(stream, photos.index, photos.labels, photos.paths)
+    for batch, again in zip(whole, feed(streamed, cfg).epoch(3), strict=True):
+        assert torch.equal(batch.images, again.images)
+    for processes in (2, 3):
+        shares = [list(feed(photos, cfg, rank, processes).epoch(3)) for rank in range(processes)]
+        for number, batch in enumerate(whole):
+            for rank, share in enumerate(shares):
+                mine = share[number]
+                assert torch.equal(mine.images, batch.images[rank::processes])
+                assert torch.equal(mine.labels, batch.labels[rank::processes])
+                assert (mine.share, mine.size) == (batch.share, len(batch.images))
+                if batch.other_labels is not None:
+                    assert torch.equal(mine.other_labels, batch.other_labels[rank::processes])
+
+
+@pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
+def test_mixed_labels_belong_to_the_photos_mixed_in(mixing):
+    """Photos of one flat colour each, which is their class: the mix can be read off the pixels."""
+    pixels = np.repeat(np.arange(0, 200, 10, dtype=np.uint8), SIDE * SIDE * 3).reshape(20, SIDE, SIDE, 3)
+    photos = held(pixels, torch.arange(20))
+    for batch in feed(photos, knobs(augment="none", mixing=mixing, mixing_alpha=2.0)).epoch(1):
+        expected = (batch.share * batch.labels + (1 - batch.share) * batch.other_labels) * 10 / 255
+        torch.testing.assert_close(batch.images.mean((1, 2, 3)), expected.float(), atol=1e-5, rtol=0)
+        assert sorted(batch.other_labels.tolist()) == sorted(batch.labels.tolist())
+
+
+def test_balanced_slots_are_shown_each_augmented_by_itself(photos):
+    cfg = knobs(balance="oversample", augment="geometric")
+    shown = list(feed(photos, cfg).epoch(1))
+    counts = torch.bincount(torch.cat([batch.labels for batch in shown]))
+    slots = balance.slots(photos.labels, "oversample", 0, cfg.seed, 1)
+    assert counts[0] == counts[1] and len(feed(photos, cfg)) == len(slots) == counts.sum()
+    assert len({image.numpy().tobytes() for batch in shown for image in batch.images}) == len(slots)
+
+
+@pytest.mark.parametrize("policy", ["none", "crop", "geometric", "full"])
+def test_what_a_gpu_would_do_looks_the_same(policy, photos):
+    cfg = knobs(augment=policy, mixing="cutmix")
+    late = feed(photos, cfg)
+    late.late = True  # as on a GPU: moved first, then augmented all at once
+    for early, batch in zip(feed(photos, cfg).epoch(1), late.epoch(1), strict=True):
+        assert torch.equal(early.labels, batch.labels) and torch.equal(early.other_labels, batch.other_labels)
+        assert (early.images - batch.images).abs().mean() < 0.6 / 255
+        assert batch.images.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("policy", ["none", "full", "trivial"])
+def test_a_gpu_is_fed_the_same(policy, photos):
+    cfg = knobs(augment=policy, mixing="mixup")
+    there = images.Feed(photos, cfg, torch.device("cuda", 0)).epoch(1)
+    for here, batch in zip(feed(photos, cfg).epoch(1), there, strict=True):
+        assert batch.images.device.type == batch.labels.device.type == "cuda"
+        assert torch.equal(here.labels, batch.labels.cpu())
+        assert (here.images - batch.images.cpu()).abs().mean() < 0.6 / 255
+
+
+def threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("fruitlib")]
+
+
+def test_no_thread_is_left_after_an_epoch_or_an_early_end(photos):
+    for _ in feed(photos, knobs()).epoch(1):
+        pass
+    assert threads() == []
+    early = feed(photos, knobs()).epoch(1)
+    next(early)
+    early.close()
+    assert threads() == []
+
+
+def test_an_interrupted_loop_leaves_no_thread_though_its_traceback_lives():
+    def slowly(number):
+        time.sleep(0.02)
+        return number
+
+    def loop():
+        for number in images.ahead(slowly, 100, 4):
+            if number == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        loop()
+    deadline = time.monotonic() + 5
+    while threads() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threads() == [] and caught.traceback  # which still holds the loop's frame, and so the generator
+
+
+def test_results_come_in_order_and_only_so_far_ahead():
+    begun = []
+
+    def work(number):
+        begun.append(number)
+        return number
+
+    for count in (0, 1, 3, 4, 5, 17):
+        assert list(images.ahead(work, count, 4)) == list(range(count))
+    begun.clear()
+    results = images.ahead(work, 100, 4)
+    next(results)
+    time.sleep(0.05)
+    assert len(begun) <= 8
+    results.close()
+
+
+def test_an_error_beside_the_loop_surfaces_in_it(folder, rows):
+    stream = cache.open_store(folder, rows["path"].tolist(), [""] * COUNT, knobs(cache="stream"), folder)
+    stream.paths[4] = "gone.png"
+    photos = images.Photos(stream, np.arange(COUNT), torch.zeros(COUNT, dtype=torch.long), rows["path"].tolist())
+    with pytest.raises(InputError, match=r"gone\.png: does not open"):
+        list(feed(photos, knobs()).epoch(1))
+    assert threads() == []
+
+
+def test_example_batch_shows_what_training_sees(photos):
+    cfg = knobs(augment="none", batch_size=4)
+    first = images.batches(COUNT, 4, 0, 1)[0]
+    assert np.array_equal(images.example_batch(photos, cfg), photos.take(first))
+    mixed = knobs(augment="geometric", mixing="mixup", mixing_alpha=5.0)
+    assert np.abs(images.example_batch(photos, mixed) - photos.take(images.batches(COUNT, 8, 0, 1)[0])).mean() > 5
+    assert threads() == []
+
+
+def test_examples_show_a_policy():
+    flat = np.full((4, SIDE, SIDE, 3), (200, 60, 20), np.uint8)
+    assert np.array_equal(images.examples(flat, "geometric", 0), flat)
+    assert not np.array_equal(images.examples(flat, "colour", 0), flat)

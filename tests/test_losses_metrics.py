@@ -93,3 +93,12 @@ def test_log_loss_agrees_with_scikit_learn():
     assert probs.sum(1) == pytest.approx(np.ones(3))
     expected = sklearn.metrics.log_loss(LABELS.numpy(), probs, labels=[0, 1, 2])
     assert metrics.log_loss(probs, LABELS.numpy()) == pytest.approx(expected)
+
+
+def test_class_weights_are_torchs():
+    weights = torch.tensor([0.5, 2.0, 1.2], dtype=torch.float64)
+    found = losses.build(config.make({"loss": "ce"}), weights)(LOGITS, LABELS)
+    torch.testing.assert_close(found, torch.nn.CrossEntropyLoss(weight=weights, reduction="none")(LOGITS, LABELS))
+    plain = losses.build(config.make({"loss": "focal"}))(LOGITS, LABELS)
+    weighted = losses.build(config.make({"loss": "focal"}), weights)(LOGITS, LABELS)
+    torch.testing.assert_close(weighted, plain * torch.tensor([0.5, 1.2, 2.0], dtype=torch.float64))

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fruitlib import gradcam, plots, widgets
+from fruitlib import audit, gradcam, plots, widgets
 
 NAMES = ["apple", "sour $_1$ cherry", "tomato"]
 MATRIX = np.array([[9, 1, 0], [2, 8, 0], [0, 0, 0]])  # a class without photos must not break a figure
@@ -74,6 +74,82 @@ def test_pictures_and_maps_fill_their_tables():
 def test_contact_sheet_titles_each_photo():
     sheet = plots.contact_sheet(np.zeros((5, 8, 8, 3), np.uint8), list("abcde"), columns=3)
     assert [ax.get_title() for ax in sheet.axes] == ["a", "b", "c", "d", "e", ""]
+
+
+def shown(ax) -> str:
+    return " ".join(text.replace("\n", " ") for text in texts(ax))
+
+
+def test_left_out_and_quarantined_photos_have_their_colour():
+    table = pd.DataFrame({"train": [100], "quarantined": [1], "left_out": [30]}, index=["apple"])
+    ax = plots.split_counts(table)
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["train", "quarantined", "left out"]
+    assert texts(ax) == ["100", "", "30"]  # no number where it would not fit
+
+
+def test_fold_counts_shows_rare_classes_as_large_as_common_ones():
+    table = pd.DataFrame({1: [1400, 7, 1407], 2: [1400, 3, 1403]}, index=["apple", "cherry", "all"])
+    ax = plots.fold_counts(table)
+    assert texts(ax) == ["1,400", "7", "1,400", "3"]
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["apple (2,800)", "cherry (10)"]
+    assert [bar.get_width() for bars in ax.containers for bar in bars] == pytest.approx([0.5, 0.7, 0.5, 0.3])
+
+
+def test_group_sizes_counts_groups_and_photos_that_stand_alone():
+    groups = {"apple": ["a"] * 4 + ["b"] * 4 + ["c"] * 2, "cherry": ["d", "", ""], "tomato": ["a"] * 2}
+    rows = [(label, group, "ok") for label, names in groups.items() for group in names]
+    ax = plots.group_sizes(pd.DataFrame([*rows, ("apple", "z", "quarantined")], columns=["label", "group", "status"]))
+    assert [text for text in texts(ax) if "alone" in text] == [
+        "3 groups\n0 alone",
+        "0 groups\n3 alone",
+        "1 groups\n0 alone",
+    ]
+    discs = [(x, row) for scatter in ax.collections for x, row in scatter.get_offsets().tolist()]
+    assert discs == [(2, 0), (4, 0), (1, 1), (2, 2)]
+
+
+def test_group_sizes_takes_no_groups_and_hundreds():
+    alone = pd.DataFrame({"label": ["a", "b"], "group": "", "status": "ok"})
+    assert shown(plots.group_sizes(alone)) == "1 0 groups 1 alone 1 0 groups 1 alone"
+    sizes = np.random.default_rng(0).integers(1, 900, 300)
+    many = pd.DataFrame({"group": np.repeat([f"g{i}" for i in range(300)], sizes), "label": "a", "status": "ok"})
+    ax = plots.group_sizes(many)
+    assert f"{(sizes > 1).sum()} groups" in shown(ax) and ax.get_xscale() == "log"
+
+
+def test_leakage_shows_both_accuracies_and_what_lies_between():
+    leak = audit.Leakage("said", 274, 49, 0.86, 0.8, 0.9, 0.72, 0.6, 0.8, 14.2, 9.3, 19.1)
+    ax = plots.leakage(leak)
+    assert "0.86" in texts(ax) and "0.72" in texts(ax) and "n = 274" in ax.get_xlabel()
+    assert "14 points (95 % interval 9 to 19) are leakage" in texts(ax)
+    assert [line.get_xdata().tolist() for line in ax.lines[::2]] == [[0.8, 0.9], [0.6, 0.8]]
+    assert texts(plots.leakage(audit.Leakage("no groups: nothing to compare"))) == ["no groups: nothing to compare"]
+
+
+def test_the_quarantine_sheet_shows_what_can_be_shown_and_names_the_rest():
+    titles = [f"apple/a_rather_long_file_name_{i}.jpg\nthe file is empty (0 bytes)" for i in range(20)]
+    sheet = plots.quarantine_sheet([None, np.zeros((9, 30, 3), np.uint8)] * 10, titles)
+    assert sheet.get_suptitle() == "20 quarantined photos, the first 18" and len(sheet.axes) == 18
+    assert [len(ax.lines) for ax in sheet.axes] == [2, 0] * 9  # a cross where there is no picture
+    caption = texts(sheet.axes[3])[0]
+    assert caption.replace("\n", "").startswith("apple/a_rather_long_file_name_3.jpg") and "empty" in caption
+    assert max(map(len, caption.splitlines())) <= 24
+    assert plots.quarantine_sheet(None, titles[:1]).get_suptitle() == "1 quarantined photo"
+
+
+def test_the_pair_sheet_sets_two_of_any_size_side_by_side():
+    pair = (np.zeros((9, 30, 3), np.uint8), np.zeros((20, 20, 3), np.uint8))
+    sheet = plots.pair_sheet([pair] * 14, [f"pair {i}" for i in range(14)], title="near duplicates")
+    assert len(sheet.axes) == 12 and all(len(ax.images) == 2 for ax in sheet.axes)
+    left, right = (image.get_extent() for image in sheet.axes[0].images)
+    assert left[1] < right[0] and texts(sheet.axes[11]) == ["pair 11"]
+
+
+def test_the_policy_sheet_has_a_row_a_policy_and_the_originals_on_top():
+    originals, changed = np.zeros((3, 8, 8, 3), np.uint8), np.full((3, 8, 8, 3), 255, np.uint8)
+    sheet = plots.policy_sheet(originals, {"crop": originals, "full": changed})
+    assert [ax.get_ylabel() for ax in sheet.axes[::3]] == ["original", "crop", "full"]
+    assert [int(ax.images[0].get_array().max()) for ax in sheet.axes] == [0] * 6 + [255] * 3
 
 
 def test_live_curves_are_one_output_and_do_not_outweigh_training(monkeypatch):

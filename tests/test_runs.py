@@ -41,7 +41,7 @@ def test_a_training_knob_changes_everything_an_export_knob_only_what_follows(run
 
 def test_every_knob_belongs_to_a_stage_or_to_the_split():
     staged = [knob for spec in runs.STAGES.values() for knob in spec.knobs]
-    assert sorted([*staged, *config.SPLIT_KNOBS]) == sorted(config.Config.model_fields)
+    assert sorted([*staged, *config.SPLIT_KNOBS, *config.PLACE_KNOBS]) == sorted(config.Config.model_fields)
 
 
 @pytest.mark.parametrize(

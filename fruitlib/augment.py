@@ -1,0 +1,196 @@
+"""Augmentation as data: what happens to a photo is drawn from (seed, epoch, slot), and applied on the CPU or a GPU.
+
+Warps are homographies in coordinates from -1 to 1 over the picture, leading from a pixel of the result to where it is
+taken from; colours are affine maps of RGB in [0, 1]. A slot is a place in an epoch: a photo shown twice has two.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torchvision.transforms import InterpolationMode, v2
+
+LUMA = np.array([0.299, 0.587, 0.114])  # the eye's weights of red, green and blue (ITU-R BT.601)
+ORDER, AUGMENT, MIX = 0, 1, 2  # purposes, each with a random stream of its own
+WARPING, COLOURING, THEIRS = ("crop", "geometric", "full"), ("colour", "full"), ("trivial", "randaugment")
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What is done to each of m photos; None where a policy leaves that alone."""
+
+    warps: np.ndarray | None = None  # float64 (m, 3, 3)
+    colours: np.ndarray | None = None  # float64 (m, 3, 4)
+    theirs: str = ""  # trivial or randaugment: torchvision's operations, which it draws from `seeds`
+    seeds: np.ndarray | None = None  # int64 (m,)
+
+    def pick(self, slots) -> "Draws":
+        """The draws of these slots."""
+        some = [None if part is None else part[slots] for part in (self.warps, self.colours, self.seeds)]
+        return Draws(some[0], some[1], self.theirs, some[2])
+
+
+@dataclass(frozen=True)
+class Mix:
+    """How a batch is mixed: photo i with photo `partners[i]`, of which it keeps `share`; `box` is cutmix's part."""
+
+    partners: np.ndarray  # int64 (batch,)
+    share: float
+    box: tuple[int, int, int, int] | None = None  # left, top, right, bottom, in pixels, taken from the partner
+
+
+def generator(seed: int, epoch: int, purpose: int) -> torch.Generator:
+    """A random stream of its own for each (seed, epoch, purpose)."""
+    words = np.random.SeedSequence([seed, epoch, purpose]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(words[0] >> 1))
+
+
+def draw(policy: str, count: int, seed: int, epoch: int) -> Draws:
+    """An epoch's augmentation by `policy`, a row for each of `count` slots; row i is alike for any larger count.
+
+    none; crop: a part of 35 to 100 % of the area and 3:4 to 4:3, mirrored or not (as in Szegedy et al. 2015);
+    geometric: see `_geometric`; colour: see `_colours`; full: both; trivial: TrivialAugment (Müller and Hutter 2021)
+    and randaugment: RandAugment (Cubuk et al. 2020), both torchvision's.
+    """
+    numbers = torch.rand(count, 12, generator=generator(seed, epoch, AUGMENT), dtype=torch.float64).numpy().T
+    if policy in THEIRS:
+        return Draws(theirs=policy, seeds=(numbers[0] * 2**53).astype(np.int64))
+    warps = {"crop": _crops, "geometric": _geometric, "full": _geometric}.get(policy)
+    return Draws(
+        warps=warps(numbers[:8]) if policy in WARPING else None,
+        colours=_colours(numbers[8:]) if policy in COLOURING else None,
+    )
+
+
+def _crops(numbers: np.ndarray) -> np.ndarray:
+    """(m, 3, 3) of random numbers (8, m): the sides of the part, its place, and a mirror."""
+    mirror, area, aspect, across, down, *_ = numbers
+    area, aspect = 0.35 + 0.65 * area, np.exp((2 * aspect - 1) * np.log(4 / 3))
+    width, height = np.minimum(np.sqrt(area * aspect), 1), np.minimum(np.sqrt(area / aspect), 1)
+    zero, one = np.zeros_like(area), np.ones_like(area)
+    rows = [
+        [np.where(mirror < 0.5, -width, width), zero, (2 * across - 1) * (1 - width)],
+        [zero, height, (2 * down - 1) * (1 - height)],
+        [zero, zero, one],
+    ]
+    return np.array(rows).transpose(2, 0, 1)
+
+
+def _geometric(numbers: np.ndarray) -> np.ndarray:
+    """(m, 3, 3) of random numbers (8, m). Colour stays: for fruit it is part of the label.
+
+    Mirrors left-right, turns within ±30°, scales by 0.8 to 1.1, shifts within ±5 % of the side, and distorts: shears
+    within ±0.1, and foreshortens so that opposite sides differ by 10 % at most in each direction.
+    """
+    mirror, angle, scale, *rest = numbers
+    across, down, shear, along_x, along_y = (2 * number - 1 for number in rest)
+    mirror, angle, scale = np.where(mirror < 0.5, -1.0, 1.0), (2 * angle - 1) * np.pi / 6, 0.8 + 0.3 * scale
+    across, down, shear = 0.1 * across, 0.1 * down, 0.1 * shear  # coordinates run from -1 to 1: 0.1 is 5 %
+    zero, one, cos, sin = np.zeros_like(angle), np.ones_like(angle), scale * np.cos(angle), scale * np.sin(angle)
+    turned = [[mirror * cos, -sin, across], [mirror * sin, cos, down], [zero, zero, one]]
+    distorted = [[one, shear, zero], [zero, one, zero], [0.05 * along_x, 0.05 * along_y, one]]
+    return np.array(turned).transpose(2, 0, 1) @ np.array(distorted).transpose(2, 0, 1)
+
+
+def _colours(numbers: np.ndarray) -> np.ndarray:
+    """(m, 3, 4) of random numbers (4, m): what a lamp and a camera change, all of it linear in RGB.
+
+    Brightness and contrast (around mid-grey) by 0.8 to 1.2, saturation by 0.7 to 1.3, hue turned within ±10°
+    around the axis of greys.
+    """
+    bright, contrast, saturation, hue = numbers
+    bright, contrast, saturation = 0.8 + 0.4 * bright, 0.8 + 0.4 * contrast, 0.7 + 0.6 * saturation
+    angle = ((2 * hue - 1) * np.pi / 18)[:, None, None]
+    grey, axis = np.full((3, 3), 1 / 3), np.array([[0, -1, 1], [1, 0, -1], [-1, 1, 0]]) / np.sqrt(3)
+    turn = np.cos(angle) * np.eye(3) + np.sin(angle) * axis + (1 - np.cos(angle)) * grey  # Rodrigues' formula
+    fade = saturation[:, None, None] * np.eye(3) + (1 - saturation)[:, None, None] * LUMA
+    colours = np.empty((len(bright), 3, 4))
+    colours[:, :, :3] = (bright * contrast)[:, None, None] * (turn @ fade)
+    colours[:, :, 3] = (0.5 * (1 - contrast))[:, None]
+    return colours
+
+
+def apply(pictures: np.ndarray, draws: Draws) -> np.ndarray:
+    """The pictures uint8 (k, S, S, 3), each after its row of `draws` (k rows); borders are reflected.
+
+    torchvision's policies draw from torch's global random state, which belongs to the calling thread's work: call them
+    where no other thread draws from it, so not beside training.
+    """
+    if draws.theirs:
+        return _by_torchvision(pictures, draws)
+    side, result = pictures.shape[1], pictures
+    if draws.warps is not None:
+        result = np.empty_like(pictures)
+        for picture, matrix, out in zip(pictures, in_pixels(draws.warps, side), result, strict=True):
+            flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+            cv2.warpPerspective(picture, matrix, (side, side), dst=out, flags=flags, borderMode=cv2.BORDER_REFLECT)
+    if draws.colours is not None:
+        pictures, result = result, np.empty_like(pictures)
+        for picture, colours, out in zip(pictures, draws.colours * [1, 1, 1, 255], result, strict=True):
+            cv2.transform(picture, colours, dst=out)
+    return result
+
+
+def in_pixels(warps: np.ndarray, side: int) -> np.ndarray:
+    """Homographies (k, 3, 3) between coordinates from -1 to 1 as the same between pixels' indexes, 0 to side - 1."""
+    to_index = np.array([[side / 2, 0, (side - 1) / 2], [0, side / 2, (side - 1) / 2], [0, 0, 1]])
+    return to_index @ warps @ np.linalg.inv(to_index)
+
+
+def apply_batch(images: torch.Tensor, draws: Draws) -> torch.Tensor:
+    """`apply` for float images (k, 3, S, S) in [0, 1] on their device, all at once, as a GPU likes it."""
+    side = images.shape[-1]
+    if draws.warps is not None:
+        warps = torch.as_tensor(draws.warps, dtype=images.dtype, device=images.device)
+        ticks = (torch.arange(side, device=images.device, dtype=images.dtype) * 2 + 1) / side - 1
+        down, across = torch.meshgrid(ticks, ticks, indexing="ij")
+        points = torch.stack([across, down, torch.ones_like(across)], -1)
+        moved = torch.einsum("kij,yxj->kyxi", warps, points)
+        grid = moved[..., :2] / moved[..., 2:]
+        images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    if draws.colours is not None:
+        colours = torch.as_tensor(draws.colours, dtype=images.dtype, device=images.device)
+        turned = torch.einsum("kij,kjyx->kiyx", colours[:, :, :3], images)
+        images = (turned + colours[:, :, 3, None, None]).clamp(0, 1)
+    return images
+
+
+def _by_torchvision(pictures: np.ndarray, draws: Draws) -> np.ndarray:
+    """Each picture after torchvision's policy, whose draws come from the picture's own seed."""
+    make = {"trivial": v2.TrivialAugmentWide, "randaugment": v2.RandAugment}[draws.theirs]
+    policy, result = make(interpolation=InterpolationMode.BILINEAR), np.empty_like(pictures)
+    with torch.random.fork_rng(devices=[]):
+        for picture, seed, out in zip(pictures, draws.seeds.tolist(), result, strict=True):
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed every GPU too
+            out[:] = policy(torch.from_numpy(picture).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+    return result
+
+
+def pairs(mixing: str, alpha: float, size: int, side: int, seed: int, epoch: int, number: int) -> Mix | None:
+    """How batch `number` of an epoch, `size` photos of `side` pixels over all processes, is mixed; None for `none`.
+
+    mixup (Zhang et al. 2018) adds `share` of a photo and the rest of its partner, cutmix (Yun et al. 2019) puts a
+    rectangle of the partner in; `share` ~ Beta(alpha, alpha), for cutmix what the rectangle, cut off at the border and
+    in whole pixels, leaves of the photo. Partners are a permutation of the batch; a photo may be its own.
+    """
+    if mixing == "none":
+        return None
+    rng = np.random.default_rng([seed, epoch, MIX, number])
+    partners, share = rng.permutation(size), float(rng.beta(alpha, alpha))
+    if mixing == "mixup":
+        return Mix(partners, share)
+    half, centre = side * np.sqrt(1 - share) / 2, rng.integers(0, side, 2)
+    (left, top), (right, bottom) = ((centre + way * half).astype(int).clip(0, side) for way in (-1, 1))
+    box = int(left), int(top), int(right), int(bottom)
+    return Mix(partners, 1 - (box[2] - box[0]) * (box[3] - box[1]) / side**2, box)
+
+
+def mixed(images: torch.Tensor, others: torch.Tensor, mix: Mix) -> torch.Tensor:
+    """Images (k, 3, S, S) with their partners' images mixed in; `images` itself is changed."""
+    if mix.box is None:
+        return images.mul_(mix.share).add_(others, alpha=1 - mix.share)
+    left, top, right, bottom = mix.box
+    images[:, :, top:bottom, left:right] = others[:, :, top:bottom, left:right]
+    return images

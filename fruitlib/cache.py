@@ -1,0 +1,227 @@
+"""Photos decoded once into one file of bytes, mapped by every process that reads it, or decoded again as they come."""
+
+import hashlib
+import mmap
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+from fruitlib import preprocess, runs, runtime, sources
+from fruitlib.config import PREPROCESS_KNOBS, Config
+from fruitlib.runtime import InputError
+
+KEEP_DAYS = 7  # a file that nobody used for so long is removed when another is made
+CHUNK = 16  # photos a thread decodes at a time: small ones, handed out one by one, would cost more in the handing out
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Store:
+    """Decoded photos by position: their bytes where they are kept, else what is needed to decode them again.
+
+    `kind` is ram, disk or stream; `said` tells in a line how many photos there are, their size, and where they are.
+    """
+
+    pixels: np.ndarray | None  # uint8 (n, S, S, 3), as a rule mapped from a file; None: stream
+    folder: Path
+    paths: list[str]
+    config: Config
+    kind: str
+    said: str
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def take(self, indexes) -> np.ndarray:
+        """The photos at the positions `indexes` (k,), in that order, as new uint8 (k, S, S, 3)."""
+        indexes = np.asarray(indexes, dtype=np.int64)
+        if self.pixels is not None:
+            return self.pixels.take(indexes, axis=0)
+        once, back = np.unique(indexes, return_inverse=True)
+        return stacked(self.folder, [self.paths[i] for i in once], self.config)[back]
+
+
+def open_store(
+    folder: Path, paths: list[str], keys: list[str], config: Config, cache_dir: Path, progress: Progress | None = None
+) -> Store:
+    """The photos at `paths` as `config` prepares them, from their cache file; it is made first where it is missing.
+
+    `keys` are the sha256 of the files' bytes, "" where not known. Processes that ask for the same photos at once
+    decode them once. `cache = auto` keeps up to a quarter of the available memory in memory, up to half of the free
+    disk on the disk, and decodes more than that every time. `progress(done, total)` is called while a file is made.
+
+    Raises:
+        InputError: a photo does not open any more; `ram` or `disk` was asked for and cannot be had.
+    """
+    shape = (len(paths), config.image_size, config.image_size, 3)
+    size = int(np.prod(shape, dtype=np.int64))
+
+    def store(kind: str, where: str, pixels: np.ndarray | None = None) -> Store:
+        said = f"{len(paths):,} photos, {in_words(size)} decoded, {where}"
+        return Store(pixels, folder, paths, config, kind, said)
+
+    if not paths:
+        return store("ram", "in memory", np.empty(shape, np.uint8))
+    if config.cache == "stream":
+        return store("stream", "decoded every time, as cache = stream asks")
+    file = cache_dir / f"{identity(folder, paths, keys, config)}.npy"
+    try:
+        with runtime.lock(file.with_suffix(".lock")):
+            kind, where = place(config.cache, size, 0 if file.exists() else size, cache_dir)
+            if kind == "stream":
+                return store(kind, where)
+            if not is_whole(file, shape):
+                write(file, shape, decoded(folder, paths, config), progress)
+            return store(kind, where, mapped(file, shape, read_ahead=kind == "ram"))
+    except OSError as problem:  # the disk is full, or not to be written to
+        reason = f"{runtime.display_path(cache_dir)}: {problem.strerror or problem}"
+        if config.cache != "auto":
+            raise InputError(f"cache = {config.cache}: {reason}; make room there or set cache: stream") from None
+        return store("stream", f"decoded every time, since no file could be kept ({reason})")
+
+
+def hold(folder: Path, paths: list[str], config: Config) -> Store:
+    """A handful of photos, decoded straight into memory, without a file."""
+    said = f"{len(paths):,} photos, in memory"
+    return Store(stacked(folder, paths, config), folder, paths, config, "ram", said)
+
+
+def identity(folder: Path, paths: list[str], keys: list[str], config: Config) -> str:
+    """Twelve hex digits that change with the photos' bytes, boxes or order, the knobs and the code that decodes."""
+    content = hashlib.sha256()
+    for path, key in zip(paths, keys, strict=True):
+        file, box = sources.locate(folder, path)
+        content.update(f"{key or _sha256(file)} {box}\n".encode())
+    knobs = {name: getattr(config, name) for name in PREPROCESS_KNOBS}
+    code = [runs.module_source(module) for module in ("intake", "preprocess")]
+    return runtime.fingerprint(content.hexdigest(), knobs, *code, preprocess.LIBRARIES)
+
+
+def _sha256(file: Path) -> str:
+    try:
+        return hashlib.sha256(file.read_bytes()).hexdigest()
+    except OSError as problem:
+        raise InputError(f"{file}: does not open ({problem.strerror}): repair or remove it, then split again") from None
+
+
+def place(asked: str, size: int, to_write: int, cache_dir: Path) -> tuple[str, str]:
+    """(kind, where in words) for `size` bytes, of which `to_write` are still to be written to the disk.
+
+    Raises:
+        InputError: `ram` or `disk` was asked for and there is no room for it.
+    """
+    memory, disk = memory_budget(), disk_budget(cache_dir)
+    budgets = f"memory budget {in_words(memory)}, disk budget {in_words(disk)}"
+    if (asked == "ram" and size > memory) or (asked in ("ram", "disk") and to_write > disk):
+        raise InputError(f"cache = {asked}: the photos take {in_words(size)} ({budgets}); set cache: auto")
+    if to_write > disk:
+        return "stream", f"decoded every time ({budgets})"
+    if asked == "disk" or size > memory:
+        return "disk", f"read from the disk ({budgets})"
+    return "ram", f"in memory (budget {in_words(memory)})"
+
+
+def memory_budget() -> int:
+    """Bytes that decoded photos may take in memory: a quarter of what is available."""
+    return psutil.virtual_memory().available // 4
+
+
+def disk_budget(folder: Path) -> int:
+    """Bytes that a new file may take on the disk: half of what is free."""
+    return shutil.disk_usage(folder).free // 2
+
+
+def in_words(size: int) -> str:
+    """Bytes as people read them."""
+    for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= unit:
+            return f"{size / unit:.1f} {name}" if size < 10 * unit else f"{size / unit:,.0f} {name}"
+    return f"{size} bytes"
+
+
+def decoded(folder: Path, paths: list[str], config: Config) -> Iterator[np.ndarray]:
+    """The photos at `paths` one by one, each uint8 (S, S, 3), decoded by a thread per core.
+
+    Threads, not processes: decoders work outside Python's lock, and processes would have to send every photo over
+    (for photos of 100 pixels both gained nothing over one thread, two processes lost a quarter).
+    """
+    workers = min(32, os.cpu_count() or 1)
+    step = max(1, min(CHUNK, len(paths) // workers))
+    with ThreadPoolExecutor(workers) as pool:
+        for start in range(0, len(paths), 64 * step):  # so that millions of photos do not wait as tasks
+            chunks = [paths[at : at + step] for at in range(start, min(start + 64 * step, len(paths)), step)]
+            for photos in pool.map(lambda chunk: [preprocess.decode(folder, path, config) for path in chunk], chunks):
+                yield from photos
+
+
+def stacked(folder: Path, paths: list[str], config: Config) -> np.ndarray:
+    """The photos at `paths` as one uint8 array (n, S, S, 3)."""
+    pixels = np.empty((len(paths), config.image_size, config.image_size, 3), np.uint8)
+    for index, photo in enumerate(decoded(folder, paths, config)):
+        pixels[index] = photo
+    return pixels
+
+
+def write(file: Path, shape: tuple[int, ...], photos: Iterator[np.ndarray], progress: Progress | None) -> None:
+    """Write the photos as an .npy file of this shape, whole or not at all. The caller holds the file's lock.
+
+    (Written, not mapped: writing to a map of a disk that is full ends the process.)
+    """
+    tidy(file.parent)
+    partial = file.with_suffix(".partial")
+    try:
+        with partial.open("wb") as out:
+            np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for done, photo in enumerate(photos, 1):
+                out.write(photo)
+                if progress:
+                    progress(done, shape[0])
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(partial, file)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def tidy(cache_dir: Path) -> None:
+    """Remove what killed writers left behind, and files that were not used for `KEEP_DAYS`."""
+    long_ago = time.time() - KEEP_DAYS * 24 * 3600
+    for file in list(cache_dir.iterdir()):
+        with suppress(OSError, runtime.Locked):
+            if file.suffix == ".npy" and file.stat().st_mtime < long_ago:
+                file.unlink()
+            if file.suffix == ".partial":
+                with runtime.lock(file.with_suffix(".lock"), timeout=0):  # held by whoever still writes it
+                    file.unlink()
+
+
+def is_whole(file: Path, shape: tuple[int, ...]) -> bool:
+    """Whether the file is there with all the bytes that an array of this shape has."""
+    with suppress(OSError, ValueError), file.open("rb") as content:
+        np.lib.format.read_magic(content)
+        found, _, _ = np.lib.format.read_array_header_1_0(content)
+        return found == shape and file.stat().st_size == content.tell() + int(np.prod(shape, dtype=np.int64))
+    return False
+
+
+def mapped(file: Path, shape: tuple[int, ...], read_ahead: bool) -> np.ndarray:
+    """The file's array, read-only, its pages shared among all processes; `read_ahead`: loaded before first asked for.
+
+    Counts as a use of the file.
+    """
+    with suppress(OSError):  # a cache that may only be read
+        os.utime(file)
+    start = file.stat().st_size - int(np.prod(shape, dtype=np.int64))
+    with file.open("rb") as content:
+        whole = mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
+    if read_ahead and hasattr(mmap, "MADV_WILLNEED"):
+        whole.madvise(mmap.MADV_WILLNEED)
+    return np.frombuffer(whole, np.uint8, offset=start).reshape(shape)

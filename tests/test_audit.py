@@ -1,0 +1,260 @@
+"""What is said before a number is trusted: leakage is found where it was planted, and not where it was not."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from scipy import stats
+
+from fruitlib import audit, intake
+from fruitlib.runtime import InputError
+
+NAMES = ["apple", "cherry", "tomato"]
+
+
+def planted(leak: bool, groups_per_class: int = 10, views: int = 6):
+    """Pictures in which a class has a faint pattern and, where there is to be a leak, each group a strong one."""
+    rng = np.random.default_rng(0)
+    pictures, labels, groups = [], [], []
+    pattern = rng.normal(0, 2.5, (3, 16, 16, 3))
+    for group in range(3 * groups_per_class):
+        label, own = group % 3, rng.normal(0, 30, (16, 16, 3))
+        for _ in range(views):
+            noise = own + rng.normal(0, 10, (16, 16, 3)) if leak else rng.normal(0, 30, (16, 16, 3))
+            pictures.append((128 + pattern[label] + noise).clip(0, 255).repeat(2, 0).repeat(2, 1))
+            labels.append(label)
+            groups.append(f"g{group}")
+    return np.array(pictures, np.uint8), np.array(labels), groups
+
+
+def test_a_planted_leak_has_its_price():
+    leak = audit.price_of_leakage(*planted(leak=True))
+    assert leak.points_low > 10 and leak.random > 0.9 and leak.safe < 0.85
+    assert leak.points == pytest.approx(100 * (leak.random - leak.safe))
+    assert leak.random_low <= leak.random <= leak.random_high and leak.points_low < leak.points < leak.points_high
+    assert (leak.n, leak.groups, leak.measured) == (180, 30, True)
+    assert f"{leak.points:.0f} points" in leak.said and "are leakage" in leak.said and "n = 180" in leak.said
+
+
+def test_groups_that_share_nothing_cost_nothing():
+    leak = audit.price_of_leakage(*planted(leak=False))
+    assert leak.points_low < 0 < leak.points_high and "cannot be told from 0" in leak.said
+    assert 0.5 < leak.safe < 1
+
+
+def test_the_price_is_the_same_for_the_same_seed():
+    given = planted(leak=True, groups_per_class=5, views=4)
+    assert audit.price_of_leakage(*given, seed=1, repeats=1) == audit.price_of_leakage(*given, seed=1, repeats=1)
+    assert audit.price_of_leakage(*given, seed=1, repeats=1) != audit.price_of_leakage(*given, seed=2, repeats=1)
+
+
+def test_what_cannot_be_compared_is_said_in_a_sentence():
+    pictures, labels, groups = planted(leak=True, groups_per_class=2, views=3)
+    alone = audit.price_of_leakage(pictures, labels, [""] * 18)
+    assert alone.said.startswith("no groups: nothing to compare") and not alone.measured and np.isnan(alone.points)
+    lone = [("all" if label == 2 else group) for label, group in zip(labels, groups, strict=True)]
+    assert audit.price_of_leakage(pictures, labels, lone).said.startswith("class 2 has only one group")
+    assert "two classes" in audit.price_of_leakage(pictures, labels * 0, groups).said
+    assert "two classes" in audit.price_of_leakage(pictures[:0], labels[:0], []).said
+    assert audit.price_of_leakage(pictures, labels, groups, repeats=1).measured  # two groups a class: two folds
+
+
+def test_groups_of_several_classes_are_compared_too():
+    pictures, labels, _ = planted(leak=False, groups_per_class=4, views=3)
+    sessions = [f"day{i % 2}" for i in range(len(labels))]
+    assert audit.price_of_leakage(pictures, labels, sessions, repeats=1).n == len(labels)
+
+
+def test_pictures_all_alike_are_no_obstacle():
+    blank = np.zeros((40, 32, 32, 3), np.uint8)
+    leak = audit.price_of_leakage(blank, np.arange(40) % 2, [f"g{i // 4}" for i in range(40)], repeats=1)
+    assert leak.random < 0.6 and leak.points_low <= 0
+
+
+def test_very_many_photos_are_thinned_without_losing_groups():
+    rng = np.random.default_rng(0)
+    units = rng.integers(0, 40, 5000)
+    chosen = audit.probe_photos(units % 3, [f"g{unit}" for unit in units], most=600)
+    counts = np.bincount(units[chosen], minlength=40)
+    assert 500 < len(chosen) <= 600 and set(counts) == {15} and len(set(chosen)) == len(chosen)
+    assert audit.probe_photos(units % 3, [f"g{unit}" for unit in units], most=5000).tolist() == list(range(5000))
+
+
+def test_very_many_groups_are_drawn_and_rare_classes_stay():
+    groups = [f"g{i // 5}" for i in range(20000)] + [f"rare{i // 5}" for i in range(40)]
+    labels = np.array([0] * 20000 + [1] * 40)
+    chosen = audit.probe_photos(labels, groups, most=600)
+    assert 550 < len(chosen) < 700 and (labels[chosen] == 1).sum() == 25
+    sizes = pd.Series(groups)[chosen].value_counts()
+    assert set(sizes) == {5}  # what stays of a group can still leak
+
+
+def test_a_photo_that_stands_alone_is_its_own_group():
+    assert len(set(audit._units(["a", "", "a", "", "b"]))) == 4
+    assert sorted(audit._units(["", "a", "a", ""])) == [0, 0, 1, 2]
+
+
+def test_real_fruit_leaks_as_networks_show(real_data):
+    files = sorted((real_data / "fruit304").rglob("*.jpg"))
+    pictures = np.stack([np.asarray(intake.open_photo(file).resize((32, 32), Image.Resampling.BOX)) for file in files])
+    labels = [NAMES.index(file.parent.name) for file in files]
+    leak = audit.price_of_leakage(pictures, labels, [file.name.split("__")[0] for file in files], repeats=2)
+    assert leak.n == 304 and 8 < leak.points < 25 and leak.points_low > 3 and 0.6 < leak.safe < 0.8
+
+
+def simulated(n: int, wrong: int, seed: int, shares=(0.42, 0.42, 0.16), repeats: int = 1) -> tuple[pd.DataFrame, set]:
+    """A predictions table of a model that is right 19 times in 20, and the paths whose label was set wrong."""
+    rng = np.random.default_rng(seed)
+    true = rng.choice(3, n, p=shares)
+    given, planted = true.copy(), rng.choice(n, wrong, replace=False)
+    given[planted] = (true[planted] + rng.integers(1, 3, wrong)) % 3
+    tables = []
+    for repeat in range(1, repeats + 1):
+        logits = rng.normal(0, 1.5, (n, 3)) + 4.2 * np.eye(3)[true]
+        probs = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        facts = {"path": [f"{i:04d}.jpg" for i in range(n)], "label": [NAMES[i] for i in given], "repeat": repeat}
+        facts |= {f"p_{name}": probs[:, k] for k, name in enumerate(NAMES)} | {"backend": "torch"}
+        tables.append(pd.DataFrame(facts))
+    return pd.concat(tables), {f"{i:04d}.jpg" for i in planted}
+
+
+@pytest.mark.parametrize(("n", "wrong"), [(30, 3), (100, 5), (304, 15)])
+def test_planted_wrong_labels_are_found_first_and_few_others_accused(n, wrong):
+    found = accused = first = 0
+    for seed in range(10):
+        table, planted = simulated(n, wrong, seed)
+        doubts = audit.doubtful_labels(table, NAMES)
+        hits = doubts["path"].isin(planted)
+        found, accused, first = found + hits.sum(), accused + (~hits).sum(), first + hits[:wrong].sum()
+        assert doubts["quality"].is_monotonic_increasing and (doubts["suggested"] != doubts["label"]).all()
+        assert (doubts["probability"] > doubts["quality"]).all()
+    assert found > 0.65 * 10 * wrong and accused < 0.02 * 10 * n
+    assert first > 0.65 * 10 * wrong  # most that are wrong stand above those that are not
+
+
+def test_repeats_of_a_photo_are_averaged_and_find_more():
+    table, planted = simulated(200, 10, seed=3, repeats=5)
+    doubts = audit.doubtful_labels(table, NAMES)
+    assert doubts["path"].is_unique and set(doubts["path"]) <= planted and len(doubts) >= 9
+    row = doubts.iloc[0]
+    own = table[table["path"] == row["path"]]
+    assert row["probability"] == pytest.approx(own[f"p_{row['suggested']}"].mean())
+    assert row["quality"] == pytest.approx(own[f"p_{row['label']}"].mean())
+
+
+def test_without_doubts_the_table_is_empty_and_has_its_columns():
+    columns = ["path", "label", "suggested", "probability", "quality"]
+    certain = pd.DataFrame({"path": list("abcdef"), "label": NAMES * 2})
+    certain = certain.assign(**{f"p_{name}": 0.02 + 0.94 * (certain["label"] == name) for name in NAMES})
+    assert (
+        audit.doubtful_labels(certain, NAMES).columns.tolist() == columns
+        and audit.doubtful_labels(certain, NAMES).empty
+    )
+    one_class = certain[certain["label"] == "apple"]
+    assert audit.doubtful_labels(one_class, NAMES).empty and audit.doubtful_labels(certain[:0], NAMES).empty
+
+
+def test_a_class_of_few_photos_or_none_is_no_obstacle(capsys):
+    table, _ = simulated(60, 4, seed=5, shares=(0.6, 0.38, 0.02))
+    audit.doubtful_labels(table, NAMES)
+    wrong = [*NAMES, "quince"]
+    doubts = audit.doubtful_labels(table.assign(p_quince=0.0), wrong)
+    assert len(doubts) and "quince" not in set(doubts["suggested"])
+    assert "".join(capsys.readouterr()) == ""
+
+
+def test_what_a_weak_model_doubts_is_said_to_be_weak():
+    table, _ = simulated(100, 0, seed=0)
+    right = table.assign(predicted=table["label"])
+    doubts = audit.doubtful_labels(table, NAMES)
+    assert audit.doubted(doubts, right).endswith(
+        "of 100 labels are in doubt, by predictions that agree with 1.00 of the labels"
+    )
+    assert "trust your eyes" in audit.doubted(doubts, right.assign(predicted="apple"))
+
+
+def test_predictions_that_cannot_be_judged_are_refused_by_name():
+    table, _ = simulated(30, 0, seed=0)
+    with pytest.raises(InputError, match="no column p_tomato"):
+        audit.doubtful_labels(table.drop(columns="p_tomato"), NAMES)
+    with pytest.raises(InputError, match="label plum"):
+        audit.doubtful_labels(table.assign(label="plum"), NAMES)
+    with pytest.raises(InputError, match=r"0000\.jpg has a probability"):
+        audit.doubtful_labels(table.assign(p_apple=np.nan), NAMES)
+
+
+pairs = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(pairs)
+def test_the_interval_of_a_gain_is_the_paired_t_tests(values):
+    a, b = np.array(values).T
+    found = audit.paired_gain(a, b)
+    assert found["gain"] == pytest.approx((b - a).mean()) and found["n"] == len(a)
+    if (b - a).std() > 1e-6:
+        low, high = stats.ttest_rel(b, a).confidence_interval(0.95)
+        assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_one_pair_has_no_interval_and_unequal_lists_no_pairs():
+    assert np.isnan(audit.paired_gain([0.5], [0.6])["low"])
+    with pytest.raises(InputError, match="2 and 1 numbers"):
+        audit.paired_gain([0.5, 0.6], [0.7])
+
+
+def swept() -> pd.DataFrame:
+    rows = []
+    for seed in range(5):
+        for augment in ("none", "geometric", "full"):
+            for lr in (0.01, 0.001):
+                score = (
+                    0.6
+                    + 0.1 * seed
+                    + 0.03 * (augment == "geometric")
+                    + (0.01 * (seed % 2) - 0.003) * (augment == "full")
+                )
+                rows.append({"augment": augment, "lr": lr, "seed": seed, "macro_f1": score + 0.02 * (lr == 0.001)})
+    return pd.DataFrame(rows)
+
+
+def test_gains_compare_runs_that_differ_in_one_knob_alone():
+    table = audit.gains(swept(), ["augment", "lr", "seed"], "macro_f1")
+    assert table[["knob", "from", "to", "pairs"]].values.tolist() == [
+        ["augment", "none", "geometric", 10],
+        ["augment", "none", "full", 10],
+        ["lr", "0.01", "0.001", 15],
+    ]
+    assert table["gain"].tolist() == pytest.approx([0.03, 0.001, 0.02])
+    assert table["low"][0] == pytest.approx(0.03)  # seeds differ by ten times as much: pairing takes that out
+
+
+def test_gains_leave_out_what_has_no_two_pairs_and_pass_over_failed_runs():
+    results = swept()
+    results.loc[(results["augment"] == "geometric") & (results["seed"] > 0), "macro_f1"] = np.nan
+    results.loc[(results["augment"] == "full") & (results["lr"] == 0.01), "macro_f1"] = np.nan
+    table = audit.gains(results, ["augment", "lr", "seed"], "macro_f1").set_index(["knob", "to"])
+    assert table["pairs"].to_dict() == {("augment", "geometric"): 2, ("augment", "full"): 5, ("lr", "0.001"): 6}
+    alone = audit.gains(swept().drop_duplicates("augment"), ["augment"], "macro_f1")
+    assert alone.empty and alone.columns[0] == "knob"
+    nothing = audit.gains(results[:0], ["augment", "lr", "seed"], "macro_f1")
+    assert nothing.empty and nothing.columns.tolist() == alone.columns.tolist()
+    with pytest.raises(InputError, match="no column accuracy"):
+        audit.gains(results, ["lr"], "accuracy")
+
+
+def test_a_gain_is_said_with_its_doubt():
+    table = audit.gains(swept(), ["augment", "lr", "seed"], "macro_f1")
+    first, second, _ = (audit.said(row) for _, row in table.iterrows())
+    assert first == "augment geometric over none: macro-F1 +0.030 (95 % interval 0.030 to 0.030, 10 pairs)"
+    assert second.startswith("augment full over none: macro-F1 +0.001 (") and second.endswith(" 10 pairs): cannot tell")
+
+
+def test_importing_audit_loads_none_of_its_tools():
+    check = "import sys, fruitlib.audit; print({'sklearn', 'cleanlab', 'scipy', 'torch'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", check], capture_output=True, text=True).stdout.strip() == "set()"

@@ -1,0 +1,76 @@
+"""Folds pooled: every photo judged once per repeat, by a run that never saw it, all from the same fresh weights."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fruitlib import config, crossval, runs, splits, train
+from fruitlib.runtime import InputError
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, tmp_path_factory):
+    """Three folds of one combination, really trained for an epoch each; and the combinations."""
+    folder = tmp_path_factory.mktemp("folds")
+    knobs = {"data": str(shapes), "folds": 3, "test_per_class": 2, "image_size": 32, "epochs": 1, "cam_every": 0}
+    work = {}
+    for fold in (1, 2, 3):
+        cfg = config.make(knobs | {"fold": fold})
+        splits.prepare(cfg, folder)
+        work[f"fold={fold}"] = runs.create(folder / f"fold={fold}", cfg)
+        train.fit(work[f"fold={fold}"])
+    return work, {"run": list(work)}, folder
+
+
+def test_every_photo_is_judged_once_by_a_fold_that_did_not_learn_from_it(trained):
+    work, combinations, folder = trained
+    pooled = crossval.pool(work, combinations, folder)
+    manifest = splits.read(folder)
+    assert sorted(pooled["path"]) == sorted(manifest.loc[manifest["split"] == "train", "path"])
+    for name, run in work.items():
+        judged = set(pooled.loc[pooled["run"] == name, "path"])
+        assert judged and not judged & set(run.rows("train")["path"])
+        assert not judged & set(run.rows("test")["path"])
+    assert pd.read_csv(folder / crossval.POOLED).shape == pooled.shape
+
+
+def test_03_reads_the_pooled_predictions_and_says_so(trained):
+    work, combinations, folder = trained
+    (folder / crossval.POOLED).unlink(missing_ok=True)
+    own, said = crossval.out_of_sample(work["fold=1"])
+    assert len(own) == len(work["fold=1"].rows("val")) and "folds: 5" in said
+    crossval.pool(work, combinations, folder)
+    table, said = crossval.out_of_sample(work["fold=1"])
+    assert len(table) == 42 and "42 photos, 3 folds" in said
+
+
+def test_folds_that_do_not_start_from_the_same_fresh_weights_are_refused(trained, monkeypatch):
+    work, combinations, folder = trained
+    starts = {run.record("train")["initial_weights"] for run in work.values()}
+    assert len(starts) == 1
+    real = runs.Run.record
+    weights = {"initial_weights": "continued"}
+    monkeypatch.setattr(
+        runs.Run, "record", lambda run, stage: real(run, stage) | (weights if run.name == "fold=2" else {})
+    )
+    with pytest.raises(InputError, match="did not start from the same fresh weights"):
+        crossval.pool(work, combinations, folder)
+
+
+def test_an_incomplete_combination_is_not_pooled(trained):
+    work, _, folder = trained
+    assert crossval.pool({**work, "x": runs.Run(folder / "x", work["fold=1"].config)}, {"c": ["x"]}, folder).empty
+
+
+def test_results_are_those_of_the_pooled_labels_with_n_the_number_of_photos():
+    labels = ["a"] * 6 + ["b"] * 4
+    rows = []
+    for repeat, wrong in ((1, 2), (2, 4)):
+        for i, label in enumerate(labels):
+            predicted = label if i >= wrong else "b"
+            rows.append(("lr=1", repeat, i % 2 + 1, f"{i}.png", label, predicted))
+    pooled = pd.DataFrame(rows, columns=["combination", "repeat", "fold", "path", "label", "predicted"])
+    found = crossval.results(pooled, ["a", "b"]).iloc[0]
+    assert (found["n"], found["folds"], found["repeats"]) == (10, 2, 2)
+    assert found["accuracy"] == pytest.approx(np.mean([0.8, 0.6]))
+    assert found["accuracy_low"] < 0.7 < found["accuracy_high"]

@@ -1,0 +1,139 @@
+"""A photo becomes the same upright square of bytes on every call, cropped and enhanced as the knobs say."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fruitlib import config, preprocess
+from fruitlib.runtime import InputError
+
+
+def knobs(**values):
+    return config.make({"image_size": 32, **values})
+
+
+def save(picture: Image.Image, file, **options) -> str:
+    picture.save(file, **options)
+    return file.name
+
+
+@pytest.fixture
+def wide(tmp_path):
+    """60 x 30, blue, its central square red."""
+    picture = Image.new("RGB", (60, 30), "blue")
+    picture.paste("red", (15, 0, 45, 30))
+    return save(picture, tmp_path / "wide.png")
+
+
+def fruit_on(background, size=(200, 100), at=(120, 20, 160, 80), colour="red") -> Image.Image:
+    picture = Image.new("RGB", size, background)
+    picture.paste(colour, at)
+    return picture
+
+
+def test_photos_are_upright_square_rgb_and_the_same_every_time(tmp_path):
+    picture = Image.new("RGB", (60, 30), "red")
+    picture.paste("blue", (0, 0, 30, 30))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise: the left end comes out on top
+    name = save(picture, tmp_path / "turned.jpg", quality=95, exif=exif)
+    decoded = preprocess.decode(tmp_path, name, knobs(resize="squash"))
+    assert decoded.shape == (32, 32, 3) and decoded.dtype == np.uint8
+    assert decoded[:14, :, 2].min() > 240 and decoded[18:, :, 0].min() > 240
+    assert np.array_equal(decoded, preprocess.decode(tmp_path, name, knobs(resize="squash")))
+    grey = save(Image.new("LA", (40, 40), 128), tmp_path / "grey.png")
+    assert preprocess.decode(tmp_path, grey, knobs()).shape == (32, 32, 3)
+
+
+def test_crop_keeps_the_centre_squash_and_pad_keep_everything(tmp_path, wide):
+    crop, pad, squash = (
+        preprocess.decode(tmp_path, wide, knobs(resize=how)).astype(int) for how in ("crop", "pad", "squash")
+    )
+    assert (crop[:, 1:-1] == [255, 0, 0]).all()  # the outermost pixels may be touched by what lies beyond
+    red, blue = (squash == [255, 0, 0]).all(2), (squash == [0, 0, 255]).all(2)
+    assert red[:, 9:23].all() and blue[:, :7].all() and blue[:, 25:].all()
+    assert np.array_equal(pad[:8], np.repeat(pad[8:9], 8, axis=0))  # the outermost row goes on
+    assert (pad[16, 9:23] == [255, 0, 0]).all() and (pad[16, :7] == [0, 0, 255]).all()
+
+
+def test_shrinking_averages_instead_of_picking_pixels(tmp_path):
+    board = (np.indices((640, 640)).sum(0) % 2 * 255).astype(np.uint8)
+    name = save(Image.fromarray(board), tmp_path / "board.png")
+    decoded = preprocess.decode(tmp_path, name, knobs())
+    assert decoded.min() >= 120 and decoded.max() <= 135
+
+
+def test_a_box_is_cut_out_with_its_margin_and_clipped_to_the_photo(tmp_path):
+    save(fruit_on("white", at=(120, 20, 160, 60)), tmp_path / "a.png")
+    inside = preprocess.decode(tmp_path, "a.png#xywh=120,20,40,40", knobs(crop_margin=0))
+    assert (inside[1:-1, 1:-1] == [255, 0, 0]).all()
+    with_margin = preprocess.decode(tmp_path, "a.png#xywh=120,20,40,40", knobs(crop_margin=0.5))
+    assert 0.22 < (with_margin[:, :, 1] < 128).mean() < 0.28  # a quarter of it is fruit
+    assert (with_margin[0] == 255).all() and (with_margin[16, 16] == [255, 0, 0]).all()
+    corner = preprocess.decode(tmp_path, "a.png#xywh=190,90,40,40", knobs(crop_margin=0))
+    assert (corner == 255).all()
+    whole = preprocess.decode(tmp_path, "a.png#xywh=120,20,40,40", knobs(crop_to="none", resize="squash"))
+    assert 0.05 < (whole[:, :, 1] < 128).mean() < 0.11
+    with pytest.raises(InputError, match="lies outside the photo, 200 x 100"):
+        preprocess.decode(tmp_path, "a.png#xywh=300,20,40,40", knobs())
+
+
+@pytest.mark.parametrize("size", [(200, 100), (800, 400)])
+def test_an_object_on_a_plain_background_is_found(size):
+    factor = size[0] // 200
+    at = tuple(factor * n for n in (120, 20, 160, 80))
+    rng = np.random.default_rng(0)
+    for background in ("white", "black", (90, 120, 60)):
+        pixels = np.asarray(fruit_on(background, size, at, "red"), dtype=int) + rng.integers(-6, 7, (*size[::-1], 3))
+        found = preprocess.find_object(pixels.clip(0, 255).astype(np.uint8))
+        assert np.abs(np.subtract(found, at)).max() <= factor + 1
+
+
+def test_without_a_plain_background_the_whole_photo_is_kept(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, (80, 80, 3), dtype=np.uint8)
+    flat = np.full((80, 80, 3), 200, np.uint8)
+    grainy = (flat + rng.integers(-8, 9, flat.shape)).astype(np.uint8)
+    speck = np.asarray(fruit_on("white", (80, 80), (40, 40, 44, 44)))
+    framed = np.asarray(fruit_on("white", (80, 80), (1, 1, 79, 79)))  # all but a line around it
+    assert [preprocess.find_object(p) for p in (noise, flat, grainy, speck)] == [None] * 4
+    assert preprocess.find_object(framed) == (1, 1, 79, 79)
+    name = save(Image.fromarray(noise), tmp_path / "noise.png")
+    assert np.array_equal(
+        preprocess.decode(tmp_path, name, knobs(crop_to="object")),
+        preprocess.decode(tmp_path, name, knobs(crop_to="none")),
+    )
+
+
+def test_an_object_is_cut_out_with_its_margin_inside_its_own_box(tmp_path):
+    picture = fruit_on("white")
+    picture.paste("green", (10, 10, 100, 90))  # a larger fruit beside it
+    save(picture, tmp_path / "two.png")
+    red = preprocess.decode(tmp_path, "two.png#xywh=105,5,90,90", knobs(crop_to="object", crop_margin=0))
+    assert (red[1:-1, 1:-1] == [255, 0, 0]).all()
+    green = preprocess.decode(tmp_path, "two.png", knobs(crop_to="object", crop_margin=0))
+    assert (green[1:-1, 1:-1] == [0, 128, 0]).all()
+    margin = preprocess.decode(tmp_path, "two.png", knobs(crop_to="object", crop_margin=0.1, resize="squash"))
+    assert 0.6 < (margin[:, :, 0] < 128).mean() < 0.78  # 1 / 1.2 of each side
+
+
+def test_factors_change_what_they_name_and_one_changes_nothing(tmp_path):
+    rng = np.random.default_rng(1)
+    name = save(Image.fromarray(rng.integers(40, 200, (32, 32, 3), dtype=np.uint8)), tmp_path / "a.png")
+    plain = preprocess.decode(tmp_path, name, knobs()).astype(float)
+
+    def decoded(**factor):
+        return preprocess.decode(tmp_path, name, knobs(**factor)).astype(float)
+
+    assert abs(decoded(brightness=0.5).mean() / plain.mean() - 0.5) < 0.01
+    assert abs(decoded(contrast=0.5).std(axis=(0, 1)).mean() / plain.std(axis=(0, 1)).mean() - 0.5) < 0.05
+    assert np.ptp(decoded(saturation=0), axis=2).max() == 0
+    assert decoded(sharpness=0).std() < plain.std() < decoded(sharpness=2).std()
+
+
+def test_a_photo_that_vanished_or_broke_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"gone\.jpg: does not open"):
+        preprocess.decode(tmp_path, "gone.jpg", knobs())
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    with pytest.raises(InputError, match=r"broken\.jpg: does not open"):
+        preprocess.decode(tmp_path, "broken.jpg", knobs())
