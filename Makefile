@@ -1,8 +1,8 @@
-# make demo | test | lab | example | help.  The first use makes .venv and installs the locked versions into it.
+# make demo | test | lab | bench | example | help.  The first use makes .venv and installs the locked versions into it.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lab example help
+.PHONY: demo test lab bench example help
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -16,6 +16,9 @@ test: .venv/installed ## every test
 
 lab: .venv/installed ## JupyterLab on the numbered notebooks
 	@$(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks/01_split.ipynb
+
+bench: .venv/installed ## the data path against torchvision's, both in one run; the last line is JSON
+	@$(BIN)/python tests/benchmarks/data_path.py
 
 example: demo ## the demo's report as kept in git, executed/example (pages and tables, no models)
 	@mkdir -p executed/example

@@ -16,6 +16,7 @@ from fruitlib.runtime import InputError
 PROBE = "an RBF support vector machine on 40 principal components of 16 × 16 pixels"
 SIDE, COMPONENTS, FOLDS = 16, 40, 5
 MOST_PHOTOS = 3000  # the probe's cost grows with the square; this many take about 10 seconds on one core
+FEWEST_PAIRS = 3
 DRAWS = 2000  # bootstrap samples
 NO_KNOB_TO_COMPARE = ("seed", "fold", "repeat")  # these make pairs, they are not compared
 
@@ -266,7 +267,8 @@ def gains(results: pd.DataFrame, differs: list[str], metric: str) -> pd.DataFram
     """What each later value of a knob gained over its first one, from a sweep's results, a row per run.
 
     A pair is two runs alike in all of `differs` but this knob; runs without the metric are passed over, runs of one
-    setting averaged. seed, fold and repeat make pairs and are not compared. Fewer than two pairs give no row.
+    setting averaged. seed, fold and repeat make pairs and are not compared. Fewer than three pairs give no row:
+    Student's interval over two is wider than any difference can be.
 
     Returns:
         knob, from, to, metric, gain, low, high (95 %, Student's t), pairs.
@@ -285,7 +287,7 @@ def gains(results: pd.DataFrame, differs: list[str], metric: str) -> pd.DataFram
         first, *later = dict.fromkeys(values) or [None]
         for value in later:
             pairs = table[[first, value]].dropna()
-            if len(pairs) > 1:
+            if len(pairs) >= FEWEST_PAIRS:
                 found = paired_gain(pairs[first], pairs[value])
                 rows.append([knob, first, value, metric, found["gain"], found["low"], found["high"], found["n"]])
     return pd.DataFrame(rows, columns=["knob", "from", "to", "metric", "gain", "low", "high", "pairs"])

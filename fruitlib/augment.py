@@ -14,7 +14,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 LUMA = np.array([0.299, 0.587, 0.114])  # the eye's weights of red, green and blue (ITU-R BT.601)
 ORDER, AUGMENT, MIX = 0, 1, 2  # purposes, each with a random stream of its own
-WARPING, COLOURING, THEIRS = ("crop", "geometric", "full"), ("colour", "full"), ("trivial", "randaugment")
+COLOURING, THEIRS = ("colour", "full"), ("trivial", "randaugment")
+ROWS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -54,14 +55,21 @@ def draw(policy: str, count: int, seed: int, epoch: int) -> Draws:
     geometric: see `_geometric`; colour: see `_colours`; full: both; trivial: TrivialAugment (Müller and Hutter 2021)
     and randaugment: RandAugment (Cubuk et al. 2020), both torchvision's.
     """
-    numbers = torch.rand(count, 12, generator=generator(seed, epoch, AUGMENT), dtype=torch.float64).numpy().T
+    random, parts = generator(seed, epoch, AUGMENT), []
+    for start in range(0, max(count, 1), ROWS):  # in parts, so that millions of slots pass through little memory
+        rows = min(ROWS, count - start)
+        parts.append(_drawn(policy, torch.rand(rows, 12, generator=random, dtype=torch.float64).numpy().T))
+    found = {name: [getattr(part, name) for part in parts] for name in ("warps", "colours", "seeds")}
+    whole = {name: None if some[0] is None else np.concatenate(some) for name, some in found.items()}
+    return Draws(theirs=parts[0].theirs, **whole)
+
+
+def _drawn(policy: str, numbers: np.ndarray) -> Draws:
+    """The draws that `policy` makes of random numbers (12, m)."""
     if policy in THEIRS:
         return Draws(theirs=policy, seeds=(numbers[0] * 2**53).astype(np.int64))
     warps = {"crop": _crops, "geometric": _geometric, "full": _geometric}.get(policy)
-    return Draws(
-        warps=warps(numbers[:8]) if policy in WARPING else None,
-        colours=_colours(numbers[8:]) if policy in COLOURING else None,
-    )
+    return Draws(warps(numbers[:8]) if warps else None, _colours(numbers[8:]) if policy in COLOURING else None)
 
 
 def _crops(numbers: np.ndarray) -> np.ndarray:

@@ -88,6 +88,8 @@ def of(run: Run, split: str, progress: cache.Progress | None = None) -> Photos:
     paths, keys = pool["path"].tolist(), pool["sha256"].tolist()
     store = cache.open_store(folder, paths, keys, run.config, cache_dir, progress)
     index = pd.Index(paths).get_indexer(rows["path"])
+    if (index < 0).any():  # -1 would quietly stand for the last photo
+        raise InputError(f"{rows['path'][int(index.argmin())]}: in the {split} part, but not to be used: split again")
     return Photos(store, index, _labels(rows, run.class_names), rows["path"].tolist())
 
 

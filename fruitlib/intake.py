@@ -204,7 +204,7 @@ def open_photo(file: Path) -> Image.Image:
 
 
 def glimpse(file: Path, side: int = 128) -> np.ndarray | None:
-    """What can still be shown of a photo, broken or not: uint8 (h, w, 3), at most `side` pixels; None where nothing can.
+    """What can still be shown of a photo: uint8 (h, w, 3), at most `side` pixels; None where nothing can be.
 
     For a page that lists what is quarantined. Not beside other threads that decode: cut-off files need a switch of
     Pillow's that holds for the process.

@@ -86,6 +86,14 @@ def test_colour_leaves_places_and_greys_keep_no_hue(pictures):
     assert 0.75 < seen.min() < 0.85 and 1.15 < seen.max() < 1.25
 
 
+def test_large_epochs_are_drawn_in_parts_without_a_seam(monkeypatch):
+    whole = augment.draw("full", 100, 0, 1)
+    monkeypatch.setattr(augment, "ROWS", 32)
+    parts = augment.draw("full", 100, 0, 1)
+    assert np.array_equal(parts.warps, whole.warps) and np.array_equal(parts.colours, whole.colours)
+    assert len(augment.draw("full", 0, 0, 1).warps) == 0
+
+
 def test_full_is_geometric_and_colour(pictures):
     full, geometric, colour = (augment.draw(policy, 16, 3, 2) for policy in ("full", "geometric", "colour"))
     assert np.array_equal(full.warps, geometric.warps) and np.array_equal(full.colours, colour.colours)

@@ -110,6 +110,9 @@ def test_train_and_val_share_one_file_and_test_is_not_decoded_before_asked(folde
     assert torch.equal(val.labels, photos.labels[12:16])
     test = images.of(run, "test")
     assert test.paths == [f"{i}.png" for i in range(16, 20)] and len(test.store) == 4
+    run.manifest.loc[3, "status"] = "left_out"
+    with pytest.raises(InputError, match=r"03\.png: in the train part, but not to be used"):
+        images.of(run, "train")
 
 
 def test_spread_keeps_the_proportions_of_the_classes():
