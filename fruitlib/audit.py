@@ -165,12 +165,15 @@ def _interval_over_groups(values: np.ndarray, units: np.ndarray, seed: int, name
 
 
 def _say(numbers: dict[str, float]) -> str:
-    low, high = numbers["points_low"], numbers["points_high"]
-    verdict = "are leakage" if low > 0 else "cannot be told from 0"
-    return (
-        f"a random split would claim {numbers['random']:.2f}; the group-safe one finds {numbers['safe']:.2f}: "
-        f"{numbers['points']:.0f} points (95 % interval {low:.0f} to {high:.0f}) {verdict}"
-    )
+    gap = said_points(numbers["points"], numbers["points_low"], numbers["points_high"])
+    return f"a random split would claim {numbers['random']:.2f}; the group-safe one finds {numbers['safe']:.2f}: {gap}"
+
+
+def said_points(points: float, low: float, high: float) -> str:
+    """A difference with its interval, and whether it can be told from none: `17 points (…) are leakage`."""
+    points, low, high = (round(number) for number in (points, low, high))
+    verdict = "cannot be told from 0" if low <= 0 else "is leakage" if points == 1 else "are leakage"
+    return f"{points} point{'s' * (points != 1)} (95 % interval {low} to {high}) {verdict}"
 
 
 def doubtful_labels(predictions: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:

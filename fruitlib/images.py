@@ -84,9 +84,9 @@ def of(run: Run, split: str, progress: cache.Progress | None = None) -> Photos:
     """
     rows, pool = run.rows(split), run.manifest
     pool = rows if split == "test" else pool[(pool["status"] == "ok") & (pool["split"] != "test")]
-    folder, cache_dir = sources.root(run.config.data), runtime.home() / "executed" / ".cache"
+    folder = sources.root(run.config.data)
     paths, keys = pool["path"].tolist(), pool["sha256"].tolist()
-    store = cache.open_store(folder, paths, keys, run.config, cache_dir, progress)
+    store = cache.open_store(folder, paths, keys, run.config, runtime.cache_dir(), progress)
     index = pd.Index(paths).get_indexer(rows["path"])
     if (index < 0).any():  # -1 would quietly stand for the last photo
         raise InputError(f"{rows['path'][int(index.argmin())]}: in the {split} part, but not to be used: split again")

@@ -3,6 +3,7 @@
 import re
 import textwrap
 import unicodedata
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,6 +29,7 @@ def use_style() -> None:
     sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
     fonts = ["Noto Sans CJK KR", "NanumGothic", "Malgun Gothic", "AppleGothic"]  # class names may be Korean
     plt.rcParams.update({"figure.dpi": 90, "savefig.dpi": 110, "axes.titleweight": "bold", "axes.titlesize": 12})
+    warnings.filterwarnings("ignore", "Glyph .* missing from font")  # shown as an empty box, and said once is too often
     plt.rcParams["text.parse_math"] = False  # a $ in a class name is a $
     plt.rcParams["font.family"] = ["DejaVu Sans", *[name for name in fonts if _installed(name)]]
 
@@ -145,10 +147,9 @@ def leakage(leak: audit.Leakage) -> Axes:
         ax.annotate(f"{value:.2f}", (value, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center")
     span = {"arrowstyle": "|-|, widthA=0.3, widthB=0.3", "color": "#333333", "shrinkA": 0, "shrinkB": 0}
     ax.annotate("", (leak.safe, 0.5), (leak.random, 0.5), arrowprops=span)
-    verdict = "are leakage" if leak.points_low > 0 else "cannot be told from 0"
-    text = f"{leak.points:.0f} points (95 % interval {leak.points_low:.0f} to {leak.points_high:.0f}) {verdict}"
     ends, right = sorted((leak.safe, leak.random)), leak.safe + leak.random < 1  # where there is room
     place = (ends[1] + 0.015, 0.5) if right else (ends[0] - 0.015, 0.5)
+    text = audit.said_points(leak.points, leak.points_low, leak.points_high)
     ax.annotate(text, place, fontsize=9, ha="left" if right else "right", va="center")
     ax.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(1.5, -0.65), xlim=(-0.02, 1.02))
     text = f"accuracy of a quick classifier, with 95 % interval over {leak.groups:,} groups; n = {leak.n:,} photos"
@@ -159,7 +160,8 @@ def leakage(leak: audit.Leakage) -> Axes:
 
 def contact_sheet(images: np.ndarray, titles: list[str], columns: int = 8, title: str = "") -> Figure:
     """Photos uint8 (n, S, S, 3) in a grid, each with its title."""
-    figure, axes = _grid(len(images), columns, 1.35, 1.6, title)
+    lines = max((text.count("\n") for text in titles), default=0)
+    figure, axes = _grid(len(images), columns, 1.35, 1.6 + 0.22 * lines, title)
     for ax, image, text in zip(axes, images, titles, strict=False):
         ax.imshow(image)
         ax.set_title(text, fontsize=8, fontweight="normal", pad=2)
@@ -170,7 +172,9 @@ def contact_sheet(images: np.ndarray, titles: list[str], columns: int = 8, title
 def _grid(count: int, columns: int, width: float, height: float, title: str) -> tuple[Figure, np.ndarray]:
     """A figure of `count` cells of so many inches, without axes lines, and its cells (rows · columns,)."""
     rows = -(-count // columns)
-    figure, axes = plt.subplots(rows, columns, figsize=(width * columns, height * rows), squeeze=False)
+    figure, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows + 0.5 * bool(title)), squeeze=False
+    )
     for ax in axes.flat:
         ax.axis("off")
     figure.suptitle(title, fontweight="bold", fontsize=12)

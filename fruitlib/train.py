@@ -51,7 +51,8 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     rank, world_size, device = runtime.rank(), runtime.world_size(), runtime.device()
 
     # Photos, decoded once: in memory, in a mapped file, or streamed, as fits.
-    names, teach, judge = run.class_names, images.of(run, "train"), images.of(run, "val")
+    decoding = runtime.meter("photos decoded")
+    names, teach, judge = run.class_names, images.of(run, "train", decoding), images.of(run, "val")
     if rank == 0:
         said = balance.said(teach.labels, names, config.balance, config.augment_to)
         print(f"{teach.store.said}\n{said}", flush=True)

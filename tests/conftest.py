@@ -11,6 +11,12 @@ from PIL import Image, ImageDraw
 matplotlib.use("Agg")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_tests(tmp_path_factory) -> None:
+    """Decoded photos of tests go to a folder of theirs, in child processes too."""
+    os.environ["FRUITLIB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def real_data() -> Path:
     """The folder holding `fruit304` and `fruits-360-3-body-problem`."""

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fruitlib import augment, balance, cache, config, images
+from fruitlib import augment, balance, cache, config, images, runtime
 from fruitlib.runtime import InputError
 
 SIDE, COUNT = 32, 21
@@ -86,7 +86,7 @@ def test_loaded_photos_carry_their_labels_and_an_unknown_label_is_named(folder, 
 
 def fake_run(folder, rows, tmp_path, monkeypatch, **values):
     """What `images.of` asks of a run, over photos 0-11 train, 12-15 val, 16-18 test, 19 sealed, 20 quarantined."""
-    monkeypatch.setenv("FRUITLIB_HOME", str(tmp_path))
+    monkeypatch.setenv("FRUITLIB_CACHE", str(tmp_path / "kept"))
     split = ["train"] * 12 + ["val"] * 4 + ["test"] * 4 + ["train"]
     status = ["ok"] * 19 + ["sealed", "quarantined"]
     manifest = rows.assign(split=split, status=status, sha256="")
@@ -103,7 +103,7 @@ def fake_run(folder, rows, tmp_path, monkeypatch, **values):
 def test_train_and_val_share_one_file_and_test_is_not_decoded_before_asked(folder, rows, tmp_path, monkeypatch, photos):
     run = fake_run(folder, rows, tmp_path, monkeypatch)
     train, val = images.of(run, "train"), images.of(run, "val")
-    files = list((tmp_path / "executed" / ".cache").glob("*.npy"))
+    files = list(runtime.cache_dir().glob("*.npy"))
     assert len(files) == 1 and len(train.store) == len(val.store) == 16
     assert (len(train), len(val)) == (12, 4) and val.paths == [f"{i}.png" for i in range(12, 16)]
     assert np.array_equal(val.take(range(4)), photos.take(range(12, 16)))

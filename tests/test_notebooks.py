@@ -18,7 +18,7 @@ from fruitlib import config, runs, sweep
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PLACES = {"run_dir", "sweep_dir"}
-SHARES = {"val_per_class", "test_per_class"}  # a number of photos, or a share of them
+SHARES = {"val_per_class", "test_per_class"}  # int | float, which papermill cannot read
 
 
 def cells(path: Path, kind: str) -> list:
@@ -78,7 +78,7 @@ class TestEach:
                 continue
             field = config.Config.model_fields[name]
             plain = field.annotation in (int, float, str)
-            expected = field.annotation.__name__ if plain else "str" if name not in SHARES else "int | float"
+            expected = field.annotation.__name__ if plain else "str" if name not in SHARES else "float"
             assert (annotation, default, comment) == (expected, field.default, field.description)
 
     def test_papermill_sees_every_parameter(self, path):

@@ -154,8 +154,8 @@ def test_the_choice_is_the_best_on_validation_ties_to_the_lower_loss(tmp_path):
         (work[name].path / "metrics.json").write_text(json.dumps({"macro_f1": score, "val_loss": loss}))
     states = {name: {"state": "complete"} for name in "abc"} | {"d": {"state": "failed"}}
     plan = config.Sweep("s", "s", "t", "chosen", "macro_f1", config.Config(), {}, {})
-    assert sweep.choose(plan, work, states) == "c"
-    assert sweep.choose(plan, work, {name: {"state": "failed"} for name in work}) is None
+    assert sweep.choose(plan, work, states, tmp_path) == "c"
+    assert sweep.choose(plan, work, {name: {"state": "failed"} for name in work}, tmp_path) is None
 
 
 def test_sweeps_on_other_photos_get_a_folder_of_their_own():
