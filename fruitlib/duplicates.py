@@ -218,7 +218,17 @@ def _join_alike(rows: pd.DataFrame, units, parent: list[int], given: list[int]) 
     after = np.array(given)[roots]
     united = roots[np.isin(roots, [_find(parent, unit) for unit in alike]) & (after < 0)]
     many = [int((weight[a] * weight[b])[chosen].sum()) for chosen in (same & apart, ~same)]
-    return alike, _near_notes(united, roots[(before < 0) & (after >= 0)], *many, reached)
+    between = _most_alike(rows["group"].to_numpy(), units, owner[a[same & apart]], owner[b[same & apart]])
+    return alike, _near_notes(united, roots[(before < 0) & (after >= 0)], *many, reached, between)
+
+
+def _most_alike(groups: np.ndarray, units: np.ndarray, one: np.ndarray, other: np.ndarray) -> str:
+    """The names of the two given groups (unit numbers of each pair's sides) that share most pairs, in words."""
+    if not len(one):
+        return ""
+    both, counts = np.unique(np.sort(np.stack([one, other]), axis=0), axis=1, return_counts=True)
+    names = [groups[np.argmax(units == unit)] for unit in both[:, counts.argmax()]]
+    return f"; for example {names[0]} and {names[1]}: the same thing under two names?"
 
 
 def _link(bits, colours, a, b, unit: list[int], parent: list[int], given: list[int]) -> set[int]:
@@ -345,7 +355,7 @@ def _exact_notes(rows: pd.DataFrame, twice: int) -> list[str]:
     ]
 
 
-def _near_notes(united: np.ndarray, joined: np.ndarray, apart: int, conflicting: int, reached: int) -> list[str]:
+def _near_notes(united, joined, apart: int, conflicting: int, reached: int, between: str) -> list[str]:
     """Notes from the group (root) of every row in a new group, of every row that joined one, and counts of pairs."""
     groups, listed = len(np.unique(united)), "; fruitlib.duplicates.conflicts lists them"
     notes = [f"{len(united)} photos resemble another closely and form {groups} group{'s' * (groups > 1)}"] * (
@@ -353,7 +363,7 @@ def _near_notes(united: np.ndarray, joined: np.ndarray, apart: int, conflicting:
     )
     join = "resembles one of a given group closely and joins it", "resemble one of a given group closely and join it"
     notes += _note(len(joined), *join)
-    stay = " in two given groups of a label, which stay as they are"
+    stay = f" in two given groups of a label, which stay as they are{between}"
     notes += _note(apart, "lies" + stay, "lie" + stay, "near-duplicate pair")
     notes += _note(
         conflicting, "has different labels" + listed, "have different labels" + listed, "near-duplicate pair"

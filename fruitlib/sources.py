@@ -129,7 +129,8 @@ def _from_folder(folder: Path) -> tuple[pd.DataFrame, list[str]]:
         said = ", ".join(f"{ending} {count}" for ending, count in endings.most_common(6))
         notes.append(f"endings of files that are no photos or in no class folder: {said}")
     if skipped:
-        notes.append(f"{len(skipped)} files that are hidden or no photos were passed over")
+        were = "file that is hidden or no photo was" if len(skipped) == 1 else "files that are hidden or no photos were"
+        notes.append(f"{len(skipped)} {were} passed over")
     return pd.DataFrame(rows, columns=ROW, dtype=str), notes
 
 

@@ -157,7 +157,8 @@ def test_near_duplicates_join_a_given_group_but_never_two():
     assert found["group"].tolist() == ["P", "P", "Q", "", ""]
     assert notes == [
         "1 photo resembles one of a given group closely and joins it",
-        "1 near-duplicate pair lies in two given groups of a label, which stay as they are",
+        "1 near-duplicate pair lies in two given groups of a label, which stay as they are; "
+        "for example P and Q: the same thing under two names?",
         "3 near-duplicate pairs have different labels; fruitlib.duplicates.conflicts lists them",
     ]
 

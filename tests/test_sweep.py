@@ -158,6 +158,39 @@ def test_the_choice_is_the_best_on_validation_ties_to_the_lower_loss(tmp_path):
     assert sweep.choose(plan, work, {name: {"state": "failed"} for name in work}, tmp_path) is None
 
 
+@pytest.fixture
+def folded(tmp_path):
+    """A plan of two combinations with two folds each; its runs, all complete, and pooled results."""
+    (tmp_path / "folds.yaml").write_text("folds: 2\ntest_per_class: 0\ngrid:\n  lr: [0.1, 0.01]\n")
+    plan = config.read_params(tmp_path / "folds.yaml")
+    work = {name: runs.Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()}
+    rows = [("lr=0.1", 0.7, 0.9), ("lr=0.01", 0.8, 0.6)]
+    table = pd.DataFrame(rows, columns=["combination", "macro_f1", "accuracy"])
+    table.to_csv(tmp_path / "results_oof.csv", index=False)
+    return plan, work, {name: {"state": "complete"} for name in work}
+
+
+def test_with_folds_all_of_a_combination_are_trained_before_any_is_looked_at(folded):
+    plan, _, _ = folded
+    steps = sweep._steps(plan)
+    assert [(name, len(stages)) for name, stages in steps[:4]] == [
+        ("fold=1,lr=0.1", 1),
+        ("fold=2,lr=0.1", 1),
+        ("fold=1,lr=0.1", 4),
+        ("fold=2,lr=0.1", 4),
+    ]
+    assert len(steps) == 8
+
+
+def test_with_folds_the_choice_is_the_best_pooled_combination_s_first_fold(folded, tmp_path):
+    plan, work, states = folded
+    assert sweep.choose(plan, work, states, tmp_path) == "fold=1,lr=0.01"
+    states["fold=2,lr=0.01"] = {"state": "failed"}  # half a cross-validation is none
+    assert sweep.choose(plan, work, states, tmp_path) == "fold=1,lr=0.1"
+    (tmp_path / "results_oof.csv").unlink()
+    assert sweep.choose(plan, work, states, tmp_path) is None
+
+
 def test_sweeps_on_other_photos_get_a_folder_of_their_own():
     plan = config.Sweep("demo", "s", "t", "chosen", "macro_f1", config.Config(), {}, {})
     assert sweep.sweep_name(plan, None) == "demo"
