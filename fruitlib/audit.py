@@ -16,7 +16,7 @@ from fruitlib.runtime import InputError
 PROBE = "an RBF support vector machine on 40 principal components of 16 × 16 pixels"
 SIDE, COMPONENTS, FOLDS = 16, 40, 5
 MOST_PHOTOS = 3000  # the probe's cost grows with the square; this many take about 10 seconds on one core
-FEWEST_PAIRS = 3
+FEWEST_PAIRS, FEWEST_GROUPS = 3, 3
 DRAWS = 2000  # bootstrap samples
 NO_KNOB_TO_COMPARE = ("seed", "fold", "repeat")  # these make pairs, they are not compared
 
@@ -48,7 +48,12 @@ class Leakage:
 
 
 def price_of_leakage(
-    pictures: np.ndarray, labels: Iterable[int], groups: Iterable[str], seed: int = 0, repeats: int = 5
+    pictures: np.ndarray,
+    labels: Iterable[int],
+    groups: Iterable[str],
+    seed: int = 0,
+    repeats: int = 5,
+    total: int | None = None,
 ) -> Leakage:
     """What a split that divides groups would overstate: a quick classifier's accuracy under both kinds of split.
 
@@ -65,10 +70,11 @@ def price_of_leakage(
         groups: a name for each photo, "" where it stands alone.
         seed: of the divisions and the bootstrap.
         repeats: how many divisions of each kind.
+        total: how many photos these were chosen from, to be told; thinned groups make the price smaller.
     """
     labels, groups = np.asarray(labels), list(groups)
     chosen = probe_photos(labels, groups, seed)
-    total, labels, units = len(labels), labels[chosen], _units([groups[i] for i in chosen])
+    total, labels, units = total or len(labels), labels[chosen], _units([groups[i] for i in chosen])
     groups_of_class = pd.Series(units).groupby(labels).nunique()
     if reason := _nothing_to_compare(labels, units, groups_of_class):
         return Leakage(said=reason)
@@ -78,7 +84,7 @@ def price_of_leakage(
     numbers = {}
     for name, values in found.items():
         numbers |= {name: float(values.mean()), **_interval_over_groups(values, units, seed, name)}
-    many = f"n = {len(labels)}" + (f" of {total} in {len(groups_of_class)} classes" if total > len(labels) else "")
+    many = f"n = {len(labels):,}" + (f", thinned from {total:,}" if total > len(labels) else "")
     return Leakage(f"{_say(numbers)}, by {PROBE}, {many}", len(labels), int(units.max()) + 1, **numbers)
 
 
@@ -118,8 +124,9 @@ def _nothing_to_compare(labels: np.ndarray, units: np.ndarray, fewest: pd.Series
         return "fewer than two classes: nothing to compare"
     if len(np.unique(units)) == len(units):
         return "no groups: nothing to compare, each photo stands alone"
-    if fewest.min() < 2:
-        return f"class {fewest.idxmin()} has only one group, which cannot both teach and judge: nothing to compare"
+    if fewest.min() < FEWEST_GROUPS:
+        few = f"class {fewest.idxmin()} has {fewest.min()} group{'s' * int(fewest.min() > 1)}"
+        return f"{few}, too few to teach and judge by turns (at least {FEWEST_GROUPS}): nothing to compare"
     return ""
 
 
@@ -172,7 +179,10 @@ def _say(numbers: dict[str, float]) -> str:
 def said_points(points: float, low: float, high: float) -> str:
     """A difference with its interval, and whether it can be told from none: `17 points (…) are leakage`."""
     points, low, high = (round(number) for number in (points, low, high))
-    verdict = "cannot be told from 0" if low <= 0 else "is leakage" if points == 1 else "are leakage"
+    verdict = "is leakage" if points == 1 else "are leakage"
+    verdict = (
+        verdict if low > 0 else "cannot be told from 0" if high >= 0 else "the other way: too few groups to judge by"
+    )
     return f"{points} point{'s' * (points != 1)} (95 % interval {low} to {high}) {verdict}"
 
 
@@ -247,11 +257,13 @@ def _averaged(predictions: pd.DataFrame, class_names: list[str]) -> tuple[pd.Dat
     return table, probs / probs.sum(1, keepdims=True).clip(1e-12)
 
 
-def paired_gain(a: Iterable[float], b: Iterable[float]) -> dict[str, float]:
+def paired_gain(a: Iterable[float], b: Iterable[float], folds: int = 0) -> dict[str, float]:
     """Mean of b - a over pairs, with its 95 % interval by Student's t; keys gain, low, high, n.
 
-    Pairs share everything but what is compared (seed, fold). Runs on folds of one division share training photos,
-    which makes the interval too narrow (Nadeau and Bengio 2003). With one pair low and high are NaN.
+    Pairs share everything but what is compared (seed, fold). Runs on `folds` of one division share training photos,
+    so their differences vary together: the variance is then (1/n + 1/(folds - 1)) s² instead of s²/n (Nadeau and
+    Bengio 2003, equation 7). It tells what other seeds or folds of these photos would give, not what other photos
+    would. With one pair low and high are NaN.
 
     Raises:
         InputError: lists of different lengths, or empty ones.
@@ -262,11 +274,12 @@ def paired_gain(a: Iterable[float], b: Iterable[float]) -> dict[str, float]:
     if len(a) != len(b) or not len(a):
         raise InputError(f"paired gain: {len(a)} and {len(b)} numbers; wanted as many on both sides, at least one")
     gain, n = float((b - a).mean()), len(a)
-    half = float(stats.t.ppf(0.975, n - 1) * (b - a).std(ddof=1) / np.sqrt(n)) if n > 1 else np.nan
+    shared = 1 / (folds - 1) if folds > 1 else 0  # photos that judge to photos that teach
+    half = float(stats.t.ppf(0.975, n - 1) * (b - a).std(ddof=1) * np.sqrt(1 / n + shared)) if n > 1 else np.nan
     return {"gain": gain, "low": gain - half, "high": gain + half, "n": n}
 
 
-def gains(results: pd.DataFrame, differs: list[str], metric: str) -> pd.DataFrame:
+def gains(results: pd.DataFrame, differs: list[str], metric: str, folds: int = 0) -> pd.DataFrame:
     """What each later value of a knob gained over its first one, from a sweep's results, a row per run.
 
     A pair is two runs alike in all of `differs` but this knob; runs without the metric are passed over, runs of one
@@ -291,7 +304,7 @@ def gains(results: pd.DataFrame, differs: list[str], metric: str) -> pd.DataFram
         for value in later:
             pairs = table[[first, value]].dropna()
             if len(pairs) >= FEWEST_PAIRS:
-                found = paired_gain(pairs[first], pairs[value])
+                found = paired_gain(pairs[first], pairs[value], folds)
                 rows.append([knob, first, value, metric, found["gain"], found["low"], found["high"], found["n"]])
     return pd.DataFrame(rows, columns=["knob", "from", "to", "metric", "gain", "low", "high", "pairs"])
 

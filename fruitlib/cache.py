@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from fruitlib import preprocess, runs, runtime, sources
+from fruitlib import preprocess, runtime, sources
 from fruitlib.config import PREPROCESS_KNOBS, Config
 from fruitlib.runtime import InputError
 
@@ -101,7 +101,7 @@ def identity(folder: Path, paths: list[str], keys: list[str], config: Config) ->
         file, box = sources.locate(folder, path)
         content.update(f"{key or _sha256(file)} {box}\n".encode())
     knobs = {name: getattr(config, name) for name in PREPROCESS_KNOBS}
-    code = [runs.module_source(module) for module in ("intake", "preprocess")]
+    code = [runtime.module_source(module) for module in ("intake", "preprocess")]
     return runtime.fingerprint(content.hexdigest(), knobs, *code, preprocess.LIBRARIES)
 
 

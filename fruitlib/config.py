@@ -22,7 +22,7 @@ from fruitlib.runtime import InputError, fingerprint
 class Config(BaseModel):
     """All knobs of one run. Unknown names, wrong types and values out of range are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
     data: str = Field("sample", min_length=1, description="sample, sample5, a folder of photos, or a CSV or TSV table")
     columns: dict[str, str] = Field({}, description="a table's names for path, label, group, split, x, y, w, h …")
@@ -87,7 +87,8 @@ class Config(BaseModel):
     )
     augment_to: int = Field(0, ge=0, description="photos per class after augmented children joined (augment_to)")
     cache: Literal["auto", "ram", "disk", "stream"] = Field(
-        "auto", description="decoded photos: auto | ram | disk (a mapped file) | stream (decoded every epoch)"
+        "auto",
+        description="decoded photos: auto | ram (mapped, read ahead) | disk (mapped) | stream (every epoch anew)",
     )
     cam_every: int = Field(5, ge=0, description="keep Grad-CAM pictures every so many epochs; 0: never")
     processes: int = Field(1, ge=1, le=1024, description="training processes; more than one starts torchrun")
@@ -146,7 +147,10 @@ class Config(BaseModel):
         if self.balance == "augment_to" and self.augment == "none":
             raise ValueError("balance = augment_to adds augmented children: set augment, to geometric for example")
         if self.balance == "smote" and not self.features_once:
-            raise ValueError("balance = smote mixes frozen features: set freeze: backbone, augment: none, mixing: none")
+            raise ValueError(
+                "balance = smote mixes frozen features: set freeze: backbone with weights: DEFAULT (or base_weights), "
+                "augment: none and mixing: none"
+            )
         return self
 
     @property
@@ -198,7 +202,7 @@ def knob_kind(name: str) -> str:
 
 def nearest(name: str, known) -> str:
     """` (did you mean ...?)` where a known name is close, else nothing."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""
 
 
@@ -223,7 +227,8 @@ def _explain(error: dict) -> str:
     if not name or "=" in message:
         return message
     message = message[0].lower() + message[1:].removesuffix(", got a number with a fractional part")
-    return f"{name} = {error['input']!r}: {message}; wanted: {Config.model_fields[name].description}"
+    place = ".".join(map(str, error["loc"]))
+    return f"{place} = {error['input']!r}: {message}; wanted: {Config.model_fields[name].description}"
 
 
 def read_params(path: Path, knobs: dict[str, Any] | None = None) -> Sweep:

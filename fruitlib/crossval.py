@@ -6,67 +6,63 @@ import numpy as np
 import pandas as pd
 
 from fruitlib import metrics, runtime
-from fruitlib.runs import Run
-from fruitlib.runtime import InputError
-
-POOLED = "predictions_oof.csv"
+from fruitlib.runs import POOLED, Run
 
 
-def pool(work: dict[str, Run], combinations: dict[str, list[str]], sweep_dir: Path) -> pd.DataFrame:
-    """Write and return `predictions_oof.csv`: the validation predictions of every combination whose folds are trained.
+def pool(work: dict[str, Run], combinations: dict[str, list[str]], sweep_dir: Path) -> tuple[pd.DataFrame, list[str]]:
+    """Write `predictions_oof.csv`: the validation predictions of every combination all of whose folds are trained.
 
-    Columns combination, run, repeat, fold, path, label, predicted, p_<class>…, backend; in every combination each
-    photo of the pool stands once per repeat.
+    Columns combination, run, trained (the training's identity), repeat, fold, path, label, predicted, p_<class>…,
+    backend; in every combination each photo of the pool stands once per repeat. Without any, no file is left.
 
-    Raises:
-        InputError: a fold that did not start from the same fresh weights as the others, or a photo judged twice.
+    Returns:
+        the table, and in words the combinations that cannot be pooled and what to do.
     """
-    frames = [
-        _pooled(combination, [work[name] for name in names])
-        for combination, names in combinations.items()
-        if all(work[name].is_complete("train") for name in names)
-    ]
+    frames, problems = [], []
+    for combination, names in combinations.items():
+        folds = [work[name] for name in names]
+        if all(run.is_complete("train") for run in folds):
+            table, problem = _pooled(combination, folds)
+            frames, problems = [*frames, table], [*problems, *([problem] if problem else [])]
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     if len(table):
         with runtime.replacing(sweep_dir / POOLED) as partial:
             table.to_csv(partial, index=False)
-    return table
+    else:
+        (sweep_dir / POOLED).unlink(missing_ok=True)
+    return table, problems
 
 
-def _pooled(combination: str, folds: list[Run]) -> pd.DataFrame:
-    """The pooled predictions of one combination's runs."""
-    started = {run.name: run.record("train")["initial_weights"] for run in folds}
-    if len(set(started.values())) > 1:
-        raise InputError(f"{combination}: its folds did not start from the same fresh weights ({started})")
+def _pooled(combination: str, folds: list[Run]) -> tuple[pd.DataFrame, str]:
+    """The pooled predictions of one combination's runs, or an empty table and why there is none."""
+    cure = "remove the folders of its runs and run the same command again"
+    if len({run.record("train")["initial_weights"] for run in folds}) > 1:
+        return pd.DataFrame(), f"{combination}: its folds did not start from the same fresh weights: {cure}"
     tables = []
     for run in folds:
+        places = {"combination": combination, "run": run.name, "trained": run.record("train")["identity"]}
+        places |= {"repeat": run.config.repeat, "fold": run.config.fold}
         table = run.predictions("val")
-        places = {"combination": combination, "run": run.name, "repeat": run.config.repeat, "fold": run.config.fold}
         for position, (name, value) in enumerate(places.items()):
             table.insert(position, name, value)
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)
-    if table.duplicated(["repeat", "path"]).any():
-        twice = table.loc[table.duplicated(["repeat", "path"]), "path"].iloc[0]
-        raise InputError(f"{combination}: {twice} was judged by two folds; remove the combination's folders, run again")
-    return table
+    if (twice := table.duplicated(["repeat", "path"])).any():
+        return pd.DataFrame(), f"{combination}: {table.loc[twice, 'path'].iloc[0]} was judged by two folds: {cure}"
+    return table, ""
 
 
 def out_of_sample(run: Run) -> tuple[pd.DataFrame, str]:
     """Predictions on photos their model never saw, and in words where they come from.
 
-    The pooled out-of-fold predictions of this run's combination where a sweep has written them, else this run's own
-    validation predictions.
+    The pooled out-of-fold predictions of this run's combination, where a sweep has written them and none of its folds
+    was trained anew since; else this run's own validation predictions.
     """
-    path = run.sweep_dir / POOLED
-    if run.config.folds and path.is_file():
-        table = pd.read_csv(path, dtype={"label": str, "predicted": str, "run": str}, keep_default_na=False)
-        mine = table.loc[table["run"] == run.name, "combination"]
-        if len(mine):
-            table = table[table["combination"] == mine.iloc[0]].reset_index(drop=True)
-            return table, f"out-of-fold predictions on {table['path'].nunique()} photos, {run.config.folds} folds"
+    if run.config.folds and len(table := run.pooled()):
+        return table, f"out-of-fold predictions on {table['path'].nunique()} photos, {run.config.folds} folds"
     table = run.predictions("val")
-    return table, f"validation predictions on {len(table)} photos; with folds: 5, every photo would be judged"
+    why = "its combination's folds are not all trained" if run.config.folds else "with folds: 5, every photo is judged"
+    return table, f"validation predictions on {len(table)} photos; {why}"
 
 
 def results(pooled: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:

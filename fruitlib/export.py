@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from onnxruntime import quantization as ort
 
-from fruitlib import images, metrics, models
+from fruitlib import images, intake, metrics, models, sources
 from fruitlib.runs import Run
 from fruitlib.runtime import InputError, display_path, replacing
 
@@ -240,22 +240,47 @@ def latency_ms(
 def test(run: Run) -> pd.DataFrame:
     """Open the test photos and write `predictions_test.csv`: torch, fp32 and INT8, each on every photo.
 
-    The opening is recorded first. Where the same model has been tested already, its predictions are read instead.
+    Sealed photos are opened now: those that cannot be used are left out and counted, and so are copies of photos that
+    taught or validated. Where the same model has been tested already, its predictions are read instead.
 
     Raises:
-        InputError: the ONNX files are missing, or not those of this model; a test photo does not open.
+        InputError: the ONNX files are missing, or not those of this model; no test photo can be used.
     """
     if run.is_complete("test"):
-        print("tested already; predictions read from predictions_test.csv, the photos stay closed")
+        said = run.record("test").get("said", [])
+        print("tested already; predictions read from predictions_test.csv, the photos stay closed", *said, sep="\n")
         return run.predictions("test")
     if not run.is_complete("export"):
         raise InputError(f"{display_path(run.path)}: no ONNX files of this model; execute 05_quantize first")
-    identity, rows = run.identity("test"), run.rows("test")
+    identity = run.identity("test")
+    rows, said = unsealed(run)
+    print(*said, sep="\n", end="\n" if said else "")
     run.record_test_opening(len(rows))
     model, _ = models.restore(run.path / "best.pt")
-    photos = images.to_array(images.of(run, "test").images)
+    photos = images.to_array(images.of(run, "test", rows=rows).images)
     logits = {"torch": run_torch(model, photos)}
     logits |= {name: run_onnx(run.path / f"model.{name}.onnx", photos) for name in ("fp32", "int8")}
     table = run.write_predictions("test", {name: metrics.softmax(values) for name, values in logits.items()}, rows)
-    run.complete("test", identity)
+    run.complete("test", identity, said=said)
     return table
+
+
+def unsealed(run: Run) -> tuple[pd.DataFrame, list[str]]:
+    """The test photos that can be used, sealed ones opened and checked; and what was found, in words.
+
+    Raises:
+        InputError: none of them can be used.
+    """
+    rows = run.rows("test")
+    checked = intake.check(sources.root(run.config.data), rows.assign(split=""), run.config.min_side)
+    bad = checked[checked["status"] == "quarantined"]
+    said = []
+    if len(bad):
+        said.append(f"{len(bad)} test photos are left out; the first is {bad['path'].iloc[0]}: {bad['reason'].iloc[0]}")
+    if len(bad) == len(rows):
+        raise InputError(f"no test photo can be used: {bad['path'].iloc[0]}: {bad['reason'].iloc[0]}")
+    seen = run.manifest.loc[run.manifest["split"].isin(["train", "val"]), "sha256"]
+    rows = rows[(checked["status"] == "ok").to_numpy()].reset_index(drop=True)
+    if copies := checked.loc[checked["status"] == "ok", "sha256"].isin(set(seen) - {""}).sum():
+        said.append(f"{copies} test photos are copies of photos that taught or validated: the result flatters")
+    return rows, said

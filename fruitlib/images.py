@@ -23,6 +23,8 @@ from fruitlib.runs import Run
 from fruitlib.runtime import InputError
 
 POLICIES = get_args(Config.model_fields["augment"].annotation)[1:]  # all but none
+MIXINGS = get_args(Config.model_fields["mixing"].annotation)[1:]
+MIXED_EVENLY = 20.0  # in an example: shares near a half, which show what mixing does
 AHEAD_BYTES = 32e6  # of decoded photos that a thread prepares at a time
 AHEAD_BATCHES = 8
 
@@ -76,13 +78,13 @@ def load(folder: Path, rows: pd.DataFrame, class_names: list[str], config: Confi
     return Photos(cache.hold(folder, paths, config), np.arange(len(paths)), _labels(rows, class_names), paths)
 
 
-def of(run: Run, split: str, progress: cache.Progress | None = None) -> Photos:
-    """The photos of a run's train, val or test part.
+def of(run: Run, split: str, progress: cache.Progress | None = None, rows: pd.DataFrame | None = None) -> Photos:
+    """The photos of a run's train, val or test part, or only those of its `rows`.
 
     Training and validation share one store of all photos of the sweep that may be seen, whatever the fold; test photos
     have one of their own, which is not made before somebody asks for it.
     """
-    rows, pool = run.rows(split), run.manifest
+    rows, pool = run.rows(split) if rows is None else rows, run.manifest
     pool = rows if split == "test" else pool[(pool["status"] == "ok") & (pool["split"] != "test")]
     folder = sources.root(run.config.data)
     paths, keys = pool["path"].tolist(), pool["sha256"].tolist()
@@ -308,8 +310,18 @@ def ahead(work: Callable, count: int, depth: int) -> Iterator:
 
 
 def examples(pictures: np.ndarray, policy: str, seed: int) -> np.ndarray:
-    """What an augmentation policy makes of pictures uint8 (n, S, S, 3), as the first epoch would show them."""
+    """What an augmentation policy, or mixup or cutmix, makes of pictures uint8 (n, S, S, 3) in the first epoch."""
+    if policy in MIXINGS:
+        side = pictures.shape[1]
+        mix = augment.pairs(policy, MIXED_EVENLY, len(pictures), side, seed, 1, 0)
+        inputs = to_float(torch.from_numpy(pictures).permute(0, 3, 1, 2))
+        return _as_pictures(augment.mixed(inputs.clone(), inputs[mix.partners], mix))
     return augment.apply(pictures, augment.draw(policy, len(pictures), seed, epoch=1))
+
+
+def _as_pictures(inputs: torch.Tensor) -> np.ndarray:
+    """float (n, 3, S, S) in [0, 1] -> uint8 (n, S, S, 3)."""
+    return to_pictures((inputs * 255).round().clamp(0, 255).to(torch.uint8))
 
 
 def example_batch(photos: Photos, config: Config) -> np.ndarray:
@@ -319,4 +331,4 @@ def example_batch(photos: Photos, config: Config) -> np.ndarray:
         inputs = next(feed).images[:16]
     finally:
         feed.close()
-    return to_pictures((inputs * 255).round().clamp(0, 255).to(torch.uint8))
+    return _as_pictures(inputs)

@@ -98,20 +98,20 @@ def group_sizes(manifest: pd.DataFrame) -> Axes:
     """
     usable = manifest[manifest["status"] == "ok"]
     classes = sorted(set(usable["label"]))
-    sizes = usable[usable["group"] != ""].groupby(["label", "group"]).size()
-    groups = pd.crosstab(sizes.index.get_level_values(0), sizes.to_numpy()).reindex(classes, fill_value=0)
-    groups = groups.loc[:, groups.columns >= 2]
-    photos = usable["label"].value_counts()
+    size = usable.groupby("group")["label"].transform("size").where(usable["group"] != "", 1)
+    grouped = usable.assign(size=size)[size >= 2].drop_duplicates(["label", "group"])  # a group may span classes
+    groups = pd.crosstab(grouped["label"], grouped["size"]).reindex(classes, fill_value=0)
+    lone = usable["label"][size < 2].value_counts()
     largest = max([*groups.columns, 1])
     _, ax = plt.subplots(figsize=(7.5, 1.2 + 0.62 * len(classes)))
     for row, label in enumerate(classes):
         own = groups.loc[label][groups.loc[label] > 0]
         _discs(ax, row, own, groups.to_numpy().max(initial=1))
-        alone = int(photos[label] - (own * own.index).sum())
+        alone = int(lone.get(label, 0))
         if alone:
             ax.scatter(1, row, s=400, color="#767676", linewidth=0)
             ax.annotate(f"{alone:,}", (1, row), fontsize=8, ha="center", va="center", color="white")
-        text = f"{int(own.sum()):,} groups\n{alone:,} alone"
+        text = f"{int(own.sum()):,} group{'s' * int(own.sum() != 1)}\n{alone:,} alone"
         ax.annotate(text, (1.02, row), xycoords=("axes fraction", "data"), fontsize=9, va="center")
     ax.set_xscale("log" if largest > 30 else "linear")
     ax.set_xlim((0.7, largest * 1.35) if largest > 30 else (0, largest + 1))
@@ -147,13 +147,10 @@ def leakage(leak: audit.Leakage) -> Axes:
         ax.annotate(f"{value:.2f}", (value, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center")
     span = {"arrowstyle": "|-|, widthA=0.3, widthB=0.3", "color": "#333333", "shrinkA": 0, "shrinkB": 0}
     ax.annotate("", (leak.safe, 0.5), (leak.random, 0.5), arrowprops=span)
-    ends, right = sorted((leak.safe, leak.random)), leak.safe + leak.random < 1  # where there is room
-    place = (ends[1] + 0.015, 0.5) if right else (ends[0] - 0.015, 0.5)
-    text = audit.said_points(leak.points, leak.points_low, leak.points_high)
-    ax.annotate(text, place, fontsize=9, ha="left" if right else "right", va="center")
     ax.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(1.5, -0.65), xlim=(-0.02, 1.02))
+    gap = audit.said_points(leak.points, leak.points_low, leak.points_high)
     text = f"accuracy of a quick classifier, with 95 % interval over {leak.groups:,} groups; n = {leak.n:,} photos"
-    ax.set_xlabel(text, fontsize=10)
+    ax.set_xlabel(f"{text}\n{gap}", fontsize=10)
     ax.set_title("What a random split would claim")
     return ax
 

@@ -1,5 +1,6 @@
 """One photo, as it lies in the folder, to the square of bytes that models see; the same bytes on every call."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import cv2
@@ -41,6 +42,12 @@ def decode(folder: Path, path: str, config: Config) -> np.ndarray:
     if right - left < 1 or bottom - top < 1:
         raise InputError(f"{path}: the box lies outside the photo, {photo.width} x {photo.height}: correct the table")
     return np.array(enhance(square(photo, area, config.resize, config.image_size), config))
+
+
+def share_with_object(folder: Path, paths: Iterable[str]) -> float:
+    """In what share of the photos at a manifest's paths `crop_to: object` finds an object; the others stay whole."""
+    files = [sources.locate(folder, path)[0] for path in paths]
+    return float(np.mean([find_object(np.asarray(intake.open_photo(file))) is not None for file in files]))
 
 
 def region(photo: Image.Image, box: tuple[int, int, int, int] | None, config: Config) -> Area:

@@ -315,7 +315,7 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
         "chosen": chosen,
         "shared": pages[""],
         "measured": {name for run in complete for name, value in run["row"].items() if _fixed(value, 0) != NONE},
-        "forest": _forest(complete[:PLOTTED]),
+        "forest": _forest([] if pooled else complete[:PLOTTED]),  # folds judge different photos: no ranking
         "openings": openings,
         "pooled": sorted(pooled, key=lambda row: -_number(row.get(sweep["choose_by"]))),
         "gains": gains,

@@ -4,7 +4,6 @@ A stage is complete when its record, `stages/<stage>.json`, bears the identity t
 of the knobs, sources and data it depends on. So a change in `plots` redraws, and does not retrain.
 """
 
-import ast
 import contextlib
 import html
 import json
@@ -12,7 +11,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -36,18 +35,36 @@ class Stage:
     notebook: bool = False
 
 
-PIXELS = ("sources", "intake", "preprocess")  # what makes an array of a photo
-RECIPE = (*PIXELS, "augment", "balance", "images", "models", "losses", "metrics", "train")  # gradcam changes no weight
+PIXELS = ("sources", "intake", "preprocess", "cache")  # what makes an array of a photo
+RECIPE = (
+    *PIXELS,
+    "splits",
+    "augment",
+    "balance",
+    "images",
+    "models",
+    "losses",
+    "metrics",
+    "train",
+)  # gradcam changes no weight
 STAGES = {
     "train": Stage(configs.TRAIN_KNOBS, RECIPE, outputs=("best.pt", "history.csv", "predictions_val.csv")),
     "export": Stage(configs.EXPORT_KNOBS, ("export",), "train", ("model.fp32.onnx", "model.int8.onnx")),
     "test": Stage(after="export", outputs=("predictions_test.csv",)),
     "02_train": Stage(modules=("plots", "widgets"), after="train", notebook=True),
-    "03_metrics": Stage(modules=("plots", "audit"), after="train", outputs=("metrics.json",), notebook=True),
+    "03_metrics": Stage(
+        modules=("plots", "audit", "crossval"),
+        after="train",
+        outputs=("metrics.json", "doubtful_labels.csv"),
+        notebook=True,
+    ),
     "04_gradcam": Stage(modules=("gradcam", "plots", "widgets"), after="train", notebook=True),
     "05_quantize": Stage(modules=("plots",), after="export", outputs=("export.json",), notebook=True),
     "06_test_accuracy": Stage(modules=("plots",), after="test", outputs=("test.json",), notebook=True),
 }
+
+
+POOLED = "predictions_oof.csv"  # of a sweep with folds; `crossval` writes it
 
 
 class Busy(InputError):
@@ -75,13 +92,13 @@ class Run:
 
     @cached_property
     def manifest(self) -> pd.DataFrame:
-        """The sweep's manifest, a row per photo."""
-        return splits.read(self.sweep_dir)
+        """The sweep's manifest, a row per photo; one table for all runs of the sweep, not to be changed."""
+        return _manifest(self.sweep_dir, _time(self.sweep_dir))[0]
 
     @cached_property
     def data_fingerprint(self) -> str:
-        """Changes when a photo, a label or the split does."""
-        return splits.fingerprint(self.manifest)
+        """Changes when a photo that teaches or validates, its label or its side does."""
+        return _manifest(self.sweep_dir, _time(self.sweep_dir))[1]
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -103,6 +120,18 @@ class Run:
         if not path.is_file():
             raise InputError(f"{runtime.display_path(path)}: not there yet; execute 02_train on this run first")
         return pd.read_csv(path, dtype={"label": str, "predicted": str}, keep_default_na=False)
+
+    def pooled(self) -> pd.DataFrame:
+        """Out-of-fold predictions of this run's combination; empty where a fold is missing or trained anew since."""
+        path, columns = self.sweep_dir / POOLED, ["combination", "run", "trained", "path", "label", "predicted"]
+        if not path.is_file():
+            return pd.DataFrame(columns=columns)
+        texts = dict.fromkeys(["label", "predicted", "run", "combination", "trained"], str)
+        table = pd.read_csv(path, dtype=texts, keep_default_na=False)
+        table = table[table["combination"].isin(table.loc[table["run"] == self.name, "combination"])]
+        trainings = table.drop_duplicates("run").set_index("run")["trained"]
+        valid = all(Run(self.sweep_dir / run).record("train").get("identity") == t for run, t in trainings.items())
+        return table.reset_index(drop=True) if valid else table[:0]
 
     def probs(self, predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities (n, C) and class indexes (n,) of a predictions table."""
@@ -146,7 +175,7 @@ class Run:
     def identity(self, stage: str) -> str:
         """The fingerprint this stage's result would have if it were made now."""
         spec = STAGES[stage]
-        parts = [{name: getattr(self.config, name) for name in spec.knobs}, *map(module_source, spec.modules)]
+        parts = [{name: getattr(self.config, name) for name in spec.knobs}, *map(runtime.module_source, spec.modules)]
         if spec.after:
             parts.append(self.identity(spec.after))
         else:
@@ -154,7 +183,10 @@ class Run:
             if self.config.base_weights and (weights := runtime.resolve(self.config.base_weights)).is_file():
                 parts.append(weights)
         if stage == "test":
+            parts.append(splits.fingerprint(self.manifest, ("test",)))
             parts.append(splits.sealed_files(self.config, self.manifest))
+        if stage == "03_metrics" and self.config.folds:
+            parts.append(self.pooled()[["run", "trained"]].drop_duplicates().values.tolist())
         if spec.notebook:
             parts.append(notebook_source(stage))
         return runtime.fingerprint(*parts)
@@ -266,19 +298,19 @@ def notebook_source(stage: str) -> list[str]:
     return ["".join(cell["source"]) for cell in cells]
 
 
-def module_source(module: str) -> bytes:
-    """A module's code without comments and docstrings, whose change changes no result."""
-    tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            body[0].value.value = None
-    return ast.dump(tree).encode()
+def _time(sweep_dir: Path) -> int:
+    path = sweep_dir / "manifest.csv"
+    return path.stat().st_mtime_ns if path.is_file() else 0
+
+
+@lru_cache(maxsize=2)
+def _manifest(sweep_dir: Path, time: int) -> tuple[pd.DataFrame, str]:
+    """A sweep's manifest and the fingerprint of what its runs learn from, as the file was at `time`.
+
+    Read once for all runs: two million rows are a gigabyte and ten seconds.
+    """
+    manifest = splits.read(sweep_dir)
+    return manifest, splits.fingerprint(manifest)
 
 
 class Headline:

@@ -3,6 +3,7 @@
 Nothing here imports torch until a function that needs it is called.
 """
 
+import ast
 import contextlib
 import hashlib
 import importlib.metadata
@@ -132,6 +133,21 @@ def meter(what: str, every: float = 5):
         spoken = now
 
     return show
+
+
+def module_source(module: str) -> bytes:
+    """A module's code without comments and docstrings, whose change changes no result."""
+    tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if (
+            isinstance(body, list)
+            and body
+            and isinstance(body[0], ast.Expr)
+            and isinstance(body[0].value, ast.Constant)
+        ):
+            body[0].value.value = None
+    return ast.dump(tree).encode()
 
 
 def rank() -> int:

@@ -24,6 +24,7 @@ SAMPLES = {"sample": False, "sample5": True}
 NAMES = (*SAMPLES, *fetch.DATASETS)
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
 SUFFIXES |= {".heic", ".heif"}  # Pillow does not read them: listed all the same, so that intake can say so
+SYSTEM = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"}  # left by systems, not people
 TABLES = {".csv", ".tsv"}
 RECORDS = {"sample.json", fetch.RECORD}
 PREDEFINED = {"training": "train", "train": "train", "validation": "val", "valid": "val", "val": "val", "test": "test"}
@@ -102,6 +103,12 @@ def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:
     if len(labels) < 2:
         kind = "classes" if what.startswith("photos") else "class folders with photos"
         raise InputError(f"{place}: found {len(labels)} {kind}, at least 2 are needed")
+    alike = pd.Series(sorted(labels)).groupby(pd.Series(sorted(labels)).str.casefold()).agg(" and ".join)
+    if len(alike) < len(labels):
+        one = alike[alike.str.contains(" and ", regex=False)].iloc[0]
+        raise InputError(f"{place}: the classes {one} differ only in upper and lower case: make them one")
+    if "all" in labels:
+        raise InputError(f"{place}: a class named all would be taken for the total of all classes: rename it")
     parts = rows[["label", "split"]].drop_duplicates().replace({"split": {"": "train"}})
     for split, held in parts.groupby("split")["label"]:
         if missing := labels - set(held):
@@ -113,17 +120,26 @@ def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:
 
 def _from_folder(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """Rows of a folder of class folders, or of its parts."""
+    if folder.is_file():
+        raise InputError(f"{folder}: a file, but no .csv or .tsv table: save a spreadsheet as CSV UTF-8")
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder of photos; data names a folder of class folders, a table or sample")
     parts, notes = _parts(folder)
-    rows, skipped = [], [name for name, is_folder in _entries(folder) if not is_folder and name not in RECORDS]
+    empty, rows, skipped = (
+        [],
+        [],
+        [name for name, is_folder in _entries(folder) if not is_folder and name not in RECORDS],
+    )
     for split, part in parts.items():
         above = "" if part == folder else f"{part.name}/"
         for label, is_folder in _entries(part):
             if is_folder and not label.startswith("."):
-                rows += _class_rows(folder, f"{above}{label}", label, split, skipped, notes)
+                found = _class_rows(folder, f"{above}{label}", label, split, skipped, notes)
+                rows, empty = rows + found, empty + [f"{above}{label}"] * (not found)
             elif not is_folder and part != folder:
                 skipped.append(label)
+    if empty:
+        raise InputError(f"{folder}: empty class folders: {', '.join(empty)}: add photos or remove them")
     _check_names([row[0] for row in rows], folder)
     if endings := Counter(_ending(name) or "none" for name in skipped if not name.startswith(".")):
         said = ", ".join(f"{ending} {count}" for ending, count in endings.most_common(6))
@@ -164,6 +180,8 @@ def _entries(folder: str | Path) -> list[tuple[str, bool]]:
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
+                if entry.name in SYSTEM:
+                    continue
                 try:
                     found.append((entry.name, entry.is_dir()))
                 except OSError:  # a link to itself
@@ -189,8 +207,6 @@ def _class_rows(folder: Path, place: str, label: str, split: str, skipped: list,
                 skipped.append(f".{name}" if hidden else name)
             else:
                 rows.append((f"{path}/{name}", label, group, split))
-    if not rows:
-        raise InputError(f"{folder / place}: an empty class folder: add photos or remove the folder")
     return rows
 
 
@@ -260,8 +276,9 @@ def _from_table(table: Path, columns: dict[str, str]) -> tuple[pd.DataFrame, lis
 
     def stop(bad: pd.Series, why: str) -> None:
         if bad.any():
-            index = int(bad.idxmax())
-            raise InputError(f"{table} line {_line(table, separator, index)}: {why.format(**rows.loc[index])}")
+            index, more = int(bad.idxmax()), int(bad.sum()) - 1
+            also = f" (and {more:,} more rows)" if more else ""
+            raise InputError(f"{table} line {_line(table, separator, index)}{also}: {why.format(**rows.loc[index])}")
 
     stop(rows["extra"] != "", "more fields than the header has columns: put a text that holds a comma in quotes")
     for name in ("path", "label"):
@@ -363,7 +380,9 @@ def _fragments(boxes: pd.DataFrame, stop: Callable) -> pd.Series:
     stop(some & ~held.all(axis=1), f"half a box: {', '.join(boxes)} are all wanted, or none")
     numbers = texts[some].apply(pd.to_numeric, errors="coerce").astype(float)
     wrong = ~(numbers.abs() < FAR).all(axis=1)
-    stop(wrong.reindex(texts.index, fill_value=False), f"a box that is not four numbers ({', '.join(boxes)})")
+    comma = texts[some].apply(lambda column: column.str.contains(",", regex=False)).any(axis=None)
+    hint = ": write a decimal point, not a comma" if comma else ""
+    stop(wrong.reindex(texts.index, fill_value=False), f"a box that is not four numbers ({', '.join(boxes)}){hint}")
     near, far = numbers.iloc[:, :2].to_numpy(), numbers.iloc[:, 2:].to_numpy()
     if len(near) and 0 < np.abs(far).max() <= 1 and np.abs(near).max() <= 1 and (near % 1).any():
         stop(some, "a box in shares of the picture: pixels are wanted")

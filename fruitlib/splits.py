@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fruitlib import duplicates, intake, runtime, sources, stratify
+from fruitlib import duplicates, intake, runtime, sources
 from fruitlib.config import SPLIT_KNOBS, Config
 from fruitlib.runtime import InputError
 from fruitlib.stratify import assign, deal, photo_of, subset, wanted_photos
@@ -33,12 +33,13 @@ def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None
     rows = subset(rows, config.subset, config.split_seed)
     knobs = config.model_dump(include=set(SPLIT_KNOBS))
     stamps = _stamps(folder, rows.loc[rows["status"] != "left_out", "path"])
-    modules = [Path(module.__file__) for module in (sources, intake, duplicates, stratify)]
-    identity = runtime.fingerprint(knobs, notes, _digest(rows), stamps, Path(__file__), *modules)
+    modules = map(runtime.module_source, ("sources", "intake", "duplicates", "stratify", "splits"))
+    identity = runtime.fingerprint(knobs, notes, _digest(rows), stamps, *modules)
     made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
     if made and record(sweep_dir)["identity"] == identity:
         return read(sweep_dir)
     manifest, said = build(folder, rows, config, progress)
+    (sweep_dir / "manifest.json").unlink(missing_ok=True)  # a kill between the two files must not pair new with old
     with runtime.replacing(sweep_dir / "manifest.csv") as partial:
         manifest.to_csv(partial, index=False)
     names = sorted(set(manifest.loc[manifest["status"].isin(USABLE), "label"]))
@@ -79,6 +80,7 @@ def divide(manifest: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[s
     if config.folds and (usable["split"] == "val").any():
         notes.append(f"{(usable['split'] == 'val').sum():,} photos of the predefined val part joined the folds")
         usable = usable.assign(split=usable["split"].replace("val", "train"))
+    notes += _without_effect(config, set(usable["split"]))
     _check_sizes(usable, manifest, config)
     folds = pd.Series("", usable.index, dtype=str)
     try:
@@ -92,16 +94,22 @@ def divide(manifest: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[s
     sides = {"split": splits, "fold": folds}
     given = (usable["split"] != "").any()
     manifest = manifest.assign(**{name: side.reindex(manifest.index, fill_value="") for name, side in sides.items()})
-    if given and (count := len(leaks(manifest))):
-        notes.append(
-            f"{count:,} groups, photos or identical files stand in several parts of the given split: see leaks"
-        )
+    if given and len(divided := leaks(manifest)):
+        kinds = divided.groupby("kind", sort=False)["value"].agg(["size", "first"])
+        found = [f"{n:,} {kind}{'s' * (n > 1)}, such as {first}" for kind, n, first in kinds.itertuples()]
+        notes.append(f"the given split divides what belongs together: {'; '.join(found)}: see leaks")
     return manifest, [*notes, *said]
 
 
 def _check_sizes(usable: pd.DataFrame, manifest: pd.DataFrame, config: Config) -> None:
     """Refuse a class of fewer photos than the knobs ask for, with one left to learn from."""
     there = set(usable["split"])
+    for split in sorted(there - {"", "train"}):
+        missing = set(manifest.loc[manifest["split"] == split, "label"])
+        missing -= set(usable.loc[usable["split"] == split, "label"])
+        if missing:
+            label = min(missing)
+            raise InputError(f"class {label} has no usable {split} photo{_why(manifest, label, split)}: add some")
     photos = usable.loc[usable["split"].isin(["", "train"]), "label"].value_counts()
     photos = photos.reindex(sorted(set(manifest["label"])), fill_value=0)
     needed = np.zeros(len(photos), int) if "test" in there else wanted_photos(config.test_per_class, photos.to_numpy())
@@ -113,12 +121,29 @@ def _check_sizes(usable: pd.DataFrame, manifest: pd.DataFrame, config: Config) -
     lacking = np.flatnonzero(photos.to_numpy() < needed)
     if len(lacking):
         label, has, least = photos.index[lacking[0]], photos.iloc[lacking[0]], needed[lacking[0]]
-        bad = (manifest.loc[manifest["label"] == label, "status"] == "quarantined").sum()
-        of = f" ({bad} more are quarantined)" if bad else ""
         raise InputError(
-            f"class {label} has {has} photos{of}, at least {least} are needed for {knob} "
+            f"class {label} has {has} photos{_why(manifest, label)}, at least {least} are needed for {knob} "
             f"and test_per_class {config.test_per_class}: add photos or lower these knobs{_subset_hint(config)}"
         )
+
+
+def _why(manifest: pd.DataFrame, label: str, split: str | None = None) -> str:
+    """How many photos of a class (and part) are quarantined, and the first one's reason; "" where none is."""
+    bad = manifest[(manifest["status"] == "quarantined") & (manifest["label"] == label)]
+    bad = bad if split is None else bad[bad["split"] == split]
+    if bad.empty:
+        return ""
+    return f" ({len(bad)} more are quarantined, the first is {bad['path'].iloc[0]}: {bad['reason'].iloc[0]})"
+
+
+def _without_effect(config: Config, there: set[str]) -> list[str]:
+    """Knobs that the photos' own parts leave without effect, in words."""
+    notes = []
+    if "val" in there and not config.folds:
+        notes.append("the photos bring their own val part: val_per_class is not used")
+    if "test" in there:
+        notes.append("the photos bring their own test part: test_per_class is not used")
+    return notes
 
 
 def _subset_hint(config: Config) -> str:
@@ -149,9 +174,10 @@ def _numbers(folds: pd.Series, repeat: int) -> np.ndarray:
     return np.array([int(text.split()[repeat - 1]) if text else 0 for text in texts])[codes]
 
 
-def fingerprint(manifest: pd.DataFrame) -> str:
-    """Changes when a photo, a label, the split or a fold does; what training depends on."""
-    return _digest(manifest[["path", "label", "split", "fold", "status", "sha256"]])
+def fingerprint(manifest: pd.DataFrame, sides: tuple[str, ...] = ("train", "val")) -> str:
+    """Changes when a usable photo of these sides, its label, its side or its fold does; so what training depends on."""
+    rows = manifest[manifest["split"].isin(sides) & manifest["status"].isin(USABLE)]
+    return _digest(rows[["path", "label", "split", "fold", "sha256"]])
 
 
 def _digest(rows: pd.DataFrame) -> str:
@@ -176,7 +202,7 @@ def _stamps(folder: Path, paths: Iterable[str]) -> str:
         try:
             facts = file.stat()
             digest.update(f"{path}\0{facts.st_size} {facts.st_mtime_ns}\0".encode())
-        except OSError:  # a broken link
+        except (OSError, ValueError):  # a broken link, a name that no file can have
             digest.update(f"{path}\0".encode())
     return digest.hexdigest()[:12]
 

@@ -97,9 +97,11 @@ def _execute(plan: Sweep, sweep_dir: Path, work: dict[str, Run], progress: Progr
         if states[name]["state"] == "pending" and not _work_on(work[name], stages, states[name], progress):
             busy.append(name)
         write_summary(plan, sweep_dir, work, states)
-    for name in busy:  # another sweep had them; by now it may be done
-        _work_on(work[name], RUN_STAGES, states[name], progress, wait=True)
-    write_summary(plan, sweep_dir, work, states)
+    for stages in (RUN_STAGES[:1], RUN_STAGES):  # another sweep had these; by now it may be done
+        for name in dict.fromkeys(busy):
+            if states[name]["state"] == "pending":
+                _work_on(work[name], stages, states[name], progress, wait=True)
+        write_summary(plan, sweep_dir, work, states)
     chosen = choose(plan, work, states, sweep_dir)
     for name in _to_test(plan, work, states, chosen):
         _work_on(work[name], (TEST_STAGE,), states[name], progress, wait=True)
@@ -107,7 +109,7 @@ def _execute(plan: Sweep, sweep_dir: Path, work: dict[str, Run], progress: Progr
     page = report.build(sweep_dir)
     progress.close()
     _print_results(plan, sweep_dir, states, chosen, page)
-    return int(any(state["state"] == "failed" for state in states.values()))
+    return int(any(state["error"] for state in states.values()))
 
 
 def _steps(plan: Sweep) -> list[tuple[str, tuple[str, ...]]]:
@@ -135,10 +137,10 @@ def _state(run: Run) -> str:
 
 def _execute_split(plan: Sweep, sweep_dir: Path, progress: Progress) -> None:
     """01 on the sweep's manifest, unless it was executed on it already. Without it there is no sweep."""
-    modules = [runs.module_source(name) for name in (*runs.PIXELS, "duplicates", "splits", "augment", "audit", "plots")]
-    knobs = parameters(runs.notebook_path("01_split"), plan.config, {})
-    data = splits.fingerprint(splits.read(sweep_dir))
-    identity = runtime.fingerprint(data, knobs, runs.notebook_source("01_split"), *modules)
+    modules = map(runtime.module_source, (*runs.PIXELS, "duplicates", "splits", "augment", "images", "audit", "plots"))
+    knobs = plan.config.model_dump(include={*configs.SPLIT_KNOBS, *configs.PREPROCESS_KNOBS})
+    made = splits.record(sweep_dir)["identity"]
+    identity = runtime.fingerprint(made, knobs, runs.notebook_source("01_split"), *modules)
     record = sweep_dir / "stages" / "01_split.json"
     there = (sweep_dir / "01_split.ipynb").is_file() and record.is_file()
     if there and identity in record.read_text(encoding="utf-8"):
@@ -158,7 +160,8 @@ def _work_on(run: Run, stages: tuple[str, ...], state: dict, progress: Progress,
                     _execute_stage(run, stage)
             state["state"] = _state(run)
     except NotebookFailed as problem:
-        state.update(state="failed", error=str(problem))
+        validated = _state(run) == "complete"  # when only the test failed, the run's validation still stands
+        state.update(state="complete" if validated else "failed", error=str(problem))
         progress.say(f"{run.name}: {problem}")
     except runs.Busy as busy:
         progress.say(str(busy))
@@ -274,9 +277,9 @@ def _score(run: Run, choose_by: str) -> tuple[float, float]:
 
 def results(plan: Sweep, work: dict[str, Run], states: dict) -> pd.DataFrame:
     """A row per run: what differs, state, validation numbers, costs, and test numbers where 06 was executed."""
-    rows = []
+    rows, knobs = [], dict.fromkeys(knob for differing in plan.differs.values() for knob in differing)
     for name, run in work.items():
-        row = {"run": name, **plan.differs[name], "state": states[name]["state"]}
+        row = {"run": name, **{knob: getattr(plan.runs[name], knob) for knob in knobs}, "state": states[name]["state"]}
         if plan.config.folds:
             row["combination"] = next(key for key, names in plan.combinations().items() if name in names)
         if states[name]["state"] == "complete":
@@ -300,10 +303,18 @@ def write_summary(plan: Sweep, sweep_dir: Path, work: dict, states: dict, chosen
     _write_table(table, sweep_dir / "results.csv")
     knobs = [knob for knob in table.columns if any(knob in differing for differing in plan.differs.values())]
     complete = table[table["state"] == "complete"]
-    gains = audit.gains(complete, knobs, plan.choose_by) if plan.choose_by in complete else pd.DataFrame()
-    _write_table(gains.assign(said=[audit.said(row) for row in gains.to_dict("records")]), sweep_dir / "gains.csv")
+    gains = pd.DataFrame()
+    if plan.choose_by in complete:
+        gains = audit.gains(complete, knobs, plan.choose_by, plan.config.folds)
+    gains = gains.assign(said=[audit.said(row) for row in gains.to_dict("records")])
+    if gains.empty and {*configs.FOLD_KNOBS, "seed"} & set(knobs) < set(knobs):  # it was meant to compare
+        few = f"fewer than {audit.FEWEST_PAIRS} pairs of complete runs: no gain with an interval; add seeds or folds"
+        gains = pd.DataFrame([{"said": few}])
+    _write_table(gains, sweep_dir / "gains.csv")
     if plan.config.folds:
-        pooled = crossval.pool(work, plan.combinations(), sweep_dir)
+        pooled, problems = crossval.pool(work, plan.combinations(), sweep_dir)
+        for problem in problems:
+            print(problem, flush=True)
         classes = splits.record(sweep_dir)["class_names"]
         _write_table(crossval.results(pooled, classes), sweep_dir / "results_oof.csv")
     stages = ("02_train", "05_quantize", TEST_STAGE)
@@ -363,7 +374,7 @@ def _print_results(plan: Sweep, sweep_dir: Path, states: dict, chosen: str | Non
             f"\n* chosen on validation; its {row['test_backend']} on {row['test_n']:.0f} test photos: accuracy {judged}"
         )
     for name, state in states.items():
-        if state["state"] == "failed":
+        if state["error"]:
             print(f"\nfailed: {name}: {state['error']}")
     print(f"\nreport: {runtime.display_path(page)}")
 

@@ -86,7 +86,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
             (per_image.sum() * world_size / batch.size).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            tally.add(per_image, logits, batch.labels)
+            tally.add(per_image, logits, batch.labels if batch.share >= 0.5 else batch.other_labels)
         lr = scheduler.get_last_lr()[0]
         scheduler.step()
         seconds = time.perf_counter() - epoch_started
@@ -232,9 +232,8 @@ def keep_best(run: Run, model: torch.nn.Module, epoch: int, logits: torch.Tensor
 
 def cam_photos(judge: Photos) -> Photos:
     """The validation photos whose heatmaps are followed through training: the first few of each class."""
-    labels = judge.labels.tolist()
-    chosen = [i for i, label in enumerate(labels) if labels[:i].count(label) < CAM_PHOTOS_PER_CLASS]
-    return judge.pick(chosen)
+    rank_in_class = pd.Series(judge.labels.numpy()).groupby(judge.labels.numpy()).cumcount()
+    return judge.pick(np.flatnonzero(rank_in_class < CAM_PHOTOS_PER_CLASS))
 
 
 def keep_cams(run: Run, model: torch.nn.Module, judge: Photos, epoch: int) -> None:

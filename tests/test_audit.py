@@ -58,15 +58,15 @@ def test_what_cannot_be_compared_is_said_in_a_sentence():
     alone = audit.price_of_leakage(pictures, labels, [""] * 18)
     assert alone.said.startswith("no groups: nothing to compare") and not alone.measured and np.isnan(alone.points)
     lone = [("all" if label == 2 else group) for label, group in zip(labels, groups, strict=True)]
-    assert audit.price_of_leakage(pictures, labels, lone).said.startswith("class 2 has only one group")
+    assert audit.price_of_leakage(pictures, labels, lone).said.startswith("class 2 has 1 group, too few")
     assert "two classes" in audit.price_of_leakage(pictures, labels * 0, groups).said
     assert "two classes" in audit.price_of_leakage(pictures[:0], labels[:0], []).said
-    assert audit.price_of_leakage(pictures, labels, groups, repeats=1).measured  # two groups a class: two folds
+    assert "2 groups, too few" in audit.price_of_leakage(pictures, labels, groups, repeats=1).said
 
 
 def test_groups_of_several_classes_are_compared_too():
     pictures, labels, _ = planted(leak=False, groups_per_class=4, views=3)
-    sessions = [f"day{i % 2}" for i in range(len(labels))]
+    sessions = [f"day{i % 3}" for i in range(len(labels))]
     assert audit.price_of_leakage(pictures, labels, sessions, repeats=1).n == len(labels)
 
 

@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 
 from fruitlib import config, crossval, runs, splits, train
-from fruitlib.runtime import InputError
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +23,8 @@ def trained(shapes, tmp_path_factory):
 
 def test_every_photo_is_judged_once_by_a_fold_that_did_not_learn_from_it(trained):
     work, combinations, folder = trained
-    pooled = crossval.pool(work, combinations, folder)
+    pooled, problems = crossval.pool(work, combinations, folder)
+    assert problems == []
     manifest = splits.read(folder)
     assert sorted(pooled["path"]) == sorted(manifest.loc[manifest["split"] == "train", "path"])
     for name, run in work.items():
@@ -38,10 +38,23 @@ def test_03_reads_the_pooled_predictions_and_says_so(trained):
     work, combinations, folder = trained
     (folder / crossval.POOLED).unlink(missing_ok=True)
     own, said = crossval.out_of_sample(work["fold=1"])
-    assert len(own) == len(work["fold=1"].rows("val")) and "folds: 5" in said
+    assert len(own) == len(work["fold=1"].rows("val")) and "not all trained" in said
     crossval.pool(work, combinations, folder)
     table, said = crossval.out_of_sample(work["fold=1"])
     assert len(table) == 42 and "42 photos, 3 folds" in said
+
+
+def test_pooled_predictions_of_an_earlier_training_are_not_read(trained, monkeypatch):
+    work, combinations, folder = trained
+    crossval.pool(work, combinations, folder)
+    before, real = work["fold=1"].identity("03_metrics"), runs.Run.record
+    newer = {"identity": "another training"}
+    monkeypatch.setattr(
+        runs.Run, "record", lambda run, stage: real(run, stage) | (newer if run.name == "fold=2" else {})
+    )
+    own, said = crossval.out_of_sample(work["fold=1"])
+    assert len(own) == len(work["fold=1"].rows("val")) and "not all trained" in said
+    assert work["fold=1"].identity("03_metrics") != before  # so 03 is executed again once all are
 
 
 def test_folds_that_do_not_start_from_the_same_fresh_weights_are_refused(trained, monkeypatch):
@@ -53,13 +66,14 @@ def test_folds_that_do_not_start_from_the_same_fresh_weights_are_refused(trained
     monkeypatch.setattr(
         runs.Run, "record", lambda run, stage: real(run, stage) | (weights if run.name == "fold=2" else {})
     )
-    with pytest.raises(InputError, match="did not start from the same fresh weights"):
-        crossval.pool(work, combinations, folder)
+    pooled, problems = crossval.pool(work, combinations, folder)
+    assert pooled.empty and not (folder / crossval.POOLED).exists()
+    assert "did not start from the same fresh weights: remove the folders" in problems[0]
 
 
 def test_an_incomplete_combination_is_not_pooled(trained):
     work, _, folder = trained
-    assert crossval.pool({**work, "x": runs.Run(folder / "x", work["fold=1"].config)}, {"c": ["x"]}, folder).empty
+    assert crossval.pool({**work, "x": runs.Run(folder / "x", work["fold=1"].config)}, {"c": ["x"]}, folder)[0].empty
 
 
 def test_results_are_those_of_the_pooled_labels_with_n_the_number_of_photos():

@@ -75,5 +75,18 @@ def test_no_test_photo_is_opened_before_06(three_bodies, tmp_path):
         photo.write_bytes(b"not to be opened")
     run = until_export(three_bodies, tmp_path)
     assert len(run.test_openings()) == 0
-    with pytest.raises(InputError, match=r"Test.*does not open"):
+    with pytest.raises(InputError, match=r"no test photo can be used: Test.*not an image"):
         export.test(run)
+    assert len(run.test_openings()) == 0
+
+
+def test_a_broken_test_photo_and_a_copy_of_a_training_photo_are_counted(three_bodies, tmp_path, capsys):
+    broken, copy, *_ = sorted((three_bodies / "Test").rglob("*.jpg"))
+    run = until_export(three_bodies, tmp_path)
+    before = run.identity("train")
+    broken.write_bytes(b"not an image at all")
+    shutil.copy(three_bodies / run.rows("train")["path"][0], copy)
+    predictions = export.test(run)
+    assert len(predictions) == 3 * 29 and run.identity("train") == before
+    said = capsys.readouterr().out
+    assert "1 test photos are left out" in said and "1 test photos are copies of photos that taught" in said

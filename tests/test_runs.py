@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from fruitlib import config, runs, splits
+from fruitlib import config, runs, runtime, splits
 from fruitlib.runtime import InputError
 
 
@@ -56,22 +56,21 @@ def test_every_knob_belongs_to_a_stage_or_to_the_split():
     ],
 )
 def test_a_change_in_a_module_touches_only_what_uses_it(run, monkeypatch, module, stages):
-    before, source = identities(run), runs.module_source
-    monkeypatch.setattr(runs, "module_source", lambda name: source(name) + (b"changed" if name == module else b""))
+    before, source = identities(run), runtime.module_source
+    monkeypatch.setattr(runtime, "module_source", lambda name: source(name) + (b"changed" if name == module else b""))
     assert changed(before, identities(run)) == stages
 
 
 def test_comments_and_docstrings_change_no_identity(monkeypatch, tmp_path):
-    (tmp_path / "runs.py").touch()
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "runs.py"))
+    monkeypatch.setattr(runtime, "__file__", str(tmp_path / "runtime.py"))
     sources = ['"""Doc."""\n\ndef f(x):\n    """Say."""\n    return x + 1  # why\n', "def f(x):\n\n    return x + 1\n"]
     found = []
     for source in [*sources, sources[1].replace("+ 1", "+ 2")]:
         (tmp_path / "module.py").write_text(source)
-        found.append(runs.module_source("module"))
+        found.append(runtime.module_source("module"))
     assert found[0] != found[2] and found[1] != found[2]
     (tmp_path / "module.py").write_text(sources[0].replace("Say", "Tell").replace("why", "because"))
-    assert runs.module_source("module") == found[0]
+    assert runtime.module_source("module") == found[0]
 
 
 def test_other_photos_make_another_training(run, tiny, tmp_path):

@@ -113,7 +113,7 @@ def test_a_file_name_that_is_no_text_is_named(collection):
     ("break_it", "words"),
     [
         (lambda c: shutil.rmtree(c), "no such folder of photos"),
-        (lambda c: (c / "empty").mkdir(), "an empty class folder"),
+        (lambda c: (c / "empty").mkdir(), "empty class folders: empty"),
         (lambda c: shutil.rmtree(c / "사과"), "found 1 class folders"),
     ],
 )
@@ -375,3 +375,33 @@ def test_the_real_photos_are_all_found(real_data):
     assert rows["group"].nunique() == 49
     rows, _ = scan(real_data / "fruits-360-3-body-problem")
     assert rows["split"].value_counts().to_dict() == {"train": 5880, "test": 960}
+
+
+def test_folders_that_systems_leave_are_no_classes(collection):
+    (collection / "__MACOSX" / "사과").mkdir(parents=True)
+    (collection / "@eaDir").mkdir()
+    rows, _ = scan(collection)
+    assert rows["label"].nunique() == 2
+
+
+def test_labels_that_differ_in_case_alone_are_refused(tmp_path):
+    (tmp_path / "t.csv").write_text("path,label\n1.png,apple\n2.png,Apple\n3.png,cherry\n")
+    with pytest.raises(InputError, match="the classes Apple and apple differ only in upper and lower case"):
+        scan(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("t.xlsx", "PK", r"t\.xlsx: a file, but no \.csv or \.tsv table: save a spreadsheet as CSV UTF-8"),
+        (
+            "t.csv",
+            "path;label;x;y;w;h\na;b;1,5;2;3;4\nc;d;1,5;2;3;4\n",
+            r"line 2 \(and 1 more rows\): .*a decimal point",
+        ),
+    ],
+)
+def test_what_spreadsheets_make_is_explained(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(InputError, match=words):
+        scan(tmp_path / name)
