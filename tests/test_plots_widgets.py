@@ -102,10 +102,10 @@ def test_group_sizes_counts_groups_and_photos_that_stand_alone():
     assert [text for text in texts(ax) if "alone" in text] == [
         "3 groups\n0 alone",
         "0 groups\n3 alone",
-        "1 groups\n0 alone",
+        "1 group\n0 alone",
     ]
     discs = [(x, row) for scatter in ax.collections for x, row in scatter.get_offsets().tolist()]
-    assert discs == [(2, 0), (4, 0), (1, 1), (2, 2)]
+    assert discs == [(2, 0), (4, 0), (6, 0), (1, 1), (6, 2)]  # group a spans apple and tomato: six photos
 
 
 def test_group_sizes_takes_no_groups_and_hundreds():

@@ -397,7 +397,7 @@ def test_labels_that_differ_in_case_alone_are_refused(tmp_path):
         (
             "t.csv",
             "path;label;x;y;w;h\na;b;1,5;2;3;4\nc;d;1,5;2;3;4\n",
-            r"line 2 \(and 1 more rows\): .*a decimal point",
+            r"line 2 \(and 1 more rows\): .*decimal point",
         ),
     ],
 )

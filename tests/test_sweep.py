@@ -191,6 +191,14 @@ def test_with_folds_the_choice_is_the_best_pooled_combination_s_first_fold(folde
     assert sweep.choose(plan, work, states, tmp_path) is None
 
 
+def test_runs_of_a_list_that_name_different_knobs_are_compared_on_all_of_them(tmp_path):
+    (tmp_path / "list.yaml").write_text("list:\n  - {}\n  - {balance: oversample}\n  - {seed: 3}\n")
+    plan = config.read_params(tmp_path / "list.yaml")
+    work = {name: runs.Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()}
+    table = sweep.results(plan, work, {name: {"state": "pending"} for name in work})
+    assert table[["balance", "seed"]].values.tolist() == [["none", 0], ["oversample", 0], ["none", 3]]
+
+
 def test_sweeps_on_other_photos_get_a_folder_of_their_own():
     plan = config.Sweep("demo", "s", "t", "chosen", "macro_f1", config.Config(), {}, {})
     assert sweep.sweep_name(plan, None) == "demo"
