@@ -15,21 +15,22 @@ SIDES = ("train", "test", "val")  # what a unit's side 0, 1, 2 means: the test i
 EXACT = 200_000  # steps that may go into meeting both counts of a class at once: a tenth of a second
 LONG = 20_000_000  # steps, of vectors, that may go into meeting one count
 MANY = 20  # classes named one by one in a note
-TRIES = 20  # random orders tried where groups span classes
+TRIES = 20  # times that folds are dealt, at most, for each to hold every class
+WAYS = 2_000_000  # ways to place groups that span classes, times classes, up to which all are gone through
+ROUNDS = 300  # times that six of them are placed anew where there are more ways
 
 
 def subset(rows: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
     """The rows with a column `status`: "ok", or "left_out" (and split "") beyond the share that is to be used.
 
-    Of every class, and of each predefined part of it, units (whole groups) are taken in random order up to the
-    number of photos closest to the share, at least one unit; a group spanning classes counts where most of it is.
+    Of every class, and each predefined part of it, units are taken in random order up to the number of photos closest
+    to the share, at least one unit; a group spanning classes counts where most of it is.
     """
     if share == 1:
         return rows.assign(status="ok")
     ordered = _by_path(rows)
     stratum = pd.factorize(ordered["split"] + "/" + ordered["label"], sort=True)[0]
-    unit = _units(ordered)
-    units, strata, photos = _pairs(unit, stratum)
+    units, strata, photos = _pairs(unit := _units(ordered), stratum)
     at_home = np.lexsort((-photos, units))[np.unique(units, return_index=True)[1]]
     home, size = strata[at_home], np.bincount(units, photos)
     shuffled = np.random.default_rng([seed, zlib.crc32(b"subset")]).permutation(len(home))
@@ -40,8 +41,7 @@ def subset(rows: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
     kept[order] = middle <= share * np.bincount(home, size, strata.max() + 1)[home[order]]
     rank = np.argsort(shuffled)
     for lacking in np.setdiff1d(strata, strata[kept[units]]):  # as a class that only groups homed elsewhere hold
-        mine = units[strata == lacking]
-        kept[mine[rank[mine].argmin()]] = True
+        kept[min(units[strata == lacking], key=rank.__getitem__)] = True
     used = pd.Series(kept[unit], ordered.index).reindex(rows.index)
     return rows.assign(status=np.where(used, "ok", "left_out"), split=rows["split"].where(used, ""))
 
@@ -49,15 +49,13 @@ def subset(rows: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
 def assign(rows: pd.DataFrame, val_per_class: float, test_per_class: float, seed: int) -> tuple[pd.Series, list[str]]:
     """A split for every row: a number or share of each class for validation and test, the rest for training.
 
-    A unit (a group, or a photo that stands alone) falls on one side as a whole, also a group that spans classes;
-    where that makes an exact number impossible, more is taken and a note says so. A predefined split is kept, and
-    its groups draw their rows without one along.
+    A unit falls on one side as a whole, also a group that spans classes; where that makes an exact number impossible,
+    more is taken and a note says so. A predefined split is kept, and its groups draw their rows without one along.
 
     Counts are met whenever whole units of one class allow, if units x (test + 1) x (val + 1) is at most `EXACT` in
     that class; beyond it, test and then val are met as closely as a search among at least 400 units finds. Groups
-    spanning classes are drawn first, each with the share of its photos that a side is to have, where it fits, in up
-    to `TRIES` random orders; what they leave is filled up, and where a class is still short, the group is added that
-    overshoots least.
+    spanning classes are drawn first, each with the share of its photos that a side is to have, where it fits, and
+    topped up; where that takes more than is wanted, they are placed anew for the least of it over all classes.
 
     Raises:
         InputError: too few units of a class to keep the sides apart.
@@ -69,104 +67,125 @@ def assign(rows: pd.DataFrame, val_per_class: float, test_per_class: float, seed
     splits = splits.mask((splits == "").to_numpy() & pd.notna(drawn_along), drawn_along)
     pool = splits.isin(["", "train"]).to_numpy()
     names, label = np.unique(ordered["label"][pool].to_numpy(dtype=object), return_inverse=True)
-    pairs = _pairs(np.unique(unit[pool], return_inverse=True)[1], label)
-    total = np.bincount(label).astype(int)
-    per_class = {"test": test_per_class, "val": val_per_class}
-    given = set(splits)
+    number = np.unique(unit[pool], return_inverse=True)[1]
+    pairs, total = _pairs(number, label), np.bincount(label).astype(int)
+    per_class, given = {"test": test_per_class, "val": val_per_class}, set(splits)
     wanted = np.array([wanted_photos(0 if s in given else count, total) for s, count in per_class.items()])
     side = _place(pairs, wanted, names, seed)
-    splits[pool] = np.array(SIDES, dtype=object)[side[np.unique(unit[pool], return_inverse=True)[1]]]
+    splits[pool] = np.array(SIDES, dtype=object)[side[number]]
     return splits.reindex(rows.index), _unmet(pairs, side, wanted, names, per_class)
 
 
 def _place(pairs, wanted: np.ndarray, names: np.ndarray, seed: int) -> np.ndarray:
     """The side of each unit (0 train, 1 test, 2 val) for (2, C) wanted photos of test and val; see `assign`."""
     units, classes, photos = pairs
-    mixed = np.bincount(units)[units] > 1
-    found = []
-    for attempt in range(TRIES if mixed.any() and units.max() < 10_000 else 1):
-        side = _attempt(pairs, mixed, wanted, names, [seed, attempt])
-        has = np.array([np.bincount(classes, photos * (side[units] == s), len(names)) for s in range(3)])
-        lack = (has[1:] < wanted).any(0) | (has[0] == 0)
-        found.append((lack.sum(), (has[1:] - wanted).sum(), attempt, side))
-        if not lack.any() and (has[1:] == wanted).all():
-            break
-    *_, side = min(found, key=lambda one: one[:3])
-    has = np.array([np.bincount(classes, photos * (side[units] == s), len(names)) for s in range(3)])
-    for c in np.flatnonzero((has[1:] < wanted).any(0) | (has[0] == 0)):
+    side, rng, mixed = np.zeros(units.max() + 1, np.int8), np.random.default_rng(seed), np.bincount(units)[units] > 1
+    if mixed.any():
+        left = _draw(tuple(part[mixed] for part in pairs), side, wanted.copy(), np.bincount(classes, photos), rng)
+        alone = _counts(pairs, side, len(names), ~mixed)[0]
+        _top_up(pairs, mixed, side, wanted, np.array([alone, np.maximum(alone - np.maximum(left[0], 0), 0)]), rng)
+    _fill_up(pairs, mixed, side, wanted, names, seed)
+    _top_up(pairs, mixed, side, wanted, np.zeros_like(wanted), rng)
+    side = _search(pairs, mixed, side, wanted, names, seed) if mixed.any() else side
+    for c in np.flatnonzero(_judged(pairs, side, wanted)[1]):
         apart = " and ".join(split for s, split in enumerate(SIDES[1:]) if wanted[s, c]) + " apart from train"
-        raise InputError(
-            f"class {names[c]} has {_groups((classes == c).sum())}, too few to keep {apart}: "
-            "add groups or put the photos straight into the class folder"
-        )
+        has, advice = _groups((classes == c).sum()), "add groups or put the photos straight into the class folder"
+        raise InputError(f"class {names[c]} has {has}, too few to keep {apart}: {advice}")
     return side
 
 
-def _attempt(pairs, mixed: np.ndarray, wanted: np.ndarray, names: np.ndarray, seeds: list[int]) -> np.ndarray:
-    """One placing of all units: groups spanning classes drawn, single-class units filling up, groups for the rest."""
+def _counts(pairs, side: np.ndarray, count: int, of=1) -> np.ndarray:
+    """(3, C) photos of each class on each side; `of` some pairs only, where given."""
     units, classes, photos = pairs
-    side, left = np.zeros(units.max() + 1, np.int8), wanted.copy()
-    spanning, rng = tuple(part[mixed] for part in pairs), np.random.default_rng(seeds)
-    alone = np.bincount(classes[~mixed], photos[~mixed], len(names)).astype(int)
-    if mixed.any():
-        _draw(spanning, side, left, np.bincount(classes, photos), rng)
-        _top_up(spanning, side, left, np.array([alone, np.maximum(alone - np.maximum(left[0], 0), 0)]), alone, rng)
-    in_train = np.bincount(classes, photos * (mixed & (side[units] == 0)), len(names))
-    by_class = np.flatnonzero(~mixed)[np.argsort(classes[~mixed], kind="stable")]
-    for mine in np.split(by_class, np.flatnonzero(np.diff(classes[by_class])) + 1):
-        for c in classes[mine[:1]]:
-            own = np.random.default_rng([*seeds, zlib.crc32(str(names[c]).encode())])
-            mine = own.permutation(mine)
-            side[units[mine]] = found = _fill(photos[mine], *np.maximum(left[:, c], 0).tolist(), in_train[c] > 0)
-            left[:, c] -= [photos[mine][found == s].sum() for s in (1, 2)]
-            alone[c] = photos[mine][found == 0].sum()
-    if mixed.any():
-        _top_up(spanning, side, left, np.zeros_like(left), alone, rng)
-    return side
+    return np.array([np.bincount(classes, photos * of * (side[units] == s), count) for s in range(3)]).astype(int)
 
 
-def _draw(spanning, side: np.ndarray, left: np.ndarray, total: np.ndarray, rng) -> None:
+def _judged(pairs, side: np.ndarray, wanted: np.ndarray) -> tuple[float, np.ndarray]:
+    """Photos beyond what is wanted, a class short on a side counting for far more, and which (C,) classes are."""
+    has = _counts(pairs, side, wanted.shape[1])
+    short = (has[1:] < wanted).any(0) | (has[0] == 0)
+    return (has[1:] - wanted).sum() + 1e12 * short.sum(), short
+
+
+def _draw(spanning, side: np.ndarray, left: np.ndarray, total: np.ndarray, rng) -> np.ndarray:
     """Offer groups that span classes to test or val at random, as often as these are to have of their photos."""
     units, classes, photos = spanning
     share = np.array([np.bincount(units, photos * (left[s] / total)[classes]) for s in (0, 1)])
     share = share / np.maximum(np.bincount(units, photos), 1)
     luck, order = rng.random(len(share[0])), rng.permutation(np.unique(units))
-    start, end = np.searchsorted(units, order), np.searchsorted(units, order, "right")
-    drawn = np.where(luck < share[0], 1, np.where(luck < share.sum(0), 2, 0))[order]
-    for i in np.flatnonzero(drawn):
-        held, s = classes[start[i] : end[i]], drawn[i]
-        if (photos[start[i] : end[i]] <= left[s - 1, held]).all():
-            side[order[i]] = s
-            left[s - 1, held] -= photos[start[i] : end[i]]
+    drawn = np.where(luck < share[0], 1, np.where(luck < share.sum(0), 2, 0))
+    for unit in order[drawn[order] > 0]:
+        mine, s = slice(*np.searchsorted(units, [unit, unit + 1])), drawn[unit]
+        if (photos[mine] <= left[s - 1, classes[mine]]).all():
+            side[unit] = s
+            left[s - 1, classes[mine]] -= photos[mine]
+    return left
 
 
-def _top_up(spanning, side: np.ndarray, left: np.ndarray, enough: np.ndarray, alone: np.ndarray, rng) -> None:
-    """While a side lacks more of a class than is `enough` elsewhere, move there the group that overshoots least.
-
-    No class is taken out of train: `alone` are its photos there outside these groups.
-    """
-    units, classes, photos = spanning
-    rank = rng.permutation(len(side))
+def _top_up(pairs, mixed: np.ndarray, side: np.ndarray, wanted: np.ndarray, enough: np.ndarray, rng) -> None:
+    """While a side lacks more than is `enough` elsewhere, add the spanning group that overshoots least, if it may."""
+    (units, classes, photos), rank = pairs, rng.permutation(len(side))
     for s in (0, 1):
-        while (short := left[s] > enough[s]).any():
-            here = side[units] == 0
-            train = alone + np.bincount(classes[here], photos[here], len(alone))
-            last = np.bincount(units, here & (photos >= train[classes]), len(side)) > 0
-            helps = np.bincount(units, here & short[classes], len(side)) > 0
-            over = np.bincount(units, np.maximum(photos - np.maximum(left[s], 0)[classes], 0), len(side))
-            candidates = np.flatnonzero(helps & ~last)
+        while ((lack := wanted[s] - (has := _counts(pairs, side, wanted.shape[1]))[s + 1]) > enough[s]).any():
+            here = mixed & (side[units] == 0)
+            last = np.bincount(units, here & (photos >= has[0, classes]), len(side))
+            helps = np.bincount(units, here & (lack > enough[s])[classes], len(side))
+            over = np.bincount(units, np.maximum(photos - np.maximum(lack, 0)[classes], 0), len(side))
+            candidates = np.flatnonzero((helps > 0) & (last == 0))
             if not len(candidates):
                 break
-            chosen = candidates[np.lexsort((rank[candidates], over[candidates]))[0]]
-            side[chosen] = s + 1
-            left[s, classes[units == chosen]] -= photos[units == chosen]
+            side[candidates[np.lexsort((rank[candidates], over[candidates]))[0]]] = s + 1
+
+
+def _fill_up(pairs, mixed: np.ndarray, side: np.ndarray, wanted: np.ndarray, names: np.ndarray, seed: int) -> None:
+    """Place the units of one class, in random order, for what the groups that span classes leave wanting."""
+    units, classes, photos = pairs
+    train, *has = _counts(pairs, side, len(names), mixed)
+    left, alone = np.maximum(wanted - has, 0), np.flatnonzero(~mixed)
+    alone = alone[np.argsort(classes[alone], kind="stable")]
+    for mine in filter(len, np.split(alone, np.flatnonzero(np.diff(classes[alone])) + 1)):
+        c = classes[mine[0]]
+        mine = np.random.default_rng([seed, zlib.crc32(str(names[c]).encode())]).permutation(mine)
+        side[units[mine]] = _fill(photos[mine], *left[:, c].tolist(), train[c] > 0)
+
+
+def _search(pairs, mixed: np.ndarray, side: np.ndarray, wanted: np.ndarray, names: np.ndarray, seed: int) -> np.ndarray:
+    """Sides with the least overshoot: all ways to place the groups that span classes, at random among equal ones.
+
+    Where there are too many ways, six groups at a time are placed anew, a large neighbourhood search (Shaw 1998).
+    Units of one class fill up each way, the best by its groups first, until no other can be better, or 243 are tried.
+    """
+    (units, classes, photos), count, best = pairs, len(names), (_judged(pairs, side, wanted)[0], 0, side)
+    groups, alone = np.unique(units[mixed]), np.bincount(classes[~mixed], photos[~mixed], count)
+    rng, most = np.random.default_rng([seed, zlib.crc32(b"search")]), max(int(np.log(WAYS / count) / np.log(3)), 6)
+    rounds, tried, some = (1, 243, len(groups)) if len(groups) <= most else (ROUNDS, 3, 6)
+    for _ in range(rounds if best[0] and (rounds == 1 or len(side) <= 10_000) else 0):
+        order = groups[np.lexsort((rng.random(len(groups)), best[2][groups] == 0))]  # to take half from train
+        free = np.sort(np.append(order[: some // 2], order[some // 2 - some :]))
+        mine, held = np.isin(units, free), np.zeros((some, count), int)
+        held[np.searchsorted(free, units[mine]), classes[mine]] = photos[mine]
+        ways = np.indices((3,) * some, np.int8).reshape(some, -1).T
+        fixed = _counts(pairs, best[2], count, mixed & ~mine)
+        train, *got = [(ways == s) @ held + fixed[s] for s in range(3)]
+        lack, over = (np.maximum(sign * (wanted[:, None] - got), 0) for sign in (1, -1))
+        over, rank, best = (
+            over.sum((0, 2)),
+            rng.permutation(len(ways)),
+            (best[0], len(ways) if best[0] else -1, best[2]),
+        )
+        fits = np.flatnonzero((lack.sum(0) + (train == 0) <= alone).all(1))
+        for i in fits[np.lexsort((rank[fits], over[fits]))][:tried]:
+            if (over[i], rank[i]) > best[:2]:  # filling up takes nothing away
+                break
+            side = best[2].copy()
+            side[free] = ways[i]
+            _fill_up(pairs, mixed, side, wanted, names, seed)
+            best = min(best, (_judged(pairs, side, wanted)[0], rank[i], side), key=lambda one: one[:2])
+    return best[2]
 
 
 def _fill(sizes: np.ndarray, test: int, val: int, spare: bool) -> np.ndarray:
-    """The sides of one class's units (their photos, in random order), so that test and val get what they lack.
-
-    `spare`: train has the class from elsewhere, so that all units may go.
-    """
+    """Sides of one class's units (their photos, in random order) for what test and val lack; all, if `spare`."""
     side, lack = _first_fit(sizes, test, val)
     if not any(lack):
         return side
@@ -191,10 +210,9 @@ def _first_fit(sizes: np.ndarray, test: int, val: int) -> tuple[np.ndarray, tupl
 
 
 def _both(sizes: np.ndarray, test: int, val: int, spare: bool) -> np.ndarray:
-    """Sides with the least overshoot over both counts together: a subset sum in two dimensions.
+    """Sides with the least overshoot over both counts together, a subset sum in two dimensions.
 
-    Of each pair of photos in test and val, counted up to what is wanted, the least overshoot seen so far is kept,
-    with the chain of choices that led there.
+    Of each pair of photos in test and val, up to what is wanted, the least overshoot and the choices for it are kept.
     """
     best = {(0, 0): (0, None)}
     for i, size in enumerate(sizes.tolist()):
@@ -202,11 +220,10 @@ def _both(sizes: np.ndarray, test: int, val: int, spare: bool) -> np.ndarray:
             break
         for (a, b), (over, chain) in list(best.items()):
             for s, now, want in ((1, a, test), (2, b, val)):
-                if now < want:
-                    key = (min(now + size, want), b) if s == 1 else (a, min(now + size, want))
-                    beyond = over + max(now + size - want, 0)
-                    if key not in best or beyond < best[key][0]:
-                        best[key] = (beyond, (chain, i, s))
+                key = (min(now + size, want), b) if s == 1 else (a, min(now + size, want))
+                beyond = over + max(now + size - want, 0)
+                if now < want and (key not in best or beyond < best[key][0]):
+                    best[key] = (beyond, (chain, i, s))
     allowed = sizes.sum() - (not spare)
     ends = [(a + b, -over, chain) for (a, b), (over, chain) in best.items() if a + b + over <= allowed]
     chain = max(ends, key=lambda end: end[:2])[2] if ends else None
@@ -220,8 +237,8 @@ def _both(sizes: np.ndarray, test: int, val: int, spare: bool) -> np.ndarray:
 def _one(sizes: np.ndarray, count: int, spare: bool) -> np.ndarray:
     """The units (positions) that sum to `count`, or to the least above it: a subset sum.
 
-    Where that would take more than `LONG` steps, units are taken as they come until about twenty of them are wanting,
-    and the sum is searched for among 400 of the others.
+    Where that takes more than `LONG` steps, units are taken as they come until about twenty are wanting, and the sum
+    is searched for among 400 of the others.
     """
     taken, rest = np.array([], int), np.arange(len(sizes))
     if len(sizes) * count > LONG:
@@ -229,20 +246,16 @@ def _one(sizes: np.ndarray, count: int, spare: bool) -> np.ndarray:
         taken, rest = np.flatnonzero(side), np.flatnonzero(side == 0)
         count, spare = count - sizes[taken].sum(), spare or len(rest) > 400
         rest = np.union1d(rest[:200], rest[np.argsort(sizes[rest], kind="stable")[:200]])
-    if not len(rest):
-        return taken
     pool = sizes[rest]
-    first = np.full(count + pool.max(), -1)  # by which unit a sum was reached first
-    sums = np.zeros(1, int)
+    sums, first = np.zeros(1, int), np.full(count + pool.max(initial=0), -1)  # by which unit a sum was reached first
     for i, size in enumerate(pool):
         fresh = sums[sums < count] + size
         fresh = fresh[first[fresh] < 0]
         first[fresh], sums = i, np.append(sums, fresh)
         if count == 0 or first[count] >= 0:
             break
-    sums = sums[sums <= pool.sum() - (not spare)]
-    total = sums[sums >= count].min(initial=first.size)
-    total, chosen = total if total < first.size else sums.max(initial=0), []
+    sums, chosen = sums[sums <= pool.sum() - (not spare)], []
+    total = sums[sums >= count].min() if (sums >= count).any() else sums.max(initial=0)
     while total:
         chosen.append(first[total])
         total -= pool[chosen[-1]]
@@ -255,25 +268,22 @@ def _groups(count: int) -> str:
 
 def _unmet(pairs, side: np.ndarray, wanted: np.ndarray, names: np.ndarray, per_class: dict) -> list[str]:
     """What the split could not meet, and where judging rests on few groups, a sentence each."""
-    units, classes, photos = pairs
-    notes = []
+    (units, classes, photos), notes = pairs, []
     for s, split in enumerate(SIDES[1:]):
         on_it = side[units] == s + 1
         got, groups = np.bincount(classes, photos * on_it).astype(int), np.bincount(classes, on_it).astype(int)
-        others = [
-            f"{names[c]}: {got[c]} {split} photos, not {wanted[s, c]}, since groups are never divided"
-            for c in np.flatnonzero(got != wanted[s])
-        ]
-        few = []
+        off, few = np.flatnonzero(got != wanted[s]), []
+        why = "since groups are never divided"
+        others = [f"{names[c]}: {got[c]} {split} photos, not {wanted[s, c]}, {why}" for c in off]
+        share = f"a share such as {split}_per_class: 0.2 may take more of them"
+        advice = share if per_class[split] >= 1 else "more groups would judge better"
         for c in np.flatnonzero((groups > 0) & (groups < 5) & (got >= 5 * groups)):
-            count = "one" if groups[c] == 1 else groups[c]
-            advice = f"a share such as {split}_per_class: 0.2 takes several"
-            advice = advice if per_class[split] >= 1 else "more groups would judge better"
             held = f"{names[c]}: the {got[c]} {split} photos are {_groups(groups[c])}"
+            count = "one" if groups[c] == 1 else groups[c]
             few.append(f"{held}, so they count for little more than {count}: {advice}")
         for said in (others, few):
-            more = [f"and so for {len(said) - MANY:,} other classes in {split}"] if len(said) > MANY else []
-            notes += said[:MANY] + more
+            more = f"and so for {len(said) - MANY:,} other classes in {split}"
+            notes += said[:MANY] + [more] * (len(said) > MANY)
     return notes
 
 
@@ -281,35 +291,28 @@ def deal(pool: pd.DataFrame, folds: int, repeats: int, seed: int) -> tuple[pd.Se
     """Each row's fold in every repeat ("3 1" for two repeats), of about equal size and equal in classes.
 
     Photos that stand alone are dealt by scikit-learn's StratifiedKFold. Groups are dealt whole, larger ones first
-    (by powers of two, in random order among like), each to the fold that has least of its classes. scikit-learn's
-    StratifiedGroupKFold goes strictly by size, so that every repeat comes out the same where sizes differ, and it
-    takes ten seconds for 100,000 groups.
+    (by powers of two, in random order among like), each to the fold that has least of its classes; StratifiedGroupKFold
+    goes strictly by size, so that repeats come out alike where sizes differ, and takes ten seconds for 100,000 groups.
 
     Raises:
         InputError: a class of fewer units (groups, or photos that stand alone) than folds.
     """
     ordered = _by_path(pool)
     names, label = np.unique(ordered["label"].to_numpy(dtype=object), return_inverse=True)
-    unit = _units(ordered)
-    pairs = _pairs(unit, label)
+    pairs = _pairs(unit := _units(ordered), label)
     there = np.bincount(pairs[1])
-    if there.min() < folds:
-        c = there.argmin()
-        raise InputError(
-            f"class {names[c]} has {_groups(there[c])}, fewer than folds {folds}: lower folds or add groups"
-        )
+    if (least := there.min()) < folds:
+        name = names[there.argmin()]
+        raise InputError(f"class {name} has {_groups(least)}, fewer than folds {folds}: lower folds or add groups")
     dealt, notes = [], []
     for repeat in range(1, repeats + 1):
         fold = _deal_once(unit, label, pairs, folds, [seed, repeat], names)
-        sizes = np.bincount(fold)
-        if sizes.max() > 1.05 * sizes.min() and sizes.max() - sizes.min() > len(names):
-            notes.append((sizes.max() / sizes.min(), sizes.max(), sizes.min()))
+        big, *_, small = sorted(np.bincount(fold).tolist(), reverse=True)
+        if big > 1.05 * small and big - small > len(names):
+            notes.append((big / small, f"the largest holds {big:,}, the smallest {small:,}"))
         dealt.append(np.arange(folds + 1).astype(str).astype(object)[fold + 1])
     text = dealt[0] if repeats == 1 else np.array([" ".join(row) for row in zip(*dealt, strict=True)], dtype=object)
-    said = [
-        f"folds differ in size: the largest holds {big:,}, the smallest {small:,} photos, as groups are never divided"
-        for _, big, small in sorted(notes)[-1:]
-    ]
+    said = [f"folds differ in size: {sizes} photos, as groups are never divided" for _, sizes in sorted(notes)[-1:]]
     return pd.Series(text, ordered.index, dtype=str).reindex(pool.index), said
 
 
