@@ -307,7 +307,8 @@ def write_summary(plan: Sweep, sweep_dir: Path, work: dict, states: dict, chosen
     if plan.choose_by in complete:
         gains = audit.gains(complete, knobs, plan.choose_by, plan.config.folds)
     gains = gains.assign(said=[audit.said(row) for row in gains.to_dict("records")])
-    if gains.empty and {*configs.FOLD_KNOBS, "seed"} & set(knobs) < set(knobs):  # it was meant to compare
+    replicates = {*configs.FOLD_KNOBS, "seed"} & set(knobs)
+    if gains.empty and replicates and replicates < set(knobs):  # it was meant to compare
         few = f"fewer than {audit.FEWEST_PAIRS} pairs of complete runs: no gain with an interval; add seeds or folds"
         gains = pd.DataFrame([{"said": few}])
     _write_table(gains, sweep_dir / "gains.csv")
