@@ -36,17 +36,8 @@ class Stage:
 
 
 PIXELS = ("sources", "intake", "preprocess", "cache")  # what makes an array of a photo
-RECIPE = (
-    *PIXELS,
-    "splits",
-    "augment",
-    "balance",
-    "images",
-    "models",
-    "losses",
-    "metrics",
-    "train",
-)  # gradcam changes no weight
+# What training's result depends on; gradcam keeps pictures, but changes no weight.
+RECIPE = (*PIXELS, "splits", "augment", "balance", "images", "models", "losses", "metrics", "train")
 STAGES = {
     "train": Stage(configs.TRAIN_KNOBS, RECIPE, outputs=("best.pt", "history.csv", "predictions_val.csv")),
     "export": Stage(configs.EXPORT_KNOBS, ("export",), "train", ("model.fp32.onnx", "model.int8.onnx")),

@@ -192,38 +192,57 @@ def execute(stage: str, output: Path, config: Config, **places: str) -> None:
     logging.getLogger("papermill").setLevel(logging.ERROR)
     partial = output.with_name(f".{output.stem}.partial.ipynb")
     try:
-        with warnings.catch_warnings(), _private_sockets() as settings:
+        with warnings.catch_warnings(), _kernel_settings() as (settings, log):
             warnings.simplefilter("ignore")
-            papermill.execute_notebook(
-                _literal(source),
-                _literal(partial),
-                parameters(source, config, places),
-                progress_bar=False,
-                start_timeout=120,
-                config=settings,
-                extra_arguments=["--IPKernelApp.log_level=50"],  # its own log would mix with the progress line
-            )
+            try:
+                papermill.execute_notebook(
+                    _literal(source),
+                    _literal(partial),
+                    parameters(source, config, places),
+                    progress_bar=False,
+                    start_timeout=120,
+                    config=settings,
+                    extra_arguments=["--IPKernelApp.log_level=50"],
+                )
+            except DeadKernelError:
+                os.replace(partial, output)
+                said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
+                why = said[0] if said else "often out of memory: try a smaller batch_size"
+                raise NotebookFailed(f"{stage}: the kernel died ({why})") from None
         os.replace(partial, output)
     except papermill.PapermillExecutionError as problem:
         os.replace(partial, output)
         raise NotebookFailed(f"{stage}: {problem.ename}: {_first_line(problem.evalue)}") from None
-    except DeadKernelError:
-        os.replace(partial, output)
-        raise NotebookFailed(f"{stage}: the kernel died (often out of memory: try a smaller batch_size)") from None
     finally:
         partial.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def _private_sockets():
-    """Kernel settings for talking over files of the sweep's own: TCP ports can collide and be overheard."""
+def _kernel_settings():
+    """Settings for one kernel, and the file that takes what it says outside of the notebook.
+
+    It talks over files of the sweep's own: TCP ports can collide and be overheard. What a kernel writes to its standard
+    error (ipykernel complains now and then while it shuts down) would mix with the progress line.
+    """
     from traitlets.config import Config as Settings
 
-    if os.name == "nt":  # no such sockets there
-        yield Settings()
-        return
     with tempfile.TemporaryDirectory(prefix="fruit") as folder:  # short: a socket's path has a limit of 108 bytes
-        yield Settings({"KernelManager": {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}})
+        log = Path(folder) / "kernel.log"
+        settings = Settings({"NotebookClient": {"kernel_manager_class": _manager_writing_to(log)}})
+        if os.name != "nt":  # no such sockets there
+            settings.KernelManager = Settings({"transport": "ipc", "connection_file": f"{folder}/kernel.json"})
+        yield settings, log
+
+
+def _manager_writing_to(log: Path) -> type:
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):
+        async def start_kernel(self, **options):
+            with log.open("ab") as stderr:
+                await super().start_kernel(stderr=stderr, **options)
+
+    return Manager
 
 
 def _literal(path: Path) -> str:

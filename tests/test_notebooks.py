@@ -1,6 +1,7 @@
 """The notebooks: clean, tagged, agreeing with `Config`, and each really executed on seconds-long knobs."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import pandas as pd
 import papermill
 import pytest
 
-from fruitlib import config, runs, sweep
+from fruitlib import config, export, runs, sweep
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -140,6 +141,12 @@ def test_the_numbers_on_top_are_those_in_the_files(executed):
     test = run.predictions("test")
     assert test.groupby("backend").size().to_dict() == {"torch": 12, "fp32": 12, "int8": 12}
     assert set(test["path"]) == set(run.rows("test")["path"])
+
+
+def test_the_exported_file_says_what_its_photos_must_be(executed):
+    run = runs.open_run(executed / "run")
+    said = json.loads(export.metadata(run.path / "model.int8.onnx")["preprocess"])
+    assert said == run.config.model_dump(include=set(config.PREPROCESS_KNOBS))
 
 
 def test_the_test_set_is_opened_once_and_that_is_on_record(executed):

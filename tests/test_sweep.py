@@ -7,6 +7,7 @@ import sys
 import time
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import pytest
 import yaml
@@ -135,6 +136,21 @@ def test_bad_input_is_one_line_exit_code_2_and_nothing_written(house, shapes, tm
 def test_missing_params_file_and_unknown_command(house):
     assert fruitlib(house, "sweep", "nothing.yaml").returncode == 2
     assert fruitlib(house, "swep").returncode == 2
+
+
+def test_what_a_kernel_says_outside_of_its_notebook_is_kept_off_the_terminal(tmp_path, monkeypatch, capfd):
+    """Until it dies: then its last words are the reason."""
+    monkeypatch.setenv("FRUITLIB_HOME", str(tmp_path))
+    (tmp_path / "notebooks").mkdir()
+    for name, end in (("quiet", ""), ("dying", "os._exit(1)")):
+        source = f"import os\nos.write(2, b'last words\\n')\n{end}"
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
+        nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
+    sweep.execute("quiet", tmp_path / "quiet.ipynb", config.Config())
+    assert "last words" not in "".join(capfd.readouterr())
+    with pytest.raises(sweep.NotebookFailed, match=r"dying: the kernel died \(last words\)"):
+        sweep.execute("dying", tmp_path / "dying.ipynb", config.Config())
 
 
 def test_parameters_follow_the_notebooks_cell():
