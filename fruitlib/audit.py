@@ -83,7 +83,8 @@ def price_of_leakage(
     found = {"random": random, "safe": safe, "points": 100 * (random - safe)}
     numbers = {}
     for name, values in found.items():
-        numbers |= {name: float(values.mean()), **_interval_over_groups(values, units, seed, name)}
+        low, high = _interval_over_groups(values, units, seed)
+        numbers |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
     many = f"n = {len(labels):,}" + (f", thinned from {total:,}" if total > len(labels) else "")
     return Leakage(f"{_say(numbers)}, by {PROBE}, {many}", len(labels), int(units.max()) + 1, **numbers)
 
@@ -162,13 +163,13 @@ def _probe(features: np.ndarray, labels: np.ndarray, unseen: np.ndarray) -> np.n
         return make_pipeline(components, SVC()).fit(features, labels).predict(unseen)
 
 
-def _interval_over_groups(values: np.ndarray, units: np.ndarray, seed: int, name: str) -> dict[str, float]:
-    """`<name>_low` and `<name>_high`: percentiles of the mean of `values` (n,) when whole groups are drawn anew."""
+def _interval_over_groups(values: np.ndarray, units: np.ndarray, seed: int) -> tuple[float, float]:
+    """The ends of a 95 % interval: percentiles of the mean of `values` (n,) when whole groups are drawn anew."""
     rng = np.random.default_rng([seed, 3])
     sums, sizes = np.bincount(units, values), np.bincount(units)
     drawn = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=DRAWS)
     low, high = np.percentile(drawn @ sums / (drawn @ sizes), [2.5, 97.5])
-    return {f"{name}_low": float(low), f"{name}_high": float(high)}
+    return float(low), float(high)
 
 
 def _say(numbers: dict[str, float]) -> str:

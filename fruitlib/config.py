@@ -183,6 +183,11 @@ class Sweep:
     runs: dict[str, Config]
     differs: dict[str, dict[str, Any]]
 
+    @property
+    def knobs(self) -> list[str]:
+        """The knobs in which any of the runs differ."""
+        return list(dict.fromkeys(knob for differing in self.differs.values() for knob in differing))
+
     def combinations(self) -> dict[str, list[str]]:
         """The runs of each combination of knobs, which differ in fold and repeat alone; one run each without folds."""
         found: dict[str, list[str]] = {}

@@ -247,7 +247,7 @@ def meter(stream=None) -> Progress:
         now = time.monotonic()
         came = done - began.setdefault("done", done)
         seconds = now - began.setdefault("time", now)
-        left = f", about {_duration(seconds / came * (total - done))} left" if came and done < total else ""
+        left = f", about {runtime.duration(seconds / came * (total - done))} left" if came and done < total else ""
         line = f"{place}: {done:,} of {total:,} photos{left}"
         if stream.isatty():
             stream.write(f"\r\x1b[K{line}" + "\n" * (done == total))
@@ -257,7 +257,3 @@ def meter(stream=None) -> Progress:
         places.append(place)
 
     return show
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"

@@ -68,16 +68,6 @@ class Batch:
     size: int
 
 
-def load(folder: Path, rows: pd.DataFrame, class_names: list[str], config: Config) -> Photos:
-    """The rows' photos (path, label), decoded straight into memory: for a handful, as figures show them.
-
-    Raises:
-        InputError: a photo that does not open any more, a label that is not among the classes.
-    """
-    paths = rows["path"].tolist()
-    return Photos(cache.hold(folder, paths, config), np.arange(len(paths)), _labels(rows, class_names), paths)
-
-
 def of(run: Run, split: str, progress: cache.Progress | None = None, rows: pd.DataFrame | None = None) -> Photos:
     """The photos of a run's train, val or test part, or only those of its `rows`.
 

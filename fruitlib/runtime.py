@@ -128,8 +128,7 @@ def meter(what: str, every: float = 5):
         if (now := time.monotonic()) - spoken < every or not done:
             return
         left = (now - started) / done * (total - done)
-        eta = f"{left:.0f} s" if left < 90 else f"{left / 60:.0f} min"
-        print(f"{what}: {done:,} of {total:,}, {eta} left", flush=True)
+        print(f"{what}: {done:,} of {total:,}, {duration(left)} left", flush=True)
         spoken = now
 
     return show
@@ -148,6 +147,11 @@ def module_source(module: str) -> bytes:
         ):
             body[0].value.value = None
     return ast.dump(tree).encode()
+
+
+def duration(seconds: float) -> str:
+    """`80 s`, `3 min`: as exact as a guess of the time left deserves."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
 
 
 def rank() -> int:

@@ -296,9 +296,13 @@ def _score(run: Run, choose_by: str) -> tuple[float, float]:
 
 def results(plan: Sweep, work: dict[str, Run], states: dict) -> pd.DataFrame:
     """A row per run: what differs, state, validation numbers, costs, and test numbers where 06 was executed."""
-    rows, knobs = [], dict.fromkeys(knob for differing in plan.differs.values() for knob in differing)
+    rows = []
     for name, run in work.items():
-        row = {"run": name, **{knob: getattr(plan.runs[name], knob) for knob in knobs}, "state": states[name]["state"]}
+        row = {
+            "run": name,
+            **{knob: getattr(plan.runs[name], knob) for knob in plan.knobs},
+            "state": states[name]["state"],
+        }
         if plan.config.folds:
             row["combination"] = next(key for key, names in plan.combinations().items() if name in names)
         if states[name]["state"] == "complete":
@@ -320,14 +324,13 @@ def write_summary(plan: Sweep, sweep_dir: Path, work: dict, states: dict, chosen
     """`results.csv`, `sweep.json` and what compares runs with each other, as far as the sweep has come."""
     table = results(plan, work, states)
     _write_table(table, sweep_dir / "results.csv")
-    knobs = [knob for knob in table.columns if any(knob in differing for differing in plan.differs.values())]
     complete = table[table["state"] == "complete"]
     gains = pd.DataFrame()
     if plan.choose_by in complete:
-        gains = audit.gains(complete, knobs, plan.choose_by, plan.config.folds)
+        gains = audit.gains(complete, plan.knobs, plan.choose_by, plan.config.folds)
     gains = gains.assign(said=[audit.said(row) for row in gains.to_dict("records")])
-    replicates = {*configs.FOLD_KNOBS, "seed"} & set(knobs)
-    if gains.empty and replicates and replicates < set(knobs):  # it was meant to compare
+    replicates = {*configs.FOLD_KNOBS, "seed"} & set(plan.knobs)
+    if gains.empty and replicates and replicates < set(plan.knobs):  # it was meant to compare
         few = f"fewer than {audit.FEWEST_PAIRS} pairs of complete runs: no gain with an interval; add seeds or folds"
         gains = pd.DataFrame([{"said": few}])
     _write_table(gains, sweep_dir / "gains.csv")

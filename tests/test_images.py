@@ -38,7 +38,10 @@ def rows():
 
 @pytest.fixture(scope="module")
 def photos(folder, rows):
-    return images.load(folder, rows, ["a", "b"], knobs())
+    paths = rows["path"].tolist()
+    return images.Photos(
+        cache.hold(folder, paths, knobs()), np.arange(len(paths)), images._labels(rows, ["a", "b"]), paths
+    )
 
 
 def held(pixels: np.ndarray, labels=None) -> images.Photos:
@@ -81,7 +84,7 @@ def test_loaded_photos_carry_their_labels_and_an_unknown_label_is_named(folder, 
     assert some.paths == ["02.png", "07.png", "02.png"] and some.labels.tolist() == photos.labels[[2, 7, 2]].tolist()
     assert np.array_equal(some.take([1]), photos.take([7]))
     with pytest.raises(InputError, match=r"01\.png: label a is not among the classes b"):
-        images.load(folder, rows[1:], ["b"], knobs())
+        images._labels(rows[1:], ["b"])
 
 
 def fake_run(folder, rows, tmp_path, monkeypatch, **values):
