@@ -1,22 +1,14 @@
-"""`Config`: every knob with its type, range, default and help; params files, grids and run names.
-
-A params file is YAML. Its top level sets knobs; `grid:` maps knobs to lists of values, of which every combination
-is a run; `list:` names combinations one by one; `title`, `test` and `choose_by` belong to the sweep as a whole.
-With `folds`, every combination is trained once per fold and repeat, each time from fresh weights.
-"""
+"""`Config`: every knob with its type, range, default and help; which knobs belong to which stage."""
 
 import ast
 import difflib
 import itertools
 import re
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fruitlib.runtime import InputError, fingerprint
+from fruitlib.runtime import InputError
 
 
 class Config(BaseModel):
@@ -41,27 +33,59 @@ class Config(BaseModel):
     repeats: int = Field(1, ge=1, le=100, description="how often the photos are divided into folds anew")
     split_seed: int = Field(0, ge=0, description="which photos fall where")
 
-    model: Literal["end2end", "base", "resnet18", "efficientnet_b0"] = Field(
-        "end2end", description="end2end | base | resnet18 | efficientnet_b0"
+    model: str = Field("end2end", description="end2end | base | resnet18, efficientnet_b0 … (torchvision's names)")
+    head: Literal["linear", "gap_bn"] = Field(
+        "linear", description="torchvision models end in: linear | gap_bn (average, BatchNorm, dropout, linear)"
+    )
+    head_width: int = Field(0, ge=0, le=65536, description="units of a hidden layer in gap_bn; 0: none")
+    dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
+        "auto", description="share of features dropped before the last layer; auto: the model's own"
     )
     base_weights: str = Field("", description="best.pt of a trained base model to start end2end from; empty: fresh")
-    weights: Literal["none", "DEFAULT"] = Field("none", description="torchvision's pretrained weights: none | DEFAULT")
-    freeze: Literal["none", "backbone"] = Field("none", description="weights that stay as they are: none | backbone")
+    weights: str = Field(
+        "none", min_length=1, description="none | DEFAULT (torchvision's pretrained) | a checkpoint of this model"
+    )
+    freeze: Literal["none", "backbone", "all_but_last_block"] = Field(
+        "none", description="weights that stay as they are: none | backbone | all_but_last_block"
+    )
+    unfreeze_every: int = Field(
+        0, ge=0, description="gradual unfreezing: one frozen block more learns every so many epochs; 0: never"
+    )
+    layer_decay: float = Field(1.0, gt=0, le=1, description="lr of each block is this factor of the next block's")
 
     lr: float = Field(0.001, gt=0, le=10, description="peak learning rate")
-    optimizer: Literal["adam", "adamw", "sgd"] = Field("adam", description="adam | adamw | sgd")
-    weight_decay: float = Field(0.0001, ge=0, le=1, description="L2 penalty (adam, sgd) or decoupled decay (adamw)")
-    scheduler: Literal["step", "exponential", "cosine"] = Field("cosine", description="step | exponential | cosine")
+    optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = Field("adam", description="adam | adamw | sgd | rmsprop")
+    momentum: float = Field(0.9, ge=0, lt=1, description="of sgd (Nesterov's) and rmsprop")
+    weight_decay: float = Field(
+        0.0001, ge=0, le=1, description="L2 penalty, decoupled in adamw; never on biases and norms"
+    )
+    scheduler: Literal["step", "exponential", "cosine", "plateau", "one_cycle", "constant"] = Field(
+        "cosine", description="step | exponential | cosine | plateau | one_cycle | constant"
+    )
+    warmup_epochs: int = Field(0, ge=0, description="epochs in which lr rises to its peak, before the scheduler")
     batch_size: int = Field(16, ge=2, le=65536, description="images per optimizer step, over all processes")
+    micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        "auto", description="images a device holds at a time; auto: all, fewer where GPU memory ends"
+    )
+    clip_norm: float = Field(0.0, ge=0, description="gradients are scaled down to this norm; 0: never")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, which are then judged and kept; 0: off")
     seed: int = Field(0, ge=0, le=2**32 - 1, description="initial weights, order of photos, augmentation")
     epochs: int = Field(20, ge=1, le=100000, description="passes over the training photos")
-    loss: Literal["ce", "focal", "mix"] = Field("ce", description="ce | focal | mix")
+    loss: Literal["ce", "focal", "mix", "soft_f1"] = Field("ce", description="ce | focal | mix | soft_f1")
     focal_ratio: float = Field(0.5, ge=0, le=1, description="share of focal loss in mix")
     focal_gamma: float = Field(2.0, ge=0, le=20, description="focusing parameter of focal loss")
-    fold: int = Field(1, ge=1, description="the fold this run validates on; a sweep runs them all")
+    label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of each label spread over all classes")
+    monitor: Literal["macro_f1", "accuracy", "balanced_accuracy", "loss"] = Field(
+        "macro_f1", description="validation metric of best epoch, early stopping and plateau"
+    )
+    patience: int = Field(0, ge=0, description="stop after so many epochs without a better monitor; 0: never")
+    min_delta: float = Field(0.0, ge=0, description="gain in monitor that counts as better for patience and plateau")
+    fold: int = Field(1, ge=0, description="the fold this run validates on; 0: none, all photos teach")
     repeat: int = Field(1, ge=1, description="the division into folds this run uses; a sweep runs them all")
 
-    image_size: int = Field(96, ge=32, le=1024, description="side of the square the model sees, pixels")
+    image_size: Annotated[int, Field(ge=32, le=1024)] = Field(
+        96, description="side of the square the model sees, pixels; auto: the model's own"
+    )
     crop_to: Literal["box", "object", "none"] = Field(
         "box", description="box (where a table gives one) | object (found on a plain background) | none"
     )
@@ -90,8 +114,19 @@ class Config(BaseModel):
         "auto",
         description="decoded photos: auto | ram (mapped, read ahead) | disk (mapped) | stream (every epoch anew)",
     )
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of training: fp32 | bf16 | fp16 (GPU) | auto (timed once per sweep)"
+    )
+    memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
+        "channels_last", description="channels_last | contiguous | auto (timed once per sweep)"
+    )
+    compile: Literal["none", "default"] = Field("none", description="torch.compile: none | default")
     cam_every: int = Field(5, ge=0, description="keep Grad-CAM pictures every so many epochs; 0: never")
     processes: int = Field(1, ge=1, le=1024, description="training processes; more than one starts torchrun")
+    track: list[Literal["tensorboard", "wandb"]] = Field(
+        [], description="where history.csv is mirrored to: [tensorboard, wandb]"
+    )
+    lr_find: int = Field(0, ge=0, le=10000, description="steps of the learning-rate finder shown in 02; 0: none")
 
     calibration_images: int = Field(100, ge=1, description="training photos that set the INT8 ranges")
     int8_agreement: float = Field(
@@ -107,6 +142,21 @@ class Config(BaseModel):
                 raise ValueError(f"{name} = {str(value).lower()}: a truth value, where {knob_kind(name)} is wanted")
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _own_image_size(cls, values):
+        """`image_size: auto` becomes the model's own side at once, so that everything after sees a number."""
+        if isinstance(values, dict) and values.get("image_size") == "auto":
+            values = {**values, "image_size": MODELS.get(values.get("model", "end2end"), 96)}
+        return values
+
+    @field_validator("model")
+    @classmethod
+    def _known_model(cls, model):
+        if model not in MODELS:
+            raise ValueError(f"model = {model!r}: not known{nearest(model, MODELS) or '; known: ' + ', '.join(MODELS)}")
+        return model
+
     @field_validator("processes")
     @classmethod
     def _enough_for_each(cls, processes, info):
@@ -119,16 +169,49 @@ class Config(BaseModel):
     def _fits_together(self):
         if self.base_weights and self.model != "end2end":
             raise ValueError(f"base_weights starts model end2end only, not {self.model}")
-        if self.weights != "none" and self.model in ("end2end", "base"):
-            raise ValueError(f"weights {self.weights} exists for torchvision's models only, not {self.model}")
+        if self.weights == "DEFAULT" and self.model in OURS:
+            raise ValueError(f"weights DEFAULT exists for torchvision's models only, not {self.model}")
+        if self.weights != "none" and self.base_weights:
+            raise ValueError("weights and base_weights both name the weights to start from: set one of them")
         if self.freeze != "none" and not self.base_weights and self.weights == "none":
-            raise ValueError("freeze = backbone keeps random weights: name weights (torchvision) or base_weights")
+            raise ValueError(f"freeze = {self.freeze} keeps random weights: name weights (torchvision) or base_weights")
+        if self.unfreeze_every and self.freeze == "none":
+            raise ValueError(f"unfreeze_every = {self.unfreeze_every}: nothing is frozen; set freeze: backbone")
+        if self.model in OURS and (self.head != "linear" or self.dropout != "auto"):
+            raise ValueError(f"head and dropout belong to torchvision's models, not to {self.model}")
+        if self.head_width and self.head == "linear":
+            raise ValueError(f"head_width = {self.head_width}: a linear head has no hidden layer; set head: gap_bn")
+        return self
+
+    @model_validator(mode="after")
+    def _recipe_fits_together(self):
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(f"warmup_epochs = {self.warmup_epochs}: fewer than epochs = {self.epochs} are needed")
+        if self.loss == "soft_f1":
+            share = -(-self.batch_size // self.processes)
+            if self.micro_batch != "auto" and self.micro_batch < share:
+                raise ValueError(
+                    f"loss = soft_f1 counts over a whole batch, micro_batch = {self.micro_batch} sees parts of it: "
+                    f"set micro_batch to auto or {share}"
+                )
+            if self.balance == "class_weights":
+                raise ValueError(
+                    "loss = soft_f1 weighs all classes alike already: set balance other than class_weights"
+                )
+        if self.micro_batch == 1 and self.head == "gap_bn":
+            raise ValueError("micro_batch = 1: BatchNorm in head gap_bn needs at least 2 images at a time")
+        if 0 < self.lr_find < 20:
+            raise ValueError(f"lr_find = {self.lr_find}: a curve needs at least 20 steps; 100 is a good number")
+        if self.patience and self.patience >= self.epochs:
+            raise ValueError(f"patience = {self.patience}: never reached within epochs = {self.epochs}")
         return self
 
     @model_validator(mode="after")
     def _folds_fit_together(self):
         if self.folds == 1:
             raise ValueError("folds = 1: one part cannot both teach and validate; 0 for one split, else 2 or more")
+        if self.fold == 0 and not self.folds:
+            raise ValueError("fold = 0 trains on the photos of all folds: set folds to 2 or more")
         if self.fold > max(self.folds, 1):
             raise ValueError(f"fold = {self.fold}: there are folds = {self.folds}")
         if self.repeat > self.repeats:
@@ -156,53 +239,44 @@ class Config(BaseModel):
     @property
     def features_once(self) -> bool:
         """Whether every epoch would compute the same features, so that once will do."""
-        return self.freeze == "backbone" and self.augment == "none" and self.mixing == "none"
+        still = self.freeze == "backbone" and not self.unfreeze_every
+        return still and self.augment == "none" and self.mixing == "none"
 
 
 BASE_CLASSES = 5  # what model base tells apart
+OURS = ("end2end", "base")
+# Every model and the side its weights were trained at (a test compares with torchvision). Convolutional ones only:
+# Grad-CAM wants feature maps, and transformers want more photos than this project is about.
+_AT_224 = """resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d resnext101_64x4d
+wide_resnet50_2 wide_resnet101_2 vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn densenet121 densenet161
+densenet169 densenet201 efficientnet_b0 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large convnext_tiny convnext_small
+convnext_base convnext_large regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf
+regnet_x_32gf regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf
+shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0"""
+MODELS = dict.fromkeys(OURS, 96) | dict.fromkeys(_AT_224.split(), 224)
+MODELS |= {"efficientnet_b1": 240, "efficientnet_b2": 288, "efficientnet_b3": 300, "efficientnet_b4": 380}
+MODELS |= {"efficientnet_b5": 456, "efficientnet_b6": 528, "efficientnet_b7": 600}
+MODELS |= {"efficientnet_v2_s": 384, "efficientnet_v2_m": 480, "efficientnet_v2_l": 480}
 SPLIT_KNOBS = tuple(itertools.takewhile(lambda name: name != "model", Config.model_fields))
 EXPORT_KNOBS = ("calibration_images", "int8_agreement")
-PLACE_KNOBS = ("cache",)  # where photos are kept changes no result
-TRAIN_KNOBS = tuple(name for name in Config.model_fields if name not in SPLIT_KNOBS + EXPORT_KNOBS + PLACE_KNOBS)
+PLACE_KNOBS = ("cache", "track")  # where photos and curves are kept changes no result
+SHOW_KNOBS = ("lr_find",)  # what 02 shows besides
+_NO_TRAIN_KNOBS = SPLIT_KNOBS + EXPORT_KNOBS + PLACE_KNOBS + SHOW_KNOBS
+TRAIN_KNOBS = tuple(name for name in Config.model_fields if name not in _NO_TRAIN_KNOBS)
+NETWORK_KNOBS = ("model", "head", "head_width", "dropout")  # what a network is built from
 FACTORS = ("brightness", "contrast", "saturation", "sharpness")
 PREPROCESS_KNOBS = ("image_size", "crop_to", "crop_margin", "resize", *FACTORS)
 FOLD_KNOBS = ("fold", "repeat")  # set by a sweep with `folds`, one run each
-SWEEP_KEYS = ("title", "test", "choose_by", "grid", "list")
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A params file, read and checked: its runs by name, each with its `Config` and the knobs that differ."""
-
-    name: str
-    source: str
-    title: str
-    test: str
-    choose_by: str
-    config: Config
-    runs: dict[str, Config]
-    differs: dict[str, dict[str, Any]]
-
-    @property
-    def knobs(self) -> list[str]:
-        """The knobs in which any of the runs differ."""
-        return list(dict.fromkeys(knob for differing in self.differs.values() for knob in differing))
-
-    def combinations(self) -> dict[str, list[str]]:
-        """The runs of each combination of knobs, which differ in fold and repeat alone; one run each without folds."""
-        found: dict[str, list[str]] = {}
-        for run, differing in self.differs.items():
-            rest = {name: value for name, value in differing.items() if name not in FOLD_KNOBS}
-            name = run_name(rest) if self.config.folds else run
-            found.setdefault(name, []).append(run)
-        return found
 
 
 def knob_kind(name: str) -> str:
     """What a knob holds, in words: a whole number, a number, one of a few words, or text."""
     field = Config.model_fields.get(name)
-    kinds = {int: "a whole number", float: "a number", str: "text"}
-    return kinds.get(field.annotation, "a word") if field else "a knob's value"
+    if field is None:
+        return "a knob's value"
+    kinds = str(field.annotation)
+    words = {"float": "a number", "int": "a whole number", "Literal": "a word"}
+    return next((said for kind, said in words.items() if kind in kinds), "text")
 
 
 def nearest(name: str, known) -> str:
@@ -232,103 +306,9 @@ def _explain(error: dict) -> str:
     if not name or "=" in message:
         return message
     message = message[0].lower() + message[1:].removesuffix(", got a number with a fractional part")
-    place = ".".join(map(str, error["loc"]))
+    mapping = isinstance(Config.model_fields[name].default, dict)
+    place = ".".join(map(str, error["loc"])) if mapping else name  # of a union, pydantic would name the branch
     return f"{place} = {error['input']!r}: {message}; wanted: {Config.model_fields[name].description}"
-
-
-def read_params(path: Path, knobs: dict[str, Any] | None = None) -> Sweep:
-    """Read a params file; `knobs` (from the command line) win over the file's.
-
-    Raises:
-        InputError: missing or broken file, unknown or wrong knob, a combination given twice.
-    """
-    content = _read_yaml(path)
-    meta = {key: content.pop(key) for key in SWEEP_KEYS if key in content}
-    fixed = {**content, **(knobs or {})}
-    config = make(fixed, str(path))
-    runs, differs = {}, {}
-    for combination in _with_folds(_combinations(meta, path), config, path):
-        run_config = make({**fixed, **combination}, str(path))
-        shown = set(combination) - ({"repeat"} if config.repeats == 1 else set())
-        differing = {name: getattr(run_config, name) for name in sorted(shown)}
-        name = run_name(differing)
-        if run_config in runs.values():
-            raise InputError(f"{path}: the combination {name} is given twice: remove one")
-        if name in runs:  # two values that read alike as a folder's name
-            name = f"{name}-{fingerprint(differing)}"
-        runs[name], differs[name] = run_config, differing
-    return Sweep(
-        name=path.stem,
-        source=str(path),
-        title=str(meta.get("title", path.stem)),
-        test=_choice(meta, "test", ("chosen", "every"), path),
-        choose_by=_choice(meta, "choose_by", ("macro_f1", "accuracy", "balanced_accuracy"), path),
-        config=config,
-        runs=runs,
-        differs=differs,
-    )
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputError(f"{path}: no such params file; params/ holds some to start from")
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        mark = getattr(problem, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{where}: not valid YAML ({getattr(problem, 'problem', problem)})") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: expected 'knob: value' lines")
-    _check_names(content, path)
-    return content
-
-
-def _check_names(mapping: dict, path: Path) -> None:
-    """Names are text; YAML reads an unquoted `on`, `yes` or `1` as something else."""
-    for name in mapping:
-        if not isinstance(name, str):
-            raise InputError(f"{path}: {name!r} is no knob; params/base.yaml lists them all")
-
-
-def _choice(meta: dict, key: str, allowed: tuple[str, ...], path: Path) -> str:
-    value = meta.get(key, allowed[0])
-    if value not in allowed:
-        raise InputError(f"{path}: {key} = {value!r}: wanted {' | '.join(allowed)}")
-    return value
-
-
-def _combinations(meta: dict, path: Path) -> list[dict[str, Any]]:
-    """Every combination of `grid:`, for every entry of `list:`; one empty combination when there is neither."""
-    grid, entries = meta.get("grid") or {}, meta.get("list") or [{}]
-    if not isinstance(grid, dict) or not all(isinstance(v, list) and v for v in grid.values()):
-        raise InputError(f"{path}: grid maps each knob to a list of values, as in 'lr: [0.001, 0.0003]'")
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise InputError(f"{path}: list holds one 'knob: value' mapping per run")
-    for mapping in (grid, *entries):
-        _check_names(mapping, path)
-    if fixed_by_split := {*grid, *itertools.chain(*entries)} & set(SPLIT_KNOBS):
-        raise InputError(f"{path}: {min(fixed_by_split)} cannot differ within a sweep (its runs share one split)")
-    rows = itertools.product(*grid.values())
-    return [{**entry, **dict(zip(grid, row, strict=True))} for row in rows for entry in entries]
-
-
-def _with_folds(combinations: list[dict], config: Config, path: Path) -> list[dict[str, Any]]:
-    """Every combination once per repeat and fold; as they are without `folds`."""
-    if not config.folds:
-        return combinations
-    if clash := {name for combination in combinations for name in combination} & set(FOLD_KNOBS):
-        raise InputError(f"{path}: {min(clash)} is set by folds: {config.folds}; remove it from grid and list")
-    repeats = range(1, config.repeats + 1)
-    divisions = [{"repeat": r, "fold": fold} for r in repeats for fold in range(1, config.folds + 1)]
-    return [combination | division for combination in combinations for division in divisions]
-
-
-def run_name(differing: dict[str, Any]) -> str:
-    """A folder name made of what differs, as in `lr=0.001,optimizer=adam`; `run` when nothing does."""
-    parts = (f"{name}={value}" for name, value in differing.items())
-    name = re.sub(r"[^\w=,.+-]+", "_", ",".join(parts)) or "run"
-    return name if len(name) <= 120 else f"{name[:107]}-{fingerprint(differing)}"
 
 
 def from_notebook(cells: dict[str, Any]) -> Config:

@@ -1,0 +1,122 @@
+"""Params files: what they ask for, run by run, and one clear line for what they cannot ask."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fruitlib import params
+from fruitlib.config import Config
+from fruitlib.runtime import InputError
+
+ROOT = Path(__file__).parent.parent
+
+
+def story(tmp_path, text: str) -> Path:
+    path = tmp_path / "story.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_number_written_as_text_is_taken_for_the_number(tmp_path):
+    text = "lr: 3e-3\nepochs: '7'\n"
+    assert yaml.safe_load(text)["lr"] == "3e-3"  # what YAML 1.1 makes of it
+    found = params.read_params(story(tmp_path, text)).config
+    assert (found.lr, found.epochs) == (0.003, 7)
+
+
+def test_grid_gives_every_combination_named_by_what_differs(tmp_path):
+    plan = params.read_params(story(tmp_path, "epochs: 3\ngrid:\n  optimizer: [adam, sgd]\n  lr: [1e-3, 0.01]\n"))
+    expected = {f"lr={lr},optimizer={opt}" for lr in ("0.001", "0.01") for opt in ("adam", "sgd")}
+    assert set(plan.runs) == expected
+    assert plan.runs["lr=0.01,optimizer=sgd"].model_dump() == {
+        **Config().model_dump(),
+        **{"epochs": 3, "lr": 0.01, "optimizer": "sgd"},
+    }
+
+
+def test_list_and_command_line_knobs(tmp_path):
+    path = story(tmp_path, "data: sample5\nlist:\n  - {model: base}\n  - {model: resnet18, lr: 0.01}\n")
+    plan = params.read_params(path, {"data": "elsewhere"})
+    assert set(plan.runs) == {"model=base", "lr=0.01,model=resnet18"}
+    assert {run.data for run in plan.runs.values()} == {"elsewhere"}
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("grid:\n  lr: [0.1, 1e-1]\n", "given twice"),
+        ("grid:\n  data: [a, b]\n", "data cannot differ within a sweep"),
+        ("grid: [lr]\n", "grid maps each knob to a list"),
+        ("grid:\n  lr: 0.1\n", "grid maps each knob to a list"),
+        ("lr: [\n", "not valid YAML"),
+        ("- lr\n", "expected 'knob: value' lines"),
+        ("test: always\n", "test = 'always'"),
+        ("chose_by: accuracy\n", "unknown knob chose_by"),
+    ],
+)
+def test_broken_params_files(tmp_path, text, word):
+    with pytest.raises(InputError, match=word) as problem:
+        params.read_params(story(tmp_path, text))
+    assert "story.yaml" in str(problem.value)
+
+
+def test_folds_make_a_run_of_each_fold_and_repeat(tmp_path):
+    plan = params.read_params(story(tmp_path, "folds: 3\nrepeats: 2\ngrid:\n  lr: [0.1, 0.01]\n"))
+    assert len(plan.runs) == 12 and "fold=3,lr=0.1,repeat=2" in plan.runs
+    assert {(c.fold, c.repeat) for c in plan.runs.values()} == {(f, r) for f in (1, 2, 3) for r in (1, 2)}
+    found = plan.combinations()
+    assert set(found) == {"lr=0.1", "lr=0.01"} and all(len(names) == 6 for names in found.values())
+    once = params.read_params(story(tmp_path, "folds: 2\n"))
+    assert list(once.runs) == ["fold=1", "fold=2"] and once.combinations() == {"run": ["fold=1", "fold=2"]}
+    with pytest.raises(InputError, match="fold is set by folds: 2"):
+        params.read_params(story(tmp_path, "folds: 2\ngrid:\n  fold: [1, 2]\n"))
+
+
+def test_missing_params_file(tmp_path):
+    with pytest.raises(InputError, match="no such params file"):
+        params.read_params(tmp_path / "none.yaml")
+
+
+def test_values_that_read_alike_as_a_folder_stay_apart(tmp_path):
+    plan = params.read_params(story(tmp_path, "grid:\n  base_weights: [a/b.pt, a_b.pt]\n"))
+    assert len(plan.runs) == 2
+    assert len(params.read_params(story(tmp_path, "grid:\n  lr: [0.001, 0.0010000001]\n")).runs) == 2
+
+
+def test_run_names_are_short_enough_for_a_folder_and_stay_apart():
+    long = [{f"knob{i}": "x" * 30 for i in range(8)} | {"last": last} for last in "ab"]
+    names = [params.run_name(differing) for differing in long]
+    assert max(map(len, names)) <= 120 and names[0] != names[1]
+    assert "/" not in params.run_name({"base_weights": "a/b c.pt"})
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "params").glob("*.yaml")), ids=lambda path: path.stem)
+def test_params_files_can_be_read(path):
+    assert params.read_params(path).runs
+
+
+def test_each_optimizer_may_have_learning_rates_of_its_own(tmp_path):
+    text = "grid:\n  optimizer: [adam, sgd]\n  lr: {adam: [0.001], sgd: [0.1, 0.01]}\n  seed: [0, 1]\n"
+    plan = params.read_params(story(tmp_path, text))
+    found = {(run.optimizer, run.lr) for run in plan.runs.values()}
+    assert found == {("adam", 0.001), ("sgd", 0.1), ("sgd", 0.01)} and len(plan.runs) == 6
+    with pytest.raises(InputError, match="grid lr names adam; optimizer must list the same ones"):
+        params.read_params(story(tmp_path, "grid:\n  optimizer: [adam, sgd]\n  lr: {adam: [0.001]}\n"))
+
+
+def test_what_is_shipped_is_a_refit_unless_the_file_says_otherwise(tmp_path):
+    assert params.read_params(story(tmp_path, "folds: 2\n")).ship == "refit"
+    assert params.read_params(story(tmp_path, "folds: 2\nship: ensemble\n")).ship == "ensemble"
+    with pytest.raises(InputError, match=r"ship = 'all': wanted refit \| ensemble \| fold"):
+        params.read_params(story(tmp_path, "folds: 2\nship: all\n"))
+
+
+def test_combinations_that_read_alike_stay_apart_with_folds(tmp_path):
+    plan = params.read_params(story(tmp_path, "folds: 2\ngrid:\n  base_weights: [a/b.pt, a_b.pt]\n"))
+    assert [len(names) for names in plan.combinations().values()] == [2, 2]
+
+
+def test_ship_without_folds_is_refused(tmp_path):
+    with pytest.raises(InputError, match="ship says which model goes out after folds"):
+        params.read_params(story(tmp_path, "ship: refit\n"))
