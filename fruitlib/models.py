@@ -1,21 +1,30 @@
-"""The networks: a three-convolution base, `End2End` around it, torchvision's by name; each with its CAM layers.
+"""The networks: a three-convolution base, `End2End` around it, torchvision's by name; their weights and checkpoints.
 
 Every model takes float images (N, 3, S, S) in [0, 1] and gives logits (N, num_classes); normalisation is inside,
-so that an exported file needs no instructions.
+so that an exported file needs no instructions. A model is a backbone, whose `blocks` run one after the other, and a
+`head`, which turns the backbone's features (N, D) into logits.
 """
 
+import math
+import pickle
+import re
 from pathlib import Path
+from typing import Any
 
 import torch
 import torchvision
 from torch import nn
+from torchvision.models import VGG, ConvNeXt
 
-from fruitlib import images, runtime
-from fruitlib.config import BASE_CLASSES, Config
-from fruitlib.images import Photos
+from fruitlib import runtime
+from fruitlib.config import BASE_CLASSES, NETWORK_KNOBS, OURS, PREPROCESS_KNOBS, Config, make
 from fruitlib.runtime import InputError
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, which torchvision's weights expect
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+HEADS = ("head", "fc", "classifier")  # what torchvision and End2End call the last part
+CONTAINERS = ("features", "trunk_output", "base")  # a row of parts, in torchvision's networks and in End2End
+CAM_LAYERS = 4
+GAP_DROPOUT = 0.5  # of the gap_bn head, where `dropout` leaves it to the model
 
 
 class Base(nn.Module):
@@ -60,60 +69,205 @@ class End2End(nn.Module):
 
 
 class Normalized(nn.Module):
-    """A network preceded by `(x - mean) / std` per channel."""
+    """A network preceded by `(x - mean) / std` per channel, kept in its state; `said` tells where its weights began."""
 
-    def __init__(self, net: nn.Module):
+    def __init__(self, net: nn.Module, mean: tuple[float, ...] = MEAN, std: tuple[float, ...] = STD):
         super().__init__()
         self.net = net
-        self.register_buffer("mean", torch.tensor(MEAN).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(STD).view(1, 3, 1, 1), persistent=False)
+        self.said = ""
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, S, S) in [0, 1] -> logits (N, num_classes)."""
         return self.net((images - self.mean) / self.std)
 
 
+class Ensemble(nn.Module):
+    """Several models that answer together: the mean of their softmax (Lakshminarayanan et al. 2017, section 2.4)."""
+
+    def __init__(self, members: list[Normalized]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, S, S) in [0, 1] -> log of the mean probabilities (N, num_classes), whose softmax is that mean."""
+        answers = torch.stack([member(images).log_softmax(1) for member in self.members])
+        return answers.logsumexp(0) - math.log(len(self.members))
+
+
+# ---- building ----
+
+
 def build(config: Config, num_classes: int) -> Normalized:
     """The network that `config.model` names, freshly initialised or from the weights that the knobs name.
 
+    `weights`: none; DEFAULT, torchvision's own, from its cache or downloaded into it; or a path, to a checkpoint of
+    the same model (its head is taken where it has the same shape) or to a state_dict of torchvision's. Fresh weights
+    are drawn from torch's global generator. What was loaded is told in `.said`.
+
     Raises:
-        InputError: weights that cannot be loaded, a base model for other than five classes.
+        InputError: weights that cannot be loaded or belong to another model, a base model for other than five classes.
     """
+    path, content = _start(config)
+    ours = "network" in content
+    if config.model in OURS:
+        model = _ours(config, num_classes)
+        if content and not ours:
+            raise InputError(f"weights {path}: no checkpoint of {config.model} written by fruitlib")
+    else:
+        model = _from_torchvision(config, num_classes, path, {} if ours else content)
+    if ours:
+        model.said = _continue(model, content, path)
+    return model
+
+
+def _ours(config: Config, num_classes: int) -> Normalized:
     if config.model == "base":
         if num_classes != BASE_CLASSES:
             raise InputError(f"model base has {BASE_CLASSES} classes, the photos have {num_classes}: use model end2end")
-        return Normalized(Base())
-    if config.model == "end2end":
-        return Normalized(End2End(_trained_base(config.base_weights), num_classes))
-    return Normalized(_from_torchvision(config.model, config.weights, num_classes))
+        return _said(Normalized(Base()), "fresh weights")
+    base, said = Base(), "fresh weights"
+    if config.base_weights:
+        path = runtime.resolve(config.base_weights)
+        if not path.is_file():
+            raise InputError(f"base_weights {path}: no such file; `fruitlib sweep params/base_model.yaml` trains one")
+        content = _own_checkpoint(load_checkpoint(path), "base", f"base_weights {path}")
+        state = content["state_dict"]
+        state = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
+        _take(base, state, f"base_weights {path}")
+        said = f"base from {runtime.display_path(path)}, fresh head"
+    return _said(Normalized(End2End(base, num_classes)), said)
 
 
-def _trained_base(base_weights: str) -> Base:
-    base = Base()
-    if not base_weights:
-        return base
-    path = runtime.resolve(base_weights)
-    if not path.is_file():
-        raise InputError(f"base_weights {path}: no such file; `fruitlib sweep params/base_model.yaml` trains one")
-    checkpoint = load_checkpoint(path)
-    if checkpoint.get("model") != "base":
-        raise InputError(f"base_weights {path}: holds model {checkpoint.get('model')}, not a base model")
-    prefix = "net."
-    base.load_state_dict({k.removeprefix(prefix): v for k, v in checkpoint["state_dict"].items()})
-    return base
+def _said(model: Normalized, said: str) -> Normalized:
+    model.said = said
+    return model
 
 
-def _from_torchvision(name: str, weights: str, num_classes: int) -> nn.Module:
-    chosen = torchvision.models.get_model_weights(name).DEFAULT if weights == "DEFAULT" else None
+def _from_torchvision(config: Config, num_classes: int, path: Path, state: dict[str, torch.Tensor]) -> Normalized:
+    """torchvision's network with a new last layer or head; the rest fresh, DEFAULT, or as in `state`."""
+    name, published = config.model, torchvision.models.get_model_weights(config.model).DEFAULT
+    chosen = config.weights == "DEFAULT"
+    net = _pretrained(name, published) if chosen else torchvision.models.get_model(name, weights=None)
+    new = "last layer" if config.head == "linear" else "head"
+    said = f"torchvision's {published}, fresh {new}" if chosen else "fresh weights"
+    if state:
+        # DenseNet's published files still have the dots that its modules' names have lost
+        state = {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=\d)", r"\1", key): state[key] for key in state}
+        _take(net, state, f"weights {path}", f"{_head_name(net)}.")
+        said = f"weights from {runtime.display_path(path)}, fresh {new}"
+    _replace_head(net, config, num_classes)
+    # Weights want the mean and spread they were trained with, which are not ImageNet's for every model.
+    expects = published.transforms() if chosen or state else None
+    return _said(Normalized(net, expects.mean, expects.std) if expects else Normalized(net), said)
+
+
+def _pretrained(name: str, weights: torchvision.models.WeightsEnum) -> nn.Module:
+    """torchvision's network with its published weights, from its cache or downloaded into it."""
     try:
-        net = torchvision.models.get_model(name, weights=chosen)
-    except OSError as problem:  # no network, a full disk, a broken download
+        return torchvision.models.get_model(name, weights=weights)
+    except OSError as problem:  # no network, a full disk
         raise InputError(f"weights DEFAULT of {name}: download failed ({problem}); weights none starts fresh") from None
-    if name.startswith("resnet"):
-        net.fc = nn.Linear(net.fc.in_features, num_classes)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as problem:
+        file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[1])
+        raise InputError(
+            f"weights DEFAULT of {name}: {file} is broken ({_reason(problem)}); remove it and try again"
+        ) from None
+
+
+def _replace_head(net: nn.Module, config: Config, num_classes: int) -> None:
+    """Put the head that the knobs describe in the place of torchvision's, and flat features before it."""
+    name = _head_name(net)
+    parts = list(old) if isinstance(old := getattr(net, name), nn.Sequential) else [old]
+    width = next(part.in_features for part in parts if isinstance(part, nn.Linear))
+    if isinstance(net, ConvNeXt):  # alone in handing on (N, D, 1, 1)
+        net.avgpool = nn.Sequential(net.avgpool, nn.Flatten())
+        parts.insert(0, nn.Unflatten(1, (width, 1, 1)))
+    if config.head == "linear":
+        new = _linear_head(parts, config.dropout, num_classes)
     else:
-        net.classifier[-1] = nn.Linear(net.classifier[-1].in_features, num_classes)
-    return net
+        if isinstance(net, VGG):  # alone in pooling to several cells
+            width //= math.prod(net.avgpool.output_size)
+            net.avgpool = nn.AdaptiveAvgPool2d(1)
+        new = _gap_bn_head(width, config, num_classes)
+    setattr(net, name, new[0] if len(new) == 1 else nn.Sequential(*new))
+
+
+def _linear_head(parts: list[nn.Module], dropout: float | str, num_classes: int) -> list[nn.Module]:
+    """torchvision's classifier with a new last layer, its Dropouts as wanted; one is added where there is none."""
+    parts = [*parts[:-1], nn.Linear(parts[-1].in_features, num_classes)]
+    if dropout == "auto":
+        return parts
+    if not any(isinstance(part, nn.Dropout) for part in parts):
+        parts.insert(-1, nn.Dropout())
+    for part in parts:
+        if isinstance(part, nn.Dropout):
+            part.p = dropout
+    return parts
+
+
+def _gap_bn_head(width: int, config: Config, num_classes: int) -> list[nn.Module]:
+    """BatchNorm, dropout and a linear layer over pooled features; with `head_width` a hidden layer before them."""
+    parts: list[nn.Module] = [nn.BatchNorm1d(width)]
+    if hidden := config.head_width:
+        parts += [nn.Linear(width, hidden), nn.ReLU(), nn.BatchNorm1d(hidden)]
+    dropout = GAP_DROPOUT if config.dropout == "auto" else config.dropout
+    return [*parts, nn.Dropout(dropout), nn.Linear(hidden or width, num_classes)]
+
+
+# ---- weights from files ----
+
+
+def _start(config: Config) -> tuple[Path, dict]:
+    """The file that `weights` names and what it holds: a checkpoint of ours of this model, a state_dict, or nothing."""
+    if config.weights in ("none", "DEFAULT"):
+        return Path(), {}
+    path = runtime.resolve(config.weights)
+    if not path.is_file():
+        raise InputError(f"weights {path}: no such file; wanted: none, DEFAULT or a checkpoint's path")
+    content = load_checkpoint(path)
+    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        return path, content
+    return path, _own_checkpoint(content, config.model, f"weights {path}")
+
+
+def _own_checkpoint(content: dict, model: str, where: str) -> dict:
+    """`content` where it is a checkpoint of a single `model`; anything else is named."""
+    if "network" not in content:
+        raise InputError(f"{where}: neither a best.pt of this fruitlib nor a state_dict; name one of them")
+    if (held := content["network"]["model"]) != model:
+        raise InputError(f"{where}: holds model {held}, not {model}: set model: {held}, or name another file")
+    if "members" in content:
+        raise InputError(f"{where}: an ensemble of {len(content['members'])}; name the best.pt of one of its runs")
+    return content
+
+
+def _continue(model: Normalized, content: dict, path: Path) -> str:
+    """Take a checkpoint's weights, its head only where every shape is the same; says which of the two it was."""
+    own, state, head_prefix = model.state_dict(), content["state_dict"], f"net.{_head_name(model.net)}."
+    heads = {name for name in {*own, *state} if name.startswith(head_prefix)}
+    same = all(name in own and name in state and own[name].shape == state[name].shape for name in heads)
+    kept = {name: tensor for name, tensor in state.items() if same or name not in heads}
+    _take(model, kept, f"weights {path}", head_prefix)
+    part, rest = ("all weights", "") if same else ("backbone", ", fresh head: the file's has another shape")
+    return f"{part} from {runtime.display_path(path)} (classes {', '.join(content['class_names'])}){rest}"
+
+
+def _take(module: nn.Module, state: dict[str, torch.Tensor], where: str, head_prefix: str | tuple = ()) -> None:
+    """Load `state` into `module`: of its head whatever fits, of everything else all.
+
+    Raises:
+        InputError: something lacks, is too much or has another shape: these are another network's weights.
+    """
+    own = module.state_dict()
+    fit = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
+    # older files lack BatchNorm's count of batches, which nothing here reads
+    excused = [name for name in {*own, *state} if name.startswith(head_prefix) or name.endswith("num_batches_tracked")]
+    if wrong := sorted({*own, *state} - {*fit, *excused}):
+        reason = "is missing" if wrong[0] not in state else "is unknown" if wrong[0] not in own else "has another shape"
+        raise InputError(f"{where}: the weights of another network ({wrong[0]} {reason}); name a file of this model's")
+    module.load_state_dict(own | fit)
 
 
 def load_checkpoint(path: Path) -> dict:
@@ -123,72 +277,130 @@ def load_checkpoint(path: Path) -> dict:
         InputError: a file that is no checkpoint.
     """
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:
-        reason = str(problem).splitlines()[0][:120]
-        raise InputError(f"{path}: not a checkpoint that can be read ({reason})") from None
+        raise InputError(f"{path}: not a checkpoint that can be read ({_reason(problem)})") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: not a checkpoint but a {type(content).__name__}; name a best.pt or a state_dict")
+    return content
 
 
-def restore(path: Path) -> tuple[Normalized, dict]:
-    """The trained model a checkpoint holds, in eval mode, and the checkpoint itself."""
-    checkpoint = load_checkpoint(path)
-    class_names = checkpoint["class_names"]
-    config = Config(model=checkpoint["model"], image_size=checkpoint["image_size"])
-    model = build(config, len(class_names))
-    model.load_state_dict(checkpoint["state_dict"])
-    return model.eval(), checkpoint
+def _reason(problem: Exception) -> str:
+    return (str(problem).splitlines() or [type(problem).__name__])[0][:120]
 
 
-def target_layers(model: Normalized) -> dict[str, nn.Module]:
-    """The layers Grad-CAM looks at, first to last: each convolution of the base, each stage of the larger nets."""
-    net = model.net
-    base = net.base if isinstance(net, End2End) else net
-    if isinstance(base, Base):
-        return {"conv1": base.conv1, "conv2": base.conv2, "conv3": base.conv3}
-    if isinstance(net, torchvision.models.ResNet):
-        return {name: getattr(net, name) for name in ("layer1", "layer2", "layer3", "layer4")}
-    stages = [
-        2,
-        3,
-        5,
-        8,
-    ]  # EfficientNet: the last stage at each of its resolutions, then the closing convolution
-    return {f"features{index}": net.features[index] for index in stages}
+def checkpoint(model: Normalized | Ensemble, config: Config, class_names: list[str], **facts: Any) -> dict:
+    """What a file needs to hold for `restore` to give the model back: network and photo knobs, classes, weights."""
+    content = {
+        "network": config.model_dump(include=set(NETWORK_KNOBS)),
+        "image_size": config.image_size,
+        "preprocess": config.model_dump(include=set(PREPROCESS_KNOBS)),
+        "class_names": list(class_names),
+        **facts,
+    }
+    if isinstance(model, Ensemble):
+        return content | {"members": [_on_cpu(member) for member in model.members]}
+    return content | {"state_dict": _on_cpu(model)}
+
+
+def _on_cpu(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+
+
+def restore(path: Path) -> tuple[Normalized | Ensemble, dict]:
+    """The trained model (or ensemble) that a checkpoint holds, in eval mode, and the checkpoint itself.
+
+    Raises:
+        InputError: a file that is no checkpoint, or one of another version of fruitlib.
+    """
+    content = load_checkpoint(path)
+    if "network" not in content:
+        raise InputError(f"{path}: says nothing of its network (another version of fruitlib wrote it): train it again")
+    states = content["members"] if "members" in content else [content["state_dict"]]
+    members = []
+    with torch.random.fork_rng(devices=[]):  # the fresh weights, soon replaced, are not to cost anybody's random state
+        for state in states:
+            members.append(build(make(content["network"], str(path)), len(content["class_names"])))
+            _take(members[-1], state, str(path))
+    for member in members:
+        member.said = f"all weights from {runtime.display_path(path)}"
+    model = Ensemble(members) if "members" in content else members[0]
+    return model.eval(), content
+
+
+# ---- parts of a network ----
 
 
 def head(model: Normalized) -> nn.Module:
-    """The last part, which turns features into logits; what stands before it is the backbone."""
-    net = model.net
-    names = ("head", "fc", "classifier")  # End2End; Base and ResNet; EfficientNet
-    return next(getattr(net, name) for name in names if hasattr(net, name))
+    """The last part, which turns features (N, D) into logits; what stands before it is the backbone."""
+    return getattr(model.net, _head_name(model.net))
 
 
-def freeze(model: Normalized, config: Config) -> None:
-    """With `freeze: backbone`, only the head's weights learn."""
-    if config.freeze == "backbone":
-        model.requires_grad_(False)
-        head(model).requires_grad_(True)
+def _head_name(net: nn.Module) -> str:
+    return next(name for name in HEADS if hasattr(net, name))
 
 
-def learning(model: Normalized, config: Config) -> None:
-    """Training mode; a frozen backbone stays in eval mode, so that its BatchNorm statistics stay as they are too."""
-    model.train(config.freeze == "none")
-    head(model).train()
+def blocks(model: Normalized) -> dict[str, nn.Module]:
+    """The backbone, from input to output: a block for each resolution, or for each layer of our own small networks.
+
+    Each of the backbone's weights and BatchNorms is in exactly one block. Blocks by resolution make a block mean much
+    the same in every family, whose parts number from 6 (ResNet) to 37 (VGG).
+    """
+    found = {}
+    for stage in _stages(model.net):
+        name = _block_name([name for name, part in stage.items() if _has_weights(part)])
+        found[name] = next(iter(stage.values())) if len(stage) == 1 else nn.ModuleList(stage.values())
+    return found
 
 
-@torch.no_grad()  # not inference_mode: the head is to learn from these
-def features(model: Normalized, photos: Photos, batch_size: int = 64) -> torch.Tensor:
-    """What the backbone hands to the head for these photos: float32 (n, D) on the CPU."""
-    caught: list[torch.Tensor] = []
-    hook = head(model).register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0].float().cpu()))
-    device = next(model.parameters()).device
-    model.eval()
-    try:
-        for pixels in images.in_parts(photos, batch_size, device):
-            model(pixels)
-    finally:
-        hook.remove()
-    return torch.cat(caught)
+def target_layers(model: Normalized) -> dict[str, nn.Module]:
+    """The layers Grad-CAM looks at, first to last: our convolutions; of larger networks the ends of the last 4 blocks.
+
+    Raises:
+        InputError: an ensemble, which has no layers that all members share.
+    """
+    if isinstance(model, Ensemble):
+        raise InputError(f"an ensemble of {len(model.members)} models: Grad-CAM looks at single networks, at a run's")
+    ends = [list(stage.items())[-1] for stage in _stages(model.net)]
+    return dict([(name, part) for name, part in ends if not isinstance(part, nn.Linear)][-CAM_LAYERS:])
+
+
+def _stages(net: nn.Module) -> list[dict[str, nn.Module]]:
+    """The backbone's parts in running order, divided where a part lowers the resolution; only stages with weights."""
+    stages: list[dict[str, nn.Module]] = []
+    for name, part in _parts(net).items():
+        if not stages or isinstance(net, (Base, End2End)) or _lowers_resolution(part):
+            stages.append({})
+        stages[-1][name] = part
+    return [stage for stage in stages if any(map(_has_weights, stage.values()))]
+
+
+def _parts(net: nn.Module) -> dict[str, nn.Module]:
+    """The backbone's parts by name, in running order: the network's children, containers opened, pooling left out."""
+    found = {}
+    for name, child in net.named_children():
+        if name in CONTAINERS:
+            found |= {f"{name}{inner}" if inner.isdigit() else inner: part for inner, part in child.named_children()}
+        elif name not in (*HEADS, "avgpool"):
+            found[name] = child
+    return found
+
+
+def _lowers_resolution(part: nn.Module) -> bool:
+    return any(getattr(module, "stride", 1) not in (1, (1, 1)) for module in part.modules())
+
+
+def _has_weights(part: nn.Module) -> bool:
+    return any(True for _ in part.parameters())
+
+
+def _block_name(names: list[str]) -> str:
+    """`layer1`, or `features6-8` for several parts; `stem` for a convolution and its BatchNorm."""
+    if len(names) == 1:
+        return names[0]
+    if names in (["conv1", "bn1"], ["conv0", "norm0"]):
+        return "stem"
+    return f"{names[0]}-{names[-1].removeprefix('features')}"
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 
-from fruitlib import config, images, losses, models, runs, splits, train
+from fruitlib import config, images, models, runs, splits, train, transfer
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1"]
 
@@ -37,8 +37,8 @@ def base(tmp_path_factory):
     """A checkpoint of the five-class base model, untrained but fixed."""
     path = tmp_path_factory.mktemp("base") / "best.pt"
     torch.manual_seed(3)
-    state = models.build(config.make({"model": "base"}), 5).state_dict()
-    torch.save({"model": "base", "image_size": 32, "class_names": list("abcde"), "state_dict": state}, path)
+    cfg = config.make({"model": "base", "image_size": 32})
+    torch.save(models.checkpoint(models.build(cfg, 5), cfg, list("abcde")), path)
     return str(path)
 
 
@@ -65,14 +65,6 @@ def test_class_weights_weigh_the_loss_of_training_alone(make_run):
     assert abs(weighted["train_loss"].iloc[0] - plain["train_loss"].iloc[0]) > 1e-3
 
 
-def test_the_loss_of_mixed_pairs_is_that_of_both_labels_in_their_shares():
-    logits, labels, other = torch.randn(5, 3), torch.tensor([0, 1, 2, 0, 1]), torch.tensor([2, 1, 0, 1, 0])
-    batch = images.Batch(torch.zeros(5, 3, 2, 2), labels, other, 0.3, 5)
-    soft = 0.3 * torch.nn.functional.one_hot(labels, 3) + 0.7 * torch.nn.functional.one_hot(other, 3)
-    expected = torch.nn.functional.cross_entropy(logits, soft, reduction="none")  # torch's own, with soft labels
-    torch.testing.assert_close(train.batch_loss(losses.cross_entropy, logits, batch), expected)
-
-
 @pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
 def test_two_processes_mix_the_same_pairs_as_one(make_run, mixing):
     knobs = {"mixing": mixing, "balance": "oversample", "epochs": 2}
@@ -93,9 +85,9 @@ def test_a_frozen_backbone_stays_and_its_head_learns(make_run, base):
 def test_batchnorm_of_a_frozen_backbone_stays_as_it_is():
     cfg = config.make({"model": "resnet18", "weights": "DEFAULT", "freeze": "backbone"})
     model = models.Normalized(torchvision.models.resnet18(weights=None, num_classes=3))
-    models.freeze(model, cfg)
+    transfer.freeze(model, cfg)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    models.learning(model, cfg)
+    transfer.learning(model)
     assert model.net.fc.training
     model(torch.rand(4, 3, 64, 64)).sum().backward()
     assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
@@ -122,7 +114,7 @@ def test_the_head_of_the_features_is_the_model(name, make_run):
     model = models.build(config.make({"model": name}), 3)
     photos = images.of(make_run(), "val")
     with torch.no_grad():
-        found = models.head(model.eval())(models.features(model, photos))
+        found = models.head(model.eval())(transfer.features(model, photos))
         torch.testing.assert_close(found, train.predict(model, photos), atol=1e-5, rtol=1e-4)
 
 

@@ -1,0 +1,214 @@
+"""What learns in which epoch, what stays still meanwhile, and the starts that params/transfer.yaml shows."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fruitlib import balance, config, images, models, optim, params, transfer
+from fruitlib.cache import Store
+from fruitlib.images import Photos
+
+ROOT = Path(__file__).parent.parent
+RESNET = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
+
+
+def fresh(name: str = "resnet18", **knobs) -> tuple[models.Normalized, config.Config]:
+    """A model with random weights, and knobs that would have it start from trained ones."""
+    cfg = config.make({"model": name, "weights": "somewhere.pt", **knobs})
+    torch.manual_seed(1)
+    return models.build(cfg.model_copy(update={"weights": "none"}), 3), cfg
+
+
+@pytest.fixture(scope="module")
+def small() -> models.Normalized:
+    return fresh("mobilenet_v3_small")[0]
+
+
+def photos(count: int = 6, side: int = 64) -> Photos:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, side, side, 3), dtype=np.uint8)
+    names = [f"{number}.png" for number in range(count)]
+    store = Store(pixels, Path(), names, config.make({"image_size": side}), "ram", "")
+    return Photos(store, np.arange(count), torch.arange(count) % 3, names)
+
+
+def settled(model: models.Normalized, pixels: torch.Tensor) -> models.Normalized:
+    """With BatchNorm statistics of these photos; those of fresh deep networks let hardly any signal pass."""
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model.train()(pixels)
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()
+
+
+def learns(model: models.Normalized) -> list[str]:
+    """The parts whose weights may change, all of them or none."""
+    found = []
+    for name, part in {**models.blocks(model), "head": models.head(model)}.items():
+        flags = {p.requires_grad for p in part.parameters()}
+        assert len(flags) == 1
+        found += [name] * flags.pop()
+    return found
+
+
+# ---- freezing ----
+
+
+@pytest.mark.parametrize(
+    ("freeze", "expected"),
+    [("none", RESNET), ("all_but_last_block", ["layer4", "head"]), ("backbone", ["head"])],
+)
+def test_freeze_leaves_what_it_says_to_learn(freeze, expected):
+    model, cfg = fresh(freeze=freeze)
+    for epoch in (1, 2, 50):
+        assert transfer.freeze(model, cfg, epoch) == expected == learns(model)
+
+
+@pytest.mark.parametrize(
+    ("freeze", "every", "learning_parts"),
+    [("backbone", 1, [1, 2, 3, 4, 5, 6, 6]), ("backbone", 3, [1, 1, 1, 2, 2, 2, 3])]
+    + [("all_but_last_block", 2, [2, 2, 3, 3, 4, 4, 5])],
+)
+def test_gradual_unfreezing_adds_a_block_from_the_head_down(freeze, every, learning_parts):
+    model, cfg = fresh(freeze=freeze, unfreeze_every=every)
+    for epoch, count in enumerate(learning_parts, start=1):
+        assert transfer.freeze(model, cfg, epoch) == RESNET[-count:] == learns(model)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    freeze=st.sampled_from(["backbone", "all_but_last_block"]),
+    every=st.integers(0, 4),
+    epochs=st.lists(st.integers(1, 30), min_size=1, max_size=4),
+)
+def test_what_learns_depends_on_the_epoch_alone(small, freeze, every, epochs):
+    """Not on what learnt before: a training that is resumed in any epoch goes on as it would have."""
+    cfg = config.make({"model": "mobilenet_v3_small", "weights": "x.pt", "freeze": freeze, "unfreeze_every": every})
+    by_epoch = {epoch: transfer.freeze(small, cfg, epoch) for epoch in range(1, 31)}
+    for epoch in epochs:
+        assert transfer.freeze(small, cfg, epoch) == by_epoch[epoch] == learns(small)
+    counts = [len(parts) for parts in by_epoch.values()]
+    assert counts == sorted(counts) and (every or len(set(counts)) == 1)
+
+
+def step(model: models.Normalized, cfg: config.Config) -> None:
+    """One step of the optimizer, in which everything that may change does."""
+    optimizer = optim.build(cfg, model)
+    transfer.learning(model)
+    torch.manual_seed(0)
+    torch.nn.functional.cross_entropy(model(torch.rand(4, 3, 64, 64)), torch.tensor([0, 1, 2, 0])).backward()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("name", ["end2end", "resnet18", "mobilenet_v3_small", "densenet121"])
+@pytest.mark.parametrize("knobs", [{"freeze": "backbone"}, {"freeze": "all_but_last_block", "unfreeze_every": 5}])
+def test_a_step_changes_what_learns_and_nothing_else(name, knobs):
+    """Weights (of decay, too) and BatchNorm's running statistics."""
+    model, cfg = fresh(name, lr=0.05, optimizer="adamw", weight_decay=0.5, **knobs)
+    parts = {**models.blocks(model), "head": models.head(model)}
+    learning = transfer.freeze(model, cfg)
+    before = {name: {key: value.clone() for key, value in part.state_dict().items()} for name, part in parts.items()}
+    step(model, cfg)
+    for part, tensors in before.items():
+        changed = {key for key, value in parts[part].state_dict().items() if not torch.equal(value, tensors[key])}
+        if part not in learning:
+            assert changed == set()
+        else:
+            wanted = {key for key, p in parts[part].named_parameters() if p.grad is not None and p.grad.any()}
+            assert wanted and changed >= wanted
+            assert {key for key in tensors if key.endswith("running_mean")} <= changed
+
+
+def test_frozen_blocks_drop_nothing_and_the_head_does():
+    """EfficientNet leaves out whole layers at random while it learns (stochastic depth)."""
+    model, cfg = fresh("efficientnet_b0", freeze="backbone")
+    images = torch.rand(4, 3, 64, 64)
+    settled(model, images)
+    transfer.freeze(model, cfg)
+    transfer.learning(model)
+    seen: list[torch.Tensor] = []
+    models.head(model).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    first, second = model(images), model(images)
+    assert torch.equal(*seen) and not torch.equal(first, second)
+    thawed, _ = fresh("efficientnet_b0")
+    transfer.learning(thawed)
+    assert not torch.equal(thawed(images), thawed(images)) and all(m.training for m in thawed.modules())
+
+
+# ---- features ----
+
+
+@pytest.mark.parametrize("name", ["base", "end2end", "resnet18", "densenet121", "efficientnet_b0", "convnext_tiny"])
+@pytest.mark.parametrize("head", ["linear", "gap_bn"])
+def test_the_head_of_the_features_is_the_model(name, head):
+    if name in config.OURS and head != "linear":
+        return
+    some = photos()
+    model = settled(models.build(config.make({"model": name, "head": head}), 5), images.to_float(some.images))
+    found = transfer.features(model, some, batch_size=4)
+    assert found.ndim == 2 and not found.requires_grad and found.std(0).max() > 1e-3
+    with torch.no_grad():
+        expected = model(images.to_float(some.images))
+        torch.testing.assert_close(models.head(model)(found), expected, atol=1e-5, rtol=1e-4)
+    assert not models.head(model)._forward_pre_hooks
+
+
+def test_smote_takes_the_features_of_every_family():
+    """Flat ones, from ConvNeXt as well."""
+    model = models.build(config.make({"model": "convnext_tiny"}), 3).eval()
+    found, labels = transfer.features(model, photos(7)), torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    more, names = balance.smote(found, labels)
+    assert models.head(model)(more).shape == (9, 3) and names.bincount().tolist() == [3, 3, 3]
+
+
+# ---- the story in params/ ----
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    """resnet18's weights where a download would have put them; gives its first convolution's."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    load = torch.hub.load_state_dict_from_url
+    monkeypatch.setattr(  # torchvision compares the name's hash with the file's, which ours cannot have
+        "torchvision.models._api.load_state_dict_from_url",
+        lambda url, *rest, **options: load(url, *rest, **options | {"check_hash": False}),
+    )
+    torch.manual_seed(7)
+    content = torchvision.models.resnet18(weights=None).state_dict()
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    url = torchvision.models.ResNet18_Weights.DEFAULT.url
+    torch.save(content, tmp_path / "hub" / "checkpoints" / url.rsplit("/", 1)[1])
+    return content["conv1.weight"]
+
+
+def test_every_way_of_params_transfer_starts_as_it_says(published):
+    plan = params.read_params(ROOT / "params" / "transfer.yaml")
+    sizes, ways = [], list(plan.runs.values())
+    for cfg in ways:
+        model = models.build(cfg, 3)
+        assert torch.equal(model.net.conv1.weight, published) == (cfg.weights == "DEFAULT")
+        sizes.append(len(transfer.freeze(model, cfg)))
+        step(model, cfg)
+        assert torch.equal(model.net.conv1.weight, published) == (cfg.freeze != "none")
+    assert sizes == [1, 2, 1, 6, 6, 6]
+    assert [cfg.features_once for cfg in ways] == [True] + 5 * [False]
+    assert learns_at(ways[2], ways[2].epochs) == RESNET  # gradual unfreezing has time to reach the stem
+
+
+def learns_at(cfg: config.Config, epoch: int) -> list[str]:
+    return transfer.freeze(fresh()[0], cfg, epoch)
+
+
+def test_params_models_sets_models_side_by_side():
+    runs = params.read_params(ROOT / "params" / "models.yaml").runs.values()
+    assert {"end2end", "resnet18", "efficientnet_b0"} <= {cfg.model for cfg in runs}
+    assert len({cfg.image_size for cfg in runs}) == 1
+    by_model = {cfg.model: {c.weights for c in runs if c.model == cfg.model} for cfg in runs}
+    assert by_model["resnet18"] == {"none", "DEFAULT"}
