@@ -1,47 +1,157 @@
-"""Losses, one value an image, so that the caller decides what to average over."""
+"""Losses as objectives: each gives a part's share of its batch's loss, and the shares of all parts sum to that loss.
+
+A part is what one process, or one slice of its images, sees of a batch. So neither processes nor accumulation change
+what a step learns from: gradients of the shares sum to the gradient of the whole batch's loss. Targets are
+distributions over the classes, which makes smoothed labels and mixed pairs nothing special.
+"""
 
 from collections.abc import Callable
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 
 from fruitlib.config import Config
+from fruitlib.images import Batch
+from fruitlib.runtime import InputError
 
-Loss = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-
-def cross_entropy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Cross-entropy of logits (n, C) and labels (n,), per image (n,)."""
-    return F.cross_entropy(logits, labels, reduction="none")
-
-
-def focal(logits: torch.Tensor, labels: torch.Tensor, gamma: float = 2.0) -> torch.Tensor:
-    """Focal loss per image (n,): -(1 - p_t)^gamma · log(p_t), Lin et al. 2017, equation 4."""
-    log_p = F.log_softmax(logits, dim=1).gather(1, labels[:, None]).squeeze(1)
-    return -((1 - log_p.exp()) ** gamma) * log_p
+Objective = Callable[[torch.Tensor, Batch], torch.Tensor]
+Judge = Callable[[torch.Tensor, torch.Tensor], float]
+SMALLEST = 1e-12  # below it, 1 - p is 0 as far as focal loss is concerned
 
 
-def mix(logits: torch.Tensor, labels: torch.Tensor, focal_ratio: float, gamma: float = 2.0) -> torch.Tensor:
-    """(1 - focal_ratio) · cross-entropy + focal_ratio · focal, per image (n,)."""
-    ce = cross_entropy(logits, labels)
-    return (1 - focal_ratio) * ce + focal_ratio * focal(logits, labels, gamma)
+def build(config: Config, class_weights: torch.Tensor | None = None) -> Objective:
+    """The loss that `config.loss` names: from logits (k, C) and a batch's part of k images, its share, a scalar.
 
+    The loss of a batch is the mean over its `size` images; each image's is multiplied by its class's weight where
+    there are `class_weights` (C,) (`balance.class_weights` average to 1 over the training photos, so that the mean
+    keeps its scale). soft_f1, no mean over images, counts over all processes; see `soft_f1`.
 
-def build(config: Config, class_weights: torch.Tensor | None = None) -> Loss:
-    """The loss that `config.loss` names, as a function of logits (n, C) and labels (n,), one value an image (n,).
-
-    With `class_weights` (C,) each image's value is multiplied by the weight of its class. `balance.class_weights`
-    average to 1 over the training photos, so that a plain mean over images keeps its scale.
+    Raises:
+        InputError: class weights for soft_f1; and from the objective, a slice of a batch for soft_f1.
     """
-    loss = _named(config)
-    if class_weights is None:
-        return loss
-    return lambda logits, labels: loss(logits, labels) * class_weights.to(logits)[labels]
+    if config.loss == "soft_f1":
+        if class_weights is not None:
+            raise InputError("loss = soft_f1 weighs all classes alike already: set balance other than class_weights")
+        return lambda logits, batch: _share_of_soft_f1(_precise(logits), batch, config.label_smoothing)
+    per_image = _per_image(config)
+
+    def objective(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        logits = _precise(logits)
+        wanted = batch_targets(logits, batch, config.label_smoothing, class_weights)
+        return per_image(logits, wanted).sum() / batch.size
+
+    return objective
 
 
-def _named(config: Config) -> Loss:
-    if config.loss == "ce":
-        return cross_entropy
+def judge(config: Config) -> Judge:
+    """The same loss for validation: a number from logits (n, C) and labels (n,), without class weights or smoothing."""
+    per_image = _per_image(config)
+
+    def judged(logits: torch.Tensor, labels: torch.Tensor) -> float:
+        logits = _precise(logits)
+        wanted = targets(logits, labels)
+        if config.loss == "soft_f1":
+            return soft_f1(soft_counts(logits, wanted, wanted)).item()
+        return per_image(logits, wanted).mean().item()
+
+    return judged
+
+
+def targets(
+    logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0, class_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """What logits (k, C) should say for labels (k,): (1 - smoothing) · one-hot + smoothing / C, as (k, C).
+
+    Label smoothing is Szegedy et al.'s (2016, section 7). Weights (C,) multiply each row by that of its label; since
+    the losses per image are linear in the targets, they multiply the loss likewise.
+    """
+    rows = F.one_hot(labels, logits.shape[1]).to(logits) * (1 - smoothing) + smoothing / logits.shape[1]
+    return rows if class_weights is None else rows * class_weights.to(logits)[labels][:, None]
+
+
+def batch_targets(
+    logits: torch.Tensor, batch: Batch, smoothing: float = 0.0, class_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """`targets` of a batch's part; of mixed pairs, both labels' in the shares of the mixture (mixup, equation 1)."""
+    first = targets(logits, batch.labels, smoothing, class_weights)
+    if batch.other_labels is None:
+        return first
+    return batch.share * first + (1 - batch.share) * targets(logits, batch.other_labels, smoothing, class_weights)
+
+
+def cross_entropy(logits: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of logits (n, C) and targets (n, C), per image (n,)."""
+    return F.cross_entropy(logits, wanted, reduction="none")
+
+
+def focal(logits: torch.Tensor, wanted: torch.Tensor, gamma: float = 2.0) -> torch.Tensor:
+    """Focal loss of logits (n, C) and targets y (n, C), per image (n,): -Σ_c y_c · (1 - p_c)^gamma · log(p_c).
+
+    For one-hot targets that is Lin et al. 2017, equation 4: -(1 - p_t)^gamma · log(p_t).
+    """
+    log_p = F.log_softmax(logits, dim=1)
+    # expm1 keeps 1 - p exact where p is nearly 1; at 0, a power below 1 would have an infinite slope
+    missing = (-torch.expm1(log_p)).clamp(min=SMALLEST)
+    return -(wanted * missing**gamma * log_p).sum(1)
+
+
+def mix(logits: torch.Tensor, wanted: torch.Tensor, focal_ratio: float, gamma: float = 2.0) -> torch.Tensor:
+    """(1 - focal_ratio) · cross-entropy + focal_ratio · focal, per image (n,)."""
+    return (1 - focal_ratio) * cross_entropy(logits, wanted) + focal_ratio * focal(logits, wanted, gamma)
+
+
+def soft_counts(logits: torch.Tensor, wanted: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """What soft F1 is made of, (3, C): Σ p·y, Σ p + Σ y, and Σ present, over images; they add up over parts.
+
+    `wanted` y (n, C) may be smoothed, which puts a little of every class into every image; `present` (n, C) is not,
+    and tells which classes occur.
+    """
+    p = logits.softmax(dim=1)
+    return torch.stack([(p * wanted).sum(0), p.sum(0) + wanted.sum(0), present.sum(0)])
+
+
+def soft_f1(counts: torch.Tensor) -> torch.Tensor:
+    """1 - macro-F1 with probabilities in place of decisions, from `soft_counts` (3, C): a scalar from 0 to 1.
+
+    F1 of a class is 2 Σ p·y / (Σ p + Σ y): the soft Dice coefficient of Milletari et al. 2016 without their squares,
+    as a surrogate for F1 like that of Bénédict et al. 2022 (sigmoidF1). The mean is over the classes that occur.
+    """
+    overlap, sizes, _ = counts[:, counts[2] > 0]
+    return 1 - (2 * overlap / sizes).mean()
+
+
+def _share_of_soft_f1(logits: torch.Tensor, batch: Batch, smoothing: float) -> torch.Tensor:
+    """This process's share of the soft F1 loss of a whole batch: its value is the loss / processes.
+
+    The counts of all processes enter the value, and this process's own carry the gradient. That gradient is the
+    loss's own, undivided: the processes' gradients then sum to the gradient of the loss, as those of a mean do.
+    """
+    processes = dist.get_world_size() if dist.is_initialized() else 1
+    if abs(len(logits) * processes - batch.size) >= processes:
+        raise InputError(
+            f"loss = soft_f1 counts over a whole batch ({batch.size} images) and was given {len(logits)} of it: "
+            "set micro_batch to auto and lower batch_size"
+        )
+    wanted, present = batch_targets(logits, batch, smoothing), batch_targets(logits, batch)
+    mine = soft_counts(logits, wanted, present)
+    if processes == 1:
+        return soft_f1(mine)
+    everyone = mine.detach().clone()
+    dist.all_reduce(everyone)
+    loss = soft_f1(mine + (everyone - mine.detach()))
+    return loss - loss.detach() * (1 - 1 / processes)
+
+
+def _per_image(config: Config) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor]:
+    """The part of `config.loss` that gives a value for each image."""
     if config.loss == "focal":
-        return lambda logits, labels: focal(logits, labels, config.focal_gamma)
-    return lambda logits, labels: mix(logits, labels, config.focal_ratio, config.focal_gamma)
+        return lambda logits, wanted: focal(logits, wanted, config.focal_gamma)
+    if config.loss == "mix":
+        return lambda logits, wanted: mix(logits, wanted, config.focal_ratio, config.focal_gamma)
+    return cross_entropy
+
+
+def _precise(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in at least float32: bf16 has three decimal digits, too few for a logarithm near 0."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
