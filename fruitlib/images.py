@@ -7,7 +7,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
@@ -66,6 +66,13 @@ class Batch:
     other_labels: torch.Tensor | None  # of the photos mixed in
     share: float  # weight of `labels`; 1 - share is that of `other_labels`
     size: int
+
+    def parts(self, size: int | None) -> list["Batch"]:
+        """This share in slices of at most `size` images, nearly equal (so that none is left alone with BatchNorm)."""
+        count = 1 if size is None else -(-len(self.labels) // size)
+        others = [None] * count if self.other_labels is None else self.other_labels.tensor_split(count)
+        pieces = zip(self.images.tensor_split(count), self.labels.tensor_split(count), others, strict=True)
+        return [replace(self, images=images, labels=labels, other_labels=other) for images, labels, other in pieces]
 
 
 def of(run: Run, split: str, progress: cache.Progress | None = None, rows: pd.DataFrame | None = None) -> Photos:
@@ -177,6 +184,11 @@ class Feed:
         """How many photos an epoch shows, over all processes."""
         return len(self.slots(epoch=1))
 
+    @property
+    def steps(self) -> int:
+        """How many batches an epoch has."""
+        return len(batches(len(self), self.config.batch_size, self.config.seed, epoch=1))
+
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """This process's share of each of the epoch's batches."""
         config, slots = self.config, self.slots(epoch)
@@ -246,6 +258,11 @@ class FeatureFeed:
     def __len__(self) -> int:
         """How many photos an epoch shows, over all processes."""
         return len(self.slots(epoch=1))
+
+    @property
+    def steps(self) -> int:
+        """How many batches an epoch has."""
+        return len(batches(len(self), self.config.batch_size, self.config.seed, epoch=1))
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """This process's share of each of the epoch's batches, on the features' device."""

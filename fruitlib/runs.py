@@ -37,12 +37,13 @@ class Stage:
 
 PIXELS = ("sources", "intake", "preprocess", "cache")  # what makes an array of a photo
 # What training's result depends on; gradcam keeps pictures, but changes no weight.
-RECIPE = (*PIXELS, "splits", "augment", "balance", "images", "models", "losses", "metrics", "train")
+RECIPE = (*PIXELS, "splits", "augment", "balance", "images", "models", "transfer", "losses", "optim", "speed")
+RECIPE += ("metrics", "checkpoint", "train")
 STAGES = {
     "train": Stage(configs.TRAIN_KNOBS, RECIPE, outputs=("best.pt", "history.csv", "predictions_val.csv")),
     "export": Stage(configs.EXPORT_KNOBS, ("export",), "train", ("model.fp32.onnx", "model.int8.onnx")),
     "test": Stage(after="export", outputs=("predictions_test.csv",)),
-    "02_train": Stage(modules=("plots", "widgets"), after="train", notebook=True),
+    "02_train": Stage(configs.SHOW_KNOBS, ("finder", "plots", "widgets"), after="train", notebook=True),
     "03_metrics": Stage(
         modules=("plots", "audit", "crossval"),
         after="train",
@@ -56,6 +57,8 @@ STAGES = {
 
 
 POOLED = "predictions_oof.csv"  # of a sweep with folds; `crossval` writes it
+# What a training that was cut off leaves, to be gone on from
+UNFINISHED = ("last.pt", "best.pt", "history.csv", "predictions_val.csv", "cams", "tensorboard", "wandb")
 
 
 class Busy(InputError):
@@ -80,6 +83,12 @@ class Run:
     def config(self) -> Config:
         """The knobs this run is to have (while a sweep plans it), or those it had."""
         return self._planned or configs.make(self.params["knobs"], runtime.display_path(self.path / "params.yaml"))
+
+    @property
+    def members(self) -> list["Run"]:
+        """The runs whose models an ensemble is made of, beside it in the sweep's folder; none in other runs."""
+        names = self.params["record"].get("members", []) if (self.path / "params.yaml").is_file() else []
+        return [Run(self.sweep_dir / name) for name in names]
 
     @cached_property
     def manifest(self) -> pd.DataFrame:
@@ -171,8 +180,10 @@ class Run:
             parts.append(self.identity(spec.after))
         else:
             parts.append(self.data_fingerprint)
-            if self.config.base_weights and (weights := runtime.resolve(self.config.base_weights)).is_file():
-                parts.append(weights)
+            started_from = (self.config.base_weights, self.config.weights)  # "" and the words are no files
+            parts += [path for name in started_from if name and (path := runtime.resolve(name)).is_file()]
+            records = [one.record("train") for one in self.members]
+            parts += [[record.get("identity"), record.get("finished")] for record in records]
         if stage == "test":
             parts.append(splits.fingerprint(self.manifest, ("test",)))
             parts.append(splits.sealed_files(self.config, self.manifest))
@@ -243,10 +254,10 @@ def open_run(run_dir: str | os.PathLike) -> Run:
     return run
 
 
-def create(run_dir: str | os.PathLike, config: Config) -> Run:
+def create(run_dir: str | os.PathLike, config: Config, **facts) -> Run:
     """The run folder for `config`. Results of other training knobs, photos or code are cleared out of it.
 
-    What is trained already keeps the record of what it was trained on.
+    What is trained already keeps the record of what it was trained on; a new record has `facts` in it too.
 
     Raises:
         Busy: another process works on this run.
@@ -256,25 +267,31 @@ def create(run_dir: str | os.PathLike, config: Config) -> Run:
         if run.is_complete("train") and (run.path / "params.yaml").is_file():
             record = run.params["record"]
         else:
-            clear(run)
+            clear(run, keep_training=True)  # `train.fit` sees whether it can be gone on from
             record = {
                 "versions": runtime.versions(),
                 "hardware": runtime.hardware(),
                 "device": str(runtime.device()),
                 "data_fingerprint": run.data_fingerprint,
+                **facts,
             }
         params = {"knobs": config.model_dump(), "record": record}
         runtime.write_text(run.path / "params.yaml", yaml.safe_dump(params, sort_keys=False, allow_unicode=True))
     return Run(run.path)
 
 
-def clear(run: Run) -> None:
-    """Remove what an earlier training left, so that no file or page of it can be taken for the new one's."""
-    for name in ("stages", "cams", "figures"):
+def clear(run: Run, keep_training: bool = False) -> None:
+    """Remove what an earlier training left, so that no file or page of it can be taken for the new one's.
+
+    With `keep_training` the files of one that was cut off stay, if there is a `last.pt`.
+    """
+    kept = UNFINISHED if keep_training and (run.path / "last.pt").is_file() else ()
+    for name in {"stages", "cams", "figures", "tensorboard", "wandb"} - set(kept):
         shutil.rmtree(run.path / name, ignore_errors=True)
     notebooks = [stage for stage, spec in STAGES.items() if spec.notebook]
     for path in list(run.path.iterdir()):
-        if path.suffix in {".csv", ".json", ".pt", ".onnx", ".log"} or path.stem in notebooks:
+        ours = path.suffix in {".csv", ".json", ".pt", ".onnx", ".log"} or path.stem in notebooks
+        if ours and path.name not in kept:
             path.unlink()
 
 

@@ -183,6 +183,13 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
+def seed_of(*numbers: int) -> int:
+    """One seed below 2**32 from several numbers, such as seed, epoch and rank."""
+    import numpy as np
+
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
 def hardware() -> str:
     """The machine in words, for the results table: GPU if any, else processor and cores."""
     import torch

@@ -1,46 +1,70 @@
 """The recipe: photos in, a trained network, its history and its validation predictions out.
 
-In one process `train` runs where it is called. For more, `launch` starts `python -m torch.distributed.run` with this
-module as its program; every process then executes the same `train`, and the files it writes are the result.
+In one process `train` runs where it is called. For more, `distributed.launch` starts `python -m torch.distributed.run`
+with this module as its program; every process then executes the same `train`, and the files it writes are the result.
 """
 
 import contextlib
-import os
-import subprocess
+import math
 import sys
-import threading
 import time
 from collections.abc import Callable
-from datetime import timedelta
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import psutil
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from fruitlib import balance, gradcam, images, losses, metrics, models, runs, runtime
-from fruitlib.config import PREPROCESS_KNOBS, Config
-from fruitlib.images import Photos
+from fruitlib import (
+    balance,
+    checkpoint,
+    distributed,
+    gradcam,
+    images,
+    losses,
+    metrics,
+    models,
+    optim,
+    runs,
+    runtime,
+    speed,
+    tracking,
+    transfer,
+)
+from fruitlib.checkpoint import Progress
+from fruitlib.config import Config
+from fruitlib.images import Batch, Photos
 from fruitlib.runs import Run
+from fruitlib.runtime import InputError
+from fruitlib.speed import Speed
 
 OnEpoch = Callable[[pd.DataFrame], None]
 CAM_PHOTOS_PER_CLASS = 2
+CHECK_LOSS_EVERY = 50  # batches; looking at each would make a GPU wait for the CPU every time
+
+
+class Diverged(InputError):
+    """The loss is no number any more."""
 
 
 def fit(run: Run, on_epoch: OnEpoch | None = None) -> pd.DataFrame:
-    """Train the run unless it is trained already; returns its history, a row per epoch.
+    """Train the run unless it is trained already, from where it was cut off if it was; returns its history.
 
     `on_epoch` is called with the history so far after every epoch, also when child processes do the training.
+
+    Raises:
+        InputError: knobs, photos or machine do not allow it, or the loss stopped being a number (`Diverged`).
     """
     with run.locked():
         if run.is_complete("train"):
             print(f"{runtime.display_path(run.path)} is trained already, nothing to do; history read from its files")
             return run.history()
-        runs.clear(run)
-        start = launch if run.config.processes > 1 else train
+        unfinished, said = checkpoint.read(run, run.identity("train"))
+        runs.clear(run, keep_training=unfinished is not None)
+        if said and unfinished is None:
+            print(said, flush=True)
+        start = distributed.launch if run.config.processes > 1 else train
         start(run, on_epoch or (lambda history: None))
         return run.history()
 
@@ -49,82 +73,229 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     """The whole training, from first line to last: build, learn, judge on validation, keep the best."""
     config, identity, started = run.config, run.identity("train"), time.perf_counter()
     rank, world_size, device = runtime.rank(), runtime.world_size(), runtime.device()
+    say = print if rank == 0 else lambda *_, **__: None
 
     # Photos, decoded once: in memory, in a mapped file, or streamed, as fits.
     decoding = runtime.meter("photos decoded")
     names, teach, judge = run.class_names, images.of(run, "train", decoding), images.of(run, "val")
-    if rank == 0:
-        said = balance.said(teach.labels, names, config.balance, config.augment_to)
-        print(f"{teach.store.said}\n{said}", flush=True)
+    say(f"{teach.store.said}\n{balance.said(teach.labels, names, config.balance, config.augment_to)}", flush=True)
 
-    # The network, alike in every process, and what of it learns.
+    # The network, alike in every process; what of it learns is settled epoch by epoch.
+    fast = speed.choose(config, len(names), device, run.sweep_dir)
     runtime.seed_everything(config.seed)
-    model = models.build(config, len(names)).to(device, memory_format=torch.channels_last)
+    model = models.build(config, len(names)).to(device, memory_format=fast.memory_format)
     initial_weights = models.fingerprint(model)
-    models.freeze(model, config)
+    learning = transfer.freeze(model, config)
+    speed.compiled(model, config)
+    say(fast.said, model.said, sep="\n", end="\n" if model.said else "", flush=True)
+
+    # What it learns from and by.
     learner, feed = model, images.Feed(teach, config, device, rank, world_size)
     if config.features_once:
         learner, feed = models.head(model), feature_feed(model, teach, config, device)
-    network = DistributedDataParallel(learner) if world_size > 1 else learner
     weights = balance.class_weights(teach.labels, len(names)) if config.balance == "class_weights" else None
-    loss_of = losses.build(config, weights)
-    plain_loss = losses.build(config)  # validation is judged without weights
-    optimizer = build_optimizer(config, [p for p in network.parameters() if p.requires_grad])
-    scheduler = build_scheduler(config, optimizer)
+    objective, judge_loss = losses.build(config, weights), losses.judge(config)
+    optimizer = optim.build(config, model)
+    schedule = optim.Schedule(config, optimizer, feed.steps)
+    scaler = torch.amp.GradScaler(device.type, enabled=fast.precision == "fp16")
+    average = optim.Average(config, model) if config.ema else None
+    judged_model = average.model if average else model
+    micro_batch = None if config.micro_batch == "auto" else config.micro_batch
 
-    history, best = [], (-1.0, 0.0)
-    for epoch in range(1, config.epochs + 1):
-        epoch_started = time.perf_counter()
+    # Where an earlier attempt was cut off.
+    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    parts |= {"average": average} if average else {}
+    progress = Progress()
+    unfinished, said = checkpoint.read(run, identity)
+    if unfinished:
+        progress = checkpoint.restore(unfinished, parts)
+        say(said, flush=True)
+        if rank == 0:
+            tracking.write_history(run, progress.history)
+    before = progress.history[-1]["seconds"] if progress.history else 0.0
 
-        # Learn: every process takes its share of each batch; the loss is the mean over the whole batch, so
-        # gradients do not depend on how many share the work (DDP averages over processes, hence `world_size`).
-        models.learning(model, config)
-        tally = Tally(len(names))
-        for batch in feed.epoch(epoch):
-            logits = network(batch.images)
-            per_image = batch_loss(loss_of, logits, batch)
-            (per_image.sum() * world_size / batch.size).backward()
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-            tally.add(per_image, logits, batch.labels if batch.share >= 0.5 else batch.other_labels)
-        lr = scheduler.get_last_lr()[0]
-        scheduler.step()
-        seconds = time.perf_counter() - epoch_started
+    network, meters = None, tracking.Meters(device)
+    say(meters.said, end="\n" if meters.said else "", flush=True)
+    with tracking.Mirrors(run, progress.history) if rank == 0 else contextlib.nullcontext() as mirrors:
+        while progress.epoch < config.epochs and not stopped(config, progress):
+            epoch, epoch_started = progress.epoch + 1, time.perf_counter()
+            runtime.seed_everything(runtime.seed_of(config.seed, epoch, rank))
 
-        # Judge: each validation photo exactly once, whatever the number of processes.
-        learnt, logits = tally.row("train"), predict_shared(model, judge)  # both need every process
-        if rank > 0:
-            continue  # rank 0 writes; the others wait for it at their next step
-        row = {"epoch": epoch, "lr": lr, **learnt, **judged(logits, judge.labels, plain_loss)}
-        history.append(row | {"photos_per_second": len(feed) / seconds, "seconds": time.perf_counter() - started})
-        write_history(run, history)
-        score = (row["val_macro_f1"], -row["val_loss"])
-        if score > best:
-            best, best_epoch = score, epoch
-            keep_best(run, model, epoch, logits, judge)
-        if config.cam_every and (epoch % config.cam_every == 0 or epoch in (1, config.epochs)):
-            keep_cams(run, model, judge, epoch)
-        print(progress_line(history, config.epochs), flush=True)
-        on_epoch(pd.DataFrame(history))
+            # Thaw what is to learn from this epoch on.
+            learns = transfer.freeze(model, config, epoch)
+            if network is None or learns != learning:
+                learning = learns
+                network = DistributedDataParallel(learner) if world_size > 1 else learner
+            transfer.learning(model)
+
+            # Learn: every process takes its share of each batch, in parts that fit its device; the loss is the mean
+            # over the whole batch, so that gradients depend on neither.
+            tally, lr = Tally(len(names), device), schedule.lr
+            for batch in feed.epoch(epoch):
+                micro_batch, loss, logits = gradients(network, batch, objective, fast, scaler, micro_batch, config)
+                if config.clip_norm:
+                    scaler.unscale_(optimizer)
+                    torch.nn.utils.clip_grad_norm_(learner.parameters(), config.clip_norm)
+                scaler.step(optimizer)
+                scaler.update()
+                optimizer.zero_grad(set_to_none=True)
+                schedule.step()
+                if average:
+                    average.update()
+                tally.add(loss, logits, batch)
+                if tally.batches % CHECK_LOSS_EVERY == 0:
+                    check_loss(tally, epoch, feed.steps, config)
+            check_loss(tally, epoch, feed.steps, config)
+            row = {"epoch": epoch, "lr": lr, **tally.row("train")}
+            row["photos_per_second"] = len(feed) / (time.perf_counter() - epoch_started)
+
+            # Judge: each validation photo exactly once, whatever the number of processes. All come to the same
+            # verdict, so that all stop, or lower the learning rate, together.
+            better = True  # without validation photos the last epoch is the one to keep
+            if len(judge):
+                logits = predict_shared(judged_model, judge)
+                row |= judged(logits, judge.labels, judge_loss)
+                if not math.isfinite(row["val_loss"]):
+                    raise diverged(config, f"epoch {epoch}, on validation")
+                better = note(progress, row, config)
+                schedule.judged(score(row, config))
+            progress.epoch, progress.best_epoch = epoch, epoch if better else progress.best_epoch
+            row["seconds"] = before + time.perf_counter() - started
+            progress.history.append(row | meters.read())
+
+            # Keep: rank 0 writes, the others wait for it at their next step.
+            if rank > 0:
+                continue
+            tracking.write_history(run, progress.history)
+            mirrors.log(progress.history[-1])
+            if better:
+                keep_best(run, judged_model, epoch, logits if len(judge) else torch.empty(0, len(names)))
+            if config.cam_every and len(judge) and (epoch % config.cam_every == 0 or epoch in (1, config.epochs)):
+                keep_cams(run, judged_model, judge, epoch)
+            checkpoint.save(run, identity, progress, parts)
+            print(progress_line(progress.history, config.epochs), flush=True)
+            on_epoch(pd.DataFrame(progress.history))
 
     if rank == 0:
+        if stopped(config, progress):
+            print(f"stopped early: {config.patience} epochs without a better {config.monitor}", flush=True)
         run.complete(
-            "train", identity, best_epoch=best_epoch, epochs=config.epochs, seconds=time.perf_counter() - started,
-            parameters=models.num_parameters(model), processes=world_size, data_fingerprint=run.data_fingerprint,
-            initial_weights=initial_weights, cache=teach.store.kind, photos_per_epoch=len(feed),
+            "train", identity, best_epoch=progress.best_epoch, epochs=progress.epoch,
+            seconds=progress.history[-1]["seconds"], parameters=models.num_parameters(model), processes=world_size,
+            data_fingerprint=run.data_fingerprint, initial_weights=initial_weights, cache=teach.store.kind,
+            photos_per_epoch=len(feed), precision=fast.precision, speed=fast.said, micro_batch=micro_batch,
         )  # fmt: skip
+        (run.path / checkpoint.NAME).unlink(missing_ok=True)
 
 
-def batch_loss(loss_of: losses.Loss, logits: torch.Tensor, batch: images.Batch) -> torch.Tensor:
-    """Loss per image (n,); of mixed pairs, the two labels' losses in the shares of the mixture (mixup, equation 1)."""
-    if batch.other_labels is None:
-        return loss_of(logits, batch.labels)
-    return batch.share * loss_of(logits, batch.labels) + (1 - batch.share) * loss_of(logits, batch.other_labels)
+def gradients(
+    network: torch.nn.Module,
+    batch: Batch,
+    objective: losses.Objective,
+    fast: Speed,
+    scaler: torch.amp.GradScaler,
+    micro_batch: int | None,
+    config: Config,
+) -> tuple[int | None, torch.Tensor, torch.Tensor]:
+    """Add the gradients of a batch's loss to the network's, at most `micro_batch` images at a time (None: all).
+
+    Where a GPU's memory does not suffice and `micro_batch` is auto, it is halved, and the batch begun again.
+
+    Returns:
+        micro_batch as it is now, this process's share of the loss, logits (k, C) float32.
+    """
+    while True:
+        try:
+            return micro_batch, *_gradients(network, batch.parts(micro_batch), objective, fast, scaler)
+        except torch.OutOfMemoryError:
+            micro_batch = fewer(micro_batch or len(batch.labels), config)
+            network.zero_grad(set_to_none=True)
+            torch.cuda.empty_cache()
+            print(f"GPU memory ran out: micro_batch is {micro_batch} from now on", flush=True)
+
+
+def _gradients(network, parts: list[Batch], objective, fast: Speed, scaler) -> tuple[torch.Tensor, torch.Tensor]:
+    shares, outputs = [], []
+    for part in parts:
+        inputs = part.images
+        if inputs.ndim == 4:  # features of a frozen backbone have two
+            inputs = inputs.contiguous(memory_format=fast.memory_format)
+        alone = part is parts[-1] or not isinstance(network, DistributedDataParallel)
+        with contextlib.nullcontext() if alone else network.no_sync():  # one exchange per batch is enough
+            with speed.autocast(fast, inputs.device):
+                logits = network(inputs)
+            loss = objective(logits.float(), part)
+            # DDP averages gradients over processes where the loss asks for their sum, hence the factor.
+            scaler.scale(loss * runtime.world_size()).backward()
+        shares.append(loss.detach())
+        outputs.append(logits.detach().float())
+    return torch.stack(shares).sum(), torch.cat(outputs)
+
+
+def fewer(images_at_a_time: int, config: Config) -> int:
+    """Half as many images at a time, after a GPU's memory ran out; or an error that names the knob.
+
+    Raises:
+        InputError: where fewer cannot be had, or one process alone may not change its mind.
+    """
+    ran_out = f"GPU memory ran out with {images_at_a_time} images at a time"
+    if images_at_a_time == 1:
+        raise InputError(f"{ran_out}: lower image_size, or take a smaller model") from None
+    half = -(-images_at_a_time // 2)
+    if config.micro_batch != "auto" or runtime.world_size() > 1:
+        raise InputError(f"{ran_out}: set micro_batch: {half}, or lower image_size") from None
+    if config.loss == "soft_f1":
+        raise InputError(f"{ran_out}, and loss soft_f1 counts over all of them: lower batch_size") from None
+    return half
+
+
+def check_loss(tally: "Tally", epoch: int, steps: int, config: Config) -> None:
+    """Stop where the loss is no number any more.
+
+    Raises:
+        Diverged: naming epoch, batch, and the knob that is probably to blame.
+    """
+    if (batch := tally.first_bad()) is not None:
+        raise diverged(config, f"epoch {epoch}, batch {batch} of {steps}")
+
+
+def diverged(config: Config, where: str) -> Diverged:
+    """The error for a loss that is no number any more, with the knob that is probably to blame."""
+    cure = f"lower lr (it is {config.lr:g})"
+    if config.precision == "fp16":
+        cure = f"set precision to bf16 or fp32, or {cure}"
+    if not config.clip_norm:
+        cure += ", or set clip_norm: 1"
+    if not config.warmup_epochs:
+        cure += " or warmup_epochs: 1"
+    return Diverged(f"the loss is no number any more ({where}): {cure}")
+
+
+def score(row: dict[str, float], config: Config) -> float:
+    """The monitored metric of a history row, higher is better."""
+    return -row["val_loss"] if config.monitor == "loss" else row[f"val_{config.monitor}"]
+
+
+def note(progress: Progress, row: dict[str, float], config: Config) -> bool:
+    """Count an epoch towards early stopping; whether it is the best so far (among equals, the lowest loss)."""
+    found = (score(row, config), -row["val_loss"])
+    progress.waited += 1
+    if found[0] > progress.reference + config.min_delta:
+        progress.reference, progress.waited = found[0], 0
+    better = found > progress.best
+    progress.best = max(found, progress.best)
+    return better
+
+
+def stopped(config: Config, progress: Progress) -> bool:
+    """Whether early stopping has had enough."""
+    return bool(config.patience) and progress.waited >= config.patience
 
 
 def feature_feed(model: torch.nn.Module, teach: Photos, config: Config, device: torch.device) -> images.FeatureFeed:
     """What a frozen backbone makes of the training photos, computed once; topped up by SMOTE where asked for."""
-    features, labels = models.features(model, teach), teach.labels
+    with speed.uncompiled(model):
+        features, labels = transfer.features(model, teach), teach.labels
     if config.balance == "smote":
         features, labels = balance.smote(features, labels, config.seed)
     return images.FeatureFeed(features.to(device), labels, config, runtime.rank(), runtime.world_size())
@@ -133,33 +304,50 @@ def feature_feed(model: torch.nn.Module, teach: Photos, config: Config, device: 
 class Tally:
     """Loss and confusion matrix of an epoch's training batches, this process's share; `row` adds up all shares."""
 
-    def __init__(self, num_classes: int):
-        self.sums = torch.zeros(num_classes * num_classes + 1, dtype=torch.float64)
-        self.num_classes = num_classes
+    def __init__(self, num_classes: int, device: torch.device):
+        self.matrix = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
+        self.losses: list[torch.Tensor] = []  # a batch's loss times its size, so that batches weigh by their images
+        self.images, self.num_classes, self.checked = 0, num_classes, 0
 
-    def add(self, per_image: torch.Tensor, logits: torch.Tensor, labels: torch.Tensor) -> None:
-        """Count one batch: loss per image (n,), logits (n, C), labels (n,)."""
-        cells = (labels * self.num_classes + logits.argmax(1)).cpu()
-        self.sums[0] += per_image.detach().sum().item()
-        self.sums[1:] += torch.bincount(cells, minlength=len(self.sums) - 1)
+    @property
+    def batches(self) -> int:
+        """How many were added."""
+        return len(self.losses)
+
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, batch: Batch) -> None:
+        """Count one batch: this process's share of its loss, and logits (k, C)."""
+        labels = batch.labels if batch.share >= 0.5 else batch.other_labels
+        cells = labels * self.num_classes + logits.argmax(1)
+        self.matrix.index_add_(0, cells, torch.ones_like(cells))  # bincount would make a GPU wait
+        self.losses.append(loss.double() * batch.size)
+        self.images += batch.size
+
+    def first_bad(self) -> int | None:
+        """The number, from 1, of the first batch whose loss is not finite, of those added since the last call."""
+        start, self.checked = self.checked, self.batches
+        new = self.losses[start:]
+        bad = torch.nonzero(~torch.isfinite(torch.stack(new))) if new else []
+        return start + bad[0].item() + 1 if len(bad) else None
 
     def row(self, prefix: str) -> dict[str, float]:
-        """<prefix>_loss, _accuracy and _macro_f1 over all processes' shares of the epoch."""
+        """<prefix>_loss, _accuracy … over all processes' shares of the epoch."""
+        sums = torch.cat([torch.stack(self.losses).sum()[None], self.matrix.double()]).cpu()
         if dist.is_initialized():
-            dist.all_reduce(self.sums)
-        matrix = self.sums[1:].reshape(self.num_classes, -1).numpy().astype(np.int64)
-        return _row(prefix, self.sums[0].item() / matrix.sum(), matrix)
+            dist.all_reduce(sums)
+        matrix = sums[1:].reshape(self.num_classes, -1).numpy().astype(np.int64)
+        return _row(prefix, sums[0].item() / self.images, matrix)
 
 
-def judged(logits: torch.Tensor, labels: torch.Tensor, loss_of: losses.Loss) -> dict[str, float]:
-    """val_loss, val_accuracy and val_macro_f1 of logits (n, C) for labels (n,)."""
+def judged(logits: torch.Tensor, labels: torch.Tensor, loss_of: Callable) -> dict[str, float]:
+    """val_loss, val_accuracy … of logits (n, C) for labels (n,)."""
     matrix = metrics.confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), logits.shape[1])
-    return _row("val", loss_of(logits, labels).mean().item(), matrix)
+    return _row("val", loss_of(logits, labels), matrix)
 
 
 def _row(prefix: str, loss: float, matrix: np.ndarray) -> dict[str, float]:
     summary = metrics.summary(matrix)
-    return {f"{prefix}_loss": loss} | {f"{prefix}_{name}": summary[name] for name in ("accuracy", "macro_f1")}
+    names = ("accuracy", "balanced_accuracy", "macro_f1")
+    return {f"{prefix}_loss": float(loss)} | {f"{prefix}_{name}": float(summary[name]) for name in names}
 
 
 @torch.inference_mode()
@@ -167,7 +355,8 @@ def predict(model: torch.nn.Module, photos: Photos, batch_size: int = 64) -> tor
     """Logits float32 (n, C) on the CPU for these photos, the model in eval mode."""
     device = next(model.parameters()).device
     model.eval()
-    parts = [model(pixels).float().cpu() for pixels in images.in_parts(photos, batch_size, device)]
+    with speed.uncompiled(model):  # compiling for other sizes than training's costs more than it saves
+        parts = [model(pixels).float().cpu() for pixels in images.in_parts(photos, batch_size, device)]
     return torch.cat(parts)
 
 
@@ -191,42 +380,10 @@ def predict_shared(model: torch.nn.Module, photos: Photos) -> torch.Tensor:
     return logits
 
 
-def build_optimizer(config: Config, parameters) -> torch.optim.Optimizer:
-    """adam, adamw, or sgd (with Nesterov momentum 0.9)."""
-    if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.lr, momentum=0.9, nesterov=True, weight_decay=config.weight_decay)
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[config.optimizer](parameters, lr=config.lr, weight_decay=config.weight_decay)
-
-
-def build_scheduler(config: Config, optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-    """lr by epoch: step divides by 10 after each third, exponential and cosine fall smoothly to a hundredth."""
-    schedulers = torch.optim.lr_scheduler
-    if config.scheduler == "step":
-        return schedulers.StepLR(optimizer, step_size=max(1, -(-config.epochs // 3)), gamma=0.1)
-    if config.scheduler == "exponential":
-        return schedulers.ExponentialLR(optimizer, gamma=0.01 ** (1 / max(1, config.epochs - 1)))
-    return schedulers.CosineAnnealingLR(optimizer, T_max=max(1, config.epochs - 1), eta_min=config.lr / 100)
-
-
-def write_history(run: Run, history: list[dict]) -> None:
-    """`history.csv`, whole and atomic after every epoch."""
-    with runtime.replacing(run.path / "history.csv") as partial:
-        pd.DataFrame(history).to_csv(partial, index=False)
-
-
-def keep_best(run: Run, model: torch.nn.Module, epoch: int, logits: torch.Tensor, judge: Photos) -> None:
+def keep_best(run: Run, model: torch.nn.Module, epoch: int, logits: torch.Tensor) -> None:
     """`best.pt` (weights and what is needed to use them) and the predictions that made it the best."""
-    checkpoint = {
-        "model": run.config.model,
-        "image_size": run.config.image_size,
-        "preprocess": run.config.model_dump(include=set(PREPROCESS_KNOBS)),
-        "class_names": run.class_names,
-        "epoch": epoch,
-        "state_dict": {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()},
-    }
     with runtime.replacing(run.path / "best.pt") as partial:
-        torch.save(checkpoint, partial)
+        torch.save(models.checkpoint(model, run.config, run.class_names, epoch=epoch), partial)
     run.write_predictions("val", {"torch": metrics.softmax(logits.numpy().astype(np.float64))}, run.rows("val"))
 
 
@@ -240,7 +397,8 @@ def keep_cams(run: Run, model: torch.nn.Module, judge: Photos, epoch: int) -> No
     """Heatmaps of this epoch for the fixed photos, towards each photo's true class, in `cams/epoch_NNNN.npz`."""
     photos = cam_photos(judge)
     pixels = images.to_float(photos.images, next(model.parameters()).device)
-    maps = gradcam.heatmaps(model, pixels, models.target_layers(model), targets=photos.labels.tolist())
+    with speed.uncompiled(model):
+        maps = gradcam.heatmaps(model, pixels, models.target_layers(model), targets=photos.labels.tolist())
     gradcam.save(run.path / "cams" / f"epoch_{epoch:04d}.npz", maps, paths=np.array(photos.paths))
 
 
@@ -250,97 +408,31 @@ def kept_cams(run: Run) -> dict[int, gradcam.Heatmaps]:
 
 
 def progress_line(history: list[dict], epochs: int) -> str:
-    """One line on the epoch just finished and the time left."""
+    """One line on the epoch just finished and the time left at most."""
     last = history[-1]
     left = last["seconds"] / len(history) * (epochs - len(history))
-    numbers = f"train loss {last['train_loss']:.3f}, val accuracy {last['val_accuracy']:.3f}"
-    eta = f"{left / 60:.1f} min" if left >= 90 else f"{left:.0f} s"
-    return f"epoch {last['epoch']}/{epochs}: {numbers}, macro-F1 {last['val_macro_f1']:.3f}, {eta} left"
+    numbers = f"train loss {last['train_loss']:.3f}"
+    if "val_loss" in last:
+        numbers += f", val accuracy {last['val_accuracy']:.3f}, macro-F1 {last['val_macro_f1']:.3f}"
+    return f"epoch {last['epoch']}/{epochs}: {numbers}, {runtime.duration(left)} left"
 
 
-def launch(run: Run, on_epoch: OnEpoch) -> None:
-    """Train in `processes` children under torchrun, showing their log and passing on each new epoch.
-
-    Whatever ends this call (an error, an interrupted cell) ends the children too.
-
-    Raises:
-        RuntimeError: the children failed; one line says why, and where all they said is.
-    """
-    processes = run.config.processes
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
-    command += [f"--nproc-per-node={processes}", "-m", "fruitlib.train", str(run.path)]
-    threads = str(max(1, torch.get_num_threads() // processes))
-    environment = os.environ | {
-        "OMP_NUM_THREADS": threads,
-        "PYTHONUNBUFFERED": "1",
-        "FRUITLIB_STARTER": str(os.getpid()),
-        "FRUITLIB_HOME": str(runtime.home()),
-    }
-    print(f"starting {processes} processes with {threads} threads each", flush=True)
-    child = subprocess.Popen(
-        command, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True
-    )
-    try:
-        with (run.path / "train.log").open("w", encoding="utf-8") as log:
-            for line in child.stdout:
-                log.write(line)
-                if line.startswith("epoch "):
-                    print(line, end="", flush=True)
-                    on_epoch(run.history())
-        if child.wait():
-            said = (run.path / "train.log").read_text(encoding="utf-8")
-            reasons = [line.removeprefix("error: ") for line in said.splitlines() if line.startswith("error: ")]
-            where = runtime.display_path(run.path / "train.log")
-            reason = reasons[0] if reasons else f"exit code {child.returncode}"
-            raise RuntimeError(f"training in {processes} processes failed: {reason} (all they said: {where})")
-    finally:
-        end_tree(child)
-        child.stdout.close()
-
-
-def end_tree(child: subprocess.Popen, patience: float = 10) -> None:
-    """End a torchrun agent and its workers, which live in sessions of their own: ask first, then kill."""
-    if child.poll() is not None:
-        return
-    family = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
-    child.terminate()  # the agent passes this on to its workers
-    _, alive = psutil.wait_procs(family, timeout=patience)
-    for process in alive:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.kill()
-    child.wait()
-
-
-def _leave_with_starter() -> None:
-    """End this worker when torchrun's agent, or the process that started the agent, is gone.
-
-    Either may be killed outright, and then cannot tell anyone; the agent by itself would work on.
-    """
-    family = [psutil.Process(os.getppid()), psutil.Process(int(os.environ.get("FRUITLIB_STARTER", os.getppid())))]
-
-    def watch() -> None:
-        while all(process.is_running() and process.status() != psutil.STATUS_ZOMBIE for process in family):
-            time.sleep(1)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+def answer(run: Run) -> tuple[str, dict[str, float]]:
+    """What training came to, in a sentence and as numbers."""
+    trained, history, n = run.record("train"), run.history(), len(run.rows("val"))
+    best = history.set_index("epoch").loc[trained["best_epoch"]]
+    ended = f"epoch {trained['best_epoch']} of {trained['epochs']}, {trained['seconds']:.0f} s of training"
+    numbers = {"n": n, "seconds": trained["seconds"], "best_epoch": trained["best_epoch"]}
+    if not n:
+        return f"Trained on all {len(run.rows('train'))} photos, none validate; {ended}", numbers
+    accuracy = metrics.proportion(round(best["val_accuracy"] * n), n)
+    numbers |= {name: best[f"val_{name}"] for name in ("macro_f1", "accuracy")}
+    return f"Validation macro-F1 {best['val_macro_f1']:.3f}, accuracy {accuracy}, {ended}", numbers
 
 
 def main(run_dir: str) -> None:
     """One torchrun worker's life."""
-    _leave_with_starter()
-    enough_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= runtime.world_size()
-    if enough_gpus:
-        torch.cuda.set_device(runtime.device())
-    dist.init_process_group("cpu:gloo,cuda:nccl" if enough_gpus else "gloo", timeout=timedelta(hours=2))
-    try:
-        train(Run(Path(run_dir)), lambda history: None)
-        dist.barrier()
-    except Exception as problem:
-        print(f"error: {type(problem).__name__}: {problem}", flush=True)  # found by `launch` among torchrun's own words
-        raise
-    finally:
-        dist.destroy_process_group()
+    distributed.worker(lambda: train(Run(runtime.resolve(run_dir)), lambda history: None))
 
 
 if __name__ == "__main__":

@@ -64,4 +64,6 @@ def tiny(shapes) -> dict:
         "batch_size": 8,
         "cam_every": 2,
         "lr": 0.003,
+        "precision": "fp32",
+        "memory_format": "channels_last",
     }

@@ -8,6 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from fruitlib import augment, balance, cache, config, images, runtime
@@ -293,3 +295,17 @@ def test_examples_show_a_policy():
     flat = np.full((4, SIDE, SIDE, 3), (200, 60, 20), np.uint8)
     assert np.array_equal(images.examples(flat, "geometric", 0), flat)
     assert not np.array_equal(images.examples(flat, "colour", 0), flat)
+
+
+@given(count=st.integers(2, 40), size=st.integers(2, 12))
+def test_parts_of_a_batch_are_all_of_it_and_none_is_a_single_image(count, size):
+    """BatchNorm cannot learn from one image."""
+    labels = torch.arange(count)
+    batch = images.Batch(torch.rand(count, 3, 2, 2), labels, labels + 1, 0.3, 99)
+    parts = batch.parts(size)
+    assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
+    assert torch.equal(torch.cat([part.other_labels for part in parts]), labels + 1)
+    sizes = [len(part.labels) for part in parts]
+    assert max(sizes) <= size and max(sizes) - min(sizes) <= 1
+    assert all(part.size == 99 and part.share == 0.3 for part in parts)
+    assert min(sizes) >= 2 or size == 2

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 import yaml
 
-from fruitlib import config
+from fruitlib import params
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -36,7 +36,7 @@ def test_the_results_table_is_the_examples():
 
 
 def test_the_example_is_what_the_demo_says():
-    plan = config.read_params(ROOT / "params" / "demo.yaml")
+    plan = params.read_params(ROOT / "params" / "demo.yaml")
     assert set(pd.read_csv(EXAMPLE / "results.csv")["run"]) == set(plan.runs)
 
 
@@ -55,7 +55,7 @@ def test_every_local_link_leads_somewhere():
 def test_the_params_example_is_valid(tmp_path):
     text = README.split("```yaml")[1].split("```")[0]
     (tmp_path / "story.yaml").write_text(text)
-    assert len(config.read_params(tmp_path / "story.yaml").runs) == 9
+    assert len(params.read_params(tmp_path / "story.yaml").runs) == 9
     assert yaml.safe_load(text)["title"]
 
 

@@ -444,7 +444,7 @@ def test_a_predefined_val_part_joins_the_folds_and_it_is_said():
 
 def test_an_unknown_fold_or_repeat_is_refused():
     manifest, _ = divided(rows_of([{"a": 1}] * 12 + [{"b": 1}] * 12), folds=3)
-    for fold, repeat, words in ((4, 1, "fold = 4: .*1 to 3"), (0, 1, "fold = 0"), (1, 2, "repeat = 2")):
+    for fold, repeat, words in ((4, 1, "fold = 4: .*1 to 3"), (-1, 1, "fold = -1"), (1, 2, "repeat = 2")):
         with pytest.raises(InputError, match=words):
             splits.part(manifest, "val", fold, repeat)
     assert len(splits.some_of_each(manifest, "val", 2)) == 4

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib import cli, config, runs, sweep
+from fruitlib import cli, config, params, progress, runs, shipping, splits, sweep
 
 HOME = Path(__file__).parent.parent
 
@@ -109,7 +109,7 @@ def wait_until(condition, seconds: float = 60) -> None:
 
 
 @pytest.mark.parametrize(
-    ("params", "arguments", "words"),
+    ("text", "arguments", "words"),
     [
         ("lr: 0.1\nlearning_rat: 3", [], "unknown knob learning_rat"),
         ("lr: -3", [], "lr = -3"),
@@ -120,13 +120,15 @@ def wait_until(condition, seconds: float = 60) -> None:
         ("grid: {1: [2]}", [], "1 is no knob"),
         ("seed: 5000000000", [], "seed = 5000000000"),
         ("base_weights: missing.pt", [], "base_weights missing.pt: no such file"),
+        ("weights: default", [], "weights default: no such file; wanted none, DEFAULT"),
         ("model: base", [], "model base has 5 classes, the photos have 3"),
         ("epochs: 1", ["--data", ""], "--data is empty"),
+        ("folds: 2\nscheduler: plateau", [], "ship: refit trains on the photos of all folds"),
     ],
 )
-def test_bad_input_is_one_line_exit_code_2_and_nothing_written(house, shapes, tmp_path, params, arguments, words):
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(house, shapes, tmp_path, text, arguments, words):
     data = "" if arguments else f"data: {shapes}\n"
-    (tmp_path / "bad.yaml").write_text(f"{data}{params}\n")
+    (tmp_path / "bad.yaml").write_text(f"{data}{text}\n")
     answer = fruitlib(house, "sweep", tmp_path / "bad.yaml", *arguments)
     assert answer.returncode == 2
     assert words in answer.stderr and len(answer.stderr.splitlines()) == 1
@@ -153,6 +155,23 @@ def test_what_a_kernel_says_outside_of_its_notebook_is_kept_off_the_terminal(tmp
         sweep.execute("dying", tmp_path / "dying.ipynb", config.Config())
 
 
+def test_a_notebook_after_02_reads_the_knobs_its_plan_has_now(tmp_path, tiny, monkeypatch):
+    """Such as another `int8_agreement`, which trains nothing anew."""
+    monkeypatch.setenv("FRUITLIB_HOME", str(tmp_path))
+    (tmp_path / "notebooks").mkdir()
+    notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
+    nbformat.write(notebook, tmp_path / "notebooks" / "05_quantize.ipynb")
+    splits.prepare(config.make(tiny), tmp_path)
+    run = runs.create(tmp_path / "run", config.make(tiny))
+    for name in ("best.pt", "history.csv", "predictions_val.csv"):
+        (run.path / name).touch()
+    run.complete("train", run.identity("train"))
+    before = run.params["record"]
+    sweep._execute_stage(runs.Run(run.path, config.make({**tiny, "int8_agreement": 0.5})), "05_quantize")
+    found = runs.Run(run.path)
+    assert found.config.int8_agreement == 0.5 and found.params["record"] == before and found.is_complete("train")
+
+
 def test_parameters_follow_the_notebooks_cell():
     cfg = config.make({"lr": 0.5, "weight_decay": 0.3, "data": "sample5"})
     found = sweep.parameters(HOME / "notebooks" / "02_train.ipynb", cfg, {"run_dir": "x"})
@@ -169,16 +188,16 @@ def test_the_choice_is_the_best_on_validation_ties_to_the_lower_loss(tmp_path):
         work[name].path.mkdir()
         (work[name].path / "metrics.json").write_text(json.dumps({"macro_f1": score, "val_loss": loss}))
     states = {name: {"state": "complete"} for name in "abc"} | {"d": {"state": "failed"}}
-    plan = config.Sweep("s", "s", "t", "chosen", "macro_f1", config.Config(), {}, {})
-    assert sweep.choose(plan, work, states, tmp_path) == "c"
-    assert sweep.choose(plan, work, {name: {"state": "failed"} for name in work}, tmp_path) is None
+    plan = params.Sweep("s", "s", "t", "chosen", "macro_f1", "refit", config.Config(), {}, {})
+    assert shipping.choose(plan, work, states, tmp_path) == "c"
+    assert shipping.choose(plan, work, {name: {"state": "failed"} for name in work}, tmp_path) is None
 
 
 @pytest.fixture
 def folded(tmp_path):
     """A plan of two combinations with two folds each; its runs, all complete, and pooled results."""
     (tmp_path / "folds.yaml").write_text("folds: 2\ntest_per_class: 0\ngrid:\n  lr: [0.1, 0.01]\n")
-    plan = config.read_params(tmp_path / "folds.yaml")
+    plan = params.read_params(tmp_path / "folds.yaml")
     work = {name: runs.Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()}
     rows = [("lr=0.1", 0.7, 0.9), ("lr=0.01", 0.8, 0.6)]
     table = pd.DataFrame(rows, columns=["combination", "macro_f1", "accuracy"])
@@ -198,25 +217,25 @@ def test_with_folds_all_of_a_combination_are_trained_before_any_is_looked_at(fol
     assert len(steps) == 8
 
 
-def test_with_folds_the_choice_is_the_best_pooled_combination_s_first_fold(folded, tmp_path):
+def test_with_folds_the_choice_is_the_best_pooled_combination(folded, tmp_path):
     plan, work, states = folded
-    assert sweep.choose(plan, work, states, tmp_path) == "fold=1,lr=0.01"
+    assert shipping.choose(plan, work, states, tmp_path) == "lr=0.01"
     states["fold=2,lr=0.01"] = {"state": "failed"}  # half a cross-validation is none
-    assert sweep.choose(plan, work, states, tmp_path) == "fold=1,lr=0.1"
+    assert shipping.choose(plan, work, states, tmp_path) == "lr=0.1"
     (tmp_path / "results_oof.csv").unlink()
-    assert sweep.choose(plan, work, states, tmp_path) is None
+    assert shipping.choose(plan, work, states, tmp_path) is None
 
 
 def test_runs_of_a_list_that_name_different_knobs_are_compared_on_all_of_them(tmp_path):
     (tmp_path / "list.yaml").write_text("list:\n  - {}\n  - {balance: oversample}\n  - {seed: 3}\n")
-    plan = config.read_params(tmp_path / "list.yaml")
+    plan = params.read_params(tmp_path / "list.yaml")
     work = {name: runs.Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()}
     table = sweep.results(plan, work, {name: {"state": "pending"} for name in work})
     assert table[["balance", "seed"]].values.tolist() == [["none", 0], ["oversample", 0], ["none", 3]]
 
 
 def test_sweeps_on_other_photos_get_a_folder_of_their_own():
-    plan = config.Sweep("demo", "s", "t", "chosen", "macro_f1", config.Config(), {}, {})
+    plan = params.Sweep("demo", "s", "t", "chosen", "macro_f1", "refit", config.Config(), {}, {})
     assert sweep.sweep_name(plan, None) == "demo"
     assert sweep.sweep_name(plan, "/photos/my fruit") == "demo-my fruit"
 
@@ -228,3 +247,13 @@ def test_interrupt_is_one_line_and_exit_code_130(monkeypatch, capsys):
     monkeypatch.setattr(sweep, "sweep", interrupted)
     assert cli.main(["sweep", "x.yaml"]) == 130
     assert "Run the same command again" in capsys.readouterr().err
+
+
+def test_the_progress_line_counts_the_run_that_is_made_in_the_end(folded, tmp_path):
+    plan, work, _ = folded
+    line = progress.Progress(plan, tmp_path)
+    run = shipping.planned(plan, [work["fold=1,lr=0.1"], work["fold=2,lr=0.1"]])
+    run.path.mkdir()
+    (run.path / "history.csv").write_text("epoch,train_loss\n1,0.5\n")  # nothing validates a refit
+    line.stage(run.name, "02_train", run)
+    assert line._line().startswith("0/5 runs · lr=0.1,ship=refit · 02_train · epoch 1/20 · ")

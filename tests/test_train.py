@@ -1,22 +1,19 @@
 """The recipe: it learns, repeats itself, is the same in two processes, and ends all it started."""
 
 import json
-import math
 import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pandas as pd
-import psutil
 import pytest
 import torch
 from PIL import Image, ImageOps
 
 from fruitlib import config, images, metrics, models, runs, runtime, splits, train
+from fruitlib.checkpoint import Progress
+from fruitlib.images import Batch
+from fruitlib.runtime import InputError
 
 
 @pytest.fixture
@@ -65,129 +62,6 @@ def test_a_trained_run_is_not_trained_again_unless_its_knobs_change(make_run, ca
     assert (changed.path / "best.pt").stat().st_mtime_ns > written
 
 
-def test_two_processes_give_the_numbers_of_one(make_run):
-    """Same batches, loss over the whole batch, no BatchNorm: only the order of float32 additions differs.
-
-    One addition errs by 6e-8 of its size; over 3 epochs of 5 steps this stays far under 1e-4 of the values.
-    """
-    one = train.fit(make_run("one", processes=1))
-    seen = []
-    two = train.fit(make_run("two", processes=2), on_epoch=lambda history: seen.append(len(history)))
-    np.testing.assert_allclose(two[VALUES], one[VALUES], rtol=1e-4, atol=1e-5)
-    assert seen == [1, 2, 3]
-    folders = [make_run("two", processes=2).path.parent / name for name in ("one", "two")]
-    weights = [models.load_checkpoint(folder / "best.pt")["state_dict"] for folder in folders]
-    for name in weights[0]:
-        torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-3, atol=1e-5)
-    assert len(train.kept_cams(make_run("two", processes=2))) == 3  # epochs 1, 2 and 3, drawn by rank 0
-
-
-def test_with_batchnorm_the_numbers_are_those_of_the_kept_weights(make_run):
-    """Processes have statistics of their own; what is judged must be what is kept."""
-    run = make_run(model="resnet18", processes=2, epochs=1)
-    train.fit(run)
-    model, _ = models.restore(run.path / "best.pt")
-    logits = train.predict(model, images.of(run, "val"))
-    probs, _ = run.probs(run.predictions("val"))
-    np.testing.assert_allclose(probs, metrics.softmax(logits.numpy()), atol=1e-4)
-
-
-def test_each_photo_is_judged_once_when_processes_share_them(make_run):
-    run = make_run(processes=2, batch_size=16, val_per_class=5, epochs=1)  # 15 photos for 2 processes
-    train.fit(run)
-    assert sorted(run.predictions("val")["path"]) == sorted(run.rows("val")["path"])
-
-
-def test_a_failing_process_is_reported_and_leaves_nothing_behind(make_run):
-    run = make_run(processes=2, cache="stream")  # else the photo would come from the cache file
-    before = children()
-    broken = run.sweep_dir / "manifest.csv"
-    broken.write_text(broken.read_text().replace(run.rows("train")["path"][0], "disc/gone.png"))
-    with pytest.raises(RuntimeError, match=r"2 processes failed: InputError: .*gone\.png: does not open"):
-        train.fit(run)
-    assert children() <= before and not run.record("train")
-
-
-def test_an_interrupt_ends_every_process(make_run):
-    """Ctrl-C (or the stop button) while two workers train: none of them, nor torchrun, is left."""
-    run = make_run(processes=2, epochs=100000)
-    child, family = start_training(run)
-    child.send_signal(signal.SIGINT)
-    assert child.wait(timeout=30) != 0
-    _, alive = psutil.wait_procs(family, timeout=10)
-    assert alive == []
-    with run.locked():  # and the run is free again
-        assert not run.is_complete("train")
-
-
-@pytest.mark.parametrize("agent_too", [False, True])
-def test_workers_leave_when_what_started_them_is_killed_outright(make_run, agent_too):
-    run = make_run(processes=2, epochs=100000)
-    child, family = start_training(run)
-    child.kill()
-    child.wait()
-    if agent_too:
-        next(process for process in family if "torch.distributed.run" in process.cmdline()).kill()
-    _, alive = psutil.wait_procs(family, timeout=20)
-    assert alive == []
-
-
-def start_training(run) -> tuple[subprocess.Popen, list[psutil.Process]]:
-    """`train.fit` in a process of its own; returns it, and torchrun's agent and workers below it."""
-    code = (
-        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in the background
-        "from pathlib import Path; from fruitlib import runs, train; train.fit(runs.Run(Path(sys.argv[1])))"
-    )
-    command = [sys.executable, "-c", code, str(run.path)]
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    return child, wait_for_workers(child, run)
-
-
-def children() -> set[int]:
-    return {process.pid for process in psutil.Process().children(recursive=True)}
-
-
-def wait_for_workers(child: subprocess.Popen, run) -> list[psutil.Process]:
-    """torchrun's agent and its workers, once the first epoch is written."""
-    deadline = time.monotonic() + 60
-    while run.history().empty and time.monotonic() < deadline:
-        time.sleep(0.2)
-    family = psutil.Process(child.pid).children(recursive=True)
-    assert len(family) >= 3, "torchrun and two workers should be there"
-    return family
-
-
-def test_each_photo_of_the_epoch_is_counted_once_in_training(make_run):
-    tally = train.Tally(3)
-    tally.add(torch.tensor([0.5, 1.5]), torch.eye(3)[:2], torch.tensor([0, 2]))
-    tally.add(torch.tensor([1.0]), torch.eye(3)[2:], torch.tensor([2]))
-    row = tally.row("train")
-    assert row["train_loss"] == pytest.approx(1.0) and row["train_accuracy"] == pytest.approx(2 / 3)
-
-
-@pytest.mark.parametrize(
-    ("scheduler", "formula"),
-    [
-        ("step", lambda e, n: 0.1 ** ((e - 1) // math.ceil(n / 3))),
-        ("exponential", lambda e, n: 0.01 ** ((e - 1) / (n - 1))),
-        ("cosine", lambda e, n: 0.01 + 0.99 * (1 + math.cos(math.pi * (e - 1) / (n - 1))) / 2),
-    ],
-)
-def test_schedules_follow_their_formulas(make_run, scheduler, formula):
-    history = train.fit(make_run(scheduler=scheduler, epochs=7, augment="none"))
-    expected = [0.003 * formula(epoch, 7) for epoch in range(1, 8)]
-    assert history["lr"].tolist() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("name", ["adam", "adamw", "sgd"])
-def test_optimizers_are_torchs_own(name):
-    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
-    cfg = config.make({"optimizer": name, "lr": 0.02, "weight_decay": 0.03})
-    found = train.build_optimizer(cfg, [torch.nn.Parameter(torch.ones(2))])
-    assert type(found) is kinds[name]
-    assert (found.defaults["lr"], found.defaults["weight_decay"]) == (0.02, 0.03)
-
-
 def test_cams_are_kept_for_the_same_photos_at_the_epochs_asked_for(make_run):
     run = make_run(epochs=5, cam_every=2)
     train.fit(run)
@@ -230,11 +104,6 @@ def test_torchvisions_models_train(make_run, name):
     assert np.isfinite(history[VALUES].to_numpy()).all()
 
 
-def test_progress_line_tells_the_time_left():
-    row = {"epoch": 2, "train_loss": 0.5, "val_accuracy": 0.9, "val_macro_f1": 0.88, "seconds": 20.0}
-    assert train.progress_line([row, row], 10).endswith("macro-F1 0.880, 80 s left")
-
-
 def test_files_are_plain_csv_and_json(make_run):
     run = make_run()
     train.fit(run)
@@ -242,3 +111,139 @@ def test_files_are_plain_csv_and_json(make_run):
     record = json.loads((run.path / "stages" / "train.json").read_text())
     assert record["identity"] == run.identity("train") and record["epochs"] == 3
     assert runtime.home() not in run.path.parents
+
+
+def test_progress_line_tells_the_time_left():
+    row = {"epoch": 2, "train_loss": 0.5, "val_loss": 0.4, "val_accuracy": 0.9, "val_macro_f1": 0.88, "seconds": 20.0}
+    assert train.progress_line([row, row], 10).endswith("macro-F1 0.880, 80 s left")
+
+
+def batch_of(labels) -> Batch:
+    labels = torch.tensor(labels)
+    return Batch(torch.zeros(len(labels), 3, 2, 2), labels, None, 1.0, len(labels))
+
+
+def test_each_photo_of_the_epoch_is_counted_once_in_training():
+    tally = train.Tally(3, torch.device("cpu"))
+    tally.add(torch.tensor(1.0), torch.eye(3)[:2], batch_of([0, 2]))  # the mean of two images
+    tally.add(torch.tensor(2.5), torch.eye(3)[2:], batch_of([2]))
+    row = tally.row("train")
+    assert row["train_loss"] == pytest.approx(4.5 / 3) and row["train_accuracy"] == pytest.approx(2 / 3)
+
+
+@pytest.mark.parametrize("knobs", [{}, {"mixing": "mixup"}, {"balance": "class_weights", "label_smoothing": 0.1}])
+def test_a_batch_in_parts_teaches_what_the_whole_batch_does(make_run, knobs):
+    """Why each part's loss is divided by the size of the whole batch: 8 in parts of at most 3 are 3, 3 and 2, and the
+    mean of their means would weigh the images of the last part more."""
+    whole = train.fit(make_run("whole", **knobs))
+    parts = train.fit(make_run("parts", micro_batch=3, **knobs))
+    np.testing.assert_allclose(parts[VALUES], whole[VALUES], rtol=1e-4, atol=1e-5)
+
+
+def test_a_loss_that_is_no_number_names_epoch_batch_and_knob(make_run):
+    run = make_run(lr=10, optimizer="sgd", momentum=0.99, epochs=30, cam_every=0)
+    with pytest.raises(train.Diverged, match=r"\(epoch \d+, .+\): lower lr \(it is 10\), or set clip_norm: 1"):
+        train.fit(run)
+    assert not run.record("train")
+    tally = train.Tally(3, torch.device("cpu"))
+    for loss in (1.0, 2.0):
+        tally.add(torch.tensor(loss), torch.eye(3), batch_of([0, 1, 2]))
+    train.check_loss(tally, 4, 9, run.config)
+    tally.add(torch.tensor(torch.nan), torch.eye(3), batch_of([0, 1, 2]))
+    with pytest.raises(train.Diverged, match="epoch 4, batch 3 of 9"):
+        train.check_loss(tally, 4, 9, run.config)
+
+
+def short_of_memory(monkeypatch, most: int) -> None:
+    """A GPU that holds `most` images at a time (there is none here)."""
+    real = train._gradients
+
+    def gradients(network, parts, *rest):
+        if any(len(part.labels) > most for part in parts):
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return real(network, parts, *rest)
+
+    monkeypatch.setattr(train, "_gradients", gradients)
+
+
+def test_where_gpu_memory_ends_fewer_images_are_held_and_nothing_else_changes(make_run, monkeypatch, capsys):
+    plain = train.fit(make_run("plain"))
+    short_of_memory(monkeypatch, most=3)
+    run = make_run("short")
+    np.testing.assert_allclose(train.fit(run)[VALUES], plain[VALUES], rtol=1e-4, atol=1e-5)
+    assert run.record("train")["micro_batch"] == 2
+    assert "GPU memory ran out: micro_batch is 2 from now on" in capsys.readouterr().out
+
+
+def test_where_memory_ends_for_a_chosen_micro_batch_the_knob_is_named(make_run, monkeypatch):
+    short_of_memory(monkeypatch, most=3)
+    with pytest.raises(InputError, match="ran out with 4 images at a time: set micro_batch: 2"):
+        train.fit(make_run(micro_batch=4))
+
+
+def test_training_stops_early_and_keeps_the_best(make_run, capsys):
+    run = make_run(lr=1e-12, epochs=12, patience=2, augment="none")  # nothing changes, so epoch 1 stays the best
+    assert len(train.fit(run)) == 3
+    assert (run.record("train")["best_epoch"], run.record("train")["epochs"]) == (1, 3)
+    assert "stopped early: 2 epochs without a better macro_f1" in capsys.readouterr().out
+
+
+def test_a_gain_below_min_delta_does_not_count():
+    cfg = config.make({"patience": 2, "min_delta": 0.05})
+    rows = [{"val_macro_f1": value, "val_loss": 1.0} for value in (0.5, 0.52, 0.54, 0.6)]
+    progress = Progress()
+    assert [train.note(progress, row, cfg) for row in rows[:3]] == [True, True, True]  # better all the same
+    assert train.stopped(cfg, progress)
+    train.note(progress, rows[3], cfg)
+    assert not train.stopped(cfg, progress)
+
+
+@pytest.mark.parametrize(("monitor", "ascending"), [("loss", True), ("accuracy", False), ("balanced_accuracy", False)])
+def test_the_best_epoch_is_that_of_the_monitored_metric(make_run, monitor, ascending):
+    run = make_run(monitor=monitor, epochs=6)
+    history = train.fit(run)
+    order = history.sort_values([f"val_{monitor}", "val_loss", "epoch"], ascending=[ascending, True, True])
+    assert run.record("train")["best_epoch"] == order["epoch"].iloc[0]
+
+
+def test_averaged_weights_are_judged_and_kept(make_run):
+    run = make_run(ema=0.9, epochs=2)
+    train.fit(run)
+    model, _ = models.restore(run.path / "best.pt")
+    logits = train.predict(model, images.of(run, "val"))
+    probs, _ = run.probs(run.predictions("val"))
+    np.testing.assert_allclose(probs, metrics.softmax(logits.numpy()), atol=1e-5)
+    plain = make_run("plain", epochs=2)
+    train.fit(plain)
+    moved = [torch.linalg.norm(weights(r) - weights(make_run("still", lr=1e-12, epochs=1))) for r in (plain, run)]
+    assert 0 < moved[1] < moved[0]  # the average trails behind
+
+
+def weights(run) -> torch.Tensor:
+    if not (run.path / "best.pt").is_file():
+        train.fit(run)
+    return models.load_checkpoint(run.path / "best.pt")["state_dict"]["net.base.conv2.weight"]
+
+
+def test_without_a_fold_to_judge_all_photos_teach_and_the_last_epoch_is_kept(make_run):
+    run = make_run(folds=2, fold=0)
+    history = train.fit(run)
+    assert run.record("train")["best_epoch"] == 3 and "val_loss" not in history
+    assert run.record("train")["photos_per_epoch"] == len(run.rows("train")) == 36
+    assert run.rows("val").empty and run.predictions("val").empty
+    text, numbers = train.answer(run)
+    assert text.startswith("Trained on all 36 photos, none validate") and "accuracy" not in numbers
+
+
+def test_sixteen_bits_train_and_are_recorded(make_run):
+    run = make_run(precision="bf16")
+    history = train.fit(run)
+    assert np.isfinite(history[VALUES].to_numpy()).all() and run.record("train")["precision"] == "bf16"
+    kept = models.load_checkpoint(run.path / "best.pt")["state_dict"]
+    assert {tensor.dtype for tensor in kept.values() if tensor.is_floating_point()} == {torch.float32}
+
+
+def test_a_finished_training_leaves_no_checkpoint_to_go_on_from(make_run):
+    run = make_run()
+    train.fit(run)
+    assert not (run.path / "last.pt").exists()

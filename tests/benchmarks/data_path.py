@@ -108,8 +108,7 @@ def steps(photos: images.Photos, config: Config) -> tuple[list[float], list[floa
     held = next(iter(feed.epoch(1)))
 
     def learn(batch: images.Batch) -> None:
-        loss = loss_of(model(batch.images), batch.labels).sum() / batch.size
-        loss.backward()
+        loss_of(model(batch.images), batch).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 

@@ -1,0 +1,82 @@
+"""`last.pt`: all that a training which was cut off needs in order to go on as if it had not been.
+
+It is written whole after every epoch and removed when training is complete. Random states are not in it: every epoch
+seeds them anew from (seed, epoch, rank), so that they are known without having been kept.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+
+from fruitlib import models, runtime
+from fruitlib.config import TRAIN_KNOBS
+from fruitlib.runs import Run
+from fruitlib.runtime import InputError
+
+NAME = "last.pt"
+
+
+@dataclass
+class Progress:
+    """How far a training has come."""
+
+    epoch: int = 0  # the last one completed
+    history: list[dict[str, float]] = field(default_factory=list)  # a row per epoch
+    best: tuple[float, float] = (float("-inf"), float("-inf"))  # monitored score and -val_loss of the epoch kept
+    best_epoch: int = 0
+    reference: float = float("-inf")  # the score that early stopping wants exceeded by min_delta
+    waited: int = 0  # epochs since it was
+
+
+def save(run: Run, identity: str, progress: Progress, parts: dict[str, Any]) -> None:
+    """Write `last.pt`: the progress, and the state of each of `parts` (whatever has a `state_dict`)."""
+    content = {
+        "identity": identity,
+        "knobs": run.config.model_dump(include=set(TRAIN_KNOBS)),
+        "data_fingerprint": run.data_fingerprint,
+        "progress": {entry.name: getattr(progress, entry.name) for entry in fields(progress)},
+        "parts": {name: part.state_dict() for name, part in parts.items()},
+    }
+    with runtime.replacing(run.path / NAME) as partial:
+        torch.save(content, partial)
+
+
+def read(run: Run, identity: str) -> tuple[dict | None, str]:
+    """What `last.pt` holds, if it is of this very training; else None. And in words, what was found.
+
+    A file that is damaged, or of other knobs, photos or code, is named as such: training then starts anew.
+    """
+    path = run.path / NAME
+    if not path.is_file():
+        return None, ""
+    where = runtime.display_path(path)
+    try:
+        content = models.load_checkpoint(path)
+        found = content["identity"]
+    except (InputError, KeyError, TypeError):
+        return None, f"{where} is damaged and cannot be gone on from: training starts anew"
+    if found != identity:
+        return None, f"{where} is of another training ({_difference(content, run)}): training starts anew"
+    epochs = content["progress"]["epoch"]
+    return content, f"resumed after epoch {epochs} of {run.config.epochs}, from {where}"
+
+
+def _difference(content: dict, run: Run) -> str:
+    """What tells a checkpoint's training from this one, in words."""
+    knobs = run.config.model_dump(include=set(TRAIN_KNOBS))
+    for name, value in content.get("knobs", {}).items():
+        if name in knobs and knobs[name] != value:
+            return f"{name} = {value}, here {knobs[name]}"
+    if content.get("data_fingerprint") != run.data_fingerprint:
+        return "other photos, labels or split"
+    return "by other code, or from other starting weights"
+
+
+def restore(content: dict, parts: dict[str, Any]) -> Progress:
+    """Put the states `last.pt` holds into `parts`; returns how far the training had come."""
+    for name, part in parts.items():
+        part.load_state_dict(content["parts"][name])
+    progress = Progress(**content["progress"])
+    progress.best = tuple(progress.best)
+    return progress

@@ -1,0 +1,303 @@
+"""Several training processes under torchrun: started, followed, started again when one is lost, none left behind.
+
+On one machine `launch` does it all. When a worker is lost (killed, out of memory, its GPU gone), torchrun starts the
+whole group again and training goes on from `last.pt`. What fails for a reason that would come again (a photo that
+does not open, a loss that is not a number, any exception in the recipe) is not tried again: the first worker to fail
+writes its reason into `train.error`, and everyone leaves.
+
+On several machines with one shared folder, torchrun is started by hand. Execute 02_train on one of them up to "How
+does it learn?": it divides the photos and writes the run folder. Then, on every machine:
+
+    export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
+    python -m torch.distributed.run --nnodes=2 --nproc-per-node=1 --max-restarts=3 --rdzv-backend=c10d \\
+        --rdzv-endpoint=HOST:29400 -m fruitlib.train executed/dev/run
+
+HOST is one of the machines, the same everywhere. Only the worker of rank 0 writes to the run folder, and holds its
+lock. The rest of 02 then finds the run trained. `processes` in the params does not matter here: `batch_size` counts
+images over all processes, so results do not depend on how many share the work (but for BatchNorm, which normalises by
+each process's own share of a batch; rank 0's statistics are judged and kept). FRUITLIB_CACHE names a disk of each
+machine's own for decoded photos. Where the machines have several networks, GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME for
+GPUs) says which to use.
+"""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import torch
+import torch.distributed as dist
+
+from fruitlib import runtime
+from fruitlib.runs import Run
+from fruitlib.runtime import InputError
+
+OnEpoch = Callable[[pd.DataFrame], None]
+# A training of days may lose a worker now and then; one that loses a fourth has a fault that another start won't mend.
+MAX_RESTARTS = 3
+FAILED = "train.error"  # in the run folder: why training cannot go on, in the words of the first worker to fail
+SCRAPS = ".torchrun"  # in the run folder: what torchrun would leave behind among the system's temporary files
+# What of the workers' words is for the person; the rest is in train.log.
+PASSED_ON = ("epoch ", "resumed ", "stopped early", "a worker was lost", "GPU memory ran out", "precision ")
+PASSED_ON += ("W&B ", "TensorBoard ", "wandb stopped", "tensorboard stopped")
+# What several processes take beyond what one does, mostly to load torch and torchvision anew in torchrun and in each
+# worker. Measured on two cores: two processes 8 to 9 s, four 14 s, beside other heavy work up to 15 s.
+START_SECONDS = 10
+WORTH_IT = 0.8  # several processes must promise to save a fifth of the time; exchanging gradients costs some of it
+# A worker waits for others while rank 0 decodes photos, keeps heatmaps or writes to a slow disk; torch's own limit,
+# half an hour, would end such a training. A worker that is gone is noticed at once, whatever this is.
+PATIENCE = timedelta(hours=2)
+
+
+def advice(seconds_per_epoch: float, epochs: int, processes: int) -> str:
+    """Whether several processes are worth it, in words.
+
+    What they can save at most is known beforehand: p processes take a p-th of one's time or more, and the start.
+    For `processes` 1 the sentence is about two. `seconds_per_epoch` is that of one process.
+    """
+    one, several = seconds_per_epoch * epochs, max(2, processes)
+    best = START_SECONDS + one / several
+    said = f"about {runtime.duration(one)} in one process; {several} take {START_SECONDS} s to start, so"
+    if best > WORTH_IT * one:
+        return f"{said} this run is too small for them: processes: 1 is right"
+    return f"{said} they may be done after {runtime.duration(best)} where each has cores or a GPU of its own"
+
+
+def launch(run: Run, on_epoch: OnEpoch) -> None:
+    """Train in `processes` children under torchrun, showing their log and passing on each new epoch.
+
+    Whatever ends this call (an error, an interrupted cell) ends the children too.
+
+    Raises:
+        RuntimeError: the children failed; one line says why, and where all they said is.
+    """
+    processes, marker = run.config.processes, run.path / FAILED
+    threads = max(1, torch.get_num_threads() // processes)
+    mark = f"{os.getpid()}:{time.time_ns()}"  # who started them and when: in the environment of them all
+    print(f"starting {processes} processes with {threads} thread{'s' if threads > 1 else ''} each", flush=True)
+    marker.unlink(missing_ok=True)
+    child = _start_agent(run, processes, threads, mark)
+    try:
+        _follow(child, mark, run, on_epoch)
+        if child.wait() or marker.is_file():
+            where = runtime.display_path(run.path / "train.log")
+            reason = _read(marker) or _how_lost(_read(run.path / "train.log"), child.returncode)
+            raise RuntimeError(f"training in {processes} processes failed: {reason} (all they said: {where})")
+    finally:
+        end_tree(child, mark=mark)
+        child.stdout.close()
+        marker.unlink(missing_ok=True)
+        shutil.rmtree(run.path / SCRAPS, ignore_errors=True)
+
+
+def _start_agent(run: Run, processes: int, threads: int, mark: str) -> subprocess.Popen:
+    """torchrun, in a session of its own: an interrupt from the terminal must reach `launch` alone."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr=127.0.0.1"]
+    command += [f"--nproc-per-node={processes}", f"--max-restarts={MAX_RESTARTS}", f"--log-dir={run.path / SCRAPS}"]
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "FRUITLIB_STARTER": mark,
+        "FRUITLIB_HOME": str(runtime.home()),
+        # A store that outlives the workers still has the lost ones' addresses, and a restarted group waits for them
+        # (pytorch issue 135712; seen with 2.15).
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
+    }
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "errors": "replace"}
+    command += ["-m", "fruitlib.train", str(run.path)]
+    return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+
+def _follow(child: subprocess.Popen, mark: str, run: Run, on_epoch: OnEpoch, patience: float = 10) -> None:
+    """Write all the children say to `train.log`, and pass on what is for the person, until they are gone.
+
+    A helper that outlives torchrun by more than `patience` seconds (W&B starts one) is ended: it would keep us here.
+    """
+    threading.Thread(target=lambda: (child.wait(), end_tree(child, patience, mark)), daemon=True).start()
+    with (run.path / "train.log").open("w", encoding="utf-8") as log:
+        for line in child.stdout:
+            log.write(line)
+            if line.startswith("error: "):  # it would come again: the agent need not try
+                child.terminate()
+            if line.startswith(PASSED_ON):
+                print(line, end="", flush=True)
+            if line.startswith("epoch "):
+                on_epoch(run.history())
+
+
+def _read(path: Path) -> str:
+    """A text file without its last line break; empty where there is none."""
+    return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
+
+
+def _how_lost(said: str, code: int) -> str:
+    """What torchrun's log says of workers that could not give a reason themselves."""
+    codes = [int(found) for found in re.findall(r"failed \(exitcode: (-?\d+)\)", said)]
+    if not codes:
+        return f"torchrun ended {_ending(code)}"
+    hint = "; often too little memory" if codes[-1] == -signal.SIGKILL else ""
+    return f"a worker was lost {len(codes)} times, last {_ending(codes[-1])}{hint}"
+
+
+def _ending(code: int) -> str:
+    """A process's exit code in words."""
+    return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+
+
+def end_tree(child: subprocess.Popen, patience: float = 10, mark: str = "") -> None:
+    """End a torchrun agent and its workers, which live in sessions of their own: ask first, then kill.
+
+    An agent that died first has no children any more; `mark`, their FRUITLIB_STARTER, finds its workers all the same.
+    """
+    workers = _workers(child, mark)
+    try:
+        if child.poll() is None:
+            child.terminate()  # the agent passes this on to its workers
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(patience)
+        psutil.wait_procs(workers, timeout=patience)
+    finally:  # also when a second interrupt ends the waiting
+        for process in {*workers, *_workers(child, mark)}:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        child.kill()
+        child.wait()
+
+
+def _workers(child: subprocess.Popen, mark: str) -> set[psutil.Process]:
+    """All processes below `child`, and all that bear the mark."""
+    found = set()
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found |= set(psutil.Process(child.pid).children(recursive=True))
+    for process in psutil.process_iter() if mark else ():
+        with contextlib.suppress(psutil.Error):  # over by now, or another person's
+            if process.environ().get("FRUITLIB_STARTER") == mark:
+                found.add(process)
+    return {process for process in found if process.pid != child.pid}
+
+
+def worker(work: Callable[[], None]) -> None:
+    """One torchrun worker's life around `work`, the training of the run folder that is its program's argument.
+
+    Rank 0 holds the run's lock, unless its starter does; a run that is trained already is left alone. An exception in
+    `work` is written into `train.error`, where nobody was first, and ends this process. An exception that only echoes
+    the end of another process is not: there the group is to start again.
+    """
+    _leave_with_starter()
+    run, first = Run(runtime.resolve(sys.argv[1])), runtime.rank() == 0
+    try:
+        _refuse_misfits(run)
+        _meet(run, first)
+        with run.locked(timeout=30) if first else contextlib.nullcontext():  # a killed rank 0 may still hold it
+            for scrap in run.path.glob(".*.*") if first else ():  # what a killed rank 0 was writing
+                scrap.unlink()
+            if not run.is_complete("train"):  # else a worker was lost after all was done
+                work()
+            dist.barrier()
+        dist.destroy_process_group()
+    except Exception as problem:
+        _fail(run, problem)
+    _leave(0)
+
+
+def _meet(run: Run, first: bool) -> None:
+    """Join the other workers; all leave again if one of them has said in `train.error` why there is no going on."""
+    restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    if first and not restarts:
+        (run.path / FAILED).unlink(missing_ok=True)  # an earlier start's; nobody writes this one's before all are here
+    enough_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
+    if enough_gpus:
+        torch.cuda.set_device(runtime.device())
+    dist.init_process_group("cpu:gloo,cuda:nccl" if enough_gpus else "gloo", timeout=PATIENCE)
+    if reason := _read(run.path / FAILED):
+        _leave(1, f"error: {reason}")
+    if first and restarts:
+        print(f"a worker was lost: all start again (restart {restarts} of {_max_restarts()})", flush=True)
+
+
+def _fail(run: Run, problem: Exception) -> None:
+    """Say why this worker ends, to all if it is its own failure, and end it."""
+    traceback.print_exc()
+    said = (str(problem).strip().splitlines() or ["no reason given"])[0]  # of CUDA's many lines the first matters
+    if is_echo(problem):
+        _leave(1, f"lost: {said}")
+    reason = f"{type(problem).__name__}: {said}"
+    with contextlib.suppress(OSError), (run.path / FAILED).open("x", encoding="utf-8") as file:  # the first alone can
+        file.write(reason)
+    _leave(1, f"error: {reason}")
+
+
+def _leave(code: int, last_words: str = "") -> None:
+    """End this process at once.
+
+    Where the group is broken, tidying up may hang; where all is done, Python takes three seconds over it.
+    """
+    if last_words:
+        print(f"\n{last_words}\n", end="", flush=True)  # on a line of its own, whatever the others print
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_echo(problem: BaseException | None) -> bool:
+    """Whether this is what a process sees when another one of its group is gone, and no failure of its own.
+
+    NCCL, the store and the network have torch's own class DistError. Gloo's errors arrive as plain RuntimeErrors whose
+    text begins with the place in Gloo's sources (torch 2.15). What was raised while such an error was handled counts.
+    """
+    if problem is None:
+        return False
+    gloo = type(problem) is RuntimeError and re.match(r"\[\S*gloo/", str(problem)) is not None
+    return gloo or isinstance(problem, dist.DistError) or is_echo(problem.__cause__ or problem.__context__)
+
+
+def _refuse_misfits(run: Run) -> None:
+    """What torchrun's flags, given by hand, may get wrong.
+
+    Raises:
+        InputError: batches too small for so many processes; restarts that would wait for ever.
+    """
+    processes, batch_size = runtime.world_size(), run.config.batch_size
+    if batch_size < 2 * processes > 2:
+        raise InputError(f"batch_size = {batch_size}: too small for {processes} processes (at least 2 images each)")
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and _max_restarts():
+        raise InputError(
+            "--max-restarts: restarted workers would wait for ever; export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 first"
+        )
+
+
+def _max_restarts() -> int:
+    return int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0))
+
+
+def _leave_with_starter() -> None:
+    """End this worker when torchrun's agent, or the process that started the agent, is gone.
+
+    Either may be killed outright, and then cannot tell anyone. An agent left alone would start its workers again, so
+    it is killed too; it keeps nothing that could be harmed.
+    """
+    agent, mark = os.getppid(), os.environ.get("FRUITLIB_STARTER", "")  # no mark: torchrun was started by hand
+    starter = int(mark.partition(":")[0] or 0)
+
+    def watch() -> None:
+        with contextlib.suppress(psutil.Error):
+            while os.getppid() == agent and (not mark or psutil.Process(agent).ppid() == starter):
+                time.sleep(1)
+            still_there = mark and os.getppid() == agent
+            if (
+                still_there and psutil.Process(agent).environ().get("FRUITLIB_STARTER") == mark
+            ):  # not who adopts orphans
+                os.kill(agent, signal.SIGKILL)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()

@@ -1,0 +1,289 @@
+"""Several processes: they give the numbers of one, say why they fail, go on when one is lost, and none is left."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+import torch
+import torch.distributed as dist
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fruitlib import config, distributed, images, metrics, models, runs, splits, train
+from fruitlib.runtime import InputError
+
+
+@pytest.fixture
+def make_run(tiny, tmp_path):
+    """`make_run(lr=...)` prepares a run folder with those knobs beside its manifest."""
+
+    def make(name="run", **knobs):
+        cfg = config.make({**tiny, **knobs})
+        splits.prepare(cfg, tmp_path)
+        return runs.create(tmp_path / name, cfg)
+
+    return make
+
+
+VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]
+
+
+def weights_of(run) -> dict[str, torch.Tensor]:
+    return models.load_checkpoint(run.path / "best.pt")["state_dict"]
+
+
+def assert_same_training(run, other) -> None:
+    """Only the order of float32 additions differs: one errs by 6e-8 of its size, 3 epochs stay far under 1e-4."""
+    np.testing.assert_allclose(run.history()[VALUES], other.history()[VALUES], rtol=1e-4, atol=1e-5)
+    for name, tensor in weights_of(other).items():
+        torch.testing.assert_close(weights_of(run)[name], tensor, rtol=1e-3, atol=1e-5)
+
+
+def children() -> set[int]:
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+def fit(path: str) -> None:
+    """The life of a process that starts a training."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+    train.fit(runs.Run(Path(path)))
+
+
+def start_training(run) -> tuple[multiprocessing.Process, list[psutil.Process]]:
+    """`train.fit` in a process of its own; returns it, and torchrun's agent and workers below it, in this order."""
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload(["fruitlib.train"])
+    child = server.Process(target=fit, args=(str(run.path),))
+    child.start()
+    deadline = time.monotonic() + 60
+    while run.history().empty and time.monotonic() < deadline:
+        time.sleep(0.2)
+    agent = next(one for one in psutil.Process(child.pid).children() if "torch.distributed.run" in one.cmdline())
+    workers = agent.children(recursive=True)
+    assert len(workers) >= 2, "torchrun and two workers should be there"
+    return child, [agent, *workers]
+
+
+def test_two_processes_give_the_numbers_of_one(make_run):
+    """Same batches, loss over the whole batch, no BatchNorm."""
+    one, two = make_run("one", processes=1), make_run("two", processes=2)
+    train.fit(one)
+    seen, before = [], set(Path(tempfile.gettempdir()).glob("torchelastic*"))
+    train.fit(two, on_epoch=lambda history: seen.append(len(history)))
+    assert_same_training(two, one)
+    assert seen == [1, 2, 3]
+    assert len(train.kept_cams(two)) == 3  # epochs 1, 2 and 3, drawn by rank 0
+    assert two.record("train")["processes"] == 2
+    assert set(Path(tempfile.gettempdir()).glob("torchelastic*")) <= before  # torchrun leaves folders there
+
+
+def test_with_batchnorm_the_numbers_are_those_of_the_kept_weights_and_each_photo_is_judged_once(make_run):
+    """Processes have statistics of their own; what is judged must be what is kept. 15 photos do not halve."""
+    run = make_run(model="resnet18", processes=2, epochs=1, val_per_class=5)
+    train.fit(run)
+    assert run.predictions("val")["path"].tolist() == run.rows("val")["path"].tolist()
+    model, _ = models.restore(run.path / "best.pt")
+    logits = train.predict(model, images.of(run, "val"))
+    probs, _ = run.probs(run.predictions("val"))
+    np.testing.assert_allclose(probs, metrics.softmax(logits.numpy()), atol=1e-4)
+
+
+def test_a_failing_process_is_reported_once_and_leaves_nothing_behind(make_run):
+    """Only the worker whose share the photo is in fails by itself; the other sees a connection end."""
+    run = make_run(processes=2, cache="stream")  # else the photo would come from the cache file
+    before = children()
+    broken = run.sweep_dir / "manifest.csv"
+    broken.write_text(broken.read_text().replace(run.rows("train")["path"][0], "disc/gone.png"))
+    with pytest.raises(RuntimeError, match=r"2 processes failed: InputError: .*gone\.png: does not open") as failure:
+        train.fit(run)
+    assert str(failure.value).count("\n") == 0
+    assert "a worker was lost" not in (run.path / "train.log").read_text()  # it would fail again
+    assert children() <= before and not run.record("train") and not (run.path / distributed.FAILED).exists()
+
+
+def test_an_interrupt_ends_every_process(make_run):
+    """Ctrl-C (or the stop button) while two workers train: none of them, nor torchrun, is left."""
+    run = make_run(processes=2, epochs=100000)
+    child, family = start_training(run)
+    os.kill(child.pid, signal.SIGINT)
+    child.join(30)
+    assert child.exitcode == 1
+    _, alive = psutil.wait_procs(family, timeout=1)
+    assert alive == []
+    with run.locked():  # and the run is free again
+        assert not run.is_complete("train")
+
+
+@pytest.mark.parametrize("killed", ["starter", "agent", "starter and agent"])
+def test_workers_leave_when_what_started_them_is_killed_outright(make_run, killed):
+    run = make_run(processes=2, epochs=100000)
+    child, family = start_training(run)
+    if "starter" in killed:
+        child.kill()
+    if "agent" in killed:
+        family[0].kill()
+    child.join(20)
+    assert child.exitcode == (-signal.SIGKILL if "starter" in killed else 1)
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+
+
+def test_orphans_are_found_by_their_mark_and_the_stubborn_are_killed():
+    """A worker that ignores the request to end, and whose agent died first, is no one's child any more."""
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
+    )
+    code = (
+        f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {stubborn!r}], start_new_session=True)"
+    )
+    environment = os.environ | {"FRUITLIB_STARTER": "1:2"}
+    agent = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
+    assert agent.stdout.readline() and agent.wait(timeout=10) == 0
+    orphans = [one for one in psutil.process_iter() if marked(one, "1:2")]
+    assert len(orphans) == 1
+    distributed.end_tree(agent, patience=0.2, mark="1:2")
+    _, alive = psutil.wait_procs(orphans, timeout=5)
+    assert alive == []
+    agent.stdout.close()
+
+
+def test_a_helper_that_outlives_torchrun_does_not_keep_the_notebook_waiting(make_run):
+    code = "import subprocess, sys; print('epoch 1', flush=True); subprocess.Popen(['sleep', '60'])"
+    environment, run, seen = os.environ | {"FRUITLIB_STARTER": "3:4"}, make_run(), []
+    agent = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
+    distributed._follow(agent, "3:4", run, seen.append, patience=0.5)
+    assert len(seen) == 1 and (run.path / "train.log").read_text() == "epoch 1\n"
+    assert not any(marked(one, "3:4") for one in psutil.process_iter())
+    agent.stdout.close()
+
+
+def marked(process: psutil.Process, mark: str) -> bool:
+    with contextlib.suppress(psutil.Error):
+        return process.environ().get("FRUITLIB_STARTER") == mark
+    return False
+
+
+def test_two_machines_give_the_numbers_of_one_process(make_run):
+    """torchrun by hand, an agent for each machine (here both this one), and the shared run folder."""
+    one, two = make_run("one"), make_run("two")
+    train.fit(one)
+    environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"]
+    command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--local-addr=127.0.0.1"]
+    command += [f"--log-dir={two.sweep_dir / 'torchrun'}", "-m", "fruitlib.train", str(two.path)]
+    agents = [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for _ in range(2)]
+    try:
+        with pytest.raises(runs.Busy):  # rank 0 holds the lock
+            wait_until_busy(two, agents)
+        assert [agent.wait(timeout=60) for agent in agents] == [0, 0]
+    finally:
+        for agent in agents:
+            distributed.end_tree(agent)
+    assert_same_training(two, one)
+    assert two.is_complete("train"), two.record("train")
+    assert two.record("train")["processes"] == 2 and two.config.processes == 1
+
+
+def wait_until_busy(run, agents) -> None:
+    while any(agent.poll() is None for agent in agents):
+        with run.locked():
+            time.sleep(0.02)
+        time.sleep(0.1)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+def test_what_torchruns_flags_get_wrong_is_refused(make_run, monkeypatch):
+    run = make_run(batch_size=8)
+    monkeypatch.setenv("WORLD_SIZE", "5")
+    with pytest.raises(InputError, match="batch_size = 8: too small for 5 processes"):
+        distributed._refuse_misfits(run)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(InputError, match="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        distributed._refuse_misfits(run)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    distributed._refuse_misfits(run)
+
+
+def test_another_ones_end_is_told_from_an_own_failure(tmp_path):
+    """Two gloo groups in two threads; one never comes to the sum, so the other's call fails inside gloo."""
+    store, groups = dist.HashStore(), [None, None]
+
+    def join(rank: int) -> None:
+        groups[rank] = dist.ProcessGroupGloo(store, rank, 2, timedelta(seconds=0.5))
+
+    threads = [threading.Thread(target=join, args=(rank,)) for rank in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    with pytest.raises(RuntimeError) as echo:
+        groups[0].allreduce(torch.ones(2)).wait()
+    assert distributed.is_echo(echo.value)
+    while_tidying = ValueError("closed file")
+    while_tidying.__context__ = echo.value
+    assert distributed.is_echo(while_tidying) and distributed.is_echo(dist.DistBackendError("NCCL error"))
+    own = [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), InputError("gone.png: does not open")]
+    own += [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), train.Diverged("no number")]
+    assert not any(distributed.is_echo(problem) for problem in own)
+
+
+def test_the_first_reason_stands_and_an_echo_gives_none(make_run, monkeypatch):
+    run = make_run()
+
+    def leave(code: int, last_words: str) -> None:
+        raise SystemExit(last_words)
+
+    monkeypatch.setattr(distributed, "_leave", leave)
+    with pytest.raises(SystemExit, match=r"^lost: peer gone$"):
+        distributed._fail(run, dist.DistNetworkError("peer gone"))
+    assert not (run.path / distributed.FAILED).exists()
+    for problem, words in ((ValueError("first\nsecond line"), "ValueError: first"), (KeyError("b"), "KeyError: 'b'")):
+        with pytest.raises(SystemExit, match=f"^error: {words}$"):
+            distributed._fail(run, problem)
+    assert (run.path / distributed.FAILED).read_text() == "ValueError: first"
+
+
+def test_workers_that_could_not_say_why_are_told_by_torchruns_log():
+    line = "E1123 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: -9) local_rank: 1 (pid: 7)\n"
+    assert distributed._how_lost(line * 4, 1) == "a worker was lost 4 times, last by SIGKILL; often too little memory"
+    assert (
+        distributed._how_lost(line + line.replace("-9", "3"), 1) == "a worker was lost 2 times, last with exit code 3"
+    )
+    assert distributed._how_lost("", -9) == "torchrun ended by SIGKILL"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_too_small_for_several_processes_is_said_to_be(processes):
+    """20 s of training would take 10 and the start, that is as long; an hour and a half, half of it."""
+    assert distributed.advice(1.0, 20, processes).endswith("too small for them: processes: 1 is right")
+    assert "may be done after 45 min" in distributed.advice(90.0, 60, processes)
+
+
+@given(st.floats(0.001, 1000), st.integers(1, 1000), st.integers(1, 64))
+def test_several_processes_are_never_recommended_where_one_would_be_done_first(seconds, epochs, processes):
+    """Even if they shared the work perfectly; and longer runs never turn advice against them."""
+    several = max(2, processes)
+    said = distributed.advice(seconds, epochs, processes)
+    if "too small" not in said:
+        assert distributed.START_SECONDS + seconds * epochs / several < seconds * epochs
+        assert "too small" not in distributed.advice(seconds * 2, epochs, processes)

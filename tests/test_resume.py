@@ -1,0 +1,233 @@
+"""Training that is killed, at any moment and as often as you like, ends as if it had not been: bit for bit.
+
+Same threads in both (one). The killed trainings are forked from a server that has imported all but computed nothing,
+so that a start takes a tenth of a second; the kills are real ones.
+"""
+
+import multiprocessing
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+import torch
+
+from fruitlib import checkpoint, config, models, runs, splits, train
+
+TIMES = ["seconds", "photos_per_second", "cpu_percent", "ram_gb"]  # the columns of history.csv that tell of the machine
+
+
+@pytest.fixture(scope="module")
+def server():
+    """Processes that begin with everything imported, and one thread."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["fruitlib.train"])
+    yield context
+    os.environ.pop("OMP_NUM_THREADS")
+    if before:
+        os.environ["OMP_NUM_THREADS"] = before
+
+
+@pytest.fixture
+def make_run(tiny, tmp_path):
+    """`make_run(lr=...)` prepares a run folder with those knobs beside its manifest."""
+
+    def make(name="run", **knobs):
+        cfg = config.make({**tiny, "epochs": 6, **knobs})
+        splits.prepare(cfg, tmp_path)
+        return runs.create(tmp_path / name, cfg)
+
+    return make
+
+
+def fit(path: str, dies_at: int, after: bool) -> None:
+    """The life of a training process: `train.fit`, its words appended to a file; it dies as it writes file `dies_at`.
+
+    `after`: with the file written; else with it whole, but under its temporary name.
+    """
+    sys.stdout = open(Path(path).with_suffix(".txt"), "a", encoding="utf-8")  # noqa: SIM115
+    replace, count = os.replace, 0
+
+    def counted(*names) -> None:
+        nonlocal count
+        count += 1
+        if count == dies_at and not after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        replace(*names)
+        if count == dies_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.replace = counted
+    train.fit(runs.Run(Path(path)))
+    sys.stdout.flush()
+
+
+def start(server, run, dies_at: int = 0, after: bool = False):
+    process = server.Process(target=fit, args=(str(run.path), dies_at, after))
+    process.start()
+    return process
+
+
+def said(run) -> str:
+    return run.path.with_suffix(".txt").read_text()
+
+
+def undisturbed(server, run):
+    process = start(server, run)
+    process.join(60)
+    assert process.exitcode == 0
+    return run
+
+
+def assert_bit_for_bit(run, other) -> None:
+    mine, theirs = run.history(), other.history()
+    assert list(mine.columns) == list(theirs.columns) and mine["epoch"].tolist() == list(range(1, len(theirs) + 1))
+    pd.testing.assert_frame_equal(mine.drop(columns=TIMES), theirs.drop(columns=TIMES), check_exact=True)
+    best, expected = (models.load_checkpoint(one.path / "best.pt") for one in (run, other))
+    assert best["epoch"] == expected["epoch"] and list(best["state_dict"]) == list(expected["state_dict"])
+    assert all(torch.equal(best["state_dict"][name], tensor) for name, tensor in expected["state_dict"].items())
+    assert (run.path / "predictions_val.csv").read_bytes() == (other.path / "predictions_val.csv").read_bytes()
+    assert run.record("train")["best_epoch"] == other.record("train")["best_epoch"] == expected["epoch"]
+    assert sorted(train.kept_cams(run)) == sorted(train.kept_cams(other))
+    leftovers = [path.name for path in run.path.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+    assert leftovers == [] and not (run.path / checkpoint.NAME).exists()
+
+
+VARIANTS = {
+    "plain": {},
+    "average, plateau, patience, clipping": {
+        "ema": 0.9,
+        "scheduler": "plateau",
+        "patience": 5,
+        "min_delta": 0.02,
+        "clip_norm": 0.5,
+        "lr": 0.01,
+        "monitor": "accuracy",
+    },
+    "random augmentation, mixing, momentum, one cycle": {
+        "augment": "trivial",
+        "mixing": "mixup",
+        "optimizer": "sgd",
+        "scheduler": "one_cycle",
+        "balance": "weighted_sampler",
+        "cache": "stream",
+    },
+    "dropout, BatchNorm": {"model": "mobilenet_v3_small", "dropout": 0.3, "epochs": 4, "warmup_epochs": 1},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(make_run, server, variant):
+    knobs, rng = VARIANTS[variant], random.Random(variant)
+    whole, run = undisturbed(server, make_run("whole", **knobs)), make_run("killed", **knobs)
+    killed = 0
+    for _ in range(3):
+        process, epochs = start(server, run), len(run.history()) + rng.randint(1, 2)
+        while len(run.history()) < epochs and process.is_alive():
+            time.sleep(0.002)
+        process.join(rng.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        killed += process.exitcode == -signal.SIGKILL
+    undisturbed(server, run)
+    assert killed and "resumed after epoch" in said(run)
+    assert_bit_for_bit(run, whole)
+
+
+def test_killed_at_each_kind_of_write_it_ends_as_if_it_had_not_been(make_run, server):
+    """history.csv, best.pt, predictions, heatmaps, last.pt, the record: with the file in place, or nearly so."""
+    rng, starts = random.Random(0), 0
+    whole, run = undisturbed(server, make_run("whole")), make_run("killed")
+    while not run.record("train"):
+        starts += 1
+        assert starts < 40, "it gets nowhere"
+        process = start(server, run, dies_at=rng.randint(2, 12), after=rng.random() < 0.5)
+        process.join(60)
+        assert process.exitcode in (0, -signal.SIGKILL)
+    assert starts > 3
+    undisturbed(server, run)  # where it died with the record written: says that it is trained, and changes nothing
+    (run.path / checkpoint.NAME).unlink(missing_ok=True)
+    assert_bit_for_bit(run, whole)
+
+
+def cut_off(server, run, dies_at: int = 14):
+    """The run, killed somewhere in its third epoch."""
+    process = start(server, run, dies_at)
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL and (run.path / checkpoint.NAME).is_file()
+    return run
+
+
+def test_gradual_unfreezing_goes_on_where_it_was(make_run, server):
+    """Blocks that thawed before the kill learn on after it, those still frozen thaw in their turn."""
+    first = undisturbed(server, make_run("first", epochs=1))
+    knobs = {"weights": str(first.path / "best.pt"), "freeze": "backbone", "unfreeze_every": 1}
+    knobs |= {"folds": 2, "fold": 0}  # nobody judges, so the last epoch is the one kept
+    whole, run = undisturbed(server, make_run("whole", **knobs)), cut_off(server, make_run("killed", **knobs))
+    undisturbed(server, cut_off(server, run))
+    assert_bit_for_bit(run, whole)
+    before, after = (models.load_checkpoint(one.path / "best.pt")["state_dict"] for one in (first, run))
+    still = [name for name in before if torch.equal(before[name], after[name])]
+    assert [name for name in still if "conv" in name] == []  # all blocks thawed in the end
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"lr": 0.001}, "lr = 0.003, here 0.001"), ({"split_seed": 1}, "other photos, labels or split")],
+)
+def test_a_checkpoint_of_another_training_is_named_and_not_used(make_run, server, changes, named):
+    cut_off(server, make_run())
+    fresh, run = undisturbed(server, make_run("fresh", **changes)), make_run(**changes)
+    undisturbed(server, run)
+    assert f"last.pt is of another training ({named}): training starts anew" in said(run)
+    assert "resumed" not in said(run)
+    assert_bit_for_bit(run, fresh)
+
+
+def test_a_damaged_checkpoint_is_named_and_training_starts_anew(make_run, server):
+    whole, run = undisturbed(server, make_run("whole")), cut_off(server, make_run())
+    last = run.path / checkpoint.NAME
+    last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
+    undisturbed(server, run)
+    assert "last.pt is damaged and cannot be gone on from: training starts anew" in said(run)
+    assert_bit_for_bit(run, whole)
+
+
+def test_a_history_longer_than_the_checkpoint_is_cut_to_it(make_run, server):
+    """Killed with the row of an epoch written, and its checkpoint not: no row is there twice, none of another try."""
+    whole, run = undisturbed(server, make_run("whole")), cut_off(server, make_run())
+    table = run.history()
+    extra = table.iloc[[-1, -1]].assign(epoch=[len(table) + 1, len(table) + 2], train_loss=99.0)
+    pd.concat([table, extra]).to_csv(run.path / "history.csv", index=False)
+    process = start(server, run, dies_at=2)  # right after the first file it writes
+    process.join(60)
+    kept = torch.load(run.path / checkpoint.NAME, weights_only=True)["progress"]["epoch"]
+    assert run.history()["epoch"].tolist() == list(range(1, kept + 1))
+    undisturbed(server, run)
+    assert_bit_for_bit(run, whole)
+
+
+def test_a_killed_worker_starts_all_again_and_the_numbers_are_those_of_an_undisturbed_group(make_run, capsys):
+    knobs = {"processes": 2, "augment": "trivial", "epochs": 60}
+    whole, run, killed = make_run("whole", **knobs), make_run("killed", **knobs), []
+    train.fit(whole)
+    capsys.readouterr()
+
+    def kill_rank_0(history: pd.DataFrame) -> None:
+        if len(history) >= 20 and not killed:
+            below = psutil.Process().children(recursive=True)
+            killed.extend(one for one in below if one.environ().get("RANK") == "0")
+            killed[0].kill()
+            (run.path / ".last.half.pt").touch()  # as if it had just been writing
+
+    train.fit(run, on_epoch=kill_rank_0)
+    shown = capsys.readouterr().out
+    assert "a worker was lost: all start again (restart 1 of 3)" in shown and "resumed after epoch" in shown
+    assert_bit_for_bit(run, whole)

@@ -1,0 +1,281 @@
+"""What goes out after a cross-validation: made of what was chosen, from all photos it may learn from, and no other."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from fruitlib import config, crossval, export, images, metrics, models, params, report, runs, shipping, splits, train
+from fruitlib.runtime import InputError
+
+HOME = Path(__file__).parent.parent
+KNOBS = {"folds": 2, "test_per_class": 4, "image_size": 32, "epochs": 2, "batch_size": 8, "cam_every": 0, "lr": 0.003}
+KNOBS |= {"precision": "fp32", "memory_format": "channels_last", "title": "Two folds"}
+
+
+def plan_of(folder: Path, **knobs) -> params.Sweep:
+    (folder / "story.yaml").write_text(yaml.safe_dump({**KNOBS, **knobs}))
+    return params.read_params(folder / "story.yaml")
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, tmp_path_factory):
+    """The folder of a sweep of two folds, both really trained, and the data knob."""
+    folder = tmp_path_factory.mktemp("sweep")
+    plan = plan_of(folder, data=str(shapes))
+    splits.prepare(plan.config, folder)
+    for name, cfg in plan.runs.items():
+        train.fit(runs.create(folder / name, cfg))
+    return folder, str(shapes)
+
+
+def folds_of(trained, tmp_path, ship: str, **knobs) -> tuple[params.Sweep, list[runs.Run], runs.Run]:
+    """A plan that ships so, its complete folds, and the run that is to be shipped."""
+    folder, data = trained
+    plan = plan_of(tmp_path, data=data, ship=ship, **knobs)
+    folds = [runs.Run(folder / name, cfg) for name, cfg in plan.runs.items()]
+    return plan, folds, shipping.planned(plan, folds)
+
+
+# ---- refit
+
+
+def test_a_refit_learns_from_all_photos_of_the_folds_and_from_none_of_the_test(trained, tmp_path):
+    _, folds, run = folds_of(trained, tmp_path, "refit")
+    teach, pool = set(run.rows("train")["path"]), {path for fold in folds for path in fold.rows("val")["path"]}
+    assert teach == pool and len(teach) == 36 and run.rows("val").empty
+    assert len(run.rows("test")) == 12 and not teach & set(run.rows("test")["path"])
+    run = runs.create(run.path, run.config)
+    history = train.fit(run)
+    record = run.record("train")
+    assert record["photos_per_epoch"] == 36 and "val_loss" not in history
+    assert record["best_epoch"] == record["epochs"] == 2  # nothing was chosen
+    assert record["initial_weights"] == folds[0].record("train")["initial_weights"]
+    assert run.predictions("val").empty and run.is_complete("train")
+
+
+def test_a_refit_has_the_knobs_of_the_folds(trained, tmp_path):
+    plan, folds, run = folds_of(trained, tmp_path, "refit")
+    ours, theirs = run.config.model_dump(), folds[1].config.model_dump()
+    assert {name for name in ours if ours[name] != theirs[name]} == {"fold"}
+    assert (ours["fold"], run.name, shipping.stages(run)) == (0, "ship=refit", ("02_train", "05_quantize"))
+    assert "all 36 photos of the folds, for 2 epochs; the last is kept" in shipping.said(plan, run, folds)
+
+
+@pytest.mark.parametrize(("best", "epochs"), [([3, 9], 6), ([4, 9], 7), ([1, 1], 1)])
+def test_after_early_stopping_a_refit_takes_the_median_of_the_folds_best_epochs(shapes, tmp_path, best, epochs):
+    plan = plan_of(tmp_path, data=str(shapes), epochs=50, patience=5, warmup_epochs=6)
+    splits.prepare(plan.config, tmp_path)
+    folds = [runs.Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()]
+    for fold, epoch in zip(folds, best, strict=True):
+        fold.complete("train", fold.identity("train"), best_epoch=epoch, epochs=epoch + 5)
+    found = shipping.planned(plan, folds)
+    assert (found.config.epochs, found.config.patience) == (epochs, 0)
+    assert found.config.warmup_epochs == min(6, epochs - 1)
+    said = shipping.said(plan, found, folds)
+    assert f"for {epochs} epoch" in said and "the median of the folds' best" in said
+    assert ("the warm-up is cut" in said) == (epochs <= 6)
+
+
+def test_a_refit_by_a_schedule_that_watches_validation_is_refused_before_anything_is_trained(tmp_path):
+    with pytest.raises(InputError, match=r"story.yaml: ship: refit .* plateau .* set ship: ensemble"):
+        shipping.check(plan_of(tmp_path, scheduler="plateau"))
+    with pytest.raises(InputError, match="plateau"):
+        shipping.check(plan_of(tmp_path, grid={"scheduler": ["cosine", "plateau"]}))
+    shipping.check(plan_of(tmp_path, scheduler="plateau", ship="ensemble"))
+    shipping.check(plan_of(tmp_path, scheduler="plateau", folds=0))
+
+
+# ---- ensemble
+
+
+@pytest.fixture(scope="module")
+def ensemble(trained, tmp_path_factory):
+    _, folds, run = folds_of(trained, tmp_path_factory.mktemp("ensemble"), "ensemble")
+    return shipping.assemble(run, folds), folds
+
+
+def test_an_ensembles_logits_are_the_log_of_the_members_mean_softmax(ensemble):
+    run, folds = ensemble
+    photos = images.of(run, "test")
+    members = [models.restore(fold.path / "best.pt")[0] for fold in folds]
+    alone = [train.predict(member, photos).numpy().astype(float) for member in members]
+    assert np.abs(alone[0] - alone[1]).max() > 0.01  # two models, not one twice
+    logits = train.predict(models.restore(run.path / "best.pt")[0], photos).numpy()
+    np.testing.assert_allclose(logits, np.log(np.mean([metrics.softmax(one) for one in alone], axis=0)), atol=1e-5)
+
+
+def test_an_ensembles_onnx_files_answer_as_it_does(ensemble, tmp_path):
+    run, _ = ensemble
+    model, _ = models.restore(run.path / "best.pt")
+    photos = images.to_array(images.of(run, "train").images)
+    fp32 = export.to_onnx(model, tmp_path / "fp32.onnx", run.config.image_size, run.class_names)
+    int8 = export.quantize(fp32, tmp_path / "int8.onnx", photos)
+    logits = export.run_torch(model, photos)
+    parity = [export.parity(logits, export.run_onnx(path, photos)) for path in (fp32, int8)]
+    verdict = export.check(*parity, min_agreement=run.config.int8_agreement)
+    assert verdict["fp32_verified"] and verdict["int8_verified"], verdict
+
+
+def test_an_ensemble_may_learn_no_more_and_is_judged_by_no_validation(ensemble):
+    run, folds = ensemble
+    assert run.name == "ship=ensemble" and [member.name for member in run.members] == [fold.name for fold in folds]
+    assert run.is_complete("train") and shipping.stages(run) == ("05_quantize",)
+    assert runs.open_run(run.path).rows("val").empty and len(runs.open_run(run.path).rows("train")) == 36
+    assert run.history().empty and run.predictions("val").empty
+
+
+def test_an_ensemble_is_made_anew_when_a_member_was_trained_anew_and_not_otherwise(trained, tmp_path):
+    plan, folds, run = folds_of(trained, tmp_path, "ensemble")
+    shipping.assemble(run, folds)
+    written = (run.path / "best.pt").stat().st_mtime_ns
+    assert shipping.assemble(shipping.planned(plan, folds), folds).is_complete("train")
+    assert (run.path / "best.pt").stat().st_mtime_ns == written
+    time.sleep(1)  # times of completion are kept in seconds
+    runs.clear(folds[1])
+    train.fit(runs.create(folds[1].path, folds[1].config))
+    before = shipping.planned(plan, folds)
+    assert not before.is_complete("train") and before.record("train")
+    assert shipping.assemble(before, folds).is_complete("train")
+    assert (run.path / "best.pt").stat().st_mtime_ns > written
+
+
+def test_a_member_that_cannot_be_read_is_named(trained, tmp_path):
+    folder, _ = trained
+    _, folds, _ = folds_of(trained, tmp_path, "ensemble")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "best.pt").write_text("not a checkpoint")
+    broken = runs.Run(tmp_path / "broken", folds[0].config)
+    with pytest.raises(InputError, match=r"broken/best\.pt: not a checkpoint"):
+        shipping.assemble(runs.Run(folder / "another", config.make(folds[0].config.model_dump())), [folds[0], broken])
+
+
+# ---- what is said of it
+
+
+def test_without_folds_or_with_ship_fold_a_run_of_the_plan_is_shipped_as_it_is(trained, tmp_path):
+    plan, folds, run = folds_of(trained, tmp_path, "fold")
+    assert run is folds[0] and shipping.stages(run) == shipping.RUN_STAGES
+    assert shipping.said(plan, run, folds) == "the first fold's model as it is, which learnt from 18 of 36 photos"
+    plain = plan_of(tmp_path, folds=0)
+    assert shipping.planned(plain, folds[1:]) is folds[1] and shipping.said(plain, folds[1], folds[1:]) == ""
+    assert shipping.expected(plain, "run", "run", pd.DataFrame()) == {}
+
+
+def test_what_is_expected_of_it_is_its_combinations_out_of_fold_numbers(trained, tmp_path):
+    folder, _ = trained
+    plan, folds, run = folds_of(trained, tmp_path, "refit")
+    table, _ = crossval.pool({fold.name: fold for fold in folds}, plan.combinations(), folder)
+    found = shipping.expected(plan, run.name, "run", crossval.results(table, run.class_names))
+    right = (table["label"] == table["predicted"]).mean()
+    assert (found["shipped"], found["oof_n"], found["oof_accuracy"]) == ("refit", 36, pytest.approx(right))
+    assert found["oof_low"] < right < found["oof_high"] and found["agreement_on"] == "training photos"
+    assert "accuracy" not in found  # nothing measured on itself
+
+
+# ---- a whole sweep, three times: its folds are trained once
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory, shapes):
+    """What the same two folds end in by refit, refit again, ensemble and fold: (house, what was said, times)."""
+    house, said, times = tmp_path_factory.mktemp("house"), [], []
+    (house / "notebooks").symlink_to(HOME / "notebooks")
+    for ship in ("refit", "refit", "ensemble", "fold"):
+        plan_of(house, data=str(shapes), ship=ship)
+        command = [sys.executable, "-m", "fruitlib.cli", "sweep", str(house / "story.yaml")]
+        environment = os.environ | {"FRUITLIB_HOME": str(house)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert done.returncode == 0, done.stdout + done.stderr
+        said.append(done.stdout)
+        (house / f"{ship}.csv").write_bytes((house / "executed/story/results.csv").read_bytes())
+        (house / f"{ship}.html").write_bytes((house / "executed/story/index.html").read_bytes())
+        files = [path for path in (house / "executed/story").rglob("*") if path.suffix in {".ipynb", ".pt", ".onnx"}]
+        times.append({path: path.stat().st_mtime_ns for path in files})
+    return house, said, times
+
+
+def test_what_is_complete_is_not_repeated(swept):
+    _, said, times = swept
+    assert times[0] == times[1] and said[0].split("\n\n")[1:] == said[1].split("\n\n")[1:]
+    assert times[0].items() <= times[2].items() <= times[3].items()
+
+
+def test_the_shipped_run_has_its_notebooks_and_is_the_only_one_tested(swept):
+    house, _, times = swept
+    notebooks = [{p.stem for p in found if p.parent.name == "ship=refit" and p.suffix == ".ipynb"} for found in times]
+    assert notebooks[0] == {"02_train", "05_quantize", "06_test_accuracy"}
+    made = {path.relative_to(house / "executed/story") for path in times[2].keys() - times[0].keys()}
+    names = ("05_quantize.ipynb", "06_test_accuracy.ipynb", "best.pt", "model.fp32.onnx", "model.int8.onnx")
+    assert made == {Path("ship=ensemble", name) for name in names}
+    assert {path.name for path in times[3].keys() - times[2].keys()} == {"06_test_accuracy.ipynb"}
+    assert pd.read_csv(house / "executed/story/test_openings.csv")["run"].tolist() == [
+        "ship=refit",
+        "ship=ensemble",
+        "fold=1",
+    ]
+
+
+def test_05_claims_no_accuracy_on_photos_it_has_learnt_from(swept):
+    folder = swept[0] / "executed/story"
+    for name in ("ship=refit", "ship=ensemble"):
+        shown = outputs(folder / name / "05_quantize.ipynb")
+        assert "it labels" in shown and "of 36 photos it has learnt from as torch does" in shown
+        assert "no accuracy is claimed" in shown and "accuracy 0." not in shown
+        assert not (folder / name / "figures/backends_val.png").exists()
+    assert "accuracy 0." in outputs(folder / "fold=1" / "05_quantize.ipynb")
+    assert "Test accuracy of the ensemble of 2 models in" in outputs(
+        folder / "ship=ensemble" / "06_test_accuracy.ipynb"
+    )
+
+
+def outputs(path: Path) -> str:
+    """All text that an executed notebook shows."""
+    found = [output for cell in nbformat.read(path, as_version=4).cells for output in cell.get("outputs", [])]
+    return "\n".join(output.get("text") or output.get("data", {}).get("text/plain", "") for output in found)
+
+
+@pytest.mark.parametrize("ship", ["refit", "ensemble"])
+def test_the_results_name_the_shipped_run_with_its_test_and_its_expectation(swept, ship):
+    house, _, _ = swept
+    table = pd.read_csv(house / f"{ship}.csv").set_index("run")
+    assert list(table.index) == ["fold=1", "fold=2", f"ship={ship}"] and (table["state"] == "complete").all()
+    row, pooled = table.loc[f"ship={ship}"], pd.read_csv(house / "executed/story/results_oof.csv").iloc[0]
+    assert row["shipped"] == ship and row["oof_accuracy"] == pooled["accuracy"] and row["oof_n"] == 36
+    assert row[["test_accuracy", "size_mb_int8"]].notna().all() and np.isnan(row["accuracy"])
+    assert table.loc[["fold=1", "fold=2"], ["shipped", "test_accuracy", "oof_accuracy"]].isna().all(axis=None)
+    assert table.loc[["fold=1", "fold=2"], "accuracy"].notna().all()
+
+
+def test_terminal_and_report_say_which_model_is_shipped_and_what_to_expect(swept):
+    house, said, _ = swept
+    words = ["trained once more, on all 36 photos", "the mean probabilities of the 2 folds' models"]
+    words += ["the first fold's model as it is"]
+    for text, ship, word in zip([said[0], *said[2:]], ("refit", "ensemble", "fold"), words, strict=True):
+        page = (house / f"{ship}.html").read_text().replace("&#39;", "'")
+        assert word in text and word in page and "expected accuracy: 0." in text
+        assert ("The shipped model" in page) == (ship != "fold")
+        assert f'href="{"fold%3D1" if ship == "fold" else f"ship%3D{ship}"}/06_test_accuracy.html"' in page
+        assert "is missing" not in page
+
+
+def test_a_shipped_run_that_failed_is_listed_and_not_praised(swept, tmp_path):
+    """On the index of a sweep whose refit stopped with an error."""
+    folder = tmp_path / "sweep"
+    folder.mkdir()
+    listed = [{"name": f"fold={n}", "state": "complete"} for n in (1, 2)]
+    listed += [{"name": "ship=refit", "state": "failed", "error": "02_train: Diverged: no number", "stages": []}]
+    found = {"title": "t", "choose_by": "macro_f1", "chosen": "run", "shipped": "ship=refit", "runs": listed}
+    (folder / "sweep.json").write_text(json.dumps(found | {"made": "trained once more"}))
+    for name in ("results_oof.csv", "results.csv"):
+        (folder / name).write_bytes((swept[0] / "executed/story" / name).read_bytes())
+    page = report.build(folder).read_text()
+    assert "02_train: Diverged: no number" in page and "The shipped model" not in page
