@@ -2,9 +2,10 @@
 
 Read it in this order; a module imports only modules above it (`tests/test_architecture.py` holds it so):
 
-    core     runtime sample config fetch sources intake duplicates stratify splits runs
-    core     preprocess cache augment balance images models losses metrics crossval audit gradcam export train plots
-    around   widgets report progress sweep cli
+    core     runtime sample config params fetch sources intake duplicates stratify splits runs
+    core     preprocess cache augment balance images models transfer losses optim speed metrics crossval audit
+    core     gradcam export checkpoint tracking distributed train finder plots
+    around   widgets report progress shipping sweep cli
 
 `import fruitlib` itself imports neither torch nor Jupyter.
 """

@@ -30,7 +30,7 @@ from PIL import Image
 
 from fruitlib.runtime import InputError, resolve, write_text
 
-EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run
+EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run that names no `stages`
 WIDGET = "application/vnd.jupyter.widget-view+json"
 TAGS = """a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption figure h1 h2 h3
     h4 h5 h6 hr i img kbd li mark ol p pre s small span strong sub summary sup table tbody td tfoot th thead tr u
@@ -79,6 +79,7 @@ def _read_sweep(sweep_dir: Path) -> dict:
     path = sweep_dir / "sweep.json"
     try:
         sweep = {"title": sweep_dir.name, "chosen": None, "choose_by": "macro_f1"} | json.loads(path.read_text("utf-8"))
+        sweep.setdefault("shipped", sweep["chosen"])
         sweep["runs"] = [{"state": "pending", "error": None, "name": run["name"] + ""} | run for run in sweep["runs"]]
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{sweep_dir} holds no sweep.json: give a sweep's folder, executed/<sweep>") from None
@@ -301,23 +302,27 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
     gains, unpaired = _table(sweep_dir / "gains.csv")
     rows = {str(row.get("run")): row for row in results}
     runs = [run | {"row": rows.get(run["name"], {}), "pages": pages.get(run["name"], [])} for run in sweep["runs"]]
-    complete = _ranked([run for run in runs if run["state"] == "complete"], sweep)
-    chosen = next((run for run in runs if run["name"] == sweep["chosen"]), None)
+    complete = [run for run in runs if run["state"] == "complete"]
+    ranked = _ranked([run for run in complete if "stages" not in run], sweep)  # others no validation photo judges
+    shipped = next((run for run in runs if run["name"] == sweep["shipped"]), None)
+    pooled.sort(key=lambda row: -_number(row.get(sweep["choose_by"])))
+    winners = [row for row in pooled if shipped and row.get("combination") == shipped["row"].get("combination")]
     empty = "results.csv is missing or empty: no numbers to show" if complete and not results else ""
     problems = [trouble or empty, unread, unpooled, unpaired]
     problems += _problems({"name": "", "pages": pages[""]}, ["01_split"])
-    problems += [text for run in complete for text in _problems(run, EXPECTED)]
+    problems += [text for run in complete for text in _problems(run, run.get("stages", EXPECTED))]
     return {
         "page": None,
         "sweep": sweep,
-        "complete": complete,
+        "complete": ranked,
         "unfinished": [run for run in runs if run["state"] != "complete"],
-        "chosen": chosen,
+        "shipped": shipped,
+        "winner": next(iter(winners + pooled), None),
         "shared": pages[""],
-        "measured": {name for run in complete for name, value in run["row"].items() if _fixed(value, 0) != NONE},
-        "forest": _forest([] if pooled else complete[:PLOTTED]),  # folds judge different photos: no ranking
+        "measured": {name for run in ranked for name, value in run["row"].items() if _fixed(value, 0) != NONE},
+        "forest": _forest([] if pooled else ranked[:PLOTTED]),  # folds judge different photos: no ranking
         "openings": openings,
-        "pooled": sorted(pooled, key=lambda row: -_number(row.get(sweep["choose_by"]))),
+        "pooled": pooled,
         "gains": gains,
         "problems": [text for text in problems if text],
     }
@@ -344,7 +349,7 @@ def _ranked(runs: list[dict], sweep: dict) -> list[dict]:
 
     def place(run: dict) -> tuple:
         value = sign * _number(run["row"].get(sweep["choose_by"]))
-        return (1, 0.0) if math.isnan(value) else (0, value, run["name"] != sweep["chosen"])
+        return (1, 0.0) if math.isnan(value) else (0, value, run["name"] != sweep["shipped"])
 
     return sorted(runs, key=place)
 

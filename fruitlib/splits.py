@@ -153,6 +153,8 @@ def _subset_hint(config: Config) -> str:
 def part(manifest: pd.DataFrame, split: str, fold: int = 1, repeat: int = 1) -> pd.DataFrame:
     """The usable rows of train, val or test, index reset; with folds, val is that fold and train the others.
 
+    Of fold 0 val is empty and train all photos of the folds.
+
     Raises:
         InputError: no such fold or repeat.
     """
@@ -160,10 +162,10 @@ def part(manifest: pd.DataFrame, split: str, fold: int = 1, repeat: int = 1) -> 
     if split == "test" or not (rows["fold"] != "").any():
         return rows[rows["split"] == split].reset_index(drop=True)
     numbers = _numbers(rows["fold"], repeat)
-    if fold not in numbers or fold < 1:
-        raise InputError(f"fold = {fold}: the manifest holds folds 1 to {numbers.max()}")
-    chosen = numbers == fold if split == "val" else (numbers > 0) & (numbers != fold)
-    return rows[chosen].reset_index(drop=True)
+    if not 0 <= fold <= numbers.max():
+        raise InputError(f"fold = {fold}: the manifest holds folds 1 to {numbers.max()}, and 0 for all of them")
+    judges = numbers == fold if split == "val" else numbers != fold
+    return rows[(numbers > 0) & judges].reset_index(drop=True)
 
 
 def _numbers(folds: pd.Series, repeat: int) -> np.ndarray:

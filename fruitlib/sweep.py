@@ -1,4 +1,4 @@
-"""A params file -> executed notebooks: one folder per combination, 02 to 05 in each, 06 for the run that is chosen.
+"""A params file -> executed notebooks: one folder per combination, 02 to 05 in each, 06 for the model that is shipped.
 
 What is complete is not repeated, what failed keeps its notebook with the error, and the rest goes on.
 """
@@ -15,15 +15,16 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from fruitlib import audit, crossval, report, runs, runtime, sources, splits
+from fruitlib import audit, crossval, report, runs, runtime, shipping, sources, splits
 from fruitlib import config as configs
-from fruitlib.config import Config, Sweep
-from fruitlib.progress import Progress
+from fruitlib.config import Config
+from fruitlib.params import Sweep, read_params
+from fruitlib.progress import Progress, print_results
 from fruitlib.runs import Run
 from fruitlib.runtime import InputError
+from fruitlib.shipping import RUN_STAGES, TEST_STAGE
 
-RUN_STAGES = ("02_train", "03_metrics", "04_gradcam", "05_quantize")
-TEST_STAGE = "06_test_accuracy"
+RECORDED = {"best_epoch": "best_epoch", "epochs": "epochs", "train_seconds": "seconds"}  # of training, in results.csv
 
 
 class NotebookFailed(RuntimeError):
@@ -36,7 +37,7 @@ def sweep(params_file: Path, data: str | None = None, out: str | None = None) ->
     Raises:
         InputError: before anything is written, when the params file, the photos or the split do not allow it.
     """
-    plan = configs.read_params(params_file, {"data": data} if data else {})
+    plan = read_params(params_file, {"data": data} if data else {})
     sweep_dir = runtime.home() / "executed" / (out or sweep_name(plan, data))
     _refuse_other_data(plan.config, sweep_dir)
     _check_before(plan)
@@ -67,9 +68,12 @@ def _check_before(plan: Sweep) -> None:
     for stage in ("01_split", *RUN_STAGES, TEST_STAGE):
         if not runs.notebook_path(stage).is_file():
             raise InputError(f"{runs.notebook_path(stage)}: no such notebook; set FRUITLIB_HOME to the project folder")
+    shipping.check(plan)
     for config in plan.runs.values():
         if config.base_weights and not runtime.resolve(config.base_weights).is_file():
             raise InputError(f"base_weights {config.base_weights}: no such file; params/base_model.yaml trains one")
+        if config.weights not in ("none", "DEFAULT") and not runtime.resolve(config.weights).is_file():
+            raise InputError(f"weights {config.weights}: no such file; wanted none, DEFAULT or a checkpoint")
 
 
 def _check_classes(plan: Sweep, progress: Progress) -> None:
@@ -102,13 +106,15 @@ def _execute(plan: Sweep, sweep_dir: Path, work: dict[str, Run], progress: Progr
             if states[name]["state"] == "pending":
                 _work_on(work[name], stages, states[name], progress, wait=True)
         write_summary(plan, sweep_dir, work, states)
-    chosen = choose(plan, work, states, sweep_dir)
-    for name in _to_test(plan, work, states, chosen):
+    chosen = shipping.choose(plan, work, states, sweep_dir)
+    shipped = _ship(plan, work, states, chosen, progress)
+    for name in _to_test(plan, work, states, shipped):
         _work_on(work[name], (TEST_STAGE,), states[name], progress, wait=True)
-    write_summary(plan, sweep_dir, work, states, chosen)
+    summary = write_summary(plan, sweep_dir, work, states, chosen, shipped)
     page = report.build(sweep_dir)
     progress.close()
-    _print_results(plan, sweep_dir, states, chosen, page)
+    print_results(plan, sweep_dir, summary)
+    print(f"\nreport: {runtime.display_path(page)}")
     return int(any(state["error"] for state in states.values()))
 
 
@@ -123,16 +129,42 @@ def _steps(plan: Sweep) -> list[tuple[str, tuple[str, ...]]]:
     return steps
 
 
-def _to_test(plan: Sweep, work: dict[str, Run], states: dict, chosen: str | None) -> list[str]:
+def _ship(plan: Sweep, work: dict, states: dict, chosen: str | None, progress: Progress) -> str | None:
+    """The run whose model is shipped; where it is none of the plan's, it is made and joins `work` and `states`."""
+    if chosen is None:
+        return None
+    folds = _runs_of(plan, work, chosen)
+    run = shipping.planned(plan, folds)
+    if run.name in work:
+        return run.name
+    work[run.name], states[run.name] = run, {"state": "pending", "error": None}
+    try:
+        if plan.ship == "ensemble":
+            work[run.name] = run = shipping.assemble(run, folds)
+    except InputError as problem:
+        states[run.name] = {"state": "failed", "error": str(problem)}
+        return run.name
+    if _state(run) == "complete":
+        progress.before.add(run.name)
+    _work_on(run, shipping.stages(run), states[run.name], progress, wait=True)
+    return run.name
+
+
+def _runs_of(plan: Sweep, work: dict[str, Run], combination: str) -> list[Run]:
+    return [work[name] for name in (plan.combinations()[combination] if plan.config.folds else [combination])]
+
+
+def _to_test(plan: Sweep, work: dict[str, Run], states: dict, shipped: str | None) -> list[str]:
     """The runs whose test photos are to be opened; none where no photos were put aside for a test."""
-    if chosen is None or work[chosen].rows("test").empty:
+    if shipped is None or work[shipped].rows("test").empty:
         return []
-    return [name for name in work if states[name]["state"] == "complete"] if plan.test == "every" else [chosen]
+    wanted = list(work) if plan.test == "every" else [shipped]
+    return [name for name in wanted if states[name]["state"] == "complete"]
 
 
 def _state(run: Run) -> str:
-    """`complete` when all of 02 to 05 hold today, else `pending`."""
-    return "complete" if all(run.is_complete(stage) for stage in RUN_STAGES) else "pending"
+    """`complete` when all of its notebooks before the test hold today, else `pending`."""
+    return "complete" if all(run.is_complete(stage) for stage in shipping.stages(run)) else "pending"
 
 
 def _execute_split(plan: Sweep, sweep_dir: Path, progress: Progress) -> None:
@@ -172,6 +204,8 @@ def _work_on(run: Run, stages: tuple[str, ...], state: dict, progress: Progress,
 
 
 def _execute_stage(run: Run, stage: str) -> None:
+    if run.is_complete("train"):  # notebooks after 02 read the knobs from params.yaml, and some may be new
+        runs.create(run.path, run.config)
     identity, started = run.identity(stage), time.perf_counter()
     execute(stage, run.path / f"{stage}.ipynb", run.config, run_dir=runtime.display_path(run.path))
     run.complete(stage, identity, seconds=round(time.perf_counter() - started, 2))
@@ -273,58 +307,52 @@ def declared_parameters(notebook: Path) -> set[str]:
     return set().union(*map(configs.assigned_names, tagged))
 
 
-def choose(plan: Sweep, work: dict[str, Run], states: dict, sweep_dir: Path) -> str | None:
-    """The complete run that is best on validation; ties go to the lower validation loss.
+def results(plan: Sweep, work: dict[str, Run], states: dict, shipped: dict | None = None) -> pd.DataFrame:
+    """A row per run: what differs, state, validation numbers, costs, and test numbers where 06 was executed.
 
-    With folds, the first run of the combination that is best on its pooled out-of-fold predictions: among its folds
-    there is no choosing, since they are judged on different photos.
+    `shipped` adds `shipping.expected` to a run's row, by the run's name.
     """
-    complete = [name for name in work if states[name]["state"] == "complete"]
+    rows, combination_of = [], {}
     if plan.config.folds:
-        pooled = _read_table(sweep_dir / "results_oof.csv")
-        whole = {name: names[0] for name, names in plan.combinations().items() if set(names) <= set(complete)}
-        scores = {row["combination"]: row[plan.choose_by] for row in pooled.to_dict("records")}
-        best = max((name for name in scores if name in whole), key=scores.get, default=None)
-        return whole.get(best)
-    return max(complete, key=lambda name: _score(work[name], plan.choose_by), default=None)
-
-
-def _score(run: Run, choose_by: str) -> tuple[float, float]:
-    found = run.read_json("metrics.json")
-    return found[choose_by], -found["val_loss"]
-
-
-def results(plan: Sweep, work: dict[str, Run], states: dict) -> pd.DataFrame:
-    """A row per run: what differs, state, validation numbers, costs, and test numbers where 06 was executed."""
-    rows = []
+        combination_of = {run: name for name, members in plan.combinations().items() for run in members}
     for name, run in work.items():
         row = {
             "run": name,
-            **{knob: getattr(plan.runs[name], knob) for knob in plan.knobs},
+            **{knob: getattr(run.config, knob) for knob in plan.knobs},
             "state": states[name]["state"],
         }
-        if plan.config.folds:
-            row["combination"] = next(key for key, names in plan.combinations().items() if name in names)
+        if name in combination_of:
+            row["combination"] = combination_of[name]
         if states[name]["state"] == "complete":
             row |= run.read_json("metrics.json") | run.read_json("export.json")
             trained = run.record("train")
-            row |= {
-                "best_epoch": trained["best_epoch"],
-                "epochs": trained["epochs"],
-                "train_seconds": trained["seconds"],
-            }
+            row |= {new: trained.get(old) for new, old in RECORDED.items()}
             if run.is_complete(TEST_STAGE):
                 tested = run.read_json("test.json")
                 row |= tested["numbers"] | {"test_backend": tested["shipped"]}
-        rows.append(row)
+        rows.append(row | (shipped or {}).get(name, {}))
     return pd.DataFrame(rows)
 
 
-def write_summary(plan: Sweep, sweep_dir: Path, work: dict, states: dict, chosen: str | None = None) -> None:
-    """`results.csv`, `sweep.json` and what compares runs with each other, as far as the sweep has come."""
-    table = results(plan, work, states)
+def write_summary(
+    plan: Sweep, sweep_dir: Path, work: dict, states: dict, chosen: str | None = None, shipped: str | None = None
+) -> dict:
+    """`results.csv`, `sweep.json` and what compares runs with each other, as far as the sweep has come.
+
+    Returns:
+        what `sweep.json` holds.
+    """
+    expected = {}
+    if plan.config.folds:
+        pooled, problems = crossval.pool(work, plan.combinations(), sweep_dir)
+        for problem in problems:
+            print(problem, flush=True)
+        pooled = crossval.results(pooled, splits.record(sweep_dir)["class_names"])
+        _write_table(pooled, sweep_dir / "results_oof.csv")
+        expected = {shipped: shipping.expected(plan, shipped, chosen, pooled)} if shipped else {}
+    table = results(plan, work, states, expected)
     _write_table(table, sweep_dir / "results.csv")
-    complete = table[table["state"] == "complete"]
+    complete = table[(table["state"] == "complete") & table["run"].isin(plan.runs)]
     gains = pd.DataFrame()
     if plan.choose_by in complete:
         gains = audit.gains(complete, plan.knobs, plan.choose_by, plan.config.folds)
@@ -334,27 +362,31 @@ def write_summary(plan: Sweep, sweep_dir: Path, work: dict, states: dict, chosen
         few = f"fewer than {audit.FEWEST_PAIRS} pairs of complete runs: no gain with an interval; add seeds or folds"
         gains = pd.DataFrame([{"said": few}])
     _write_table(gains, sweep_dir / "gains.csv")
-    if plan.config.folds:
-        pooled, problems = crossval.pool(work, plan.combinations(), sweep_dir)
-        for problem in problems:
-            print(problem, flush=True)
-        classes = splits.record(sweep_dir)["class_names"]
-        _write_table(crossval.results(pooled, classes), sweep_dir / "results_oof.csv")
+    summary = _summary(plan, work, states) | {"chosen": chosen, "shipped": shipped}
+    if shipped and plan.config.folds:
+        summary["made"] = shipping.said(plan, work[shipped], _runs_of(plan, work, chosen))
+    runtime.write_json(sweep_dir / "sweep.json", summary)
+    return summary
+
+
+def _summary(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
+    """The sweep, its runs and where they ran; a run that was made to be shipped names the notebooks it has."""
     stages = ("02_train", "05_quantize", TEST_STAGE)
     finished = [run.record(stage).get("finished", "") for run in work.values() for stage in stages]
     params = next((run.params for run in work.values() if (run.path / "params.yaml").is_file()), {"record": {}})
-    summary = {
+    listed = [{"name": name, "knobs": plan.differs.get(name, {}), **states[name]} for name in work]
+    for run in listed:
+        run |= {} if run["name"] in plan.runs else {"stages": shipping.stages(work[run["name"]])}
+    return {
         "title": plan.title,
         "params_file": runtime.display_path(Path(plan.source).resolve()),
         "data": plan.config.data,
         "choose_by": plan.choose_by,
-        "chosen": chosen,
         "hardware": params["record"].get("hardware", ""),
         "versions": params["record"].get("versions", {}),
         "finished": max(finished, default="")[:16].replace("T", " "),
-        "runs": [{"name": name, "knobs": plan.differs[name], **states[name]} for name in work],
+        "runs": listed,
     }
-    runtime.write_json(sweep_dir / "sweep.json", summary)
 
 
 def _write_table(table: pd.DataFrame, path: Path) -> None:
@@ -364,47 +396,3 @@ def _write_table(table: pd.DataFrame, path: Path) -> None:
             table.to_csv(partial, index=False)
     else:
         path.unlink(missing_ok=True)
-
-
-def _read_table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
-
-
-def _print_results(plan: Sweep, sweep_dir: Path, states: dict, chosen: str | None, page: Path) -> None:
-    """The small table a sweep ends with, and where to look."""
-    table = pd.read_csv(sweep_dir / "results.csv")
-    complete = table[table["state"] == "complete"]
-    shown, mark, photos = complete.assign(name=complete["run"]), chosen, "validation photos"
-    if plan.config.folds and len(pooled := _read_table(sweep_dir / "results_oof.csv")):
-        seconds = complete.groupby("combination")["train_seconds"].sum()
-        shown = pooled.assign(name=pooled["combination"], train_seconds=pooled["combination"].map(seconds))
-        mark, photos = complete.set_index("run")["combination"].get(chosen), "photos, each judged by a fold's model"
-    if len(shown):
-        width = max(map(len, shown["name"]))
-        print(
-            f"\n  {'run':{width}}  macro-F1  accuracy (95 % interval)  training   on {int(shown['n'].iloc[0])} {photos}"
-        )
-    for row in _best_first(shown, plan, mark):
-        interval = f"{row['accuracy']:.3f} ({row['accuracy_low']:.2f}–{row['accuracy_high']:.2f})"
-        star, seconds = "*" if row["name"] == mark else " ", f"{row['train_seconds']:.0f} s"
-        print(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
-    for gain in _read_table(sweep_dir / "gains.csv").to_dict("records"):
-        print(f"\n{gain['said']}")
-    tested = complete[(complete["run"] == chosen) & complete.get("test_n", pd.Series(dtype=float)).notna()]
-    for row in tested.to_dict("records"):
-        judged = f"{row['test_accuracy']:.3f} (95 % interval {row['test_low']:.2f}–{row['test_high']:.2f})"
-        print(
-            f"\n* chosen on validation; its {row['test_backend']} on {row['test_n']:.0f} test photos: accuracy {judged}"
-        )
-    for name, state in states.items():
-        if state["error"]:
-            print(f"\nfailed: {name}: {state['error']}")
-    print(f"\nreport: {runtime.display_path(page)}")
-
-
-def _best_first(table: pd.DataFrame, plan: Sweep, chosen: str | None) -> list[dict]:
-    """Rows from best to worst by the choosing metric, the chosen one before its equals."""
-    if table.empty:
-        return []
-    table = table.assign(_chosen=table["name"] == chosen)
-    return table.sort_values([plan.choose_by, "_chosen"], ascending=False, kind="stable").to_dict("records")

@@ -1,0 +1,150 @@
+"""What a sweep ends in: the combination that validation chooses, and the model of it that is shipped.
+
+Without folds, the chosen run's model is shipped. With folds, each combination is judged by its pooled out-of-fold
+predictions, and none of its models has learnt from all photos; the params file says which one goes out:
+
+    ship: refit      one more training, on the photos of all folds (Hastie, Tibshirani and Friedman 2009, section 7.10)
+    ship: ensemble   all folds' models together, their probabilities averaged (Krogh and Vedelsby 1995)
+    ship: fold       the first fold's model as it is
+
+The first two have learnt from every photo outside the test. What may be expected of them is the out-of-fold accuracy
+of their combination, which judges models that learnt from fewer photos; a test, where there is one, judges themselves.
+"""
+
+import math
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from fruitlib import config as configs
+from fruitlib import runs, runtime
+from fruitlib.config import FOLD_KNOBS, Config
+from fruitlib.params import Sweep, run_name
+from fruitlib.runs import Run
+from fruitlib.runtime import InputError
+
+RUN_STAGES = ("02_train", "03_metrics", "04_gradcam", "05_quantize")
+TEST_STAGE = "06_test_accuracy"
+
+
+def check(plan: Sweep) -> None:
+    """Refuse, before anything is trained, what could not be shipped in the end.
+
+    Raises:
+        InputError: a refit by a schedule that follows validation, of which a refit has none.
+    """
+    watching = any(config.scheduler == "plateau" for config in plan.runs.values())
+    if plan.config.folds and plan.ship == "refit" and watching:
+        raise InputError(
+            f"{plan.source}: ship: refit trains on the photos of all folds, which leaves scheduler: plateau none to "
+            "watch: set ship: ensemble, or another scheduler"
+        )
+
+
+def choose(plan: Sweep, work: dict[str, Run], states: dict, sweep_dir: Path) -> str | None:
+    """The combination that is best on validation: without folds a complete run, ties going to the lower loss.
+
+    With folds, the one that is best on its pooled out-of-fold predictions, of those all of whose runs are complete.
+    """
+    complete = [name for name in work if states[name]["state"] == "complete"]
+    if not plan.config.folds:
+        return max(complete, key=lambda name: _score(work[name], plan.choose_by), default=None)
+    path = sweep_dir / "results_oof.csv"
+    scores = pd.read_csv(path).set_index("combination")[plan.choose_by] if path.is_file() else {}
+    whole = [name for name, names in plan.combinations().items() if name in scores and set(names) <= set(complete)]
+    return max(whole, key=lambda name: scores[name], default=None)
+
+
+def _score(run: Run, choose_by: str) -> tuple[float, float]:
+    found = run.read_json("metrics.json")
+    return found[choose_by], -found["val_loss"]
+
+
+def planned(plan: Sweep, folds: list[Run]) -> Run:
+    """The run that is shipped of a combination, given its complete runs: the first of them, or one beside them."""
+    first = folds[0]
+    if not plan.config.folds or plan.ship == "fold":
+        return first
+    differing = {name: value for name, value in plan.differs[first.name].items() if name not in FOLD_KNOBS}
+    knobs = first.config.model_dump() | {"fold": 0, "repeat": 1, "cam_every": 0}
+    if plan.ship == "refit" and first.config.patience:
+        knobs |= _without_stopping(first.config, folds)
+    config = configs.make(knobs, f"{plan.source}, ship: {plan.ship}")
+    return Run(first.sweep_dir / run_name(differing | {"ship": plan.ship}), config)
+
+
+def _without_stopping(config: Config, folds: list[Run]) -> dict[str, int]:
+    """Knobs of a refit where the folds stopped early: as many epochs as they needed, the median of their best.
+
+    The schedule runs over these epochs, so lr falls faster than in the folds, and a longer warm-up is cut.
+    """
+    epochs = math.ceil(statistics.median(fold.record("train")["best_epoch"] for fold in folds))
+    return {"epochs": epochs, "patience": 0, "warmup_epochs": min(config.warmup_epochs, epochs - 1)}
+
+
+def stages(run: Run) -> tuple[str, ...]:
+    """The notebooks of a complete run: 02 to 05, or those that ask for no validation photos where it has none."""
+    if run.config.fold:
+        return RUN_STAGES
+    return ("05_quantize",) if run.members else ("02_train", "05_quantize")
+
+
+def assemble(run: Run, folds: list[Run]) -> Run:
+    """Make the planned run the ensemble of these trained runs, unless it is that already; returns it.
+
+    Its `best.pt` holds the weights of all of them. When one of them is trained anew, it is made anew.
+
+    Raises:
+        InputError: a `best.pt` that cannot be read.
+    """
+    import torch  # which takes seconds; a sweep that ships no ensemble needs none
+
+    from fruitlib import models
+
+    with run.locked(timeout=-1):
+        run = runs.create(run.path, run.config, members=[fold.name for fold in folds])
+        if run.is_complete("train"):
+            return run
+        identity = run.identity("train")
+        ensemble = models.Ensemble([models.restore(fold.path / "best.pt")[0] for fold in folds])
+        with runtime.replacing(run.path / "best.pt") as partial:
+            torch.save(models.checkpoint(ensemble, run.config, run.class_names), partial)
+        runtime.write_text(run.path / "history.csv", "epoch\n")  # nothing was trained here, and nothing judged
+        run.write_predictions("val", {"torch": np.empty((0, len(run.class_names)))}, run.rows("val"))
+        run.complete("train", identity, data_fingerprint=run.data_fingerprint)
+    return run
+
+
+def said(plan: Sweep, run: Run, folds: list[Run]) -> str:
+    """How the shipped model of a combination's `folds` is made, in words; empty without folds."""
+    if not plan.config.folds:
+        return ""
+    photos = f"{len(run.rows('train'))} photos of the folds"
+    if plan.ship == "fold":
+        pool = len(run.rows("train")) + len(run.rows("val"))
+        return f"the first fold's model as it is, which learnt from {len(run.rows('train'))} of {pool} photos"
+    if plan.ship == "ensemble":
+        return f"the mean probabilities of the {len(folds)} folds' models, which learnt from all {photos} between them"
+    epochs = f"{run.config.epochs} epoch{'s' * (run.config.epochs > 1)}"
+    if folds[0].config.patience:
+        epochs += ", the median of the folds' best; the schedule runs over these"
+    if run.config.warmup_epochs < folds[0].config.warmup_epochs:
+        epochs += f", the warm-up is cut to {run.config.warmup_epochs}"
+    return f"trained once more, on all {photos}, for {epochs}; the last is kept, since no photo is left to judge by"
+
+
+def expected(plan: Sweep, run: str, combination: str, pooled: pd.DataFrame) -> dict:
+    """What the results say of the shipped run besides its own numbers: `shipped`, and what may be expected of it.
+
+    That is what its combination reached out of fold (oof_n, oof_accuracy, oof_low, oof_high, oof_macro_f1), under names
+    of its own, since it judges the folds' models. Empty without folds.
+    """
+    if not plan.config.folds:
+        return {}
+    found = pooled.set_index("combination").loc[combination]
+    names = {"oof_n": "n", "oof_accuracy": "accuracy", "oof_low": "accuracy_low", "oof_high": "accuracy_high"}
+    row = {new: found[old] for new, old in (names | {"oof_macro_f1": "macro_f1"}).items()}
+    taught = {} if run in plan.runs else {"agreement_on": "training photos"}
+    return {"shipped": plan.ship, "combination": combination, **row, **taught}
