@@ -3,7 +3,7 @@
 Read it in this order; a module imports only modules above it (`tests/test_architecture.py` holds it so):
 
     core     runtime sample config params fetch sources intake duplicates stratify splits runs
-    core     preprocess cache augment balance images models transfer losses optim speed metrics crossval audit
+    core     preprocess cache augment balance images models transfer losses optim speed metrics evaluate crossval audit
     core     gradcam export checkpoint tracking distributed train finder plots
     around   widgets report progress shipping sweep cli
 

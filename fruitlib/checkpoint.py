@@ -15,6 +15,7 @@ from fruitlib.runs import Run
 from fruitlib.runtime import InputError
 
 NAME = "last.pt"
+NEXT_BEST = ("best.next.pt", "predictions_val.next.csv")  # written in this order, renamed in the other
 
 
 @dataclass
@@ -27,11 +28,14 @@ class Progress:
     best_epoch: int = 0
     reference: float = float("-inf")  # the score that early stopping wants exceeded by min_delta
     waited: int = 0  # epochs since it was
+    micro_batch: int | None = None  # images at a time; None: a whole share of a batch
 
 
-def save(run: Run, identity: str, progress: Progress, parts: dict[str, Any]) -> None:
-    """Write `last.pt`: the progress, and the state of each of `parts` (whatever has a `state_dict`)."""
+def save(run: Run, identity: str, progress: Progress, parts: dict[str, Any], speed: dict[str, str]) -> None:
+    """Write `last.pt`: the progress, the state of each of `parts` (whatever has a `state_dict`), and in what precision
+    and memory format they came about. Then the new best, kept aside so far, takes the place of the old one."""
     content = {
+        "speed": speed,
         "identity": identity,
         "knobs": run.config.model_dump(include=set(TRAIN_KNOBS)),
         "data_fingerprint": run.data_fingerprint,
@@ -40,12 +44,30 @@ def save(run: Run, identity: str, progress: Progress, parts: dict[str, Any]) -> 
     }
     with runtime.replacing(run.path / NAME) as partial:
         torch.save(content, partial)
+    settle(run, progress)
+
+
+def settle(run: Run, progress: Progress) -> None:
+    """Let the best epoch kept aside become `best.pt` and `predictions_val.csv`, if it is the one `progress` names.
+
+    Killed between the two, a training finds here what it was about to do. One that `last.pt` does not know is
+    dropped: its epoch comes again, on a GPU perhaps not quite as it was, and the best before it still stands.
+    """
+    weights, predictions = run.path / NEXT_BEST[0], run.path / NEXT_BEST[1]
+    if not weights.is_file() or models.load_checkpoint(weights)["epoch"] != progress.best_epoch:
+        weights.unlink(missing_ok=True)
+        predictions.unlink(missing_ok=True)
+        return
+    if predictions.is_file():
+        predictions.replace(run.path / "predictions_val.csv")
+    weights.replace(run.path / "best.pt")
 
 
 def read(run: Run, identity: str) -> tuple[dict | None, str]:
     """What `last.pt` holds, if it is of this very training; else None. And in words, what was found.
 
-    A file that is damaged, or of other knobs, photos or code, is named as such: training then starts anew.
+    A file that is damaged, or of other knobs, photos or code, is named as such: training then starts anew. A disk that
+    cannot be read is another matter (OSError).
     """
     path = run.path / NAME
     if not path.is_file():

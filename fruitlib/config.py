@@ -65,7 +65,7 @@ class Config(BaseModel):
     warmup_epochs: int = Field(0, ge=0, description="epochs in which lr rises to its peak, before the scheduler")
     batch_size: int = Field(16, ge=2, le=65536, description="images per optimizer step, over all processes")
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="images a device holds at a time; auto: all, fewer where GPU memory ends"
+        "auto", description="images a device computes at a time; auto: all, fewer where GPU memory ends"
     )
     clip_norm: float = Field(0.0, ge=0, description="gradients are scaled down to this norm; 0: never")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, which are then judged and kept; 0: off")
@@ -147,7 +147,7 @@ class Config(BaseModel):
     def _own_image_size(cls, values):
         """`image_size: auto` becomes the model's own side at once, so that everything after sees a number."""
         if isinstance(values, dict) and values.get("image_size") == "auto":
-            values = {**values, "image_size": MODELS.get(values.get("model", "end2end"), 96)}
+            values = {**values, "image_size": MODELS.get(str(values.get("model", "end2end")), 96)}
         return values
 
     @field_validator("model")
@@ -188,11 +188,10 @@ class Config(BaseModel):
         if self.warmup_epochs >= self.epochs:
             raise ValueError(f"warmup_epochs = {self.warmup_epochs}: fewer than epochs = {self.epochs} are needed")
         if self.loss == "soft_f1":
-            share = -(-self.batch_size // self.processes)
-            if self.micro_batch != "auto" and self.micro_batch < share:
+            if self.micro_batch != "auto":
                 raise ValueError(
                     f"loss = soft_f1 counts over a whole batch, micro_batch = {self.micro_batch} sees parts of it: "
-                    f"set micro_batch to auto or {share}"
+                    "set micro_batch: auto"
                 )
             if self.balance == "class_weights":
                 raise ValueError(

@@ -64,11 +64,11 @@ def advice(seconds_per_epoch: float, epochs: int, processes: int) -> str:
     """Whether several processes are worth it, in words.
 
     What they can save at most is known beforehand: p processes take a p-th of one's time or more, and the start.
-    For `processes` 1 the sentence is about two. `seconds_per_epoch` is that of one process.
+    `seconds_per_epoch` is that of one process.
     """
-    one, several = seconds_per_epoch * epochs, max(2, processes)
-    best = START_SECONDS + one / several
-    said = f"about {runtime.duration(one)} in one process; {several} take {START_SECONDS} s to start, so"
+    one = seconds_per_epoch * epochs
+    best = START_SECONDS + one / processes
+    said = f"about {runtime.duration(one)} in one process; {processes} take {START_SECONDS} s to start, so"
     if best > WORTH_IT * one:
         return f"{said} this run is too small for them: processes: 1 is right"
     return f"{said} they may be done after {runtime.duration(best)} where each has cores or a GPU of its own"
@@ -127,7 +127,7 @@ def _follow(child: subprocess.Popen, mark: str, run: Run, on_epoch: OnEpoch, pat
     with (run.path / "train.log").open("w", encoding="utf-8") as log:
         for line in child.stdout:
             log.write(line)
-            if line.startswith("error: "):  # it would come again: the agent need not try
+            if line.startswith("error: ") and (run.path / FAILED).is_file():  # it would come again: do not try
                 child.terminate()
             if line.startswith(PASSED_ON):
                 print(line, end="", flush=True)
@@ -152,6 +152,20 @@ def _how_lost(said: str, code: int) -> str:
 def _ending(code: int) -> str:
     """A process's exit code in words."""
     return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
+
+
+def refuse_differing(epoch: int) -> None:
+    """Stop where workers would go on from different epochs.
+
+    Raises:
+        InputError: on a shared folder, one machine does not see yet what another has written.
+    """
+    if not dist.is_initialized():
+        return
+    epochs = [None] * dist.get_world_size()
+    dist.all_gather_object(epochs, epoch)
+    if len(set(epochs)) > 1:
+        raise InputError(f"last.pt is of epochs {sorted(set(epochs))}, depending on who reads it: start again later")
 
 
 def end_tree(child: subprocess.Popen, patience: float = 10, mark: str = "") -> None:
@@ -199,8 +213,8 @@ def worker(work: Callable[[], None]) -> None:
         _refuse_misfits(run)
         _meet(run, first)
         with run.locked(timeout=30) if first else contextlib.nullcontext():  # a killed rank 0 may still hold it
-            for scrap in run.path.glob(".*.*") if first else ():  # what a killed rank 0 was writing
-                scrap.unlink()
+            for half in run.path.glob(".[blhp]*.*.*") if first else ():  # best, last, history … of a killed rank 0
+                half.unlink(missing_ok=True)
             if not run.is_complete("train"):  # else a worker was lost after all was done
                 work()
             dist.barrier()

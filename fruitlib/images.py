@@ -68,8 +68,13 @@ class Batch:
     size: int
 
     def parts(self, size: int | None) -> list["Batch"]:
-        """This share in slices of at most `size` images, nearly equal (so that none is left alone with BatchNorm)."""
+        """This share in nearly equal slices of at most `size` images.
+
+        One more where an image would be alone otherwise, from which BatchNorm cannot learn.
+        """
         count = 1 if size is None else -(-len(self.labels) // size)
+        if size is not None and size > 1:
+            count = max(1, min(count, len(self.labels) // 2))
         others = [None] * count if self.other_labels is None else self.other_labels.tensor_split(count)
         pieces = zip(self.images.tensor_split(count), self.labels.tensor_split(count), others, strict=True)
         return [replace(self, images=images, labels=labels, other_labels=other) for images, labels, other in pieces]

@@ -275,9 +275,12 @@ def load_checkpoint(path: Path) -> dict:
 
     Raises:
         InputError: a file that is no checkpoint.
+        OSError: a file that cannot be read just now.
     """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, MemoryError):  # says nothing against the file
+        raise
     except Exception as problem:
         raise InputError(f"{path}: not a checkpoint that can be read ({_reason(problem)})") from None
     if not isinstance(content, dict):

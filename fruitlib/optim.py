@@ -42,8 +42,8 @@ def parameter_groups(config: Config, model: nn.Module) -> list[dict]:
         some = [p for p in part.parameters() if p.requires_grad or config.unfreeze_every]
         lr = config.lr * config.layer_decay**distance
         for label, decay, params in (
-            (name, config.weight_decay, [p for p in some if p.ndim > 1]),
-            (f"{name}, biases and norms", 0.0, [p for p in some if p.ndim <= 1]),
+            (name, config.weight_decay, [p for p in some if p.squeeze().ndim > 1]),
+            (f"{name}, biases and norms", 0.0, [p for p in some if p.squeeze().ndim <= 1]),
         ):
             if params:
                 groups.append({"name": label, "params": params, "lr": lr, "weight_decay": decay})

@@ -9,6 +9,7 @@ import html
 import json
 import os
 import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -38,7 +39,7 @@ class Stage:
 PIXELS = ("sources", "intake", "preprocess", "cache")  # what makes an array of a photo
 # What training's result depends on; gradcam keeps pictures, but changes no weight.
 RECIPE = (*PIXELS, "splits", "augment", "balance", "images", "models", "transfer", "losses", "optim", "speed")
-RECIPE += ("metrics", "checkpoint", "train")
+RECIPE += ("metrics", "evaluate", "checkpoint", "train")
 STAGES = {
     "train": Stage(configs.TRAIN_KNOBS, RECIPE, outputs=("best.pt", "history.csv", "predictions_val.csv")),
     "export": Stage(configs.EXPORT_KNOBS, ("export",), "train", ("model.fp32.onnx", "model.int8.onnx")),
@@ -58,7 +59,8 @@ STAGES = {
 
 POOLED = "predictions_oof.csv"  # of a sweep with folds; `crossval` writes it
 # What a training that was cut off leaves, to be gone on from
-UNFINISHED = ("last.pt", "best.pt", "history.csv", "predictions_val.csv", "cams", "tensorboard", "wandb")
+UNFINISHED = ("last.pt", "best.pt", "best.next.pt", "history.csv", "predictions_val.csv", "predictions_val.next.csv")
+UNFINISHED += ("cams", "tensorboard", "wandb")
 
 
 class Busy(InputError):
@@ -267,7 +269,7 @@ def create(run_dir: str | os.PathLike, config: Config, **facts) -> Run:
         if run.is_complete("train") and (run.path / "params.yaml").is_file():
             record = run.params["record"]
         else:
-            clear(run, keep_training=True)  # `train.fit` sees whether it can be gone on from
+            clear(run, UNFINISHED if (run.path / "last.pt").is_file() else ())  # `train.fit` sees if it can go on
             record = {
                 "versions": runtime.versions(),
                 "hardware": runtime.hardware(),
@@ -280,12 +282,8 @@ def create(run_dir: str | os.PathLike, config: Config, **facts) -> Run:
     return Run(run.path)
 
 
-def clear(run: Run, keep_training: bool = False) -> None:
-    """Remove what an earlier training left, so that no file or page of it can be taken for the new one's.
-
-    With `keep_training` the files of one that was cut off stay, if there is a `last.pt`.
-    """
-    kept = UNFINISHED if keep_training and (run.path / "last.pt").is_file() else ()
+def clear(run: Run, kept: Collection[str] = ()) -> None:
+    """Remove what an earlier training left, so that no file or page of it can be taken for the new one's."""
     for name in {"stages", "cams", "figures", "tensorboard", "wandb"} - set(kept):
         shutil.rmtree(run.path / name, ignore_errors=True)
     notebooks = [stage for stage, spec in STAGES.items() if spec.notebook]

@@ -41,6 +41,12 @@ class Speed:
     step_ms: dict[str, float]  # "bf16 channels_last": least milliseconds of a step; empty where nothing was timed
     said: str  # the same in one line
 
+    @property
+    def names(self) -> dict[str, str]:
+        """Precision and memory format by their knobs' names and words."""
+        memory_format = next(name for name, found in FORMATS.items() if found == self.memory_format)
+        return {"precision": self.precision, "memory_format": memory_format}
+
 
 def choose(config: Config, num_classes: int, device: torch.device, folder: Path) -> Speed:
     """What the knobs `precision` and `memory_format` name; `auto` becomes what is faster here, timed once a folder.
@@ -65,6 +71,13 @@ def choose(config: Config, num_classes: int, device: torch.device, folder: Path)
     entry = found[0] or _once(config, num_classes, device, candidates, Path(folder))
     precision, memory_format = entry["chosen"].split()
     return Speed(precision, FORMATS[memory_format], entry["step_ms"], _said(entry))
+
+
+def recall(names: dict[str, str]) -> Speed:
+    """What a training that was cut off computed with, to go on alike; from `Speed.names`."""
+    precision, memory_format = names["precision"], names["memory_format"]
+    said = f"precision {precision}, {memory_format}, as before the training was cut off"
+    return Speed(precision, FORMATS[memory_format], {}, said)
 
 
 def autocast(speed: Speed, device: torch.device) -> contextlib.AbstractContextManager:
@@ -110,13 +123,13 @@ def images_per_step(config: Config) -> int:
 
 
 def _once(config: Config, num_classes: int, device: torch.device, candidates: list[Pair], folder: Path) -> dict:
-    """The entry of `auto.json` for these knobs on this machine; timed and added where it is missing."""
+    """The entry of `auto.json` for this network on this machine; timed and added where it is missing.
+
+    Batch size, processes and threads change the timings, but are no reason for a grid over them to compare precisions.
+    """
     facts = {
         **config.model_dump(include={*NETWORK_KNOBS, "image_size", "precision", "memory_format"}),
-        "classes": num_classes,
-        "images": images_per_step(config),
         "device": f"{torch.device(device).type}: {runtime.hardware()}",
-        "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),
     }
     key, path = runtime.fingerprint(facts), folder / "auto.json"

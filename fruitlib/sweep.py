@@ -24,7 +24,9 @@ from fruitlib.runs import Run
 from fruitlib.runtime import InputError
 from fruitlib.shipping import RUN_STAGES, TEST_STAGE
 
-RECORDED = {"best_epoch": "best_epoch", "epochs": "epochs", "train_seconds": "seconds"}  # of training, in results.csv
+# Of training, in results.csv
+RECORDED = {name: name for name in ("best_epoch", "epochs", "precision")}
+RECORDED |= {"train_seconds": "seconds", "parameters": "total_parameters"}
 
 
 class NotebookFailed(RuntimeError):

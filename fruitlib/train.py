@@ -13,13 +13,13 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 import torch
-import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from fruitlib import (
     balance,
     checkpoint,
     distributed,
+    evaluate,
     gradcam,
     images,
     losses,
@@ -59,13 +59,19 @@ def fit(run: Run, on_epoch: OnEpoch | None = None) -> pd.DataFrame:
     with run.locked():
         if run.is_complete("train"):
             print(f"{runtime.display_path(run.path)} is trained already, nothing to do; history read from its files")
+            (run.path / checkpoint.NAME).unlink(missing_ok=True)  # where a kill came just before its removal
             return run.history()
-        unfinished, said = checkpoint.read(run, run.identity("train"))
-        runs.clear(run, keep_training=unfinished is not None)
-        if said and unfinished is None:
-            print(said, flush=True)
+        resumes, said = checkpoint.read(run, run.identity("train"))
+        runs.clear(run, ("figures", *(runs.UNFINISHED if resumes else ())))  # 02 has drawn some by now
+        if not resumes:
+            print(said, end="\n" if said else "", flush=True)
+        del resumes  # as large as the network, and `train` reads it anew
         start = distributed.launch if run.config.processes > 1 else train
-        start(run, on_epoch or (lambda history: None))
+        try:
+            start(run, on_epoch or (lambda history: None))
+        except torch.OutOfMemoryError:
+            size = run.config.image_size
+            raise InputError(f"GPU memory ran out: lower image_size (it is {size}), or take a smaller model") from None
         return run.history()
 
 
@@ -78,10 +84,12 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     # Photos, decoded once: in memory, in a mapped file, or streamed, as fits.
     decoding = runtime.meter("photos decoded")
     names, teach, judge = run.class_names, images.of(run, "train", decoding), images.of(run, "val")
+    refuse_what_watches_validation(config, judge)
     say(f"{teach.store.said}\n{balance.said(teach.labels, names, config.balance, config.augment_to)}", flush=True)
 
     # The network, alike in every process; what of it learns is settled epoch by epoch.
-    fast = speed.choose(config, len(names), device, run.sweep_dir)
+    unfinished, resumed = checkpoint.read(run, identity)
+    fast = speed.recall(unfinished["speed"]) if unfinished else speed.choose(config, len(names), device, run.sweep_dir)
     runtime.seed_everything(config.seed)
     model = models.build(config, len(names)).to(device, memory_format=fast.memory_format)
     initial_weights = models.fingerprint(model)
@@ -90,9 +98,10 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     say(fast.said, model.said, sep="\n", end="\n" if model.said else "", flush=True)
 
     # What it learns from and by.
-    learner, feed = model, images.Feed(teach, config, device, rank, world_size)
+    learner, feed, judge_features = model, images.Feed(teach, config, device, rank, world_size), None
     if config.features_once:
         learner, feed = models.head(model), feature_feed(model, teach, config, device)
+        judge_features = features_of(model, judge)
     weights = balance.class_weights(teach.labels, len(names)) if config.balance == "class_weights" else None
     objective, judge_loss = losses.build(config, weights), losses.judge(config)
     optimizer = optim.build(config, model)
@@ -100,18 +109,19 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     scaler = torch.amp.GradScaler(device.type, enabled=fast.precision == "fp16")
     average = optim.Average(config, model) if config.ema else None
     judged_model = average.model if average else model
-    micro_batch = None if config.micro_batch == "auto" else config.micro_batch
 
     # Where an earlier attempt was cut off.
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     parts |= {"average": average} if average else {}
-    progress = Progress()
-    unfinished, said = checkpoint.read(run, identity)
+    progress = Progress(micro_batch=None if config.micro_batch == "auto" else config.micro_batch)
     if unfinished:
         progress = checkpoint.restore(unfinished, parts)
-        say(said, flush=True)
+        say(resumed, flush=True)
         if rank == 0:
             tracking.write_history(run, progress.history)
+            checkpoint.settle(run, progress)
+        unfinished = None  # as large as the network
+    distributed.refuse_differing(progress.epoch)
     before = progress.history[-1]["seconds"] if progress.history else 0.0
 
     network, meters = None, tracking.Meters(device)
@@ -130,9 +140,9 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
 
             # Learn: every process takes its share of each batch, in parts that fit its device; the loss is the mean
             # over the whole batch, so that gradients depend on neither.
-            tally, lr = Tally(len(names), device), schedule.lr
+            tally, lr = evaluate.Tally(len(names), device), schedule.lr
             for batch in feed.epoch(epoch):
-                micro_batch, loss, logits = gradients(network, batch, objective, fast, scaler, micro_batch, config)
+                loss, logits = gradients(network, batch, objective, fast, scaler, progress, config)
                 if config.clip_norm:
                     scaler.unscale_(optimizer)
                     torch.nn.utils.clip_grad_norm_(learner.parameters(), config.clip_norm)
@@ -151,14 +161,16 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
 
             # Judge: each validation photo exactly once, whatever the number of processes. All come to the same
             # verdict, so that all stop, or lower the learning rate, together.
-            better = True  # without validation photos the last epoch is the one to keep
+            better, logits = True, torch.empty(0, len(names))  # where nothing validates the last epoch is kept
             if len(judge):
-                logits = predict_shared(judged_model, judge)
-                row |= judged(logits, judge.labels, judge_loss)
+                logits = evaluate.predict_shared(judged_model, judge, judge_features)
+                row |= evaluate.judged(logits, judge.labels, judge_loss)
                 if not math.isfinite(row["val_loss"]):
                     raise diverged(config, f"epoch {epoch}, on validation")
                 better = note(progress, row, config)
                 schedule.judged(score(row, config))
+            elif not all(weight.isfinite().all() for weight in judged_model.parameters()):
+                raise diverged(config, f"epoch {epoch}, after its last step")
             progress.epoch, progress.best_epoch = epoch, epoch if better else progress.best_epoch
             row["seconds"] = before + time.perf_counter() - started
             progress.history.append(row | meters.read())
@@ -169,21 +181,22 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
             tracking.write_history(run, progress.history)
             mirrors.log(progress.history[-1])
             if better:
-                keep_best(run, judged_model, epoch, logits if len(judge) else torch.empty(0, len(names)))
+                keep_best(run, judged_model, epoch, logits)
             if config.cam_every and len(judge) and (epoch % config.cam_every == 0 or epoch in (1, config.epochs)):
                 keep_cams(run, judged_model, judge, epoch)
-            checkpoint.save(run, identity, progress, parts)
+            checkpoint.save(run, identity, progress, parts, fast.names)
             print(progress_line(progress.history, config.epochs), flush=True)
             on_epoch(pd.DataFrame(progress.history))
 
     if rank == 0:
-        if stopped(config, progress):
+        if progress.epoch < config.epochs:
             print(f"stopped early: {config.patience} epochs without a better {config.monitor}", flush=True)
         run.complete(
             "train", identity, best_epoch=progress.best_epoch, epochs=progress.epoch,
             seconds=progress.history[-1]["seconds"], parameters=models.num_parameters(model), processes=world_size,
             data_fingerprint=run.data_fingerprint, initial_weights=initial_weights, cache=teach.store.kind,
-            photos_per_epoch=len(feed), precision=fast.precision, speed=fast.said, micro_batch=micro_batch,
+            photos_per_epoch=len(feed), speed=fast.said, **fast.names, micro_batch=progress.micro_batch or "whole",
+            total_parameters=sum(weight.numel() for weight in model.parameters()),
         )  # fmt: skip
         (run.path / checkpoint.NAME).unlink(missing_ok=True)
 
@@ -194,24 +207,29 @@ def gradients(
     objective: losses.Objective,
     fast: Speed,
     scaler: torch.amp.GradScaler,
-    micro_batch: int | None,
+    progress: Progress,
     config: Config,
-) -> tuple[int | None, torch.Tensor, torch.Tensor]:
-    """Add the gradients of a batch's loss to the network's, at most `micro_batch` images at a time (None: all).
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Add the gradients of a batch's loss to the network's, at most `progress.micro_batch` images at a time.
 
-    Where a GPU's memory does not suffice and `micro_batch` is auto, it is halved, and the batch begun again.
+    Where a GPU's memory does not suffice and the knob is auto, that is halved, and the batch begun again. (What
+    BatchNorm and dropout did in the part of the batch that was begun stays done.)
 
     Returns:
-        micro_batch as it is now, this process's share of the loss, logits (k, C) float32.
+        this process's share of the loss, logits (k, C) float32.
     """
     while True:
         try:
-            return micro_batch, *_gradients(network, batch.parts(micro_batch), objective, fast, scaler)
+            return _gradients(network, batch.parts(progress.micro_batch), objective, fast, scaler)
         except torch.OutOfMemoryError:
-            micro_batch = fewer(micro_batch or len(batch.labels), config)
+            progress.micro_batch = fewer(progress.micro_batch or len(batch.labels), config)
             network.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
-            print(f"GPU memory ran out: micro_batch is {micro_batch} from now on", flush=True)
+            print(f"GPU memory ran out: micro_batch is {progress.micro_batch} from now on", flush=True)
+        except ValueError as problem:
+            if "more than 1 value per channel" not in str(problem):
+                raise
+            raise InputError("BatchNorm needs at least 2 images at a time: raise micro_batch or batch_size") from None
 
 
 def _gradients(network, parts: list[Batch], objective, fast: Speed, scaler) -> tuple[torch.Tensor, torch.Tensor]:
@@ -239,17 +257,25 @@ def fewer(images_at_a_time: int, config: Config) -> int:
         InputError: where fewer cannot be had, or one process alone may not change its mind.
     """
     ran_out = f"GPU memory ran out with {images_at_a_time} images at a time"
-    if images_at_a_time == 1:
+    if images_at_a_time <= 2:  # BatchNorm needs two
         raise InputError(f"{ran_out}: lower image_size, or take a smaller model") from None
+    if config.loss == "soft_f1":
+        raise InputError(f"{ran_out}, and loss soft_f1 counts over all of them: lower batch_size") from None
     half = -(-images_at_a_time // 2)
     if config.micro_batch != "auto" or runtime.world_size() > 1:
         raise InputError(f"{ran_out}: set micro_batch: {half}, or lower image_size") from None
-    if config.loss == "soft_f1":
-        raise InputError(f"{ran_out}, and loss soft_f1 counts over all of them: lower batch_size") from None
     return half
 
 
-def check_loss(tally: "Tally", epoch: int, steps: int, config: Config) -> None:
+def refuse_what_watches_validation(config: Config, judge: Photos) -> None:
+    """Raise InputError where a knob waits for validation and no photo validates (fold 0)."""
+    if not len(judge) and config.scheduler == "plateau":
+        raise InputError("scheduler = plateau follows validation, and no photo validates: take another scheduler")
+    if not len(judge) and config.patience:
+        raise InputError(f"patience = {config.patience} follows validation, and no photo validates: set patience: 0")
+
+
+def check_loss(tally: evaluate.Tally, epoch: int, steps: int, config: Config) -> None:
     """Stop where the loss is no number any more.
 
     Raises:
@@ -292,99 +318,28 @@ def stopped(config: Config, progress: Progress) -> bool:
     return bool(config.patience) and progress.waited >= config.patience
 
 
+def features_of(model: torch.nn.Module, photos: Photos) -> torch.Tensor | None:
+    """A frozen backbone's features (n, D) of these photos; None without photos."""
+    with speed.uncompiled(model):
+        return transfer.features(model, photos) if len(photos) else None
+
+
 def feature_feed(model: torch.nn.Module, teach: Photos, config: Config, device: torch.device) -> images.FeatureFeed:
     """What a frozen backbone makes of the training photos, computed once; topped up by SMOTE where asked for."""
-    with speed.uncompiled(model):
-        features, labels = transfer.features(model, teach), teach.labels
+    features, labels = features_of(model, teach), teach.labels
     if config.balance == "smote":
         features, labels = balance.smote(features, labels, config.seed)
     return images.FeatureFeed(features.to(device), labels, config, runtime.rank(), runtime.world_size())
 
 
-class Tally:
-    """Loss and confusion matrix of an epoch's training batches, this process's share; `row` adds up all shares."""
-
-    def __init__(self, num_classes: int, device: torch.device):
-        self.matrix = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
-        self.losses: list[torch.Tensor] = []  # a batch's loss times its size, so that batches weigh by their images
-        self.images, self.num_classes, self.checked = 0, num_classes, 0
-
-    @property
-    def batches(self) -> int:
-        """How many were added."""
-        return len(self.losses)
-
-    def add(self, loss: torch.Tensor, logits: torch.Tensor, batch: Batch) -> None:
-        """Count one batch: this process's share of its loss, and logits (k, C)."""
-        labels = batch.labels if batch.share >= 0.5 else batch.other_labels
-        cells = labels * self.num_classes + logits.argmax(1)
-        self.matrix.index_add_(0, cells, torch.ones_like(cells))  # bincount would make a GPU wait
-        self.losses.append(loss.double() * batch.size)
-        self.images += batch.size
-
-    def first_bad(self) -> int | None:
-        """The number, from 1, of the first batch whose loss is not finite, of those added since the last call."""
-        start, self.checked = self.checked, self.batches
-        new = self.losses[start:]
-        bad = torch.nonzero(~torch.isfinite(torch.stack(new))) if new else []
-        return start + bad[0].item() + 1 if len(bad) else None
-
-    def row(self, prefix: str) -> dict[str, float]:
-        """<prefix>_loss, _accuracy … over all processes' shares of the epoch."""
-        sums = torch.cat([torch.stack(self.losses).sum()[None], self.matrix.double()]).cpu()
-        if dist.is_initialized():
-            dist.all_reduce(sums)
-        matrix = sums[1:].reshape(self.num_classes, -1).numpy().astype(np.int64)
-        return _row(prefix, sums[0].item() / self.images, matrix)
-
-
-def judged(logits: torch.Tensor, labels: torch.Tensor, loss_of: Callable) -> dict[str, float]:
-    """val_loss, val_accuracy … of logits (n, C) for labels (n,)."""
-    matrix = metrics.confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), logits.shape[1])
-    return _row("val", loss_of(logits, labels), matrix)
-
-
-def _row(prefix: str, loss: float, matrix: np.ndarray) -> dict[str, float]:
-    summary = metrics.summary(matrix)
-    names = ("accuracy", "balanced_accuracy", "macro_f1")
-    return {f"{prefix}_loss": float(loss)} | {f"{prefix}_{name}": float(summary[name]) for name in names}
-
-
-@torch.inference_mode()
-def predict(model: torch.nn.Module, photos: Photos, batch_size: int = 64) -> torch.Tensor:
-    """Logits float32 (n, C) on the CPU for these photos, the model in eval mode."""
-    device = next(model.parameters()).device
-    model.eval()
-    with speed.uncompiled(model):  # compiling for other sizes than training's costs more than it saves
-        parts = [model(pixels).float().cpu() for pixels in images.in_parts(photos, batch_size, device)]
-    return torch.cat(parts)
-
-
-def predict_shared(model: torch.nn.Module, photos: Photos) -> torch.Tensor:
-    """`predict` with the photos dealt out among the processes, each to exactly one; all get all logits.
-
-    (torch's DistributedSampler would repeat photos to even out the shares, and so judge some of them twice.)
-    """
-    if not dist.is_initialized():
-        return predict(model, photos)
-    for buffer in model.buffers():  # BatchNorm's statistics differ by process; rank 0's are the ones that are kept
-        dist.broadcast(buffer, src=0)
-    shares = [range(rank, len(photos), dist.get_world_size()) for rank in range(dist.get_world_size())]
-    mine = shares[dist.get_rank()]
-    gathered: list = [None] * len(shares)
-    dist.all_gather_object(gathered, predict(model, photos.pick(mine)) if mine else None)
-    logits = torch.empty(len(photos), next(part.shape[1] for part in gathered if part is not None))
-    for share, part in zip(shares, gathered, strict=True):
-        if part is not None:
-            logits[list(share)] = part
-    return logits
-
-
 def keep_best(run: Run, model: torch.nn.Module, epoch: int, logits: torch.Tensor) -> None:
-    """`best.pt` (weights and what is needed to use them) and the predictions that made it the best."""
-    with runtime.replacing(run.path / "best.pt") as partial:
+    """The best weights, with what is needed to use them, and the predictions that made them so.
+
+    They are kept aside until `last.pt` names their epoch; see `checkpoint.settle`.
+    """
+    with runtime.replacing(run.path / checkpoint.NEXT_BEST[0]) as partial:
         torch.save(models.checkpoint(model, run.config, run.class_names, epoch=epoch), partial)
-    run.write_predictions("val", {"torch": metrics.softmax(logits.numpy().astype(np.float64))}, run.rows("val"))
+    run.write_predictions("val.next", {"torch": metrics.softmax(logits.numpy().astype(np.float64))}, run.rows("val"))
 
 
 def cam_photos(judge: Photos) -> Photos:

@@ -46,7 +46,7 @@ ROOT = Path(__file__).parent.parent
         ({"model": "resnet18", "head_width": 64}, ["head_width = 64", "set head: gap_bn"]),
         ({"warmup_epochs": 20}, ["warmup_epochs = 20", "epochs = 20"]),
         ({"patience": 20}, ["patience = 20", "never reached within epochs = 20"]),
-        ({"loss": "soft_f1", "micro_batch": 4}, ["loss = soft_f1", "micro_batch = 4", "auto or 16"]),
+        ({"loss": "soft_f1", "micro_batch": 4}, ["loss = soft_f1", "micro_batch = 4", "micro_batch: auto"]),
         ({"loss": "soft_f1", "balance": "class_weights"}, ["loss = soft_f1", "set balance other than"]),
         ({"micro_batch": "some"}, ["micro_batch = 'some'"]),
         ({"dropout": 1.0}, ["dropout = 1.0", "less than 1"]),

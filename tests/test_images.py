@@ -297,15 +297,15 @@ def test_examples_show_a_policy():
     assert not np.array_equal(images.examples(flat, "colour", 0), flat)
 
 
-@given(count=st.integers(2, 40), size=st.integers(2, 12))
+@given(count=st.integers(2, 40), size=st.integers(1, 12))
 def test_parts_of_a_batch_are_all_of_it_and_none_is_a_single_image(count, size):
-    """BatchNorm cannot learn from one image."""
+    """BatchNorm cannot learn from one image; so there may be one image more, where one at a time is not asked for."""
     labels = torch.arange(count)
     batch = images.Batch(torch.rand(count, 3, 2, 2), labels, labels + 1, 0.3, 99)
     parts = batch.parts(size)
     assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
     assert torch.equal(torch.cat([part.other_labels for part in parts]), labels + 1)
     sizes = [len(part.labels) for part in parts]
-    assert max(sizes) <= size and max(sizes) - min(sizes) <= 1
+    assert max(sizes) <= size + (size == 2) and max(sizes) - min(sizes) <= 1
     assert all(part.size == 99 and part.share == 0.3 for part in parts)
-    assert min(sizes) >= 2 or size == 2
+    assert min(sizes) >= 2 or size == 1

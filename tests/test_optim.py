@@ -283,14 +283,6 @@ def test_a_resumed_schedule_goes_on_exactly(name, optimizer_first):
         assert go_on(optimizer, schedule, taken) == whole[taken:]
 
 
-def test_a_first_step_that_the_scaler_skips_warns_of_nothing():
-    """Warnings are errors here; torch's schedulers warn when they step before the optimizer did."""
-    cfg, model = network(epochs=2)
-    schedule = optim.Schedule(cfg, optim.build(cfg, model), 2)
-    for _ in range(4):
-        schedule.step()
-
-
 # ---- averaged weights ----
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torchvision
 
-from fruitlib import config, images, models, runs, splits, train, transfer
+from fruitlib import config, evaluate, images, models, runs, splits, train, transfer
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1"]
 
@@ -115,9 +115,24 @@ def test_the_head_of_the_features_is_the_model(name, make_run):
     photos = images.of(make_run(), "val")
     with torch.no_grad():
         found = models.head(model.eval())(transfer.features(model, photos))
-        torch.testing.assert_close(found, train.predict(model, photos), atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found, evaluate.predict(model, photos), atol=1e-5, rtol=1e-4)
 
 
 def test_the_same_decoded_photos_wherever_they_are_kept(make_run):
     first, second = (train.fit(make_run(kind, cache=kind, epochs=2)) for kind in ("ram", "stream"))
     assert first[VALUES].equals(second[VALUES])
+
+
+def test_a_frozen_backbone_sees_each_photo_once(make_run, base, monkeypatch):
+    seen = []
+    real = models.Base.forward
+    monkeypatch.setattr(models.Base, "forward", lambda self, images: seen.append(len(images)) or real(self, images))
+    run = make_run(freeze="backbone", base_weights=base, augment="none", epochs=5)
+    train.fit(run)
+    assert sum(seen) == len(run.rows("train")) + len(run.rows("val"))
+
+
+def test_two_processes_thaw_as_one_does(make_run, base):
+    knobs = {"freeze": "backbone", "base_weights": base, "unfreeze_every": 1, "lr": 0.01, "monitor": "loss"}
+    one, two = (train.fit(make_run(str(n), processes=n, **knobs)) for n in (1, 2))
+    np.testing.assert_allclose(two[VALUES], one[VALUES], rtol=0, atol=1e-5)

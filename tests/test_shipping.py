@@ -13,7 +13,21 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib import config, crossval, export, images, metrics, models, params, report, runs, shipping, splits, train
+from fruitlib import (
+    config,
+    crossval,
+    evaluate,
+    export,
+    images,
+    metrics,
+    models,
+    params,
+    report,
+    runs,
+    shipping,
+    splits,
+    train,
+)
 from fruitlib.runtime import InputError
 
 HOME = Path(__file__).parent.parent
@@ -107,9 +121,9 @@ def test_an_ensembles_logits_are_the_log_of_the_members_mean_softmax(ensemble):
     run, folds = ensemble
     photos = images.of(run, "test")
     members = [models.restore(fold.path / "best.pt")[0] for fold in folds]
-    alone = [train.predict(member, photos).numpy().astype(float) for member in members]
+    alone = [evaluate.predict(member, photos).numpy().astype(float) for member in members]
     assert np.abs(alone[0] - alone[1]).max() > 0.01  # two models, not one twice
-    logits = train.predict(models.restore(run.path / "best.pt")[0], photos).numpy()
+    logits = evaluate.predict(models.restore(run.path / "best.pt")[0], photos).numpy()
     np.testing.assert_allclose(logits, np.log(np.mean([metrics.softmax(one) for one in alone], axis=0)), atol=1e-5)
 
 

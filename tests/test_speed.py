@@ -1,6 +1,5 @@
 """Precision and memory format: chosen by rule, timed once a sweep, the same for whoever asks; compiled equals plain."""
 
-import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -71,7 +70,7 @@ def test_auto_is_timed_once_written_down_and_read_afterwards(tmp_path):
     assert first.said.endswith("(timed once for this sweep)") and "\n" not in first.said
 
 
-def test_other_networks_sides_batches_threads_and_sweeps_are_timed_for_themselves(tmp_path, monkeypatch):
+def test_other_networks_sides_and_sweeps_are_timed_for_themselves_batches_and_threads_are_not(tmp_path, monkeypatch):
     timed = []
 
     def noted(cfg, num_classes, device, candidates):
@@ -79,13 +78,10 @@ def test_other_networks_sides_batches_threads_and_sweeps_are_timed_for_themselve
         return dict.fromkeys(candidates, 1.0), speed.images_per_step(cfg)
 
     monkeypatch.setattr(speed, "step_times", noted)
-    threads = torch.get_num_threads()
     for number, changed in enumerate(
         (
             {},
             {"image_size": 40},
-            {"batch_size": 8},
-            {"batch_size": 8, "micro_batch": 2},
             {"model": "resnet18"},
             {"model": "resnet18", "head": "gap_bn"},
             {"precision": "bf16"},
@@ -96,11 +92,16 @@ def test_other_networks_sides_batches_threads_and_sweeps_are_timed_for_themselve
             speed.choose(knobs(**changed), 3, CPU, tmp_path)
         assert len(timed) == number + 1, changed
     speed.choose(knobs(), 3, CPU, tmp_path / "another")
+    assert len(timed) == number + 2
+    threads = torch.get_num_threads()
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
-    speed.choose(knobs(), 3, CPU, tmp_path)
-    assert len(timed) == number + 3
-    entries = json.loads((tmp_path / "auto.json").read_text())
-    assert sorted(entry["timed_images"] for entry in entries.values()) == [2, 4, 4, 4, 4, 4, 4, 4, 8]
+    speed.choose(knobs(batch_size=8, processes=2), 3, CPU, tmp_path)  # a grid over these must not compare precisions
+    assert len(timed) == number + 2
+
+
+def test_a_training_that_was_cut_off_goes_on_as_it_began():
+    assert speed.recall(speed.Speed("bf16", torch.contiguous_format, {}, "timed").names).precision == "bf16"
+    assert speed.recall({"precision": "fp32", "memory_format": "contiguous"}).memory_format == torch.contiguous_format
 
 
 def test_a_process_times_its_own_share(monkeypatch):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from fruitlib import config, images, metrics, models, runs, runtime, splits, train
+from fruitlib import checkpoint, config, evaluate, images, metrics, models, runs, runtime, splits, train
 from fruitlib.checkpoint import Progress
 from fruitlib.images import Batch
 from fruitlib.runtime import InputError
@@ -124,7 +124,7 @@ def batch_of(labels) -> Batch:
 
 
 def test_each_photo_of_the_epoch_is_counted_once_in_training():
-    tally = train.Tally(3, torch.device("cpu"))
+    tally = evaluate.Tally(3, torch.device("cpu"))
     tally.add(torch.tensor(1.0), torch.eye(3)[:2], batch_of([0, 2]))  # the mean of two images
     tally.add(torch.tensor(2.5), torch.eye(3)[2:], batch_of([2]))
     row = tally.row("train")
@@ -145,7 +145,7 @@ def test_a_loss_that_is_no_number_names_epoch_batch_and_knob(make_run):
     with pytest.raises(train.Diverged, match=r"\(epoch \d+, .+\): lower lr \(it is 10\), or set clip_norm: 1"):
         train.fit(run)
     assert not run.record("train")
-    tally = train.Tally(3, torch.device("cpu"))
+    tally = evaluate.Tally(3, torch.device("cpu"))
     for loss in (1.0, 2.0):
         tally.add(torch.tensor(loss), torch.eye(3), batch_of([0, 1, 2]))
     train.check_loss(tally, 4, 9, run.config)
@@ -166,7 +166,7 @@ def short_of_memory(monkeypatch, most: int) -> None:
     monkeypatch.setattr(train, "_gradients", gradients)
 
 
-def test_where_gpu_memory_ends_fewer_images_are_held_and_nothing_else_changes(make_run, monkeypatch, capsys):
+def test_where_gpu_memory_ends_fewer_images_are_computed_at_a_time_to_the_same_end(make_run, monkeypatch, capsys):
     plain = train.fit(make_run("plain"))
     short_of_memory(monkeypatch, most=3)
     run = make_run("short")
@@ -210,7 +210,7 @@ def test_averaged_weights_are_judged_and_kept(make_run):
     run = make_run(ema=0.9, epochs=2)
     train.fit(run)
     model, _ = models.restore(run.path / "best.pt")
-    logits = train.predict(model, images.of(run, "val"))
+    logits = evaluate.predict(model, images.of(run, "val"))
     probs, _ = run.probs(run.predictions("val"))
     np.testing.assert_allclose(probs, metrics.softmax(logits.numpy()), atol=1e-5)
     plain = make_run("plain", epochs=2)
@@ -247,3 +247,50 @@ def test_a_finished_training_leaves_no_checkpoint_to_go_on_from(make_run):
     run = make_run()
     train.fit(run)
     assert not (run.path / "last.pt").exists()
+
+
+@pytest.mark.parametrize("knobs", [{"patience": 1}, {"scheduler": "plateau"}])
+def test_what_follows_validation_is_refused_where_nothing_validates(make_run, knobs):
+    with pytest.raises(InputError, match="follows validation, and no photo validates"):
+        train.fit(make_run(folds=2, fold=0, **knobs))
+
+
+def test_weights_that_are_no_numbers_are_not_kept_where_nothing_validates(make_run, monkeypatch):
+    def spoil(module, *_):
+        with torch.no_grad():
+            next(module.parameters()).fill_(torch.nan)
+
+    run = make_run(folds=2, fold=0, epochs=1)
+    monkeypatch.setattr(train, "check_loss", lambda *_: spoil_last())
+    network, real = [], models.build
+    monkeypatch.setattr(models, "build", lambda *rest: network.append(real(*rest)) or network[-1])
+
+    def spoil_last():
+        spoil(network[-1])
+
+    with pytest.raises(train.Diverged, match="epoch 1, after its last step"):
+        train.fit(run)
+    assert not (run.path / "best.pt").exists()
+
+
+def test_figures_drawn_before_training_stay(make_run):
+    run = make_run(epochs=1)
+    (run.path / "figures").mkdir()
+    (run.path / "figures" / "lr_finder.png").touch()
+    train.fit(run)
+    assert (run.path / "figures" / "lr_finder.png").exists()
+
+
+def test_a_best_epoch_that_last_pt_does_not_know_is_dropped(make_run):
+    """On a GPU its repetition may come out otherwise; then the best before it must still be there."""
+    run = make_run(epochs=1)
+    train.fit(run)
+    kept = (run.path / "best.pt").read_bytes()
+    content = models.load_checkpoint(run.path / "best.pt")
+    for epoch, stays in ((8, True), (7, False)):
+        torch.save(content | {"epoch": epoch}, run.path / "best.next.pt")
+        (run.path / "predictions_val.next.csv").write_text("next")
+        checkpoint.settle(run, Progress(epoch=7, best_epoch=7))
+        assert not (run.path / "best.next.pt").exists() and not (run.path / "predictions_val.next.csv").exists()
+        assert ((run.path / "best.pt").read_bytes() == kept) == stays
+    assert (run.path / "predictions_val.csv").read_text() == "next"

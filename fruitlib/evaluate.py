@@ -1,0 +1,93 @@
+"""An epoch in numbers: its training batches tallied, validation photos predicted, each exactly once."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from fruitlib import images, metrics, models, speed
+from fruitlib.images import Batch, Photos
+
+
+class Tally:
+    """Loss and confusion matrix of an epoch's training batches, this process's share; `row` adds up all shares."""
+
+    def __init__(self, num_classes: int, device: torch.device):
+        self.matrix = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
+        self.losses: list[torch.Tensor] = []  # a batch's loss times its size, so that batches weigh by their images
+        self.images, self.num_classes, self.checked = 0, num_classes, 0
+
+    @property
+    def batches(self) -> int:
+        """How many were added."""
+        return len(self.losses)
+
+    def add(self, loss: torch.Tensor, logits: torch.Tensor, batch: Batch) -> None:
+        """Count one batch: this process's share of its loss, and logits (k, C)."""
+        labels = batch.labels if batch.share >= 0.5 else batch.other_labels
+        cells = labels * self.num_classes + logits.argmax(1)
+        self.matrix.index_add_(0, cells, torch.ones_like(cells))  # bincount would make a GPU wait
+        self.losses.append(loss.double() * batch.size)
+        self.images += batch.size
+
+    def first_bad(self) -> int | None:
+        """The number, from 1, of the first batch whose loss is not finite, of those added since the last call."""
+        start, self.checked = self.checked, self.batches
+        new = self.losses[start:]
+        bad = torch.nonzero(~torch.isfinite(torch.stack(new))) if new else []
+        return start + bad[0].item() + 1 if len(bad) else None
+
+    def row(self, prefix: str) -> dict[str, float]:
+        """<prefix>_loss, _accuracy … over all processes' shares of the epoch."""
+        sums = torch.cat([torch.stack(self.losses).sum()[None], self.matrix.double()]).cpu()
+        if dist.is_initialized():
+            dist.all_reduce(sums)
+        matrix = sums[1:].reshape(self.num_classes, -1).numpy().astype(np.int64)
+        return _row(prefix, sums[0].item() / self.images, matrix)
+
+
+def judged(logits: torch.Tensor, labels: torch.Tensor, loss_of: Callable) -> dict[str, float]:
+    """val_loss, val_accuracy … of logits (n, C) for labels (n,)."""
+    matrix = metrics.confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), logits.shape[1])
+    return _row("val", loss_of(logits, labels), matrix)
+
+
+def _row(prefix: str, loss: float, matrix: np.ndarray) -> dict[str, float]:
+    summary = metrics.summary(matrix)
+    names = ("accuracy", "balanced_accuracy", "macro_f1")
+    return {f"{prefix}_loss": float(loss)} | {f"{prefix}_{name}": float(summary[name]) for name in names}
+
+
+@torch.inference_mode()
+def predict(model: torch.nn.Module, photos: Photos, batch_size: int = 64) -> torch.Tensor:
+    """Logits float32 (n, C) on the CPU for these photos, the model in eval mode."""
+    device = next(model.parameters()).device
+    model.eval()
+    with speed.uncompiled(model):  # compiling for other sizes than training's costs more than it saves
+        parts = [model(pixels).float().cpu() for pixels in images.in_parts(photos, batch_size, device)]
+    return torch.cat(parts)
+
+
+def predict_shared(model: torch.nn.Module, photos: Photos, features: torch.Tensor | None = None) -> torch.Tensor:
+    """`predict` with the photos dealt out among the processes, each to exactly one; all get all logits.
+
+    (torch's DistributedSampler would repeat photos to even out the shares, and so judge some of them twice.)
+    Where their features (n, D) are known, the head is all there is to compute.
+    """
+    if features is not None:
+        with torch.inference_mode():
+            return models.head(model).eval()(features.to(next(model.parameters()).device)).float().cpu()
+    if not dist.is_initialized():
+        return predict(model, photos)
+    for buffer in model.buffers():  # BatchNorm's statistics differ by process; rank 0's are the ones that are kept
+        dist.broadcast(buffer, src=0)
+    shares = [range(rank, len(photos), dist.get_world_size()) for rank in range(dist.get_world_size())]
+    mine = shares[dist.get_rank()]
+    gathered: list = [None] * len(shares)
+    dist.all_gather_object(gathered, predict(model, photos.pick(mine)) if mine else None)
+    logits = torch.empty(len(photos), next(part.shape[1] for part in gathered if part is not None))
+    for share, part in zip(shares, gathered, strict=True):
+        if part is not None:
+            logits[list(share)] = part
+    return logits
