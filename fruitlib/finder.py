@@ -34,7 +34,7 @@ def find_lr(run: Run, steps: int) -> pd.DataFrame:
     one process. Neither the run's folder nor any random state of Python, NumPy or torch is changed.
 
     Raises:
-        InputError: fewer than 20 steps.
+        InputError: fewer than 20 steps, or too little GPU memory.
     """
     if steps < FEWEST:
         raise InputError(f"lr_find = {steps}: a curve needs at least {FEWEST} steps; 100 is a good number, 0 is none")
@@ -53,7 +53,12 @@ def find_lr(run: Run, steps: int) -> pd.DataFrame:
             lr = start * (HIGHEST / start) ** (max(step, 0) / (steps - 1))
             for group, ratio in zip(optimizer.param_groups, ratios, strict=True):
                 group["lr"] = lr * ratio
-            loss = _learn(model, batch, objective, optimizer, config)
+            try:
+                loss = _learn(model, batch, objective, optimizer, config)
+            except torch.OutOfMemoryError:
+                raise InputError(
+                    "GPU memory ran out in the range test, in fp32: set micro_batch, or lr_find: 0"
+                ) from None
             smoothed = MEMORY * smoothed + (1 - MEMORY) * loss
             shown = smoothed / (1 - MEMORY ** (step + SETTLING + 1))
             if not np.isfinite(loss) or shown > BLOWN_UP * best:
