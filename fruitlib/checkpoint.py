@@ -87,9 +87,11 @@ def read(run: Run, identity: str) -> tuple[dict | None, str]:
 def _difference(content: dict, run: Run) -> str:
     """What tells a checkpoint's training from this one, in words."""
     knobs = run.config.model_dump(include=set(TRAIN_KNOBS))
-    for name, value in content.get("knobs", {}).items():
-        if name in knobs and knobs[name] != value:
-            return f"{name} = {value}, here {knobs[name]}"
+    held = content.get("knobs", {}).items()
+    if differing := [
+        f"{name} = {value}, here {knobs[name]}" for name, value in held if knobs.get(name, value) != value
+    ]:
+        return "; ".join(differing)
     if content.get("data_fingerprint") != run.data_fingerprint:
         return "other photos, labels or split"
     return "by other code, or from other starting weights"

@@ -24,12 +24,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"fruitlib: {problem.filename}: {problem.strerror}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nfruitlib: stopped. Run the same command again: what is complete is kept.", file=sys.stderr)
+        print(
+            "\nfruitlib: stopped. Run the same command again: what is complete is kept, and a training goes on "
+            "from its last epoch.",
+            file=sys.stderr,
+        )
         return 130
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="fruitlib", description=__doc__.split(":")[0])
+    parser = argparse.ArgumentParser(prog="fruitlib", description="Photos in, executed notebooks and a report out.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     sweep = commands.add_parser("sweep", help="execute the notebooks for every combination of a params file")

@@ -142,6 +142,11 @@ class Config(BaseModel):
                 raise ValueError(f"{name} = {str(value).lower()}: a truth value, where {knob_kind(name)} is wanted")
         return values
 
+    @field_validator("track", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, track):
+        return [track] if isinstance(track, str) else track
+
     @model_validator(mode="before")
     @classmethod
     def _own_image_size(cls, values):
@@ -242,6 +247,25 @@ class Config(BaseModel):
         return still and self.augment == "none" and self.mixing == "none"
 
 
+# What other libraries call them
+ALIASES = {"learning_rate": "lr", "early_stopping": "patience", "bs": "batch_size", "wd": "weight_decay"}
+ALIASES |= {"gradient_clip_val": "clip_norm", "ema_decay": "ema", "smoothing": "label_smoothing", "arch": "model"}
+ALIASES |= {"max_epochs": "epochs", "accumulate_grad_batches": "micro_batch", "img_size": "image_size"}
+
+
+def inert(config: Config) -> set[str]:
+    """Knobs that change nothing beside the others: runs that differ in them alone would be the same run twice."""
+    used = {
+        "focal_gamma": config.loss in ("focal", "mix"),
+        "focal_ratio": config.loss == "mix",
+        "momentum": config.optimizer in ("sgd", "rmsprop"),
+        "min_delta": bool(config.patience) or config.scheduler == "plateau",
+        "mixing_alpha": config.mixing != "none",
+        "crop_margin": config.crop_to != "none",
+    }
+    return {name for name, matters in used.items() if not matters}
+
+
 BASE_CLASSES = 5  # what model base tells apart
 OURS = ("end2end", "base")
 # Every model and the side its weights were trained at (a test compares with torchvision). Convolutional ones only:
@@ -300,7 +324,14 @@ def _explain(error: dict) -> str:
     """One pydantic error in one line: the knob, its value, what is wanted."""
     name = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
-        return f"unknown knob {name}{nearest(name, Config.model_fields)}; params/base.yaml lists them all"
+        close = f" (did you mean {ALIASES[name]}?)" if name in ALIASES else nearest(name, Config.model_fields)
+        return f"unknown knob {name}{close}; params/base.yaml lists them all"
+    if (
+        name
+        and isinstance(error["input"], (list, dict))
+        and not isinstance(Config.model_fields[name].default, (list, dict))
+    ):
+        return f"{name} = {error['input']!r}: several values belong under grid:, as in 'grid: {{{name}: [..., ...]}}'"
     message = re.sub(r"^Value error, ", "", error["msg"])
     if not name or "=" in message:
         return message

@@ -50,7 +50,8 @@ FAILED = "train.error"  # in the run folder: why training cannot go on, in the w
 SCRAPS = ".torchrun"  # in the run folder: what torchrun would leave behind among the system's temporary files
 # What of the workers' words is for the person; the rest is in train.log.
 PASSED_ON = ("epoch ", "resumed ", "stopped early", "a worker was lost", "GPU memory ran out", "precision ")
-PASSED_ON += ("W&B ", "TensorBoard ", "wandb stopped", "tensorboard stopped")
+PASSED_ON += ("W&B ", "TensorBoard ", "wandb stopped", "tensorboard stopped", "balance ", "photos: ")
+PASSED_ON += ("fresh weights", "weights from", "all weights", "backbone from", "base from", "torchvision's ")
 # What several processes take beyond what one does, mostly to load torch and torchvision anew in torchrun and in each
 # worker. Measured on two cores: two processes 8 to 9 s, four 14 s, beside other heavy work up to 15 s.
 START_SECONDS = 10

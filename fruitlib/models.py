@@ -5,6 +5,7 @@ so that an exported file needs no instructions. A model is a backbone, whose `bl
 `head`, which turns the backbone's features (N, D) into logits.
 """
 
+import io
 import math
 import pickle
 import re
@@ -168,7 +169,9 @@ def _pretrained(name: str, weights: torchvision.models.WeightsEnum) -> nn.Module
     try:
         return torchvision.models.get_model(name, weights=weights)
     except OSError as problem:  # no network, a full disk
-        raise InputError(f"weights DEFAULT of {name}: download failed ({problem}); weights none starts fresh") from None
+        file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[1])
+        cure = f"put {file.name} into {file.parent}, or set weights: none"
+        raise InputError(f"weights DEFAULT of {name}: download failed ({problem}); {cure}") from None
     except (RuntimeError, EOFError, pickle.UnpicklingError) as problem:
         file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[1])
         raise InputError(
@@ -217,6 +220,19 @@ def _gap_bn_head(width: int, config: Config, num_classes: int) -> list[nn.Module
 
 
 # ---- weights from files ----
+
+
+def check_start(config: Config) -> None:
+    """Refuse weights that could not be started from, before anything is trained; DEFAULT ones are downloaded now.
+
+    Raises:
+        InputError: as `build` does.
+    """
+    _start(config)
+    if config.base_weights:
+        _ours(config, num_classes=2)
+    if config.weights == "DEFAULT":
+        _pretrained(config.model, torchvision.models.get_model_weights(config.model).DEFAULT)
 
 
 def _start(config: Config) -> tuple[Path, dict]:
@@ -277,9 +293,10 @@ def load_checkpoint(path: Path) -> dict:
         InputError: a file that is no checkpoint.
         OSError: a file that cannot be read just now.
     """
+    data = io.BytesIO(Path(path).read_bytes())  # torch.load itself raises OSError for some files that are cut short
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, MemoryError):  # says nothing against the file
+        content = torch.load(data, map_location="cpu", weights_only=True)
+    except MemoryError:  # says nothing against the file
         raise
     except Exception as problem:
         raise InputError(f"{path}: not a checkpoint that can be read ({_reason(problem)})") from None

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from fruitlib.config import FOLD_KNOBS, SPLIT_KNOBS, Config, make
+from fruitlib.config import FOLD_KNOBS, SPLIT_KNOBS, Config, inert, make
 from fruitlib.runtime import InputError, fingerprint
 
 SWEEP_KEYS = ("title", "test", "choose_by", "ship", "grid", "list")
@@ -67,6 +67,7 @@ def read_params(path: Path, knobs: dict[str, Any] | None = None) -> Sweep:
     runs, differs = {}, {}
     for combination in _with_folds(_combinations(meta, path), config, path):
         run_config = make({**fixed, **combination}, str(path))
+        _refuse_inert(path, combination, run_config)
         shown = set(combination) - ({"repeat"} if config.repeats == 1 else set())
         differing = {name: getattr(run_config, name) for name in sorted(shown)}
         name = run_name(differing)
@@ -86,6 +87,14 @@ def read_params(path: Path, knobs: dict[str, Any] | None = None) -> Sweep:
         runs=runs,
         differs=differs,
     )
+
+
+def _refuse_inert(path: Path, combination: dict[str, Any], config: Config) -> None:
+    """Refuse a knob that differs between runs and does nothing in one: that would compare a run with itself."""
+    idle = [name for name in combination if name in inert(config) and combination[name] != Config().model_dump()[name]]
+    if idle:
+        where = run_name(combination)
+        raise InputError(f"{path}: {idle[0]} does nothing in the run {where}: name the runs one by one under list:")
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

@@ -261,13 +261,19 @@ def lr_finder(table: pd.DataFrame, suggested: float, lr: float) -> Figure:
     figure, ax = plt.subplots(figsize=(7.5, 3.4))
     ax.plot(table["lr"], table["loss"], color=COLOURS["train"], label="loss of the batch, smoothed")
     if np.isfinite(suggested):
-        ax.axvline(suggested, color=COLOURS["test"], linewidth=2, label=f"suggested: {suggested:.2g}")
+        ax.axvline(
+            suggested,
+            color=COLOURS["test"],
+            linewidth=2,
+            label=f"suggested, a tenth of the lowest point's: {suggested:.2g}",
+        )
     ax.axvline(lr, color=COLOURS["val"], linewidth=2, linestyle="--", label=f"lr of this run: {lr:.2g}")
     ax.set(xscale="log", xlabel="lr, rising step by step", ylabel="loss")
-    ax.set_ylim(top=1.5 * max(table["loss"].iloc[:10], default=1))  # where it blows up, the fall before would look flat
+    top = 1.5 * max(table["loss"].iloc[:10], default=1)  # where it blows up, the fall before would look flat
+    ax.set_ylim(top=min(top, 1.05 * max(table["loss"], default=1)))
     ax.xaxis.set_major_formatter("{x:g}")  # the usual 10^-3 needs the math that `use_style` turns off
     ax.set_title("Loss while the learning rate rises" if np.isfinite(suggested) else "No learning rate lowers the loss")
-    ax.legend(frameon=True)
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2))
     figure.tight_layout()
     return figure
 

@@ -73,6 +73,11 @@ def choose(config: Config, num_classes: int, device: torch.device, folder: Path)
     return Speed(precision, FORMATS[memory_format], entry["step_ms"], _said(entry))
 
 
+def check(config: Config, device: torch.device) -> None:
+    """Refuse a precision that this device does not have (InputError)."""
+    _candidates(config, device)
+
+
 def recall(names: dict[str, str]) -> Speed:
     """What a training that was cut off computed with, to go on alike; from `Speed.names`."""
     precision, memory_format = names["precision"], names["memory_format"]

@@ -43,10 +43,8 @@ def sweep(params_file: Path, data: str | None = None, out: str | None = None) ->
     sweep_dir = runtime.home() / "executed" / (out or sweep_name(plan, data))
     _refuse_other_data(plan.config, sweep_dir)
     _check_before(plan)
-    print(
-        f"{plan.title}\n{len(plan.runs)} runs in {runtime.display_path(sweep_dir)}, photos: {plan.config.data}",
-        flush=True,
-    )
+    number = f"{len(plan.runs)} run{'s' * (len(plan.runs) > 1)}"
+    print(f"{plan.title}\n{number} in {runtime.display_path(sweep_dir)}, photos: {plan.config.data}", flush=True)
     with Progress(plan, sweep_dir) as progress:
         _check_classes(plan, progress)
         splits.prepare(plan.config, sweep_dir, progress.photos)
@@ -76,6 +74,22 @@ def _check_before(plan: Sweep) -> None:
             raise InputError(f"base_weights {config.base_weights}: no such file; params/base_model.yaml trains one")
         if config.weights not in ("none", "DEFAULT") and not runtime.resolve(config.weights).is_file():
             raise InputError(f"weights {config.weights}: no such file; wanted none, DEFAULT or a checkpoint")
+    _check_with_torch(plan)
+
+
+def _check_with_torch(plan: Sweep) -> None:
+    """What it takes torch, and so some seconds, to tell."""
+    starts = {
+        (c.model, c.weights, c.base_weights): c for c in plan.runs.values() if c.weights != "none" or c.base_weights
+    }
+    lower = [config for config in plan.runs.values() if config.precision in ("bf16", "fp16")]
+    if starts or lower:
+        from fruitlib import models, speed
+
+        for config in starts.values():
+            models.check_start(config)
+        for config in lower:
+            speed.check(config, runtime.device())
 
 
 def _check_classes(plan: Sweep, progress: Progress) -> None:
@@ -190,6 +204,8 @@ def _work_on(run: Run, stages: tuple[str, ...], state: dict, progress: Progress,
         with run.locked(timeout=-1 if wait else 0):
             for stage in stages:
                 if not run.is_complete(stage):
+                    if stage == "02_train" and (gone := _cut_off(run)):
+                        progress.say(f"{run.name}: training was cut off after epoch {gone} and goes on from there")
                     progress.stage(run.name, stage, run)
                     _execute_stage(run, stage)
             state["state"] = _state(run)
@@ -203,6 +219,14 @@ def _work_on(run: Run, stages: tuple[str, ...], state: dict, progress: Progress,
     if state["state"] != "pending":  # with folds, trained but not looked at yet
         progress.done(run.name)
     return True
+
+
+def _cut_off(run: Run) -> int:
+    """The epochs done by a training of this run, with these knobs, that was cut off; 0 where there is none."""
+    if not (run.path / "last.pt").is_file() or not (run.path / "params.yaml").is_file():
+        return 0
+    held, knobs = Run(run.path).params["knobs"], run.config.model_dump()
+    return len(run.history()) if all(held.get(name) == knobs[name] for name in configs.TRAIN_KNOBS) else 0
 
 
 def _execute_stage(run: Run, stage: str) -> None:

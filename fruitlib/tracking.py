@@ -26,7 +26,7 @@ from fruitlib.runtime import InputError
 
 GB = 1e9
 PATIENCE = 60.0  # seconds that W&B may take to begin, or to upload what is left at the end
-LATER = "upload later with `wandb login` and `wandb sync` on the folders in the run's wandb/"
+LATER = "upload later: wandb login; wandb sync"
 
 
 def write_history(run: Run, history: list[dict]) -> None:
@@ -252,7 +252,8 @@ def _wandb(run: Run, history: list[dict]) -> Mirror:
     except BaseException:
         _end_helper(wandb)
         raise
-    return Mirror(f"W&B follows, {mode} ({why})", log, close)
+    folders = f" '{runtime.display_path(record.parent)}'/offline-run-*" if why.endswith(LATER) else ""
+    return Mirror(f"W&B follows, {mode} ({why}{folders})", log, close)
 
 
 def _wandb_run(wandb, run: Run, mode: str, record: Path):

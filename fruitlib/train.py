@@ -85,7 +85,10 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     decoding = runtime.meter("photos decoded")
     names, teach, judge = run.class_names, images.of(run, "train", decoding), images.of(run, "val")
     refuse_what_watches_validation(config, judge)
-    say(f"{teach.store.said}\n{balance.said(teach.labels, names, config.balance, config.augment_to)}", flush=True)
+    say(
+        f"photos: {teach.store.said}\n{balance.said(teach.labels, names, config.balance, config.augment_to)}",
+        flush=True,
+    )
 
     # The network, alike in every process; what of it learns is settled epoch by epoch.
     unfinished, resumed = checkpoint.read(run, identity)
@@ -191,12 +194,14 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     if rank == 0:
         if progress.epoch < config.epochs:
             print(f"stopped early: {config.patience} epochs without a better {config.monitor}", flush=True)
+        compiled = "; compiled" if config.compile != "none" else ""
         run.complete(
             "train", identity, best_epoch=progress.best_epoch, epochs=progress.epoch,
-            seconds=progress.history[-1]["seconds"], parameters=models.num_parameters(model), processes=world_size,
+            seconds=progress.history[-1]["seconds"], parameters=models.num_parameters(model),
+            total_parameters=sum(weight.numel() for weight in model.parameters()), processes=world_size,
             data_fingerprint=run.data_fingerprint, initial_weights=initial_weights, cache=teach.store.kind,
-            photos_per_epoch=len(feed), speed=fast.said, **fast.names, micro_batch=progress.micro_batch or "whole",
-            total_parameters=sum(weight.numel() for weight in model.parameters()),
+            photos_per_epoch=len(feed), **fast.names, speed=fast.said + compiled,
+            micro_batch=progress.micro_batch or "whole",
         )  # fmt: skip
         (run.path / checkpoint.NAME).unlink(missing_ok=True)
 

@@ -24,8 +24,15 @@ class LiveCurves:
     def __call__(self, history: pd.DataFrame) -> None:
         """Show or refresh the figure; a history without rows is passed over."""
         early = time.monotonic() - self._drawn < self.seconds  # drawing must not outweigh training
-        if history.empty or (early and len(history) < self.epochs):
-            return
+        if not history.empty and not early:
+            self._draw(history)
+
+    def finish(self, history: pd.DataFrame) -> None:
+        """Show all of it where something was shown: whatever was passed over is in the last picture."""
+        if self._shown is not None:
+            self._draw(history)
+
+    def _draw(self, history: pd.DataFrame) -> None:
         figure = plots.history(history, self.epochs)
         if self._shown is None:
             self._shown = display(figure, display_id=True)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.mark.parametrize(
     ("knobs", "words"),
     [
-        ({"learning_rate": 0.1}, ["unknown knob learning_rate"]),
+        ({"learning_rate": 0.1}, ["unknown knob learning_rate", "did you mean lr?"]),
         ({"optimiser": "adam"}, ["unknown knob optimiser", "did you mean optimizer?"]),
         ({"lr": -1}, ["lr = -1", "greater than 0"]),
         ({"lr": "fast"}, ["lr = 'fast'", "number"]),
@@ -52,6 +52,9 @@ ROOT = Path(__file__).parent.parent
         ({"dropout": 1.0}, ["dropout = 1.0", "less than 1"]),
         ({"image_size": "large"}, ["image_size = 'large'", "auto"]),
         ({"track": ["mlflow"]}, ["track"]),
+        ({"early_stopping": 5}, ["unknown knob early_stopping", "did you mean patience?"]),
+        ({"seed": [0, 1]}, ["seed = [0, 1]", "several values belong under grid:"]),
+        ({"lr": {"adam": 0.1}}, ["several values belong under grid:"]),
     ],
 )
 def test_bad_knobs_are_named_in_one_line(knobs, words):
@@ -64,6 +67,10 @@ def test_bad_knobs_are_named_in_one_line(knobs, words):
 
 def test_a_refit_on_all_folds_is_fold_0():
     assert config.make({"folds": 3, "fold": 0}).fold == 0
+
+
+def test_a_single_tracker_needs_no_brackets():
+    assert config.make({"track": "wandb"}).track == ["wandb"]
 
 
 def test_image_size_auto_is_the_models_own():

@@ -98,7 +98,7 @@ def test_the_figure_marks_both_rates():
     assert ax.get_xscale() == "log"
     assert [line.get_xdata()[0] for line in ax.lines[1:]] == [1e-4, 0.003]
     labels = [text.get_text() for text in ax.get_legend().get_texts()]
-    assert labels[1:] == ["suggested: 0.0001", "lr of this run: 0.003"]
+    assert labels[1:] == ["suggested, a tenth of the lowest point's: 0.0001", "lr of this run: 0.003"]
     assert ax.get_ylim()[1] < 40  # the fall is still to be seen
     figure.canvas.draw()
     assert not [tick.get_text() for tick in ax.get_xticklabels() if "$" in tick.get_text()]

@@ -405,7 +405,10 @@ def test_pretrained_weights_come_from_torchvisions_cache(name, published):
 def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("torch.hub.download_url_to_file", no_network)
-    with pytest.raises(InputError, match=r"weights DEFAULT of resnet18: download failed .*weights none"):
+    with pytest.raises(
+        InputError,
+        match=r"weights DEFAULT of resnet18: download failed .*put resnet18-.*pth into .*, or set weights: none",
+    ):
         make("resnet18", weights="DEFAULT")
 
 
@@ -506,3 +509,24 @@ def test_an_ensemble_of_very_sure_members_stays_finite():
     logits = torch.tensor([[1000.0, -1000.0, 0.0]])
     answer = models.Ensemble(sure)(logits)
     assert torch.isfinite(answer).all() and answer[0, 0] == 0
+
+
+@pytest.mark.parametrize("length", [0, 10, 1000, 19_999, 20_000, 20_001])
+def test_a_checkpoint_cut_short_at_any_length_is_named(tmp_path, length):
+    """Of some lengths torch says `[Errno 22] Invalid argument`, as if the disk were at fault."""
+    whole, short = tmp_path / "whole.pt", tmp_path / "short.pt"
+    torch.save({"state_dict": {"a": torch.zeros(20_000)}}, whole)
+    short.write_bytes(whole.read_bytes()[:length])
+    with pytest.raises(InputError, match=r"short\.pt: not a checkpoint that can be read"):
+        models.load_checkpoint(short)
+
+
+def test_weights_are_refused_before_anything_is_trained(tmp_path):
+    best = tmp_path / "best.pt"
+    model = models.build(config.make({}), 3)
+    torch.save(models.checkpoint(model, config.make({}), list("abc")), best)
+    models.check_start(config.make({"weights": str(best)}))
+    with pytest.raises(InputError, match="holds model end2end, not resnet18"):
+        models.check_start(config.make({"model": "resnet18", "weights": str(best)}))
+    with pytest.raises(InputError, match="holds model end2end, not base"):
+        models.check_start(config.make({"base_weights": str(best)}))

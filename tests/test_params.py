@@ -120,3 +120,10 @@ def test_combinations_that_read_alike_stay_apart_with_folds(tmp_path):
 def test_ship_without_folds_is_refused(tmp_path):
     with pytest.raises(InputError, match="ship says which model goes out after folds"):
         params.read_params(story(tmp_path, "ship: refit\n"))
+
+
+def test_a_knob_that_does_nothing_in_a_run_is_not_compared(tmp_path):
+    with pytest.raises(InputError, match=r"focal_gamma does nothing in the run loss=ce,focal_gamma=3\.0"):
+        params.read_params(story(tmp_path, "grid:\n  loss: [ce, focal]\n  focal_gamma: [2.0, 3.0]\n"))
+    runs = "list:\n  - {loss: ce}\n  - {loss: focal, focal_gamma: 3.0}\n"
+    assert len(params.read_params(story(tmp_path, runs)).runs) == 2

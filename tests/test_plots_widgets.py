@@ -165,7 +165,9 @@ def test_live_curves_are_one_output_and_do_not_outweigh_training(monkeypatch):
     live(pd.DataFrame())
     for epoch in range(1, 7):
         live(pd.DataFrame([{"epoch": e, **rows} for e in range(1, epoch + 1)]))
-    assert (len(shown), len(updates)) == (1, 1)  # the first epoch and the last
+    assert (len(shown), len(updates)) == (1, 0)  # the first epoch; drawing must not outweigh training
+    live.finish(pd.DataFrame([{"epoch": e, **rows} for e in range(1, 5)]))
+    assert len(updates) == 1  # and the last, also where training stopped early
 
 
 def test_the_browser_shows_the_chosen_photo_layer_and_epoch():
