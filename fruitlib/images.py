@@ -166,7 +166,20 @@ class _Prepared:
     size: int
 
 
-class Feed:
+class _Epochs:
+    """How long an epoch is, from a feed's `slots` and `config`."""
+
+    def __len__(self) -> int:
+        """How many photos an epoch shows, over all processes."""
+        return len(self.slots(epoch=1))
+
+    @property
+    def steps(self) -> int:
+        """How many batches an epoch has."""
+        return len(batches(len(self), self.config.batch_size, self.config.seed, epoch=1))
+
+
+class Feed(_Epochs):
     """The batches of training: which photos, in what order, augmented, balanced and mixed as the knobs say.
 
     A thread gathers (and where they are not kept, decodes) photos some batches ahead. It also augments them, unless
@@ -184,15 +197,6 @@ class Feed:
         """The photos of an epoch, int64 (m,), before they are shuffled; a slot is a place in this list."""
         config = self.config
         return balance.slots(self.photos.labels, config.balance, config.augment_to, config.seed, epoch)
-
-    def __len__(self) -> int:
-        """How many photos an epoch shows, over all processes."""
-        return len(self.slots(epoch=1))
-
-    @property
-    def steps(self) -> int:
-        """How many batches an epoch has."""
-        return len(batches(len(self), self.config.batch_size, self.config.seed, epoch=1))
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """This process's share of each of the epoch's batches."""
@@ -247,7 +251,7 @@ class Feed:
         return Batch(images, labels, other_labels, share, prepared.size)
 
 
-class FeatureFeed:
+class FeatureFeed(_Epochs):
     """As `Feed`, over features (n, D) that a frozen backbone made of the photos once: nothing to decode or augment."""
 
     def __init__(
@@ -259,15 +263,6 @@ class FeatureFeed:
     def slots(self, epoch: int) -> torch.Tensor:
         """The features of an epoch, int64 (m,), before they are shuffled."""
         return balance.slots(self.labels, self.config.balance, 0, self.config.seed, epoch)
-
-    def __len__(self) -> int:
-        """How many photos an epoch shows, over all processes."""
-        return len(self.slots(epoch=1))
-
-    @property
-    def steps(self) -> int:
-        """How many batches an epoch has."""
-        return len(batches(len(self), self.config.batch_size, self.config.seed, epoch=1))
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """This process's share of each of the epoch's batches, on the features' device."""

@@ -67,3 +67,16 @@ def tiny(shapes) -> dict:
         "precision": "fp32",
         "memory_format": "channels_last",
     }
+
+
+@pytest.fixture
+def make_run(tiny, tmp_path):
+    """`make_run("name", lr=...)` prepares a run folder with those knobs beside its manifest."""
+    from fruitlib import config, runs, splits
+
+    def make(name="run", **knobs):
+        cfg = config.make({**tiny, **knobs})
+        splits.prepare(cfg, tmp_path)
+        return runs.create(tmp_path / name, cfg)
+
+    return make

@@ -20,21 +20,8 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fruitlib import config, distributed, evaluate, images, metrics, models, runs, splits, train
+from fruitlib import distributed, evaluate, images, metrics, models, runs, train
 from fruitlib.runtime import InputError
-
-
-@pytest.fixture
-def make_run(tiny, tmp_path):
-    """`make_run(lr=...)` prepares a run folder with those knobs beside its manifest."""
-
-    def make(name="run", **knobs):
-        cfg = config.make({**tiny, **knobs})
-        splits.prepare(cfg, tmp_path)
-        return runs.create(tmp_path / name, cfg)
-
-    return make
-
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]
 

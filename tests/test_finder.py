@@ -10,18 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from fruitlib import config, finder, plots, runs, splits
+from fruitlib import finder, plots
 from fruitlib.runtime import InputError
-
-
-@pytest.fixture
-def make_run(tiny, tmp_path):
-    def make(**knobs):
-        cfg = config.make({**tiny, **knobs})
-        splits.prepare(cfg, tmp_path)
-        return runs.create(tmp_path / "run", cfg)
-
-    return make
 
 
 def curve(losses: list[float]) -> pd.DataFrame:

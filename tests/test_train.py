@@ -15,19 +15,6 @@ from fruitlib.checkpoint import Progress
 from fruitlib.images import Batch
 from fruitlib.runtime import InputError
 
-
-@pytest.fixture
-def make_run(tiny, tmp_path):
-    """`make_run(lr=...)` prepares a run folder with those knobs beside its manifest."""
-
-    def make(name="run", **knobs):
-        cfg = config.make({**tiny, **knobs})
-        splits.prepare(cfg, tmp_path)
-        return runs.create(tmp_path / name, cfg)
-
-    return make
-
-
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]
 
 
