@@ -1,12 +1,17 @@
 """`fruitlib sweep | report | data`: the command line. Bad input ends in one clear line and exit code 2."""
 
 import argparse
+import contextlib
+import errno
 import os
+import signal
 import sys
 from pathlib import Path
 
 from fruitlib import runtime
 from fruitlib.runtime import InputError
+
+GO_ON = "Run the same command again: what is complete is kept, and a training goes on from its last epoch."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,12 +28,14 @@ def main(arguments: list[str] | None = None) -> int:
     except (PermissionError, FileExistsError) as problem:
         print(f"fruitlib: {problem.filename}: {problem.strerror}", file=sys.stderr)
         return 2
+    except OSError as problem:
+        if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+            raise
+        where = f"{problem.filename}: " if problem.filename else ""
+        print(f"fruitlib: {where}{problem.strerror}: {GO_ON}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print(
-            "\nfruitlib: stopped. Run the same command again: what is complete is kept, and a training goes on "
-            "from its last epoch.",
-            file=sys.stderr,
-        )
+        print(f"\nfruitlib: stopped. {GO_ON}", file=sys.stderr)
         return 130
 
 
@@ -40,6 +47,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("params", type=Path, help="a params file, such as params/demo.yaml")
     sweep.add_argument("--data", help="a folder of photos or a table, in place of the params file's `data`")
     sweep.add_argument("--out", help="name of the folder in executed/ (default: the params file's name)")
+    sweep.add_argument("--jobs", type=int, default=0, help="runs at a time (default: as many as GPUs, or cores)")
+    sweep.add_argument("--scheduler", default="", metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786")
     sweep.set_defaults(command=_sweep)
 
     report = commands.add_parser("report", help="write the pages of an executed sweep again")
@@ -67,14 +76,18 @@ def _add_data(commands) -> None:
 
 def _sweep(options: argparse.Namespace) -> int:
     from fruitlib import sources
-    from fruitlib.sweep import sweep
+    from fruitlib.sweep import Options, sweep
 
+    if options.jobs < 0:
+        raise InputError(f"--jobs {options.jobs}: a number of runs is wanted")
     data = options.data
     if data is not None and not data.strip():
         raise InputError("--data is empty: name a folder of class folders")
     if data and data not in sources.NAMES:
         data = os.path.abspath(os.path.expanduser(data))  # as typed: from where the person stands, not from home()
-    return sweep(options.params, data, options.out)
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does, it ends the runs too
+    return sweep(options.params, data, Options(options.out, options.jobs, options.scheduler))
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -40,7 +40,7 @@ import torch
 import torch.distributed as dist
 
 from fruitlib import runtime
-from fruitlib.runs import Run
+from fruitlib.runs import Pruned, Run
 from fruitlib.runtime import InputError
 
 OnEpoch = Callable[[pd.DataFrame], None]
@@ -167,6 +167,20 @@ def refuse_differing(epoch: int) -> None:
     dist.all_gather_object(epochs, epoch)
     if len(set(epochs)) > 1:
         raise InputError(f"last.pt is of epochs {sorted(set(epochs))}, depending on who reads it: start again later")
+
+
+def in_step(check: Callable[[], None]) -> None:
+    """What rank 0's `check` raises of `runs.Pruned`, all ranks raise: each alone might look a moment too early."""
+    found = [None]
+    if runtime.rank() == 0:
+        try:
+            check()
+        except Pruned as told:
+            found = [str(told)]
+    if dist.is_initialized():
+        dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
+    if found[0]:
+        raise Pruned(found[0])
 
 
 def end_tree(child: subprocess.Popen, patience: float = 10, mark: str = "") -> None:

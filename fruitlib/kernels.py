@@ -36,7 +36,7 @@ IDLE = 600.0  # seconds
 PRELOADED = """torch torchvision pandas matplotlib.pyplot seaborn scipy.stats sklearn
 sklearn.linear_model cv2 onnx onnxscript torch.onnx._internal.exporter._core pytorch_grad_cam ipykernel.kernelapp
 ipykernel.ipkernel ipykernel.zmqshell ipykernel.debugger IPython.core.completerlib IPython.core.debugger
-IPython.extensions.storemagic tornado.platform.asyncio nbclient papermill fruitlib.finder fruitlib.audit fruitlib.sweep fruitlib.report"""
+IPython.extensions.storemagic tornado.platform.asyncio nbclient papermill fruitlib.finder fruitlib.audit fruitlib.work fruitlib.report"""
 INLINE = "module://matplotlib_inline.backend_inline"
 FRESH = ("tqdm.auto", "tqdm.autonotebook")  # they look for a notebook when they are imported
 
@@ -288,7 +288,9 @@ def become(request: dict) -> None:
     threading.Thread(target=_leave_with, args=(request["connection"],), daemon=True).start()
     module, *arguments = request["arguments"]
     is_kernel = module == "ipykernel_launcher"
-    if is_kernel and "ipywidgets" in sys.modules:  # seaborn imports it; it would find its kernel by itself when imported
+    if (
+        is_kernel and "ipywidgets" in sys.modules
+    ):  # seaborn imports it; it would find its kernel by itself when imported
         arguments.append("--ext=ipywidgets")
     _as_if_cold(INLINE if is_kernel else "")
     sys.argv = [module, *arguments]
@@ -299,9 +301,7 @@ def _reopen_streams() -> None:
     """Python's own streams, for the files that stand behind 0, 1 and 2 now."""
     sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
     sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", buffering=1, closefd=False)
-    sys.stderr = sys.__stderr__ = open(
-        2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False
-    )
+    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
 
 
 def _leave_with(connection: socket.socket) -> None:

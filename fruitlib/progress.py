@@ -1,30 +1,151 @@
-"""A sweep on the terminal: what it is doing and how long it will take, on one line; in the end, what it found."""
+"""A sweep while it runs, read from its folder: a live table on the terminal; in the end, what it found.
+
+What is shown comes from files alone (`sweep.json`, and each run's `.working.json` and `history.csv`), so another process,
+or a notebook (`widgets.live`), sees the same of a sweep that runs here, elsewhere, or on several machines.
+"""
 
 import contextlib
+import csv
+import json
 import sys
 import threading
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
 
 from fruitlib.params import Sweep
-from fruitlib.runs import Run
+from fruitlib.runs import WORKING
 
-SHARES = {"02_train": 0.5, "03_metrics": 0.14, "04_gradcam": 0.17, "05_quantize": 0.19}  # of a small run's time
+SHARES = {"02_train": 0.7, "03_metrics": 0.08, "04_gradcam": 0.1, "05_quantize": 0.12}  # of a small run's time
+STALE = 20.0  # seconds after which a marker that nobody touches is one of a process that was killed
+COLOURS = {"running": "cyan", "complete": "green", "failed": "red", "pruned": "yellow", "pending": "bright_black"}
+COLUMNS = ("run", "state", "epoch", "val", "left")
+
+
+@dataclass
+class RunStatus:
+    """How far one run is."""
+
+    name: str
+    state: str  # pending | running | complete | failed | pruned
+    stage: str = ""
+    epoch: int = 0
+    epochs: int = 0
+    score: float | None = None  # of the last epoch, or the best one's where training is over
+    share: float = 0.0  # of its work that is done, about
+    left: float | None = None  # seconds, about
+    error: str = ""
+
+    @property
+    def row(self) -> tuple[str, ...]:
+        """Its cells in the table."""
+        epoch = f"{self.epoch}/{self.epochs}" if self.epoch else ""
+        score = "" if self.score is None else f"{self.score:.3f}"
+        left = "" if self.left is None else clock(self.left)
+        state = self.stage if self.state == "running" else self.state
+        return (self.name, state, epoch, score, left)
+
+
+@dataclass
+class SweepStatus:
+    """How far a sweep is: its runs, in its own order."""
+
+    title: str = ""
+    metric: str = "macro_f1"
+    total: int = 0
+    runs: list[RunStatus] = field(default_factory=list)
+
+    def count(self, state: str) -> int:
+        """Runs in this state."""
+        return sum(run.state == state for run in self.runs)
+
+    @property
+    def line(self) -> str:
+        """All runs in one line."""
+        total, over = max(self.total, len(self.runs)), len(self.runs) - self.count("pending") - self.count("running")
+        told = [f"{over}/{total} runs"]
+        told += [f"{n} {state}" for state in ("running", "pruned", "failed") if (n := self.count(state))]
+        return ", ".join(told)
+
+
+def read(sweep_dir: Path) -> SweepStatus:
+    """The status of a sweep from its folder; without runs where none has begun."""
+    path = sweep_dir / "sweep.json"
+    try:
+        sweep = json.loads(path.read_text(encoding="utf-8"))
+        metric = sweep["choose_by"]
+        found = [look(sweep_dir / run["name"], run, metric) for run in sweep["runs"]]
+        return SweepStatus(sweep["title"], metric, sweep.get("total", len(found)), found)
+    except (OSError, ValueError, KeyError):
+        return SweepStatus(str(sweep_dir.name))
+
+
+def look(folder: Path, known: dict, metric: str) -> RunStatus:
+    """One run's status: `known` is what the sweep last said of it (name, state, epochs, error)."""
+    found = RunStatus(known["name"], known["state"], epochs=known.get("epochs", 0), error=known.get("error") or "")
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+        marker = folder / WORKING
+        if time.time() - marker.stat().st_mtime < STALE:
+            working = json.loads(marker.read_text(encoding="utf-8"))
+            found.state, found.stage = "running", working["stage"]
+            order = list(SHARES)
+            if found.stage in order:
+                found.share = sum(SHARES[stage] for stage in order[: order.index(found.stage)])
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
+        with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        if found.state in ("running", "pruned", "complete"):
+            found.epoch = int(rows[-1]["epoch"])
+            scores = [float(row[f"val_{metric}"]) for row in rows]
+            found.score = scores[-1] if found.stage == "02_train" else max(scores)
+        if found.stage == "02_train" and found.epoch < found.epochs:
+            found.share += SHARES["02_train"] * found.epoch / found.epochs
+            training = float(rows[-1]["seconds"]) / found.epoch * found.epochs
+            rest = (1 - SHARES["02_train"]) / SHARES["02_train"]
+            found.left = training * (1 + rest) - float(rows[-1]["seconds"])
+    return found
+
+
+def table(status: SweepStatus, rows: int) -> Table:
+    """The runs as a table of at most so many rows: running ones first, then what ended last, then what comes."""
+    order = {"running": 0, "failed": 1, "complete": 2, "pruned": 2, "pending": 3}
+    shown = sorted(status.runs, key=lambda run: order.get(run.state, 3))[:rows]
+    drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
+    for column in COLUMNS:
+        name = f"val {status.metric.replace('_', ' ').replace('f1', 'F1')}" if column == "val" else column
+        plain = {"run": {"overflow": "fold"}}.get(column, {"no_wrap": True})
+        drawn.add_column(name, justify="left" if column in ("run", "state") else "right", **plain)
+    for run in shown:
+        name, state, *rest = run.row
+        drawn.add_row(Text(name), Text(state, COLOURS.get(run.state, "")), *map(Text, rest))
+    if len(status.runs) > len(shown):
+        drawn.add_row(Text(f"… and {len(status.runs) - len(shown)} more", "bright_black"))
+    return drawn
 
 
 class Progress:
-    """One line on what is running, how far it is and how long it will take; rewritten in place on a terminal."""
+    """What a sweep is doing: a live table on a terminal, lines where there is none."""
 
     def __init__(self, plan: Sweep, sweep_dir: Path):
         made = bool(plan.config.folds) and plan.ship != "fold"  # one run more, of the model that is shipped
-        self.total, self.sweep_dir, self.started = len(plan.runs) + made, sweep_dir, time.monotonic()
-        self.before, self.finished, self.current = set(), set(), ("", "", None)
-        self._on_terminal, self._last, self._closed = sys.stdout.isatty(), "", threading.Event()
+        self.total = plan.search.trials if plan.search else len(plan.runs) + made
+        self.sweep_dir, self.started, self.doing = sweep_dir, time.monotonic(), ""
+        self.before: set[str] = set()  # complete before this sweep began
+        self._console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
+        self._live: Live | None = None
+        self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> "Progress":
+        if self._console.is_terminal:
+            self._live = Live(console=self._console, auto_refresh=False, transient=True)
+            self._live.start()
         self._thread.start()
         return self
 
@@ -32,71 +153,54 @@ class Progress:
         self.close()
 
     def close(self) -> None:
-        """Stop writing; what is printed next stands on a line of its own."""
+        """Stop; what is printed next stands on a line of its own."""
         if not self._closed.is_set():
             self._closed.set()
             self._thread.join()
-            self._clear()
-
-    def stage(self, name: str, stage: str, run: Run | None = None) -> None:
-        """A notebook begins."""
-        self.current = (name, stage, run)
-        if not self._on_terminal:
-            print(self._line(), flush=True)
-
-    def done(self, name: str) -> None:
-        """A run is over, well or badly."""
-        self.finished.add(name)
-        self.current = ("", "", None)
+            if self._live:
+                self._live.stop()
 
     def photos(self, done: int, total: int) -> None:
         """Photos drawn or checked so far."""
-        self.current = ("", f"photos {done}/{total}", None)
+        self.doing = f"photos {done}/{total}" if done < total else ""
 
     def say(self, text: str) -> None:
         """A remark that stays."""
-        self._clear()
-        print(text, flush=True)
+        self._console.print(Text(text))
 
     def _watch(self) -> None:
         spoken = time.monotonic()
         while not self._closed.wait(0.5):
-            line = self._line()
-            if self._on_terminal and line != self._last:
-                self._clear()
-                print(f"\r{line}", end="", flush=True)
-                self._last = line
-            elif not self._on_terminal and time.monotonic() - spoken > 30:
-                print(line, flush=True)
-                spoken = time.monotonic()
+            if self._live is None and time.monotonic() - spoken < 30:
+                continue
+            spoken = time.monotonic()
+            try:
+                status = read(self.sweep_dir)
+                if self._live:
+                    height = max(4, self._console.size.height - 4)
+                    self._live.update(Group(table(status, height), Text(self.line(status))), refresh=True)
+                else:
+                    self.say(self.line(status))
+            except (OSError, ValueError):  # a full disk, a folder that is being removed: not for this thread to tell
+                continue
 
-    def _clear(self) -> None:
-        if self._on_terminal and self._last:
-            print("\r" + " " * len(self._last) + "\r", end="", flush=True)
-            self._last = ""
-
-    def _line(self) -> str:
-        name, stage, run = self.current
+    def line(self, status: SweepStatus) -> str:
+        """The sweep in one line, with the time it has taken and what is left of it."""
+        status.total = self.total
         elapsed = time.monotonic() - self.started
-        parts = [f"{len(self.finished)}/{self.total} runs", name, stage]
-        share = 0.0
-        if run is not None and stage in SHARES:
-            order = list(SHARES)
-            share = sum(SHARES[s] for s in order[: order.index(stage)])
-        if run is not None and stage == "02_train" and (run.path / "history.csv").is_file():
-            with contextlib.suppress(OSError, pd.errors.ParserError, pd.errors.EmptyDataError):
-                history = run.history()
-                score = f", macro-F1 {history['val_macro_f1'].iloc[-1]:.2f}" if "val_macro_f1" in history else ""
-                parts.append(f"epoch {len(history)}/{run.config.epochs}{score}")
-                share += SHARES[stage] * len(history) / run.config.epochs
-        work = self.total - len(self.before)  # what was complete before took no time now
-        done = (len(self.finished - self.before) + share) / max(1, work)
-        parts.append(f"{_clock(elapsed)} gone" + (f", {_clock(elapsed / done - elapsed)} left" if done > 0.02 else ""))
-        return " · ".join(part for part in parts if part)
+        now = [run for run in status.runs if run.name not in self.before]
+        done = sum(run.share if run.state == "running" else run.state != "pending" for run in now)
+        work = max(self.total, len(status.runs)) - len(self.before)
+        told = [part for part in (status.line, self.doing) if part] + [f"{clock(elapsed)} gone"]
+        if work > done > 0.02 * work:
+            told.append(f"{clock(elapsed / done * (work - done))} left")
+        return " · ".join(told)
 
 
-def _clock(seconds: float) -> str:
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+def clock(seconds: float) -> str:
+    """`4:05`, or `2:04:05` where it takes hours."""
+    hours, rest = divmod(int(seconds), 3600)
+    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:

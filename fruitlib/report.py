@@ -28,7 +28,7 @@ from nbconvert.filters import Highlight2HTML, ansi2html, markdown2html, strip_an
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from PIL import Image
 
-from fruitlib.runtime import InputError, resolve, write_text
+from fruitlib.runtime import InputError, fingerprint, module_source, resolve, write_text
 
 EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run that names no `stages`
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -55,11 +55,15 @@ class Page:
 
     @property
     def state(self) -> str:
+        if self.headline.get("state") == "pruned":
+            return "pruned"
         return "failed" if self.failure else self.headline.get("state", "running")
 
 
-def build(sweep_dir: Path) -> Path:
+def build(sweep_dir: Path, changed_only: bool = False) -> Path:
     """Write the site of one sweep and return its `index.html`.
+
+    `changed_only` leaves the pages of folders in which no notebook changed since they were written.
 
     Every `.ipynb` in `sweep_dir` and its run folders gets an `.html` beside it; `assets/report.css` is shared.
     Notebooks and tables that are missing or unreadable are named on the index. A folder without a readable
@@ -68,8 +72,8 @@ def build(sweep_dir: Path) -> Path:
     sweep_dir = resolve(sweep_dir)
     sweep = _read_sweep(sweep_dir)
     folders = sorted(path for path in sweep_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
-    pages = {folder.name: _write_folder(folder, sweep["title"], folder.name) for folder in folders}
-    pages[""] = _write_folder(sweep_dir, sweep["title"])
+    pages = {folder.name: _write_folder(folder, sweep["title"], folder.name, changed_only) for folder in folders}
+    pages[""] = _write_folder(sweep_dir, sweep["title"], "", changed_only)
     write_text(sweep_dir / "assets/report.css", files("fruitlib").joinpath("assets/report.css").read_text("utf-8"))
     write_text(sweep_dir / "index.html", _template().render(root="", **_index(sweep_dir, sweep, pages)))
     return sweep_dir / "index.html"
@@ -111,14 +115,28 @@ def _fixed(value, digits: int) -> str:
 # ---------------------------------------------------------------- a notebook
 
 
-def _write_folder(folder: Path, title: str, run: str = "") -> list[Page]:
-    pages = [_load(path) for path in sorted(folder.glob("*.ipynb"))]
-    shared = {"root": "../" if run else "", "title": title, "run": run, "pages": pages}
-    for number, page in enumerate(pages):
+def _write_folder(folder: Path, title: str, run: str, changed_only: bool) -> list[Page]:
+    pages = [_load(path) for path in sorted(folder.glob("*.ipynb")) if not path.name.startswith(".")]
+    stamp = fingerprint(title, _look(), [[page.path.stem, page.path.stat().st_mtime_ns] for page in pages])
+    shared = {"root": "../" if run else "", "title": title, "run": run, "pages": pages, "stamp": stamp}
+    current = changed_only and all(_bears(page.path.with_suffix(".html"), stamp) for page in pages)
+    for number, page in enumerate([] if current else pages):
         write_text(page.path.with_suffix(".html"), _template().render(**shared, **_parts(page), number=number))
     for page in pages:
         page.cells = []  # a sweep's pictures together may not fit in memory
     return pages
+
+
+@functools.cache
+def _look() -> str:
+    """Changes when pages would look otherwise."""
+    template = files("fruitlib").joinpath("assets/report.html.j2").read_text("utf-8")
+    return fingerprint(template, module_source("report"))
+
+
+def _bears(page: Path, stamp: str) -> bool:
+    """Whether a page was written from notebooks as they are."""
+    return page.is_file() and f'content="{stamp}"'.encode() in page.read_bytes()[:1000]
 
 
 def _load(path: Path) -> Page:

@@ -63,8 +63,18 @@ UNFINISHED = ("last.pt", "best.pt", "best.next.pt", "history.csv", "predictions_
 UNFINISHED += ("cams", "tensorboard", "wandb")
 
 
+PLANNED = "planned.json"  # the knobs a sweep wants this run to have, for the process that executes it
+OUTCOME = "outcome.json"  # why that process stopped before all was complete
+WORKING = ".working.json"  # what it is doing just now; not touched for a while, it is gone
+STOP = "stop"  # there while training is to stop after its epoch: a search prunes the run; in it stands why
+
+
 class Busy(InputError):
     """Another process holds the run's lock."""
+
+
+class Pruned(InputError):
+    """Training was told to stop, since other trials of a search promise more."""
 
 
 class Run:
@@ -233,6 +243,23 @@ class Run:
             finally:
                 os.environ.pop("FRUITLIB_LOCK_HELD", None)
 
+    @contextlib.contextmanager
+    def training(self):
+        """Hold the lock of the process that writes checkpoints, whoever started it.
+
+        A kernel whose starter was killed, and with it the run's lock set free, goes on writing until it notices, a
+        second later. Waits for that.
+
+        Raises:
+            Busy: it is still held after half a minute.
+        """
+        with contextlib.ExitStack() as stack:
+            try:
+                stack.enter_context(runtime.lock(self.path / ".train.lock", 30))
+            except runtime.Locked:
+                raise Busy(f"{runtime.display_path(self.path)}: another process is training this run") from None
+            yield
+
 
 def mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
     """The wrong predictions, most confident first, with a column `confidence`, the probability of the wrong class."""
@@ -288,9 +315,41 @@ def clear(run: Run, kept: Collection[str] = ()) -> None:
         shutil.rmtree(run.path / name, ignore_errors=True)
     notebooks = [stage for stage, spec in STAGES.items() if spec.notebook]
     for path in list(run.path.iterdir()):
+        if path.name in (PLANNED, WORKING):
+            continue
         ours = path.suffix in {".csv", ".json", ".pt", ".onnx", ".log"} or path.stem in notebooks
         if ours and path.name not in kept:
             path.unlink()
+
+
+def plan(run_dir: Path, config: Config) -> Run:
+    """A run folder that says which knobs its run is to have; its results stay until the run begins."""
+    runtime.write_json(run_dir / PLANNED, config.model_dump())
+    return Run(run_dir, config)
+
+
+def planned(run_dir: Path) -> Run:
+    """The run as it was planned last.
+
+    Raises:
+        InputError: nothing was planned here, or what was can no longer be read.
+    """
+    path = run_dir / PLANNED
+    if not path.is_file():
+        raise InputError(f"{runtime.display_path(path)}: no such file; `fruitlib sweep` plans runs")
+    return Run(run_dir, configs.make(json.loads(path.read_text(encoding="utf-8")), runtime.display_path(path)))
+
+
+def refuse_stopped(run: Run, epoch: int) -> None:
+    """Stop a training between two epochs where its folder says so.
+
+    Raises:
+        Pruned: there is a file `stop`; the message says what stands in it.
+    """
+    path = run.path / STOP
+    if path.is_file():
+        why = path.read_text(encoding="utf-8").strip() or "as asked"
+        raise Pruned(f"pruned after epoch {epoch} of {run.config.epochs}: {why}")
 
 
 def notebook_path(stage: str) -> Path:
@@ -320,23 +379,40 @@ def _manifest(sweep_dir: Path, time: int) -> tuple[pd.DataFrame, str]:
 
 
 class Headline:
-    """The answer on top of an executed notebook: *running* until `answer` fills it in."""
+    """The answer on top of an executed notebook: *running* until `answer` fills it in, or an error ends it."""
 
     def __init__(self):
-        self._shown = None
+        self._shown, self._state = None, "running"
 
     def show(self) -> "Headline":
         """Display the headline where the cell stands."""
+        from IPython import get_ipython
         from IPython.display import display
 
         data, metadata = _bundle("running", "running …", {})
         self._shown = display(data, raw=True, metadata=metadata, display_id=True)
+        if shell := get_ipython():
+            shell.events.register("post_run_cell", self._watch)
         return self
+
+    def _watch(self, result) -> None:
+        """After each cell: where it ended in an error, say so on top."""
+        problem = result.error_in_exec or result.error_before_exec
+        if problem is None or self._shown is None or self._state == "answered":
+            return
+        if isinstance(problem, Pruned):
+            data, metadata = _bundle("pruned", str(problem), {})
+        else:
+            text = f"stopped: {type(problem).__name__}: {problem}".splitlines()[0]
+            data, metadata = _bundle("failed", text, {})
+        self._state = metadata["fruitlib"]["headline"]["state"]
+        self._shown.update(data, raw=True, metadata=metadata)
 
     def answer(self, text: str, **numbers: float) -> None:
         """Put the answer on top of the notebook; `numbers` are kept beside it for programs to read."""
         from IPython.display import display
 
+        self._state = "answered"
         data, metadata = _bundle("answered", text, numbers)
         if self._shown is None:  # outside Jupyter
             display(data, raw=True, metadata=metadata)

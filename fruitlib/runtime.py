@@ -5,6 +5,7 @@ Nothing here imports torch until a function that needs it is called.
 
 import ast
 import contextlib
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -136,7 +137,13 @@ def meter(what: str, every: float = 5):
 
 def module_source(module: str) -> bytes:
     """A module's code without comments and docstrings, whose change changes no result."""
-    tree = ast.parse((Path(__file__).parent / f"{module}.py").read_text(encoding="utf-8"))
+    path = Path(__file__).parent / f"{module}.py"
+    return _code(path, path.stat().st_mtime_ns)
+
+
+@functools.cache  # a run's identities ask for twenty modules, twelve times
+def _code(path: Path, time: int) -> bytes:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if (

@@ -1,55 +1,71 @@
 """A params file -> executed notebooks: one folder per combination, 02 to 05 in each, 06 for the model that is shipped.
 
-What is complete is not repeated, what failed keeps its notebook with the error, and the rest goes on.
+What is complete is not repeated, what failed keeps its notebook with the error, and the rest goes on. Runs are
+processes of their own (`work`), several at a time, on this machine or others (`placement`); this module decides what is
+to be done and what it comes to, and keeps the summary and the report up to date meanwhile.
 """
 
 import contextlib
-import logging
-import os
-import tempfile
 import time
-import warnings
-from datetime import datetime
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
-import pandas as pd
-
-from fruitlib import audit, crossval, report, runs, runtime, shipping, sources, splits
 from fruitlib import config as configs
+from fruitlib import kernels, placement, report, runs, runtime, search, shipping, sources, splits, summary, work
 from fruitlib.config import Config
+from fruitlib.engine import Engine, Outcome, PlacementLost, Task
 from fruitlib.params import Sweep, read_params
 from fruitlib.progress import Progress, print_results
 from fruitlib.runs import Run
 from fruitlib.runtime import InputError
 from fruitlib.shipping import RUN_STAGES, TEST_STAGE
 
-# Of training, in results.csv
-RECORDED = {name: name for name in ("best_epoch", "epochs", "precision")}
-RECORDED |= {"train_seconds": "seconds", "parameters": "total_parameters"}
+PUBLISH_SHARE = 0.05  # of the time, at most, that bringing summary and report up to date may take while runs go on
 
 
-class NotebookFailed(RuntimeError):
-    """A notebook stopped with an error; the message is the error in one line."""
+@dataclass(frozen=True)
+class Options:
+    """What the command line says of how a sweep is carried out; it changes no result."""
+
+    out: str | None = None  # name of the folder in executed/
+    jobs: int = 0  # runs at a time on this machine; 0: as many as GPUs, or cores
+    scheduler: str = ""  # address of a Dask scheduler
 
 
-def sweep(params_file: Path, data: str | None = None, out: str | None = None) -> int:
+def sweep(params_file: Path, data: str | None = None, options: Options = Options()) -> int:
     """Execute a params file; returns 0, or 1 when a run failed.
 
     Raises:
         InputError: before anything is written, when the params file, the photos or the split do not allow it.
     """
     plan = read_params(params_file, {"data": data} if data else {})
-    sweep_dir = runtime.home() / "executed" / (out or sweep_name(plan, data))
+    sweep_dir = runtime.home() / "executed" / (options.out or sweep_name(plan, data))
     _refuse_other_data(plan.config, sweep_dir)
     _check_before(plan)
-    number = f"{len(plan.runs)} run{'s' * (len(plan.runs) > 1)}"
+    count = plan.search.trials if plan.search else len(plan.runs)
+    number = f"{count} {'trial' if plan.search else 'run'}{'s' * (count > 1)}"
     print(f"{plan.title}\n{number} in {runtime.display_path(sweep_dir)}, photos: {plan.config.data}", flush=True)
-    with Progress(plan, sweep_dir) as progress:
+    with Progress(plan, sweep_dir) as progress, ThreadPoolExecutor(1) as aside:
         _check_classes(plan, progress)
+        executor, placed = _executor(plan, options, count, progress)
+        warming = aside.submit(kernels.ready)  # ten seconds of imports, beside the photos
         splits.prepare(plan.config, sweep_dir, progress.photos)
-        work = {name: Run(sweep_dir / name, config) for name, config in plan.runs.items()}
-        return _execute(plan, sweep_dir, work, progress)
+        progress.doing = "starting a warm kernel"
+        kernel, said = warming.result()
+        progress.doing = ""
+        progress.say(f"{placed}; kernels: {said}")
+        driver = Driver(plan, sweep_dir, progress, Engine(executor, sweep_dir, kernel, progress.say))
+        return driver.run()
+
+
+def _executor(plan: Sweep, options: Options, count: int, progress: Progress):
+    if options.scheduler:
+        if options.jobs:
+            raise InputError("--jobs is for this machine, --scheduler for others: give one of them")
+        return placement.cluster(options.scheduler, runtime.home())
+    processes = max((config.processes for config in plan.runs.values()), default=plan.config.processes)
+    return placement.local(options.jobs, count, processes, progress.say)
 
 
 def sweep_name(plan: Sweep, data: str | None) -> str:
@@ -69,7 +85,7 @@ def _check_before(plan: Sweep) -> None:
         if not runs.notebook_path(stage).is_file():
             raise InputError(f"{runs.notebook_path(stage)}: no such notebook; set FRUITLIB_HOME to the project folder")
     shipping.check(plan)
-    for config in plan.runs.values():
+    for config in plan.runs.values() or [plan.config]:
         if config.base_weights and not runtime.resolve(config.base_weights).is_file():
             raise InputError(f"base_weights {config.base_weights}: no such file; params/base_model.yaml trains one")
         if config.weights not in ("none", "DEFAULT") and not runtime.resolve(config.weights).is_file():
@@ -79,10 +95,9 @@ def _check_before(plan: Sweep) -> None:
 
 def _check_with_torch(plan: Sweep) -> None:
     """What it takes torch, and so some seconds, to tell."""
-    starts = {
-        (c.model, c.weights, c.base_weights): c for c in plan.runs.values() if c.weights != "none" or c.base_weights
-    }
-    lower = [config for config in plan.runs.values() if config.precision in ("bf16", "fp16")]
+    planned = list(plan.runs.values()) or [plan.config]
+    starts = {(c.model, c.weights, c.base_weights): c for c in planned if c.weights != "none" or c.base_weights}
+    lower = [config for config in planned if config.precision in ("bf16", "fp16")]
     if starts or lower:
         from fruitlib import models, speed
 
@@ -94,7 +109,7 @@ def _check_with_torch(plan: Sweep) -> None:
 
 def _check_classes(plan: Sweep, progress: Progress) -> None:
     """The base model's five classes, before anything is written."""
-    if all(config.model != "base" for config in plan.runs.values()):
+    if all(config.model != "base" for config in plan.runs.values() or [plan.config]):
         return
     sources.ready(plan.config.data, progress.photos)
     classes = sources.scan(plan.config)[0]["label"].nunique()
@@ -102,323 +117,207 @@ def _check_classes(plan: Sweep, progress: Progress) -> None:
         raise InputError(f"model base has {configs.BASE_CLASSES} classes, the photos have {classes}: use model end2end")
 
 
-def _execute(plan: Sweep, sweep_dir: Path, work: dict[str, Run], progress: Progress) -> int:
-    """01, then every run, then the choice and its test; the summary and report grow as runs finish."""
-    states = {name: {"state": _state(run), "error": None} for name, run in work.items()}
-    progress.before = {name for name, state in states.items() if state["state"] == "complete"}
-    progress.finished |= progress.before
-    try:
-        _execute_split(plan, sweep_dir, progress)
-    except NotebookFailed as problem:
-        progress.say(f"fruitlib: {problem}; the notebook with the error: {sweep_dir / '01_split.ipynb'}")
-        return 1
-    busy = []
-    for name, stages in _steps(plan):
-        if states[name]["state"] == "pending" and not _work_on(work[name], stages, states[name], progress):
-            busy.append(name)
-        write_summary(plan, sweep_dir, work, states)
-    for stages in (RUN_STAGES[:1], RUN_STAGES):  # another sweep had these; by now it may be done
-        for name in dict.fromkeys(busy):
-            if states[name]["state"] == "pending":
-                _work_on(work[name], stages, states[name], progress, wait=True)
-        write_summary(plan, sweep_dir, work, states)
-    chosen = shipping.choose(plan, work, states, sweep_dir)
-    shipped = _ship(plan, work, states, chosen, progress)
-    for name in _to_test(plan, work, states, shipped):
-        _work_on(work[name], (TEST_STAGE,), states[name], progress, wait=True)
-    summary = write_summary(plan, sweep_dir, work, states, chosen, shipped)
-    page = report.build(sweep_dir)
-    progress.close()
-    print_results(plan, sweep_dir, summary)
-    print(f"\nreport: {runtime.display_path(page)}")
-    return int(any(state["error"] for state in states.values()))
+class Driver:
+    """One sweep on its way: which tasks come next, what has become of each run, and what all of it amounts to."""
 
+    def __init__(self, plan: Sweep, sweep_dir: Path, progress: Progress, engine: Engine):
+        self.plan, self.sweep_dir, self.progress, self.engine = plan, sweep_dir, progress, engine
+        self.work: dict[str, Run] = {}
+        self.states: dict[str, dict] = {}
+        self.trials: search.Trials | None = None
+        self.failures: list[str] = []  # of the sweep's own notebook
+        self._said: set[str] = set()
+        self._published, self._dirty = (0.0, 0.0), True  # when, and how many seconds it took
 
-def _steps(plan: Sweep) -> list[tuple[str, tuple[str, ...]]]:
-    """Runs and their notebooks in order. All folds of a combination are trained before any is looked at: 03 wants
-    the predictions on all photos."""
-    if not plan.config.folds:
-        return [(name, RUN_STAGES) for name in plan.runs]
-    steps = []
-    for names in plan.combinations().values():
-        steps += [(name, RUN_STAGES[:1]) for name in names] + [(name, RUN_STAGES) for name in names]
-    return steps
+    def run(self) -> int:
+        """01 and every run; then the choice and its test. Whatever ends this ends what it has started."""
+        try:
+            with search.Trials(self.plan, self.sweep_dir) if self.plan.search else contextlib.nullcontext() as trials:
+                self.trials = trials
+                self._explore()
+            chosen = shipping.choose(self.plan, self.work, self.states, self.sweep_dir)
+            shipped = self._ship(chosen)
+            self._test(shipped)
+            told = self._publish(chosen, shipped)
+        except PlacementLost as problem:
+            self.engine.stop()
+            self._publish()
+            again = "what is complete is kept; run the same command again to go on"
+            self.progress.say(f"fruitlib: what runs were handed to is gone ({problem}): {again}")
+            return 1
+        except BaseException:
+            self.engine.stop()
+            raise
+        finally:
+            self.engine.close()
+        self.progress.close()
+        print_results(self.plan, self.sweep_dir, told)
+        for failure in self.failures:
+            print(f"\nfailed: {failure}")
+        print(f"\nreport: {runtime.display_path(self.sweep_dir / 'index.html')}")
+        return int(
+            bool(self.failures) or any(state["error"] and state["state"] != "pruned" for state in self.states.values())
+        )
 
+    def _explore(self) -> None:
+        """01, and every run of the plan or of the search."""
+        runs.plan(self.sweep_dir, self.plan.config)
+        if not work.split_is_complete(self.sweep_dir, self.plan.config):
+            self.engine.add(Task(work.SPLIT, self.sweep_dir, (work.SPLIT,)))
+        known = self.trials.earlier() if self.trials else {}
+        for name in self.plan.runs:
+            self._join(name, known.get(name, "pending"))
+        self.progress.before = {name for name, state in self.states.items() if state["state"] != "pending"}
+        for name in self.states:
+            self._tell_search(name)  # killed between a run's end and its telling
+        self._begin(self._pending())
+        self._publish(pages=False)
+        self._ask()
+        for task, outcome in self.engine.outcomes(self._idle):
+            self._note(task, outcome)
+            self._ask()
 
-def _ship(plan: Sweep, work: dict, states: dict, chosen: str | None, progress: Progress) -> str | None:
-    """The run whose model is shipped; where it is none of the plan's, it is made and joins `work` and `states`."""
-    if chosen is None:
-        return None
-    folds = _runs_of(plan, work, chosen)
-    run = shipping.planned(plan, folds)
-    if run.name in work:
-        return run.name
-    work[run.name], states[run.name] = run, {"state": "pending", "error": None}
-    try:
-        if plan.ship == "ensemble":
-            work[run.name] = run = shipping.assemble(run, folds)
-    except InputError as problem:
-        states[run.name] = {"state": "failed", "error": str(problem)}
-        return run.name
-    if _state(run) == "complete":
-        progress.before.add(run.name)
-    _work_on(run, shipping.stages(run), states[run.name], progress, wait=True)
-    return run.name
+    def _join(self, name: str, known: str = "pending", run: Run | None = None) -> None:
+        """A run becomes part of the sweep, as it stands on the disk today."""
+        self.work[name] = run = run or Run(self.sweep_dir / name, self.plan.runs[name])
+        state = "complete" if _is_complete(run) else known if known in ("pruned", "failed") else "pending"
+        error = run.read_json(runs.OUTCOME).get("error") if state in ("pruned", "failed") else None
+        self.states[name] = {"state": state, "error": error}
 
+    def _pending(self) -> list[str]:
+        return [name for name, state in self.states.items() if state["state"] == "pending"]
 
-def _runs_of(plan: Sweep, work: dict[str, Run], combination: str) -> list[Run]:
-    return [work[name] for name in (plan.combinations()[combination] if plan.config.folds else [combination])]
+    def _begin(self, names: list[str]) -> None:
+        """Hand runs over. All folds of a combination are trained before any is looked at: 03 wants the predictions on
+        all photos."""
+        stages = RUN_STAGES[:1] if self.plan.config.folds else RUN_STAGES
+        for name in names:
+            self._hand_over(name, stages)
 
+    def _hand_over(self, name: str, stages: tuple[str, ...]) -> None:
+        run = self.work[name]
+        runs.plan(run.path, run.config)
+        self.engine.add(Task(name, run.path, stages))
 
-def _to_test(plan: Sweep, work: dict[str, Run], states: dict, shipped: str | None) -> list[str]:
-    """The runs whose test photos are to be opened; none where no photos were put aside for a test."""
-    if shipped is None or work[shipped].rows("test").empty:
-        return []
-    wanted = list(work) if plan.test == "every" else [shipped]
-    return [name for name in wanted if states[name]["state"] == "complete"]
+    def _ask(self) -> None:
+        """As many new trials as there is room for."""
+        while self.trials and self.engine.room > 0 and (name := self.trials.ask()):
+            self._join(name)
+            self._begin([name])
+            self._dirty = True
 
+    def _note(self, task: Task, outcome: Outcome) -> None:
+        """What has become of a task, and what follows from it."""
+        self._dirty = True
+        if task.name == work.SPLIT:
+            if outcome.error:
+                self.failures.append(f"{work.SPLIT}: {outcome.error}")
+                self.progress.say(f"{work.SPLIT}: {outcome.error}")
+            return
+        run, state = self.work[task.name], self.states[task.name]
+        complete = _is_complete(run)
+        if outcome.state != "complete":  # when only the test failed, the run's validation still stands
+            word = outcome.state if outcome.state == "pruned" else "failed"
+            state.update(state="complete" if complete else word, error=outcome.error)
+            self.progress.say(f"{task.name}: {outcome.error}")
+        elif complete:
+            state.update(state="complete")
+            self.progress.say(f"{task.name}: {_result(run)}")
+        self._tell_search(task.name, outcome.state)
+        if self.plan.config.folds and task.stages == RUN_STAGES[:1]:
+            self._look_at_folds(task.name)
 
-def _state(run: Run) -> str:
-    """`complete` when all of its notebooks before the test hold today, else `pending`."""
-    return "complete" if all(run.is_complete(stage) for stage in shipping.stages(run)) else "pending"
+    def _tell_search(self, name: str, ended: str = "complete") -> None:
+        """Tell the search how a trial ended. A run that was lost stays open: the next sweep goes on with it."""
+        if self.trials and ended != "lost" and self.states[name]["state"] != "pending":
+            self.trials.tell(name, self.states[name]["state"], self.work[name])
 
-
-def _execute_split(plan: Sweep, sweep_dir: Path, progress: Progress) -> None:
-    """01 on the sweep's manifest, unless it was executed on it already. Without it there is no sweep."""
-    modules = map(runtime.module_source, (*runs.PIXELS, "duplicates", "splits", "augment", "images", "audit", "plots"))
-    knobs = plan.config.model_dump(include={*configs.SPLIT_KNOBS, *configs.PREPROCESS_KNOBS})
-    made = splits.record(sweep_dir)["identity"]
-    identity = runtime.fingerprint(made, knobs, runs.notebook_source("01_split"), *modules)
-    record = sweep_dir / "stages" / "01_split.json"
-    there = (sweep_dir / "01_split.ipynb").is_file() and record.is_file()
-    if there and identity in record.read_text(encoding="utf-8"):
-        return
-    progress.stage("", "01_split")
-    execute("01_split", sweep_dir / "01_split.ipynb", plan.config, sweep_dir=runtime.display_path(sweep_dir))
-    runtime.write_json(record, {"identity": identity, "finished": datetime.now().isoformat(timespec="seconds")})
-
-
-def _work_on(run: Run, stages: tuple[str, ...], state: dict, progress: Progress, wait: bool = False) -> bool:
-    """Execute what is not complete of a run; False when another process holds the run and `wait` is not wanted."""
-    try:
-        with run.locked(timeout=-1 if wait else 0):
-            for stage in stages:
-                if not run.is_complete(stage):
-                    if stage == "02_train" and (gone := _cut_off(run)):
-                        progress.say(f"{run.name}: training was cut off after epoch {gone} and goes on from there")
-                    progress.stage(run.name, stage, run)
-                    _execute_stage(run, stage)
-            state["state"] = _state(run)
-    except NotebookFailed as problem:
-        validated = _state(run) == "complete"  # when only the test failed, the run's validation still stands
-        state.update(state="complete" if validated else "failed", error=str(problem))
-        progress.say(f"{run.name}: {problem}")
-    except runs.Busy as busy:
-        progress.say(str(busy))
-        return False
-    if state["state"] != "pending":  # with folds, trained but not looked at yet
-        progress.done(run.name)
-    return True
-
-
-def _cut_off(run: Run) -> int:
-    """The epochs done by a training of this run, with these knobs, that was cut off; 0 where there is none."""
-    if not (run.path / "last.pt").is_file() or not (run.path / "params.yaml").is_file():
-        return 0
-    held, knobs = Run(run.path).params["knobs"], run.config.model_dump()
-    return len(run.history()) if all(held.get(name) == knobs[name] for name in configs.TRAIN_KNOBS) else 0
-
-
-def _execute_stage(run: Run, stage: str) -> None:
-    if run.is_complete("train"):  # notebooks after 02 read the knobs from params.yaml, and some may be new
-        runs.create(run.path, run.config)
-    identity, started = run.identity(stage), time.perf_counter()
-    execute(stage, run.path / f"{stage}.ipynb", run.config, run_dir=runtime.display_path(run.path))
-    run.complete(stage, identity, seconds=round(time.perf_counter() - started, 2))
-
-
-def execute(stage: str, output: Path, config: Config, **places: str) -> None:
-    """Execute a numbered notebook by papermill into `output`, which is complete or the failed copy, never a part.
-
-    Knobs its parameters cell names are injected as they are, others that differ from their default as `overrides`.
-
-    Raises:
-        NotebookFailed: a cell raised, or the kernel died.
-    """
-    import papermill
-    from nbclient.exceptions import DeadKernelError
-
-    source = runs.notebook_path(stage)
-    logging.getLogger("papermill").setLevel(logging.ERROR)
-    partial = output.with_name(f".{output.stem}.partial.ipynb")
-    try:
-        with warnings.catch_warnings(), _kernel_settings() as (settings, log):
-            warnings.simplefilter("ignore")
-            try:
-                papermill.execute_notebook(
-                    _literal(source),
-                    _literal(partial),
-                    parameters(source, config, places),
-                    progress_bar=False,
-                    start_timeout=120,
-                    config=settings,
-                    extra_arguments=["--IPKernelApp.log_level=50"],
-                )
-            except DeadKernelError:
-                os.replace(partial, output)
-                said = log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
-                why = said[0] if said else "often out of memory: try a smaller batch_size"
-                raise NotebookFailed(f"{stage}: the kernel died ({why})") from None
-        os.replace(partial, output)
-    except papermill.PapermillExecutionError as problem:
-        os.replace(partial, output)
-        raise NotebookFailed(f"{stage}: {problem.ename}: {_first_line(problem.evalue)}") from None
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _kernel_settings():
-    """Settings for one kernel, and the file that takes what it says outside of the notebook.
-
-    It talks over files of the sweep's own: TCP ports can collide and be overheard. What a kernel writes to its standard
-    error (ipykernel complains now and then while it shuts down) would mix with the progress line.
-    """
-    from traitlets.config import Config as Settings
-
-    with tempfile.TemporaryDirectory(prefix="fruit") as folder:  # short: a socket's path has a limit of 108 bytes
-        log = Path(folder) / "kernel.log"
-        settings = Settings({"NotebookClient": {"kernel_manager_class": _manager_writing_to(log)}})
-        if os.name != "nt":  # no such sockets there
-            settings.KernelManager = Settings({"transport": "ipc", "connection_file": f"{folder}/kernel.json"})
-        yield settings, log
-
-
-def _manager_writing_to(log: Path) -> type:
-    from jupyter_client.manager import AsyncKernelManager
-
-    class Manager(AsyncKernelManager):
-        async def start_kernel(self, **options):
-            with log.open("ab") as stderr:
-                await super().start_kernel(stderr=stderr, **options)
-
-    return Manager
-
-
-def _literal(path: Path) -> str:
-    """A path as papermill wants it: it fills in what stands in braces."""
-    return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else "no message"
-
-
-def parameters(notebook: Path, config: Config, places: dict[str, str]) -> dict:
-    """What to inject: the places and knobs the parameters cell names; other knobs off their default as `overrides`."""
-    declared = declared_parameters(notebook)
-    knobs = config.model_dump()
-    injected = {name: value for name, value in {**knobs, **places}.items() if name in declared}
-    if "overrides" in declared:
-        rest = {name: value for name, value in knobs.items() if name not in declared}
-        defaults = {name: field.default for name, field in Config.model_fields.items()}
-        injected["overrides"] = {name: value for name, value in rest.items() if value != defaults[name]}
-    return injected
-
-
-def declared_parameters(notebook: Path) -> set[str]:
-    """Names assigned in the cell tagged `parameters`."""
-    cells = nbformat.read(notebook, as_version=4).cells
-    tagged = [cell.source for cell in cells if "parameters" in cell.metadata.get("tags", [])]
-    return set().union(*map(configs.assigned_names, tagged))
-
-
-def results(plan: Sweep, work: dict[str, Run], states: dict, shipped: dict | None = None) -> pd.DataFrame:
-    """A row per run: what differs, state, validation numbers, costs, and test numbers where 06 was executed.
-
-    `shipped` adds `shipping.expected` to a run's row, by the run's name.
-    """
-    rows, combination_of = [], {}
-    if plan.config.folds:
-        combination_of = {run: name for name, members in plan.combinations().items() for run in members}
-    for name, run in work.items():
-        row = {
-            "run": name,
-            **{knob: getattr(run.config, knob) for knob in plan.knobs},
-            "state": states[name]["state"],
+    def _look_at_folds(self, name: str) -> None:
+        """When the last fold of a combination is trained: pool their predictions, and hand over the other notebooks."""
+        names = next(names for names in self.plan.combinations().values() if name in names)
+        on_their_way = {
+            task.name for task in [*self.engine.running.values(), *self.engine.waiting, *self.engine.elsewhere]
         }
-        if name in combination_of:
-            row["combination"] = combination_of[name]
-        if states[name]["state"] == "complete":
-            row |= run.read_json("metrics.json") | run.read_json("export.json")
-            trained = run.record("train")
-            row |= {new: trained.get(old) for new, old in RECORDED.items()}
-            if run.is_complete(TEST_STAGE):
-                tested = run.read_json("test.json")
-                row |= tested["numbers"] | {"test_backend": tested["shipped"]}
-        rows.append(row | (shipped or {}).get(name, {}))
-    return pd.DataFrame(rows)
+        if not on_their_way & set(names):
+            self._write_summary()
+            for fold in names:
+                if self.states[fold]["state"] == "pending":
+                    self._hand_over(fold, RUN_STAGES)
 
+    def _idle(self) -> None:
+        """Twice a second: what searching and watching want done."""
+        if self.trials:
+            for task in list(self.engine.running.values()):
+                if task.name in self.work:
+                    self.trials.watch(task.name, self.work[task.name])
+        when, took = self._published
+        if self._dirty and time.monotonic() - when > took / PUBLISH_SHARE:
+            self._publish()
 
-def write_summary(
-    plan: Sweep, sweep_dir: Path, work: dict, states: dict, chosen: str | None = None, shipped: str | None = None
-) -> dict:
-    """`results.csv`, `sweep.json` and what compares runs with each other, as far as the sweep has come.
+    def _publish(self, chosen: str | None = None, shipped: str | None = None, pages: bool = True) -> dict:
+        """Bring summary and report up to date; returns what `sweep.json` holds."""
+        started, self._dirty = time.monotonic(), False
+        told = self._write_summary(chosen, shipped)
+        if pages:
+            report.build(self.sweep_dir, changed_only=True)
+        self._published = (time.monotonic(), time.monotonic() - started)
+        return told
 
-    Returns:
-        what `sweep.json` holds.
-    """
-    expected = {}
-    if plan.config.folds:
-        pooled, problems = crossval.pool(work, plan.combinations(), sweep_dir)
+    def _write_summary(self, chosen: str | None = None, shipped: str | None = None) -> dict:
+        told, problems = summary.write(
+            self.plan, self.sweep_dir, self.work, self.states, chosen, shipped, self.progress.total
+        )
         for problem in problems:
-            print(problem, flush=True)
-        pooled = crossval.results(pooled, splits.record(sweep_dir)["class_names"])
-        _write_table(pooled, sweep_dir / "results_oof.csv")
-        expected = {shipped: shipping.expected(plan, shipped, chosen, pooled)} if shipped else {}
-    table = results(plan, work, states, expected)
-    _write_table(table, sweep_dir / "results.csv")
-    complete = table[(table["state"] == "complete") & table["run"].isin(plan.runs)]
-    gains = pd.DataFrame()
-    if plan.choose_by in complete:
-        gains = audit.gains(complete, plan.knobs, plan.choose_by, plan.config.folds)
-    gains = gains.assign(said=[audit.said(row) for row in gains.to_dict("records")])
-    replicates = {*configs.FOLD_KNOBS, "seed"} & set(plan.knobs)
-    if gains.empty and replicates and replicates < set(plan.knobs):  # it was meant to compare
-        few = f"fewer than {audit.FEWEST_PAIRS} pairs of complete runs: no gain with an interval; add seeds or folds"
-        gains = pd.DataFrame([{"said": few}])
-    _write_table(gains, sweep_dir / "gains.csv")
-    summary = _summary(plan, work, states) | {"chosen": chosen, "shipped": shipped}
-    if shipped and plan.config.folds:
-        summary["made"] = shipping.said(plan, work[shipped], _runs_of(plan, work, chosen))
-    runtime.write_json(sweep_dir / "sweep.json", summary)
-    return summary
+            if problem not in self._said:
+                self.progress.say(problem)
+                self._said.add(problem)
+        return told
+
+    def _finish(self, name: str, stages: tuple[str, ...]) -> None:
+        """Execute a run's stages and wait for them."""
+        if not all(self.work[name].is_complete(stage) for stage in stages):
+            self._hand_over(name, stages)
+        for task, outcome in self.engine.outcomes(self._idle):
+            self._note(task, outcome)
+
+    def _ship(self, chosen: str | None) -> str | None:
+        """The run whose model is shipped; where it is none of the plan's, it is made and joins the others."""
+        if chosen is None:
+            return None
+        folds = summary.folds_of(self.plan, self.work, chosen)
+        run = shipping.planned(self.plan, folds)
+        if run.name in self.work:
+            return run.name
+        self._join(run.name, run=run)
+        try:
+            if self.plan.ship == "ensemble":
+                self.work[run.name] = run = shipping.assemble(run, folds)
+        except InputError as problem:
+            self.states[run.name] = {"state": "failed", "error": str(problem)}
+            return run.name
+        if _is_complete(run):
+            self.progress.before.add(run.name)
+        self._finish(run.name, shipping.stages(run))
+        return run.name
+
+    def _test(self, shipped: str | None) -> None:
+        """Open the test photos: for the shipped run, or for every one; not where none were put aside for a test."""
+        if shipped is None or self.work[shipped].rows("test").empty:
+            return
+        for name in list(self.work) if self.plan.test == "every" else [shipped]:
+            if self.states[name]["state"] == "complete":
+                self._finish(name, (TEST_STAGE,))
 
 
-def _summary(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
-    """The sweep, its runs and where they ran; a run that was made to be shipped names the notebooks it has."""
-    stages = ("02_train", "05_quantize", TEST_STAGE)
-    finished = [run.record(stage).get("finished", "") for run in work.values() for stage in stages]
-    params = next((run.params for run in work.values() if (run.path / "params.yaml").is_file()), {"record": {}})
-    listed = [{"name": name, "knobs": plan.differs.get(name, {}), **states[name]} for name in work]
-    for run in listed:
-        run |= {} if run["name"] in plan.runs else {"stages": shipping.stages(work[run["name"]])}
-    return {
-        "title": plan.title,
-        "params_file": runtime.display_path(Path(plan.source).resolve()),
-        "data": plan.config.data,
-        "choose_by": plan.choose_by,
-        "hardware": params["record"].get("hardware", ""),
-        "versions": params["record"].get("versions", {}),
-        "finished": max(finished, default="")[:16].replace("T", " "),
-        "runs": listed,
-    }
+def _is_complete(run: Run) -> bool:
+    """Whether all of a run's notebooks before the test hold today."""
+    return all(run.is_complete(stage) for stage in shipping.stages(run))
 
 
-def _write_table(table: pd.DataFrame, path: Path) -> None:
-    """A CSV file, whole or not at all; an empty table leaves no file."""
-    if len(table):
-        with runtime.replacing(path) as partial:
-            table.to_csv(partial, index=False)
-    else:
-        path.unlink(missing_ok=True)
+def _result(run: Run) -> str:
+    """A complete run in a few words, for the terminal."""
+    found = run.read_json("metrics.json")
+    if not found:
+        return "complete"
+    interval = f"{found['accuracy_low']:.2f}–{found['accuracy_high']:.2f}"
+    return f"macro-F1 {found['macro_f1']:.3f}, accuracy {found['accuracy']:.3f} ({interval}, n = {found['n']})"

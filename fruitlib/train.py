@@ -54,9 +54,10 @@ def fit(run: Run, on_epoch: OnEpoch | None = None) -> pd.DataFrame:
     `on_epoch` is called with the history so far after every epoch, also when child processes do the training.
 
     Raises:
-        InputError: knobs, photos or machine do not allow it, or the loss stopped being a number (`Diverged`).
+        InputError: knobs, photos or machine do not allow it, the loss stopped being a number (`Diverged`), or a search
+            has seen enough of it (`runs.Pruned`).
     """
-    with run.locked():
+    with run.locked(), run.training():
         if run.is_complete("train"):
             print(f"{runtime.display_path(run.path)} is trained already, nothing to do; history read from its files")
             (run.path / checkpoint.NAME).unlink(missing_ok=True)  # where a kill came just before its removal
@@ -72,6 +73,9 @@ def fit(run: Run, on_epoch: OnEpoch | None = None) -> pd.DataFrame:
         except torch.OutOfMemoryError:
             size = run.config.image_size
             raise InputError(f"GPU memory ran out: lower image_size (it is {size}), or take a smaller model") from None
+        except RuntimeError:
+            runs.refuse_stopped(run, len(run.history()))  # several processes can but say that they failed
+            raise
         return run.history()
 
 
@@ -131,6 +135,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     say(meters.said, end="\n" if meters.said else "", flush=True)
     with tracking.Mirrors(run, progress.history) if rank == 0 else contextlib.nullcontext() as mirrors:
         while progress.epoch < config.epochs and not stopped(config, progress):
+            distributed.in_step(lambda: runs.refuse_stopped(run, progress.epoch))
             epoch, epoch_started = progress.epoch + 1, time.perf_counter()
             runtime.seed_everything(runtime.seed_of(config.seed, epoch, rank))
 

@@ -1,0 +1,168 @@
+"""Tasks handed to an executor until all are done: what others work on is waited for, what was lost is tried once more.
+
+The executor places processes (`placement`), the run folder's lock decides which of them works, and its files are the
+result. So two sweeps on one folder share the work, and a sweep that is killed leaves nothing that it alone knew.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from fruitlib import placement, runs, runtime
+from fruitlib.work import CODES
+
+TRIES = 2  # of a run whose process or kernel was killed under it
+WORDS = {code: word for word, code in CODES.items()}
+
+
+@dataclass
+class Task:
+    """Stages of one run (or of the sweep itself: 01) that are to be executed one after the other."""
+
+    name: str
+    folder: Path
+    stages: tuple[str, ...]
+    tries: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a task ended."""
+
+    state: str  # complete | failed | pruned | lost
+    error: str = ""
+
+
+class PlacementLost(RuntimeError):
+    """The executor itself is gone: a Dask scheduler that was stopped, say."""
+
+
+class Engine:
+    """Tasks in, outcomes out, as many at a time as the executor is wide."""
+
+    def __init__(self, executor, sweep_dir: Path, kernel: str, say: Callable[[str], None]):
+        self.executor, self.kernel, self.say = executor, kernel, say
+        self.stop_file = sweep_dir / f".stop.{os.getpid()}.{time.time_ns()}"
+        self.waiting: list[Task] = []
+        self.elsewhere: list[Task] = []  # another process holds their run
+        self.running: dict[Future, Task] = {}
+
+    @property
+    def room(self) -> int:
+        """How many more tasks could begin at once."""
+        return self.executor.width - len(self.running) - len(self.waiting)
+
+    @property
+    def names(self) -> set[str]:
+        """The runs that have a task on its way."""
+        return {task.name for task in [*self.running.values(), *self.waiting, *self.elsewhere]}
+
+    def add(self, task: Task) -> None:
+        """One more task; tasks begin in the order they come."""
+        self.waiting.append(task)
+
+    def outcomes(self, idle: Callable[[], None] = lambda: None) -> Iterator[tuple[Task, Outcome]]:
+        """Each task as it ends, until there are none; more may be added meanwhile. `idle` is called twice a second.
+
+        Raises:
+            PlacementLost: nobody is there to execute anything.
+        """
+        while self.waiting or self.elsewhere or self.running:
+            while self.waiting and len(self.running) < self.executor.width:
+                self._submit(self.waiting.pop(0))
+            done, _ = wait(self.running, timeout=0.5, return_when=FIRST_COMPLETED)
+            for future in done:
+                task = self.running.pop(future)
+                if outcome := self._ended(task, future):
+                    yield task, outcome
+            self._look_elsewhere()
+            idle()
+
+    def _submit(self, task: Task) -> None:
+        job = {"folder": str(task.folder), "stages": list(task.stages), "kernel": self.kernel}
+        job |= {"home": str(runtime.home()), "environment": placement.environment(), "stop": str(self.stop_file)}
+        try:
+            self.running[self.executor.submit(placement.perform, job)] = task
+        except Exception as problem:  # a cluster's client has many ways to say that it lost its scheduler
+            raise PlacementLost(str(problem).splitlines()[0]) from problem
+
+    def _ended(self, task: Task, future: Future) -> Outcome | None:
+        """How a task ended; None where it goes on, here or elsewhere."""
+        try:
+            told = future.result()
+        except CancelledError as problem:
+            raise PlacementLost("it cancelled what it was given") from problem
+        except Exception as problem:  # Dask: the worker was lost, more often than it allows
+            told = {"code": -signal.SIGKILL, "said": [], "error": str(problem).splitlines()[0], "host": ""}
+        if not hasattr(self.executor, "say"):  # remarks of another machine come at the end
+            for line in told["said"]:
+                self.say(line)
+        if told["code"] is None:
+            return Outcome("failed", told["error"])
+        word = WORDS.get(told["code"], "lost")
+        if word == "busy":
+            self.say(f"{task.name}: another process is working on it")
+            self.elsewhere.append(task)
+            return None
+        if word == "lost":
+            return self._lost(task, told)
+        error = "" if word == "complete" else _reason(task.folder) or told["error"] or "no reason was left"
+        return Outcome(word, error)
+
+    def _lost(self, task: Task, told: dict) -> Outcome | None:
+        """Once more, for what was killed; a process that failed by itself has said why."""
+        task.tries += 1
+        named = told["code"] == CODES["lost"] and _reason(task.folder)
+        error = named or f"its process was lost ({_ending(told['code'])})" + f": {told['error']}" * bool(told["error"])
+        if task.tries < TRIES:
+            self.say(f"{task.name}: {error}; once more")
+            self.waiting.insert(0, task)
+            return None
+        return Outcome("lost", error)
+
+    def _look_elsewhere(self) -> None:
+        """Take back the tasks whose run nobody works on any more."""
+        for task in list(self.elsewhere):
+            try:
+                with runtime.lock(task.folder / _lock_of(task), timeout=0):
+                    pass
+            except runtime.Locked:
+                continue
+            self.elsewhere.remove(task)
+            self.waiting.append(task)
+
+    def stop(self) -> None:
+        """End what is running, within two seconds; it can be gone on from."""
+        with contextlib.suppress(OSError):  # a full disk; then they end as this process does, being tied to it
+            self.stop_file.touch()
+        for future in self.running:
+            future.cancel()
+        wait(self.running, timeout=2 * placement.TIDY)
+        self.stop_file.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """No more tasks."""
+        self.executor.shutdown(wait=False, cancel_futures=True)
+
+
+def _lock_of(task: Task) -> str:
+    return ".split.lock" if task.stages == ("01_split",) else ".lock"
+
+
+def _reason(folder: Path) -> str:
+    """What the run's process wrote down on its end."""
+    path = folder / runs.OUTCOME
+    return json.loads(path.read_text(encoding="utf-8"))["error"] if path.is_file() else ""
+
+
+def _ending(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    hint = ", often too little memory" if code == -signal.SIGKILL else ""
+    return f"killed by {signal.Signals(-code).name}{hint}"

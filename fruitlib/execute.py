@@ -1,0 +1,146 @@
+"""One numbered notebook, executed by papermill into a file that is whole, or the failed copy with its error."""
+
+import contextlib
+import json
+import logging
+import os
+import tempfile
+import time
+import warnings
+from pathlib import Path
+
+from fruitlib import config as configs
+from fruitlib import runs, warm
+from fruitlib.config import Config
+
+
+class NotebookFailed(RuntimeError):
+    """A notebook stopped with an error; the message is the error in one line."""
+
+
+class NotebookPruned(NotebookFailed):
+    """A notebook stopped because its run was told to: it does not promise much."""
+
+
+class KernelLost(NotebookFailed):
+    """The kernel died under its notebook: killed perhaps, and then it need not happen again."""
+
+
+def execute(stage: str, output: Path, config: Config, kernel: str = "python3", **places: str) -> dict:
+    """Execute a numbered notebook by papermill into `output`, which is complete or the failed copy, never a part.
+
+    Knobs its parameters cell names are injected as they are, others that differ from their default as `overrides`.
+
+    Returns:
+        seconds: from start to end; computed: seconds in its cells, but for the one that imports; kernel: `warm` or
+        `cold`, with the reason where a warm one could not be had.
+
+    Raises:
+        NotebookFailed: a cell raised (`NotebookPruned`: because it was told to), or the kernel died (`KernelLost`).
+    """
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+
+    source, started = runs.notebook_path(stage), time.perf_counter()
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    partial = output.with_name(f".{output.stem}.partial.ipynb")
+    try:
+        with warnings.catch_warnings(), _kernel_settings() as (settings, log):
+            warnings.simplefilter("ignore")
+            try:
+                notebook = papermill.execute_notebook(
+                    _literal(source),
+                    _literal(partial),
+                    parameters(source, config, places),
+                    kernel_name=kernel,
+                    progress_bar=False,
+                    start_timeout=300,  # a machine with many kernels starting at once may take its time
+                    config=settings,
+                    extra_arguments=["--IPKernelApp.log_level=50"],
+                )
+            except (DeadKernelError, RuntimeError) as problem:
+                if not isinstance(problem, DeadKernelError) and "Kernel died" not in str(problem):
+                    raise
+                if partial.is_file():  # else it died before its first cell
+                    os.replace(partial, output)
+                said = _words(log)[-1:]
+                why = said[0] if said else "often out of memory: try a smaller batch_size"
+                raise KernelLost(f"{stage}: the kernel died ({why})") from None
+            cold = [line.removeprefix(warm.COLD) for line in _words(log) if line.startswith(warm.COLD)]
+        os.replace(partial, output)
+    except papermill.PapermillExecutionError as problem:
+        os.replace(partial, output)
+        kind = NotebookPruned if problem.ename == runs.Pruned.__name__ else NotebookFailed
+        told = _first_line(problem.evalue)
+        raise kind(told if kind is NotebookPruned else f"{stage}: {problem.ename}: {told}") from None
+    finally:
+        partial.unlink(missing_ok=True)
+    used = f"cold: {cold[0]}" if cold else "cold" if kernel == "python3" else "warm"
+    seconds = round(time.perf_counter() - started, 2)
+    return {"seconds": seconds, "computed": round(_computed(notebook), 2), "kernel": used}
+
+
+def _computed(notebook) -> float:
+    """Seconds that an executed notebook's cells took, but for the cell that imports."""
+    cells = [cell for cell in notebook.cells if not cell.source.lstrip().startswith(("import ", "from "))]
+    return sum(cell.metadata.get("papermill", {}).get("duration") or 0 for cell in cells)
+
+
+@contextlib.contextmanager
+def _kernel_settings():
+    """Settings for one kernel, and the file that takes what it says outside of the notebook.
+
+    It talks over files of the sweep's own: TCP ports can collide and be overheard. What a kernel writes to its standard
+    error (ipykernel complains now and then while it shuts down) would mix with what a sweep tells.
+    """
+    from traitlets.config import Config as Settings
+
+    with tempfile.TemporaryDirectory(prefix="fruit") as folder:  # short: a socket's path has a limit of 108 bytes
+        log = Path(folder) / "kernel.log"
+        settings = Settings({"NotebookClient": {"kernel_manager_class": _manager_writing_to(log)}})
+        if os.name != "nt":  # no such sockets there
+            settings.KernelManager = Settings({"transport": "ipc", "connection_file": f"{folder}/kernel.json"})
+        yield settings, log
+
+
+def _manager_writing_to(log: Path) -> type:
+    from jupyter_client.manager import AsyncKernelManager
+
+    class Manager(AsyncKernelManager):
+        async def start_kernel(self, **options):
+            with log.open("ab") as stderr:
+                await super().start_kernel(stderr=stderr, **options)
+
+    return Manager
+
+
+def _words(log: Path) -> list[str]:
+    return log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
+
+
+def _literal(path: Path) -> str:
+    """A path as papermill wants it: it fills in what stands in braces."""
+    return str(path).replace("{", "{{").replace("}", "}}")
+
+
+def _first_line(text: str) -> str:
+    return text.strip().splitlines()[0] if text.strip() else "no message"
+
+
+def parameters(notebook: Path, config: Config, places: dict[str, str]) -> dict:
+    """What to inject: the places and knobs the parameters cell names; other knobs off their default as `overrides`."""
+    declared = declared_parameters(notebook)
+    knobs = config.model_dump()
+    injected = {name: value for name, value in {**knobs, **places}.items() if name in declared}
+    if "overrides" in declared:
+        rest = {name: value for name, value in knobs.items() if name not in declared}
+        defaults = {name: field.default for name, field in Config.model_fields.items()}
+        injected["overrides"] = {name: value for name, value in rest.items() if value != defaults[name]}
+    return injected
+
+
+def declared_parameters(notebook: Path) -> set[str]:
+    """Names assigned in the cell tagged `parameters`."""
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
+    return set().union(*map(configs.assigned_names, tagged))

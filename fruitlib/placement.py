@@ -1,0 +1,208 @@
+"""Where runs are executed: on this machine, several side by side, or on a Dask cluster; a process for each run.
+
+Both are executors as in `concurrent.futures`, and what they execute is `perform`: start `fruitlib.work` on a run folder,
+wait, tell how it ended. They place work, no more: the run folder's lock decides who does it, its files are the result.
+
+On a cluster, every worker must see the project folder under the same path and have fruitlib installed:
+
+    dask scheduler                                              # says tcp://HOST:8786
+    dask worker tcp://HOST:8786 --nthreads 1 --nworkers 4       # on every machine: four runs at a time
+    fruitlib sweep params/demo.yaml --scheduler tcp://HOST:8786
+
+Under Slurm, `dask-jobqueue` starts both, from a login node:
+
+    from dask_jobqueue import SLURMCluster
+    cluster = SLURMCluster(cores=4, processes=4, memory="16GB", walltime="04:00:00")
+    cluster.scale(jobs=10); print(cluster.scheduler_address)    # and then the same sweep, with that address
+
+A run has as many threads as its worker's OMP_NUM_THREADS says, which Dask sets to 1; GPUs are given out by
+CUDA_VISIBLE_DEVICES, a worker each.
+"""
+
+import contextlib
+import os
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from pathlib import Path
+
+from fruitlib import runtime, warm
+from fruitlib.runtime import InputError
+
+TIDY = 1.5  # seconds that a process told to end may take before it is killed
+
+
+def perform(job: dict, say: Callable[[str], None] = lambda line: None) -> dict:
+    """Execute a run's stages in a process of its own and wait for it; runs wherever an executor puts it.
+
+    Args:
+        job: folder, stages, kernel; home (the project folder); environment (variables besides); stop: a file whose
+            appearance ends the process at once.
+        say: takes the process's remarks as they come.
+
+    Returns:
+        code: its exit code, below zero the signal that ended it; None: this machine does not see the folder; said: its
+        remarks; error: the last line on its standard error; host.
+    """
+    host = os.uname().nodename if hasattr(os, "uname") else ""
+    if not Path(job["folder"]).is_dir():
+        return {"code": None, "said": [], "error": f"{host} does not see the folder {job['folder']}", "host": host}
+    process = _start(job)
+    threading.Thread(target=_end_when_told, args=(process, Path(job["stop"])), daemon=True).start()
+    errors: list[str] = []
+    reader = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)
+    reader.start()
+    remarks = []
+    for line in process.stdout:
+        remarks.append(line.rstrip())
+        say(remarks[-1])
+    code = process.wait()
+    reader.join(timeout=1)
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        pipe.close()
+    last = [line.strip() for line in errors if line.strip() and not line.startswith(warm.COLD)][-1:]
+    return {"code": code, "said": remarks, "error": "".join(last), "host": host}
+
+
+def _start(job: dict) -> subprocess.Popen:
+    command = [sys.executable, "-P", "-m"]
+    if job["kernel"] != "python3":
+        command = [sys.executable, "-ISP", warm.__file__]
+    command += ["fruitlib.work", job["folder"], *job["stages"], "--kernel", job["kernel"], "--tied"]
+    environment = os.environ | {"FRUITLIB_HOME": job["home"]} | job["environment"]
+    environment.pop("FRUITLIB_LOCK_HELD", None)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    # In a session of its own: Ctrl-C in the terminal must reach the sweep alone, which then ends its runs.
+    return subprocess.Popen(
+        command, env=environment, encoding="utf-8", errors="replace", start_new_session=True, **pipes
+    )
+
+
+def _end_when_told(process: subprocess.Popen, stop: Path) -> None:
+    """End a process when the stop file is there: it is tied to its standard input."""
+    while process.poll() is None:
+        if stop.exists():
+            with contextlib.suppress(OSError, ValueError):
+                process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(TIDY)
+            process.kill()
+            return
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.2)
+
+
+class Local(Executor):
+    """So many runs at a time on this machine, each with its share of the cores, and a GPU of its own where there are."""
+
+    def __init__(self, width: int, say: Callable[[str], None], threads: int = 0, gpus: list[str] | None = None):
+        self.width, self.say = width, say
+        self._slots: queue.SimpleQueue[dict] = queue.SimpleQueue()
+        for number in range(width):
+            slot = {"OMP_NUM_THREADS": str(threads)} if threads else {}
+            self._slots.put(slot | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}))
+        self._pool = ThreadPoolExecutor(width)
+
+    def submit(self, function: Callable, job: dict) -> Future:  # type: ignore[override]
+        """Have `function(job)` called when there is room for it."""
+        return self._pool.submit(self._in_a_slot, function, job)
+
+    def _in_a_slot(self, function: Callable, job: dict) -> dict:
+        slot = self._slots.get()
+        try:
+            return function(job | {"environment": job["environment"] | slot}, self.say)
+        finally:
+            self._slots.put(slot)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Give no more out."""
+        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+
+
+def local(wanted: int, runs: int, processes: int, say: Callable[[str], None]) -> tuple[Local, str]:
+    """An executor on this machine for so many runs of so many training processes each, and in words what it is.
+
+    As many run at a time as there are GPUs, or else cores, unless `wanted` says how many. The cores are shared out
+    once: how many threads a run has, and so its last digits, does not depend on what else is still to be done.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    devices = gpus()
+    most = wanted or (len(devices) // processes if devices else cores // processes)
+    width = max(1, min(most, runs))
+    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores // width)
+    own = [",".join(devices[n * processes : (n + 1) * processes]) for n in range(len(devices) // processes)]
+    said = f"{width} at a time, {threads} thread{'s' * (threads > 1)} each" if width > 1 else f"{threads} threads"
+    said += f", a GPU each of {len(devices)}" if devices else ""
+    return Local(width, say, threads, own), said
+
+
+def gpus() -> list[str]:
+    """The GPUs this process may use, as CUDA_VISIBLE_DEVICES names them; asked of the driver, not of torch."""
+    if (visible := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
+    if not shutil.which("nvidia-smi"):
+        return []
+    asked = subprocess.run(["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"], capture_output=True, text=True)
+    return asked.stdout.split() if asked.returncode == 0 else []
+
+
+def cluster(address: str, sweep_dir: Path) -> tuple[Executor, str]:
+    """An executor on the Dask cluster of this scheduler, and in words what it is.
+
+    Raises:
+        InputError: Dask is not installed, nobody answers, there are no workers, or one does not see the folder.
+    """
+    try:
+        from distributed import Client
+    except ImportError:
+        raise InputError("--scheduler needs Dask: pip install 'fruitlib[cluster]'") from None
+    try:
+        client = Client(address, timeout=10, set_as_default=False)
+    except (OSError, ValueError) as problem:
+        reason = str(problem).splitlines()[0]
+        raise InputError(f"--scheduler {address}: no Dask scheduler answers there ({reason})") from None
+    try:
+        sees = client.run(_sees, str(sweep_dir))
+        if blind := sorted(worker for worker, found in sees.items() if not found):
+            raise InputError(f"--scheduler {address}: worker {blind[0]} does not see the folder {sweep_dir}")
+        threads = sum(client.nthreads().values())
+    except BaseException:
+        client.close()
+        raise
+    if not threads:
+        client.close()
+        raise InputError(f"--scheduler {address}: no workers yet; start one: dask worker {address} --nthreads 1")
+    return Cluster(client, threads), f"{threads} at a time on {len(sees)} Dask workers"
+
+
+def _sees(folder: str) -> bool:
+    return os.path.isdir(folder)
+
+
+class Cluster(Executor):
+    """Dask's own executor, and the client behind it."""
+
+    def __init__(self, client, width: int):
+        self.client, self.width = client, width
+        self._executor = client.get_executor(pure=False, retries=3)
+
+    def submit(self, function: Callable, job: dict) -> Future:  # type: ignore[override]
+        """Have `function(job)` called on a worker; on another one where that is lost."""
+        return self._executor.submit(function, job)
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let go of the cluster; runs under way go on, unless the stop file ends them."""
+        with contextlib.suppress(Exception):  # a scheduler that is gone cannot be said goodbye to
+            self._executor.shutdown(wait=wait)
+        with contextlib.suppress(Exception):
+            self.client.close(timeout=2)
+
+
+def environment() -> dict[str, str]:
+    """What a job on another machine must know of this one's environment."""
+    cache = os.environ.get("FRUITLIB_CACHE")
+    return {"FRUITLIB_CACHE": str(runtime.cache_dir())} if cache else {}

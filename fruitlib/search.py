@@ -1,0 +1,219 @@
+"""`search:` of a params file: Optuna proposes trials, each a run of the sweep, and hears how they did.
+
+There is one asker, the sweep itself; runs know nothing of Optuna. What Optuna is to remember stands in a journal in the
+sweep's folder (or wherever `storage` says). A trial is asked, gets a run folder whose name begins with its number, and
+is told exactly once: when its run is complete (its score), was pruned, or failed for a reason that would come again. A
+sweep that was killed finds its open trials in the journal and takes up their runs where they stand.
+
+A trial is pruned through its run folder: after each epoch the score in `history.csv` is reported, and where the pruner
+has seen enough, a file `stop` ends the training after its next epoch.
+"""
+
+import contextlib
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from fruitlib import config as configs
+from fruitlib import runs, runtime
+from fruitlib.params import Search, Sweep, run_name
+from fruitlib.runs import Run
+from fruitlib.runtime import InputError
+from fruitlib.space import Range
+
+JOURNAL = "search.journal"
+STUDY = "fruitlib"
+ENDED = {"COMPLETE": "complete", "PRUNED": "pruned", "FAIL": "failed"}
+
+
+class Trials:
+    """The study of a sweep with `search:`, as a context; holds the asker's lock.
+
+    Raises:
+        InputError: another sweep asks in this folder, the storage cannot be used, or the study is of another space.
+    """
+
+    def __init__(self, plan: Sweep, sweep_dir: Path):
+        assert plan.search
+        self.plan, self.search, self.sweep_dir = plan, plan.search, sweep_dir
+        self.open: dict[str, Any] = {}  # by run: the trial that has not been told yet
+        self._told_epochs: dict[str, int] = {}
+        self._stack = contextlib.ExitStack()
+
+    def __enter__(self) -> "Trials":
+        import optuna
+
+        optuna.logging.set_verbosity(logging.ERROR)
+        self._stack.enter_context(warnings.catch_warnings())
+        warnings.simplefilter("ignore")  # of experimental features
+        try:
+            self._stack.enter_context(runtime.lock(self.sweep_dir / ".search.lock", timeout=0))
+        except runtime.Locked:
+            where = runtime.display_path(self.sweep_dir)
+            self._stack.close()
+            raise InputError(f"{where}: another sweep searches here; one asks at a time") from None
+        try:
+            self.study = self._study(optuna)
+        except BaseException:
+            self._stack.close()
+            raise
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._stack.close()
+
+    def _study(self, optuna):
+        """The study, new or as it was left."""
+        try:
+            storage = _storage(optuna, self.search, self.sweep_dir)
+            study = optuna.create_study(
+                storage=storage, study_name=STUDY if not self.search.storage else f"{STUDY}-{self.sweep_dir.name}",
+                direction=self.search.direction, load_if_exists=True, pruner=_pruner(optuna, self.search, self.plan),
+            )  # fmt: skip
+        except Exception as problem:  # SQLAlchemy's, Redis's …: whatever the URL leads to
+            where = self.search.storage or runtime.display_path(self.sweep_dir / JOURNAL)
+            raise InputError(f"search storage {where}: cannot be used ({str(problem).splitlines()[0]})") from None
+        space = runtime.fingerprint({name: repr(choice) for name, choice in self.search.space.items()})
+        facts = {"space": space, "metric": self.search.metric, "knobs": runtime.fingerprint(self.search.fixed)}
+        for name, value in facts.items():
+            if study.user_attrs.setdefault(name, value) != value:
+                where = runtime.display_path(self.sweep_dir)
+                raise InputError(
+                    f"{self.plan.source}: {name} changed since this search began in {where}: give it another --out"
+                )
+            study.set_user_attr(name, value)
+        study.sampler = _sampler(optuna, self.search, len(study.trials))
+        return study
+
+    def earlier(self) -> dict[str, str]:
+        """Take up the trials of earlier sweeps on this folder: by run, its state; "pending" where it goes on."""
+        states = {}
+        for trial in self.study.trials:
+            open_ = trial.state.name not in ENDED
+            if open_:
+                import optuna
+
+                asked = optuna.trial.Trial(self.study, trial._trial_id)
+                knobs = _suggested(asked, self.search)  # killed in the midst of asking, some are suggested only now
+            else:
+                knobs = trial.params
+                if set(knobs) != set(self.search.space):  # failed in the midst of asking
+                    continue
+            name = self._join(trial.number, knobs)
+            if open_:
+                self.open[name] = asked
+                self._told_epochs[name] = max(trial.intermediate_values, default=0)
+            states[name] = ENDED.get(trial.state.name, "pending")
+        return states
+
+    def ask(self) -> str | None:
+        """A new trial's run; None when there are as many as were wanted."""
+        if len(self.study.trials) >= self.search.trials:
+            return None
+        trial = self.study.ask()
+        name = self._join(trial.number, _suggested(trial, self.search))
+        self.open[name], self._told_epochs[name] = trial, 0
+        return name
+
+    def _join(self, number: int, knobs: dict[str, Any]) -> str:
+        """Make a trial a run of the plan; returns its name."""
+        config = configs.make({**self.search.fixed, **knobs}, f"{self.plan.source}, trial {number}")
+        differing = {name: getattr(config, name) for name in sorted(knobs)}
+        short = {
+            name: float(f"{value:.3g}") if isinstance(value, float) else value for name, value in differing.items()
+        }
+        name = run_name({"trial": number, **short})
+        self.plan.runs[name], self.plan.differs[name] = config, differing
+        return name
+
+    def watch(self, name: str, run: Run) -> None:
+        """Report a trial's new epochs, and have it stop where the pruner has seen enough."""
+        trial = self.open.get(name)
+        if trial is None or self.search.pruner == "none" or (run.path / runs.STOP).is_file():
+            return
+        try:
+            history = run.history()
+        except (OSError, ValueError):  # its folder is being cleared
+            return
+        column = f"val_{self.search.metric}"
+        if column not in history or run.config.epochs in history["epoch"].values:
+            return
+        for row in history[history["epoch"] > self._told_epochs[name]].to_dict("records"):
+            self._told_epochs[name] = epoch = int(row["epoch"])
+            trial.report(float(row[column]), step=epoch)
+            if trial.should_prune():
+                told = f"{self.search.metric} {row[column]:.3f} at epoch {epoch}, {self.search.pruner} pruner"
+                runtime.write_text(run.path / runs.STOP, told + "\n")
+                return
+
+    def tell(self, name: str, state: str, run: Run) -> None:
+        """How a trial ended: complete, pruned or failed; once. A lost one stays open."""
+        import optuna
+
+        if state not in ENDED.values() or (trial := self.open.pop(name, None)) is None:
+            return
+        if state == "complete":
+            column = "val_loss" if self.search.metric == "loss" else self.search.metric
+            self.study.tell(trial, float(run.read_json("metrics.json")[column]))
+        else:
+            outcome = optuna.trial.TrialState.PRUNED if state == "pruned" else optuna.trial.TrialState.FAIL
+            self.study.tell(trial, state=outcome)
+
+
+def _suggested(trial, search: Search) -> dict[str, Any]:
+    """The values of a trial's knobs: those it has, and new ones for the rest."""
+    found: dict[str, Any] = {}
+    for name, choice in search.space.items():
+        if not isinstance(choice, Range):
+            found[name] = trial.suggest_categorical(name, choice)
+        elif choice.whole:
+            step = {"step": int(choice.step)} if choice.step else {}
+            found[name] = trial.suggest_int(name, int(choice.low), int(choice.high), log=choice.log, **step)
+        else:
+            found[name] = trial.suggest_float(name, choice.low, choice.high, log=choice.log, step=choice.step)
+    return found
+
+
+def _storage(optuna, search: Search, sweep_dir: Path):
+    """Where the study is kept: a journal file, whose absolute path does not depend on the working directory, or a URL."""
+    if search.storage:
+        return optuna.storages.get_storage(search.storage)
+    path = (sweep_dir / JOURNAL).resolve()
+    repair(path)
+    backend = optuna.storages.journal.JournalFileBackend(
+        str(path), lock_obj=optuna.storages.journal.JournalFileOpenLock(str(path))
+    )
+    return optuna.storages.JournalStorage(backend)
+
+
+def repair(path: Path) -> None:
+    """Cut off the last line of a journal where a kill tore it, and drop the lock that was held; for the only writer.
+
+    What a torn line was about to say has not happened: the trial it speaks of is asked, or told, again.
+    """
+    path.with_name(path.name + ".lock").unlink(missing_ok=True)
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if len(whole) < len(content):
+        with open(path, "r+b") as journal:
+            journal.truncate(len(whole))
+
+
+def _sampler(optuna, search: Search, begun: int):
+    """The sampler; one that goes on must not draw again what it drew before."""
+    seed = runtime.seed_of(search.seed, begun)
+    kinds = {"tpe": "TPESampler", "random": "RandomSampler", "gp": "GPSampler", "qmc": "QMCSampler"}
+    return getattr(optuna.samplers, kinds[search.sampler])(seed=search.seed if search.sampler == "qmc" else seed)
+
+
+def _pruner(optuna, search: Search, plan: Sweep):
+    epochs = plan.config.epochs
+    return {
+        "none": optuna.pruners.NopPruner,
+        "median": lambda: optuna.pruners.MedianPruner(n_startup_trials=5, n_warmup_steps=max(1, epochs // 5)),
+        "successive_halving": lambda: optuna.pruners.SuccessiveHalvingPruner(min_resource=max(1, epochs // 9)),
+        "hyperband": lambda: optuna.pruners.HyperbandPruner(min_resource=max(1, epochs // 9), max_resource=epochs),
+    }[search.pruner]()

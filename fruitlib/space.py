@@ -1,0 +1,108 @@
+"""A space of knobs to draw from: lists of values and ranges of numbers. `random:` draws evenly, `search:` by Optuna.
+
+lr: {low: 0.0001, high: 0.03, log: true}     # a number between, evenly on a logarithmic scale
+head_width: {low: 0, high: 512, step: 64}    # whole numbers, where the knob is one
+optimizer: [adam, sgd]                       # one of these
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from fruitlib.config import Config
+from fruitlib.runtime import InputError
+
+MOST_CHECKED = 512  # combinations of a space's corners that are tried before anything runs
+DIGITS = 3  # significant ones of a number drawn at random: its name is then its value
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from low to high, both included; `step` is the distance between them, or None."""
+
+    low: float
+    high: float
+    log: bool = False
+    step: float | None = None
+
+    @property
+    def whole(self) -> bool:
+        """Whether its numbers are whole."""
+        return isinstance(self.low, int)
+
+    def draw(self, generator: np.random.Generator) -> float:
+        """One of them, evenly, or evenly in the logarithm; three significant digits."""
+        if self.step is not None:
+            steps = math.floor((self.high - self.low) / self.step + 1e-9)
+            found = self.low + self.step * int(generator.integers(steps + 1))
+        elif self.log:
+            found = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
+        else:
+            found = (
+                generator.integers(self.low, self.high + 1) if self.whole else generator.uniform(self.low, self.high)
+            )
+        found = round(found) if self.whole else float(f"{found:.{DIGITS}g}")
+        return min(max(found, self.low), self.high)
+
+
+Space = dict[str, "list | Range"]
+
+
+def read(content: Any, where: str) -> Space:
+    """A space from a params file's mapping.
+
+    Raises:
+        InputError: no mapping, an empty list, a range that is none; the message begins with `where`.
+    """
+    if not isinstance(content, dict) or not content:
+        raise InputError(
+            f"{where}: space maps knobs to lists of values or ranges, as in 'lr: {{low: 0.001, high: 0.1}}'"
+        )
+    return {name: _read_one(name, choice, f"{where}: space {name}") for name, choice in content.items()}
+
+
+def _read_one(name: str, choice: Any, where: str) -> "list | Range":
+    if isinstance(choice, list) and choice:
+        return choice
+    if not isinstance(choice, dict) or not {"low", "high"} <= set(choice) <= {"low", "high", "log", "step"}:
+        raise InputError(
+            f"{where}: wanted a list of values, or {{low: …, high: …}} with log: true or step: … if need be"
+        )
+    whole = name in Config.model_fields and Config.model_fields[name].annotation is int
+    try:
+        low, high = (int(choice[end]) if whole else float(choice[end]) for end in ("low", "high"))
+        step = None if choice.get("step") is None else int(choice["step"]) if whole else float(choice["step"])
+    except (TypeError, ValueError):
+        raise InputError(f"{where}: low, high and step are numbers") from None
+    log = choice.get("log", False)
+    if low >= high or log not in (True, False) or (log and (low <= 0 or step is not None)):
+        raise InputError(f"{where}: low must be below high, log is true or false and needs low above 0 and no step")
+    if step is not None and not 0 < step <= high - low:
+        raise InputError(f"{where}: step must be above 0 and not wider than the range")
+    return Range(low, high, bool(log), step)
+
+
+def corners(space: Space) -> list[dict[str, Any]]:
+    """The combinations that a space could fail at: all listed values, and the ends of its ranges; 512 at most."""
+    ends = {name: choice if isinstance(choice, list) else [choice.low, choice.high] for name, choice in space.items()}
+    rows = itertools.islice(itertools.product(*ends.values()), MOST_CHECKED)
+    return [dict(zip(ends, row, strict=True)) for row in rows]
+
+
+def draw(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
+    """So many combinations at random (fewer, where there are no more different ones); the same ones for a seed."""
+    generator = np.random.default_rng(seed)
+    found: list[dict[str, Any]] = []
+    for _ in range(20 * count):
+        row = {
+            name: choice[generator.integers(len(choice))] if isinstance(choice, list) else choice.draw(generator)
+            for name, choice in space.items()
+        }
+        if row not in found:
+            found.append(row)
+        if len(found) == count:
+            break
+    return found

@@ -1,0 +1,120 @@
+"""What a sweep has come to so far, in files: `results.csv`, `gains.csv`, `results_oof.csv`, `sweep.json`."""
+
+from pathlib import Path
+
+import pandas as pd
+
+from fruitlib import audit, crossval, runtime, shipping, splits
+from fruitlib import config as configs
+from fruitlib.params import Sweep
+from fruitlib.runs import Run
+from fruitlib.shipping import TEST_STAGE
+
+# Of training, in results.csv
+RECORDED = {name: name for name in ("best_epoch", "epochs", "precision")}
+RECORDED |= {"train_seconds": "seconds", "parameters": "total_parameters"}
+
+
+def results(plan: Sweep, work: dict[str, Run], states: dict, shipped: dict | None = None) -> pd.DataFrame:
+    """A row per run: what differs, state, validation numbers, costs, and test numbers where 06 was executed.
+
+    `shipped` adds `shipping.expected` to a run's row, by the run's name.
+    """
+    rows, combination_of = [], {}
+    if plan.config.folds:
+        combination_of = {run: name for name, members in plan.combinations().items() for run in members}
+    for name, run in work.items():
+        row = {
+            "run": name,
+            **{knob: getattr(run.config, knob) for knob in plan.knobs},
+            "state": states[name]["state"],
+        }
+        if name in combination_of:
+            row["combination"] = combination_of[name]
+        if states[name]["state"] == "complete":
+            row |= run.read_json("metrics.json") | run.read_json("export.json")
+            trained = run.record("train")
+            row |= {new: trained.get(old) for new, old in RECORDED.items()}
+            if run.is_complete(TEST_STAGE):
+                tested = run.read_json("test.json")
+                row |= tested["numbers"] | {"test_backend": tested["shipped"]}
+        rows.append(row | (shipped or {}).get(name, {}))
+    return pd.DataFrame(rows)
+
+
+def write(
+    plan: Sweep,
+    sweep_dir: Path,
+    work: dict[str, Run],
+    states: dict[str, dict],
+    chosen: str | None = None,
+    shipped: str | None = None,
+    total: int = 0,
+) -> tuple[dict, list[str]]:
+    """`results.csv`, `sweep.json` and what compares runs with each other, as far as the sweep has come.
+
+    Args:
+        total: the runs there will be in the end, where a search has not proposed all of them yet.
+
+    Returns:
+        what `sweep.json` holds; in words, combinations that cannot be pooled.
+    """
+    expected, problems = {}, []
+    if plan.config.folds:
+        pooled, problems = crossval.pool(work, plan.combinations(), sweep_dir)
+        pooled = crossval.results(pooled, splits.record(sweep_dir)["class_names"])
+        _write_table(pooled, sweep_dir / "results_oof.csv")
+        expected = {shipped: shipping.expected(plan, shipped, chosen, pooled)} if shipped else {}
+    table = results(plan, work, states, expected)
+    _write_table(table, sweep_dir / "results.csv")
+    complete = table[(table["state"] == "complete") & table["run"].isin(plan.runs)] if len(table) else table
+    gains = pd.DataFrame()
+    if plan.choose_by in complete:
+        gains = audit.gains(complete, plan.knobs, plan.choose_by, plan.config.folds)
+    gains = gains.assign(said=[audit.said(row) for row in gains.to_dict("records")])
+    replicates = {*configs.FOLD_KNOBS, "seed"} & set(plan.knobs)
+    if gains.empty and replicates and replicates < set(plan.knobs):  # it was meant to compare
+        few = f"fewer than {audit.FEWEST_PAIRS} pairs of complete runs: no gain with an interval; add seeds or folds"
+        gains = pd.DataFrame([{"said": few}])
+    _write_table(gains, sweep_dir / "gains.csv")
+    told = _summary(plan, work, states) | {"chosen": chosen, "shipped": shipped}
+    told["total"] = max(total, len(work))
+    if shipped and plan.config.folds:
+        told["made"] = shipping.said(plan, work[shipped], folds_of(plan, work, chosen))
+    runtime.write_json(sweep_dir / "sweep.json", told)
+    return told, problems
+
+
+def _summary(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
+    """The sweep, its runs and where they ran; a run that was made to be shipped names the notebooks it has."""
+    stages = ("02_train", "05_quantize", TEST_STAGE)
+    finished = [run.record(stage).get("finished", "") for run in work.values() for stage in stages]
+    params = next((run.params for run in work.values() if (run.path / "params.yaml").is_file()), {"record": {}})
+    listed = [{"name": name, "knobs": plan.differs.get(name, {}), **states[name]} for name in work]
+    for run in listed:
+        run["epochs"] = work[run["name"]].config.epochs
+        run |= {} if run["name"] in plan.runs else {"stages": shipping.stages(work[run["name"]])}
+    return {
+        "title": plan.title,
+        "params_file": runtime.display_path(Path(plan.source).resolve()),
+        "data": plan.config.data,
+        "choose_by": plan.choose_by,
+        "hardware": params["record"].get("hardware", ""),
+        "versions": params["record"].get("versions", {}),
+        "finished": max(finished, default="")[:16].replace("T", " "),
+        "runs": listed,
+    }
+
+
+def _write_table(table: pd.DataFrame, path: Path) -> None:
+    """A CSV file, whole or not at all; an empty table leaves no file."""
+    if len(table):
+        with runtime.replacing(path) as partial:
+            table.to_csv(partial, index=False)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def folds_of(plan: Sweep, work: dict[str, Run], combination: str) -> list[Run]:
+    """The runs of a combination: one, or one for each fold and repeat."""
+    return [work[name] for name in (plan.combinations()[combination] if plan.config.folds else [combination])]

@@ -1,0 +1,199 @@
+"""A run's notebooks, executed by a process of its own: `python -m fruitlib.work RUN_FOLDER STAGE…`.
+
+The folder says what is wanted (`planned.json`); its lock, which this process holds, decides who works on it; what is
+complete is not repeated. The exit code says how it ended (`CODES`), `outcome.json` in the folder why. So it does not
+matter who starts this process, or where: `placement` does it on this machine or another one.
+
+Killed at any moment, it leaves what the next one goes on from. With `--tied` it ends, and its kernel with it, when its
+standard input does: so it never outlives who started it.
+"""
+
+import argparse
+import contextlib
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from datetime import datetime
+from pathlib import Path
+
+from fruitlib import config as configs
+from fruitlib import runs, runtime, splits
+from fruitlib.config import Config
+from fruitlib.execute import KernelLost, NotebookFailed, NotebookPruned, execute
+from fruitlib.runs import OUTCOME, WORKING, Run
+from fruitlib.runtime import InputError
+
+CODES = {"complete": 0, "failed": 1, "pruned": 3, "lost": 4, "busy": 75}  # argparse has 2; any other: it was killed
+HEARTBEAT = 2.0  # seconds
+SPLIT = "01_split"  # the stage that belongs to a sweep's folder, not to a run's
+
+
+def work(folder: Path, stages: list[str], kernel: str) -> str:
+    """Execute those of a folder's notebooks that are not complete; returns a word of `CODES`."""
+    marker = _Marker(folder)
+    try:
+        if stages == [SPLIT]:
+            with runtime.lock(folder / ".split.lock", timeout=0):
+                _split(folder, kernel, marker)
+        else:
+            run = runs.planned(folder)
+            with run.locked():
+                _clear_outcome(run, stages)
+                for stage in stages:
+                    if not run.is_complete(stage):
+                        _execute_stage(run, stage, kernel, marker)
+        return "complete"
+    except (runs.Busy, runtime.Locked):
+        return "busy"
+    except NotebookPruned as told:
+        return _ended(folder, "pruned", marker.stage, str(told))
+    except KernelLost as problem:
+        return _ended(folder, "lost", marker.stage, str(problem))
+    except (NotebookFailed, InputError) as problem:
+        return _ended(folder, "failed", marker.stage, str(problem))
+    except OSError as problem:
+        return _ended(folder, "failed", marker.stage, said(problem))
+    finally:
+        marker.remove()
+
+
+def said(problem: OSError) -> str:
+    """A failing disk in one line."""
+    where = f"{runtime.display_path(problem.filename)}: " if problem.filename else ""
+    return f"{where}{problem.strerror or problem}"
+
+
+def _ended(folder: Path, state: str, stage: str, error: str) -> str:
+    """Write down why a run is not complete, and say it where even that cannot be written."""
+    finished = datetime.now().isoformat(timespec="seconds")
+    try:
+        runtime.write_json(folder / OUTCOME, {"state": state, "stage": stage, "error": error, "finished": finished})
+    except OSError:
+        print(f"{error} (and this cannot be written down)", file=sys.stderr, flush=True)
+    return state
+
+
+def _clear_outcome(run: Run, stages: list[str]) -> None:
+    """What an earlier attempt left behind."""
+    (run.path / OUTCOME).unlink(missing_ok=True)
+    if "02_train" in stages and not run.is_complete("train"):
+        (run.path / runs.STOP).unlink(missing_ok=True)
+    for partial in run.path.glob(".*.partial.ipynb"):
+        partial.unlink(missing_ok=True)
+
+
+def _execute_stage(run: Run, stage: str, kernel: str, marker: "_Marker") -> None:
+    if stage == "02_train" and (gone := cut_off(run)):
+        print(f"{run.name}: training was cut off after epoch {gone} and goes on from there", flush=True)
+    if run.is_complete("train"):  # notebooks after 02 read the knobs from params.yaml, and some may be new
+        runs.create(run.path, run.config)
+    marker.begins(stage)
+    identity = run.identity(stage)
+    facts = execute(stage, run.path / f"{stage}.ipynb", run.config, kernel, run_dir=runtime.display_path(run.path))
+    if facts["kernel"].startswith("cold: "):
+        print(f"{run.name}: {stage} had a cold kernel ({facts['kernel'][6:]})", flush=True)
+    run.complete(stage, identity, **facts)
+
+
+def cut_off(run: Run) -> int:
+    """The epochs done by a training of this run, with these knobs, that was cut off; 0 where there is none."""
+    if not (run.path / "last.pt").is_file() or not (run.path / "params.yaml").is_file():
+        return 0
+    held, knobs = Run(run.path).params["knobs"], run.config.model_dump()
+    return len(run.history()) if all(held.get(name) == knobs[name] for name in configs.TRAIN_KNOBS) else 0
+
+
+def _split(folder: Path, kernel: str, marker: "_Marker") -> None:
+    """01 on the sweep's manifest, unless it was executed on it already."""
+    config = runs.planned(folder).config
+    if split_is_complete(folder, config):
+        return
+    marker.begins(SPLIT)
+    identity = _split_identity(folder, config)
+    facts = execute(SPLIT, folder / f"{SPLIT}.ipynb", config, kernel, sweep_dir=runtime.display_path(folder))
+    finished = {"identity": identity, "finished": datetime.now().isoformat(timespec="seconds")}
+    runtime.write_json(folder / "stages" / f"{SPLIT}.json", finished | facts)
+
+
+def split_is_complete(folder: Path, config: Config) -> bool:
+    """Whether 01 was executed on the manifest as it is."""
+    record = folder / "stages" / f"{SPLIT}.json"
+    there = (folder / f"{SPLIT}.ipynb").is_file() and record.is_file()
+    return there and _split_identity(folder, config) in record.read_text(encoding="utf-8")
+
+
+def _split_identity(folder: Path, config: Config) -> str:
+    modules = map(runtime.module_source, (*runs.PIXELS, "duplicates", "splits", "augment", "images", "audit", "plots"))
+    knobs = config.model_dump(include={*configs.SPLIT_KNOBS, *configs.PREPROCESS_KNOBS})
+    return runtime.fingerprint(splits.record(folder)["identity"], knobs, runs.notebook_source(SPLIT), *modules)
+
+
+class _Marker:
+    """`.working.json`: which stage is being worked on, here and now; touched every other second while it is true."""
+
+    def __init__(self, folder: Path):
+        self.path, self.stage, self._gone = folder / WORKING, "", threading.Event()
+
+    def begins(self, stage: str) -> None:
+        """A stage begins."""
+        first, self.stage = not self.stage, stage
+        facts = {"stage": stage, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
+        runtime.write_json(self.path, facts)
+        if first:
+            threading.Thread(target=self._beat, daemon=True).start()
+
+    def _beat(self) -> None:
+        while not self._gone.wait(HEARTBEAT):
+            with contextlib.suppress(OSError):
+                os.utime(self.path)
+
+    def remove(self) -> None:
+        """Nothing is being worked on any more."""
+        self._gone.set()
+        if self.stage:
+            self.path.unlink(missing_ok=True)
+
+
+def _leave_with_starter(folder: Path) -> None:
+    """Wait for the end of standard input, or a signal, and then end this process and its kernels at once."""
+
+    def leave(*_) -> None:
+        import psutil
+
+        for child in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+        for left in (folder / WORKING, *folder.glob(".*.partial.ipynb")):
+            with contextlib.suppress(OSError):
+                left.unlink(missing_ok=True)
+        os._exit(1 << 7)
+
+    def wait() -> None:
+        while os.read(0, 1):
+            pass
+        leave()
+
+    signal.signal(signal.SIGTERM, leave)
+    signal.signal(signal.SIGINT, leave)
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def main() -> int:
+    """One run's process."""
+    parser = argparse.ArgumentParser(prog="python -m fruitlib.work", description="Execute one planned run's notebooks.")
+    parser.add_argument("folder", type=Path, help="a run's folder with its planned.json")
+    parser.add_argument("stages", nargs="+", metavar="stage", help="02_train, 03_metrics …, in this order")
+    parser.add_argument("--kernel", default="python3", help="python3, or fruitlib-warm (default: python3)")
+    parser.add_argument("--tied", action="store_true", help="end when standard input does")
+    options = parser.parse_args()
+    folder = options.folder.resolve()
+    if options.tied:
+        _leave_with_starter(folder)
+    return CODES[work(folder, options.stages, options.kernel)]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
