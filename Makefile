@@ -1,8 +1,8 @@
-# make demo | test | lab | bench | example | help.  The first use makes .venv and installs the locked versions into it.
+# make demo | test | lab | bench | soak | example | help.  The first use makes .venv and installs the locked versions into it.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lab bench example help
+.PHONY: demo test lab bench soak example help
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -17,8 +17,12 @@ test: .venv/installed ## every test
 lab: .venv/installed ## JupyterLab on the numbered notebooks
 	@$(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks/01_split.ipynb
 
-bench: .venv/installed ## the data path against torchvision's, both in one run; the last line is JSON
+bench: .venv/installed ## data path and sweeps against torchvision's and papermill's, both in one run; the last lines are JSON
 	@$(BIN)/python tests/benchmarks/data_path.py
+	@$(BIN)/python tests/benchmarks/sweep_overhead.py
+
+soak: .venv/installed ## fifty kills, at random, over sweeps: none lost, none doubled (some twenty minutes)
+	@$(BIN)/python tests/soak.py
 
 example: demo ## the demo's report as kept in git, executed/example (pages and tables, no models)
 	@mkdir -p executed/example
@@ -36,4 +40,6 @@ example: demo ## the demo's report as kept in git, executed/example (pages and t
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.lock
 	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps -e .
+	@$(BIN)/python -m compileall -q fruitlib
+	@$(BIN)/python -m fruitlib.kernels install >/dev/null
 	@touch $@

@@ -46,7 +46,7 @@ class PlacementLost(RuntimeError):
 class Engine:
     """Tasks in, outcomes out, as many at a time as the executor is wide."""
 
-    def __init__(self, executor, sweep_dir: Path, kernel: str, say: Callable[[str], None]):
+    def __init__(self, executor, sweep_dir: Path, kernel: Callable[[], str], say: Callable[[str], None]):
         self.executor, self.kernel, self.say = executor, kernel, say
         self.stop_file = sweep_dir / f".stop.{os.getpid()}.{time.time_ns()}"
         self.waiting: list[Task] = []
@@ -85,7 +85,7 @@ class Engine:
             idle()
 
     def _submit(self, task: Task) -> None:
-        job = {"folder": str(task.folder), "stages": list(task.stages), "kernel": self.kernel}
+        job = {"folder": str(task.folder), "stages": list(task.stages), "kernel": self.kernel()}
         job |= {"home": str(runtime.home()), "environment": placement.environment(), "stop": str(self.stop_file)}
         try:
             self.running[self.executor.submit(placement.perform, job)] = task

@@ -1,7 +1,8 @@
 """Where runs are executed: on this machine, several side by side, or on a Dask cluster; a process for each run.
 
-Both are executors as in `concurrent.futures`, and what they execute is `perform`: start `fruitlib.work` on a run folder,
-wait, tell how it ended. They place work, no more: the run folder's lock decides who does it, its files are the result.
+Both are executors as in `concurrent.futures`, and what they execute is `perform`: start `fruitlib.work` on a run
+folder, wait, tell how it ended. They place work, no more: the folder's lock decides who does it, its files are the
+result.
 
 On a cluster, every worker must see the project folder under the same path and have fruitlib installed:
 
@@ -20,6 +21,7 @@ CUDA_VISIBLE_DEVICES, a worker each.
 """
 
 import contextlib
+import logging
 import os
 import queue
 import shutil
@@ -97,7 +99,7 @@ def _end_when_told(process: subprocess.Popen, stop: Path) -> None:
 
 
 class Local(Executor):
-    """So many runs at a time on this machine, each with its share of the cores, and a GPU of its own where there are."""
+    """So many runs at a time on this machine, each with its share of the cores, and a GPU of its own if there are."""
 
     def __init__(self, width: int, say: Callable[[str], None], threads: int = 0, gpus: list[str] | None = None):
         self.width, self.say = width, say
@@ -160,6 +162,8 @@ def cluster(address: str, sweep_dir: Path) -> tuple[Executor, str]:
         from distributed import Client
     except ImportError:
         raise InputError("--scheduler needs Dask: pip install 'fruitlib[cluster]'") from None
+    for name in ("distributed", "distributed.client", "distributed.comm", "tornado.application", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # a lost scheduler is told in one line, by the sweep
     try:
         client = Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError) as problem:
@@ -176,7 +180,7 @@ def cluster(address: str, sweep_dir: Path) -> tuple[Executor, str]:
     if not threads:
         client.close()
         raise InputError(f"--scheduler {address}: no workers yet; start one: dask worker {address} --nthreads 1")
-    return Cluster(client, threads), f"{threads} at a time on {len(sees)} Dask workers"
+    return Cluster(client, threads), f"{threads} at a time on {len(sees)} Dask worker{'s' * (len(sees) > 1)}"
 
 
 def _sees(folder: str) -> bool:

@@ -1,7 +1,7 @@
 """A sweep while it runs, read from its folder: a live table on the terminal; in the end, what it found.
 
-What is shown comes from files alone (`sweep.json`, and each run's `.working.json` and `history.csv`), so another process,
-or a notebook (`widgets.live`), sees the same of a sweep that runs here, elsewhere, or on several machines.
+What is shown comes from files alone (`sweep.json`, and each run's `.working.json` and `history.csv`), so another
+process, or a notebook (`widgets.live`), sees the same of a sweep that runs here, elsewhere, or on several machines.
 """
 
 import contextlib
@@ -112,10 +112,15 @@ def look(folder: Path, known: dict, metric: str) -> RunStatus:
     return found
 
 
-def table(status: SweepStatus, rows: int) -> Table:
-    """The runs as a table of at most so many rows: running ones first, then what ended last, then what comes."""
+def in_order(status: SweepStatus) -> list[RunStatus]:
+    """Running ones first, then what failed, what is over, what comes."""
     order = {"running": 0, "failed": 1, "complete": 2, "pruned": 2, "pending": 3}
-    shown = sorted(status.runs, key=lambda run: order.get(run.state, 3))[:rows]
+    return sorted(status.runs, key=lambda run: order.get(run.state, 3))
+
+
+def table(status: SweepStatus, rows: int) -> Table:
+    """The runs as a table of at most so many rows."""
+    shown = in_order(status)[:rows]
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in COLUMNS:
         name = f"val {status.metric.replace('_', ' ').replace('f1', 'F1')}" if column == "val" else column

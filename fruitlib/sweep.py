@@ -6,13 +6,14 @@ to be done and what it comes to, and keeps the summary and the report up to date
 """
 
 import contextlib
+import functools
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 from fruitlib import config as configs
-from fruitlib import kernels, placement, report, runs, runtime, search, shipping, sources, splits, summary, work
+from fruitlib import kernels, placement, runs, runtime, search, shipping, sources, splits, summary, work
 from fruitlib.config import Config
 from fruitlib.engine import Engine, Outcome, PlacementLost, Task
 from fruitlib.params import Sweep, read_params
@@ -46,17 +47,36 @@ def sweep(params_file: Path, data: str | None = None, options: Options = Options
     count = plan.search.trials if plan.search else len(plan.runs)
     number = f"{count} {'trial' if plan.search else 'run'}{'s' * (count > 1)}"
     print(f"{plan.title}\n{number} in {runtime.display_path(sweep_dir)}, photos: {plan.config.data}", flush=True)
-    with Progress(plan, sweep_dir) as progress, ThreadPoolExecutor(1) as aside:
+    with Progress(plan, sweep_dir) as progress:
         _check_classes(plan, progress)
         executor, placed = _executor(plan, options, count, progress)
-        warming = aside.submit(kernels.ready)  # ten seconds of imports, beside the photos
+        kernel = Kernel(progress, placed)
+        if not sweep_dir.is_dir():  # ten seconds of imports, beside the photos; where all is done, none are needed
+            kernel.warm_up()
         splits.prepare(plan.config, sweep_dir, progress.photos)
-        progress.doing = "starting a warm kernel"
-        kernel, said = warming.result()
-        progress.doing = ""
-        progress.say(f"{placed}; kernels: {said}")
-        driver = Driver(plan, sweep_dir, progress, Engine(executor, sweep_dir, kernel, progress.say))
+        driver = Driver(plan, sweep_dir, progress, Engine(executor, sweep_dir, kernel.name, progress.say))
         return driver.run()
+
+
+class Kernel:
+    """The kernel that notebooks are executed with, made ready when the first one is to be."""
+
+    def __init__(self, progress: Progress, placed: str):
+        self.progress, self.placed, self._ready = progress, placed, None
+
+    def warm_up(self) -> None:
+        """Have a warm kernel's imports begin."""
+        self._ready = self._ready or ThreadPoolExecutor(1).submit(kernels.ready)
+
+    @functools.cache  # noqa: B019  (one for the whole process)
+    def name(self) -> str:
+        """Its name, `fruitlib-warm` or `python3`; says which, and where runs are placed."""
+        self.warm_up()
+        self.progress.doing = "starting a warm kernel"
+        name, said = self._ready.result()
+        self.progress.doing = ""
+        self.progress.say(f"{self.placed}; kernels: {said}")
+        return name
 
 
 def _executor(plan: Sweep, options: Options, count: int, progress: Progress):
@@ -222,7 +242,7 @@ class Driver:
             self.progress.say(f"{task.name}: {outcome.error}")
         elif complete:
             state.update(state="complete")
-            self.progress.say(f"{task.name}: {_result(run)}")
+            self.progress.say(f"{task.name}: {_result(run, task.stages)}")
         self._tell_search(task.name, outcome.state)
         if self.plan.config.folds and task.stages == RUN_STAGES[:1]:
             self._look_at_folds(task.name)
@@ -235,10 +255,7 @@ class Driver:
     def _look_at_folds(self, name: str) -> None:
         """When the last fold of a combination is trained: pool their predictions, and hand over the other notebooks."""
         names = next(names for names in self.plan.combinations().values() if name in names)
-        on_their_way = {
-            task.name for task in [*self.engine.running.values(), *self.engine.waiting, *self.engine.elsewhere]
-        }
-        if not on_their_way & set(names):
+        if not self.engine.names & set(names):
             self._write_summary()
             for fold in names:
                 if self.states[fold]["state"] == "pending":
@@ -259,6 +276,8 @@ class Driver:
         started, self._dirty = time.monotonic(), False
         told = self._write_summary(chosen, shipped)
         if pages:
+            from fruitlib import report  # three seconds of imports, which bad input need not wait for
+
             report.build(self.sweep_dir, changed_only=True)
         self._published = (time.monotonic(), time.monotonic() - started)
         return told
@@ -314,10 +333,13 @@ def _is_complete(run: Run) -> bool:
     return all(run.is_complete(stage) for stage in shipping.stages(run))
 
 
-def _result(run: Run) -> str:
-    """A complete run in a few words, for the terminal."""
-    found = run.read_json("metrics.json")
-    if not found:
+def _result(run: Run, stages: tuple[str, ...]) -> str:
+    """What a run's stages came to in a few words, for the terminal."""
+    if stages == (TEST_STAGE,):
+        found = run.read_json("test.json")["numbers"]
+        accuracy, low, high, n = (found[f"test_{name}"] for name in ("accuracy", "low", "high", "n"))
+        return f"test accuracy {accuracy:.3f} ({low:.2f}–{high:.2f}, n = {n})"
+    if not (found := run.read_json("metrics.json")):
         return "complete"
     interval = f"{found['accuracy_low']:.2f}–{found['accuracy_high']:.2f}"
     return f"macro-F1 {found['macro_f1']:.3f}, accuracy {found['accuracy']:.3f} ({interval}, n = {found['n']})"

@@ -1,17 +1,19 @@
-"""What moves in a notebook: live training curves, and a browser over Grad-CAM pictures.
+"""What moves in a notebook: live training curves, a sweep under way, a browser over Grad-CAM pictures.
 
 Reports cannot move, so each widget's notebook shows a still picture of the same thing beside it.
 """
 
+import html
+import threading
 import time
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import display
-from ipywidgets import Dropdown, HBox, Image, SelectionSlider, VBox
+from ipywidgets import HTML, Dropdown, HBox, Image, SelectionSlider, VBox
 
-from fruitlib import gradcam, plots
+from fruitlib import gradcam, plots, progress, runtime
 
 
 class LiveCurves:
@@ -40,6 +42,41 @@ class LiveCurves:
             self._shown.update(figure)
         plt.close(figure)
         self._drawn = time.monotonic()
+
+
+def live(sweep_dir: str, seconds: float = 2) -> HTML:
+    """The table that `fruitlib sweep` shows on its terminal, of a sweep that runs anywhere: `live("executed/demo")`.
+
+    It is read from the sweep's folder every `seconds`, until all runs are over.
+    """
+    folder, shown = runtime.resolve(sweep_dir), HTML()
+
+    def refresh() -> bool:
+        status = progress.read(folder)
+        shown.value = _status_table(status)
+        return bool(status.runs) and status.count("pending") + status.count("running") == 0
+
+    def follow() -> None:
+        while not refresh():
+            time.sleep(seconds)
+
+    if not refresh():
+        threading.Thread(target=follow, daemon=True).start()
+    return shown
+
+
+def _status_table(status: progress.SweepStatus) -> str:
+    """A status as an HTML table: the runs that are under way first."""
+    if not status.runs:
+        return "no sweep has begun here yet"
+    names = [f"val {status.metric.replace('_', ' ')}" if name == "val" else name for name in progress.COLUMNS]
+    head = "".join(f"<th style='text-align:left;padding-right:1.5em'>{html.escape(name)}</th>" for name in names)
+    rows = []
+    for run in progress.in_order(status):
+        cells = "".join(f"<td style='padding-right:1.5em'>{html.escape(cell)}</td>" for cell in run.row)
+        weight = "600" if run.state == "running" else "400"
+        rows.append(f"<tr style='font-weight:{weight}'>{cells}</tr>")
+    return f"<p>{html.escape(status.line)}</p><table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
 def cam_browser(cams: dict[int, gradcam.Heatmaps], photos: np.ndarray, names: list[str]) -> VBox:

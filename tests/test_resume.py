@@ -90,7 +90,9 @@ def assert_bit_for_bit(run, other) -> None:
     assert (run.path / "predictions_val.csv").read_bytes() == (other.path / "predictions_val.csv").read_bytes()
     assert run.record("train")["best_epoch"] == other.record("train")["best_epoch"] == expected["epoch"]
     assert sorted(train.kept_cams(run)) == sorted(train.kept_cams(other))
-    leftovers = [path.name for path in run.path.iterdir() if path.name.startswith(".") and not path.name.endswith(".lock")]
+    leftovers = [
+        path.name for path in run.path.iterdir() if path.name.startswith(".") and not path.name.endswith(".lock")
+    ]
     assert leftovers == [] and not (run.path / checkpoint.NAME).exists()
 
 

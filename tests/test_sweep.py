@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib import cli, config, params, progress, runs, shipping, splits, sweep
+from fruitlib import cli, config, execute, params, progress, runs, shipping, splits, summary, sweep, work
+from fruitlib.engine import Outcome
 
 HOME = Path(__file__).parent.parent
 
@@ -88,23 +89,6 @@ def test_results_on_other_photos_are_not_overwritten(swept, house, tmp_path):
     assert "--out" in answer.stderr and len(answer.stderr.splitlines()) == 1
 
 
-def test_killed_outright_and_started_again_it_ends_with_the_same_numbers(swept, house):
-    """The same run as in the undisturbed sweep, its sweep killed in the midst of training."""
-    knobs = yaml.safe_load((house / "tiny.yaml").read_text())
-    (house / "killed.yaml").write_text(yaml.safe_dump(knobs | {"list": [{"lr": 0.003}]}))
-    command = [sys.executable, "-m", "fruitlib.cli", "sweep", str(house / "killed.yaml")]
-    environment = os.environ | {"FRUITLIB_HOME": str(house)}
-    child = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, start_new_session=True)
-    wait_until((house / "executed" / "killed" / "lr=0.003" / "history.csv").is_file)
-    child.kill()
-    child.wait()
-    assert fruitlib(house, "sweep", house / "killed.yaml").returncode == 0
-    tables = [pd.read_csv(house / "executed" / name / "results.csv").head(1) for name in ("tiny", "killed")]
-    numbers = ["run", "accuracy", "macro_f1", "val_loss", "best_epoch", "test_accuracy", "int8_agreement"]
-    first, second = (table[numbers].to_dict("records") for table in tables)
-    assert first == second and first[0]["val_loss"] > 0
-
-
 def wait_until(condition, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -154,10 +138,10 @@ def test_what_a_kernel_says_outside_of_its_notebook_is_kept_off_the_terminal(tmp
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
         notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
-    sweep.execute("quiet", tmp_path / "quiet.ipynb", config.Config())
+    execute.execute("quiet", tmp_path / "quiet.ipynb", config.Config())
     assert "last words" not in "".join(capfd.readouterr())
-    with pytest.raises(sweep.NotebookFailed, match=r"dying: the kernel died \(last words\)"):
-        sweep.execute("dying", tmp_path / "dying.ipynb", config.Config())
+    with pytest.raises(execute.KernelLost, match=r"dying: the kernel died \(last words\)"):
+        execute.execute("dying", tmp_path / "dying.ipynb", config.Config())
 
 
 def test_a_notebook_after_02_reads_the_knobs_its_plan_has_now(tmp_path, tiny, monkeypatch):
@@ -172,16 +156,17 @@ def test_a_notebook_after_02_reads_the_knobs_its_plan_has_now(tmp_path, tiny, mo
         (run.path / name).touch()
     run.complete("train", run.identity("train"))
     before = run.params["record"]
-    sweep._execute_stage(runs.Run(run.path, config.make({**tiny, "int8_agreement": 0.5})), "05_quantize")
+    runs.plan(run.path, config.make({**tiny, "int8_agreement": 0.5}))
+    assert work.work(run.path, ["05_quantize"], "python3") == "complete"
     found = runs.Run(run.path)
     assert found.config.int8_agreement == 0.5 and found.params["record"] == before and found.is_complete("train")
 
 
 def test_parameters_follow_the_notebooks_cell():
     cfg = config.make({"lr": 0.5, "weight_decay": 0.3, "data": "sample5"})
-    found = sweep.parameters(HOME / "notebooks" / "02_train.ipynb", cfg, {"run_dir": "x"})
+    found = execute.parameters(HOME / "notebooks" / "02_train.ipynb", cfg, {"run_dir": "x"})
     assert found["lr"] == 0.5 and found["run_dir"] == "x" and found["overrides"] == {"weight_decay": 0.3}
-    found = sweep.parameters(HOME / "notebooks" / "03_metrics.ipynb", cfg, {"run_dir": "x"})
+    found = execute.parameters(HOME / "notebooks" / "03_metrics.ipynb", cfg, {"run_dir": "x"})
     assert found == {"run_dir": "x"}
 
 
@@ -210,16 +195,36 @@ def folded(tmp_path):
     return plan, work, {name: {"state": "complete"} for name in work}
 
 
-def test_with_folds_all_of_a_combination_are_trained_before_any_is_looked_at(folded):
+class Recorder:
+    """An engine that executes nothing: it says that all went well, in order, and remembers what it was given."""
+
+    def __init__(self):
+        self.given, self.waiting, self.room, self.running = [], [], 1, {}
+
+    @property
+    def names(self):
+        return {task.name for task in self.waiting}
+
+    def add(self, task):
+        self.given.append((task.name, len(task.stages)))
+        self.waiting.append(task)
+
+    def outcomes(self, idle):
+        while self.waiting:
+            yield self.waiting.pop(0), Outcome("complete")
+
+
+def test_with_folds_all_of_a_combination_are_trained_before_any_is_looked_at(folded, tmp_path, monkeypatch):
     plan, _, _ = folded
-    steps = sweep._steps(plan)
-    assert [(name, len(stages)) for name, stages in steps[:4]] == [
-        ("fold=1,lr=0.1", 1),
-        ("fold=2,lr=0.1", 1),
-        ("fold=1,lr=0.1", 4),
-        ("fold=2,lr=0.1", 4),
-    ]
-    assert len(steps) == 8
+    monkeypatch.setattr(sweep, "_is_complete", lambda run: False)
+    monkeypatch.setattr(work, "split_is_complete", lambda *_: True)
+    driver = sweep.Driver(plan, tmp_path, progress.Progress(plan, tmp_path), engine := Recorder())
+    monkeypatch.setattr(driver, "_publish", lambda *_, **__: None)
+    monkeypatch.setattr(driver, "_write_summary", lambda *_: None)
+    driver._explore()
+    trained = [("fold=1,lr=0.1", 1), ("fold=2,lr=0.1", 1), ("fold=1,lr=0.01", 1), ("fold=2,lr=0.01", 1)]
+    assert engine.given[:4] == trained
+    assert engine.given[4:] == [(name, 4) for name, _ in trained]
 
 
 def test_with_folds_the_choice_is_the_best_pooled_combination(folded, tmp_path):
@@ -235,7 +240,7 @@ def test_runs_of_a_list_that_name_different_knobs_are_compared_on_all_of_them(tm
     (tmp_path / "list.yaml").write_text("list:\n  - {}\n  - {balance: oversample}\n  - {seed: 3}\n")
     plan = params.read_params(tmp_path / "list.yaml")
     work = {name: runs.Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()}
-    table = sweep.results(plan, work, {name: {"state": "pending"} for name in work})
+    table = summary.results(plan, work, {name: {"state": "pending"} for name in work})
     assert table[["balance", "seed"]].values.tolist() == [["none", 0], ["oversample", 0], ["none", 3]]
 
 
@@ -255,10 +260,19 @@ def test_interrupt_is_one_line_and_exit_code_130(monkeypatch, capsys):
 
 
 def test_the_progress_line_counts_the_run_that_is_made_in_the_end(folded, tmp_path):
-    plan, work, _ = folded
-    line = progress.Progress(plan, tmp_path)
-    run = shipping.planned(plan, [work["fold=1,lr=0.1"], work["fold=2,lr=0.1"]])
-    run.path.mkdir()
-    (run.path / "history.csv").write_text("epoch,train_loss\n1,0.5\n")  # nothing validates a refit
-    line.stage(run.name, "02_train", run)
-    assert line._line().startswith("0/5 runs · lr=0.1,ship=refit · 02_train · epoch 1/20 · ")
+    plan, _, _ = folded
+    told = progress.Progress(plan, tmp_path)
+    status = progress.SweepStatus(runs=[progress.RunStatus(name, "complete") for name in plan.runs])
+    assert told.line(status).startswith("4/5 runs · 0:00 gone · 0:00 left")
+
+
+def test_a_runs_status_is_read_from_its_files(tmp_path):
+    known = {"name": "a", "state": "pending", "epochs": 10}
+    assert progress.look(tmp_path, known, "macro_f1").state == "pending"
+    (tmp_path / runs.WORKING).write_text('{"stage": "02_train"}')
+    (tmp_path / "history.csv").write_text("epoch,val_macro_f1,seconds\n1,0.5,2.0\n2,0.4,4.0\n")
+    found = progress.look(tmp_path, known, "macro_f1")
+    assert (found.state, found.stage, found.epoch, found.score) == ("running", "02_train", 2, 0.4)
+    assert found.share == pytest.approx(0.7 * 0.2) and 16 < found.left < 30
+    os.utime(tmp_path / runs.WORKING, (1, 1))  # whoever touched it was killed
+    assert progress.look(tmp_path, known, "macro_f1").state == "pending"

@@ -1,0 +1,159 @@
+"""Fifty kills at random moments over sweeps of a small grid and a small search: none lost, none doubled.
+
+Each time, a sweep is started and, some seconds later, something of it is killed outright: the sweep itself, a run's
+process, a kernel's stand-in, or the zygote that all are forked from. Then it is started again. A grid that gets through
+must have the numbers of an undisturbed one, and is begun anew; the search goes on through all kills, and in the end each
+of its trials must stand in the journal once, with the score in its run folder.
+
+    python tests/soak.py [--kills 50] [--seed 0]
+"""
+
+import argparse
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+import optuna
+import pandas as pd
+import psutil
+import yaml
+from conftest import draw_shapes
+from test_faults import House
+
+ROOT = Path(__file__).resolve().parents[1]
+VICTIMS = ("sweep", "run", "kernel", "zygote", "everything")
+
+
+def prepare(folder: Path) -> House:
+    """A project folder with a grid and a search of seconds-long runs."""
+    (folder / "notebooks").symlink_to(ROOT / "notebooks")
+    (folder / "r").mkdir()
+    photos = draw_shapes(folder / "shapes")
+    knobs = {"val_per_class": 4, "test_per_class": 4, "image_size": 32, "epochs": 15, "batch_size": 8, "cam_every": 0}
+    knobs |= {"data": str(photos)}
+    grid = knobs | {"grid": {"lr": [0.003, 0.01], "seed": [0, 1]}}
+    for name in ("undisturbed", "grid"):
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(grid))
+    space = {"lr": {"low": 0.001, "high": 0.01, "log": True}, "optimizer": ["adam", "sgd"]}
+    write_search(folder, knobs | {"search": {"trials": 1000, "space": space, "pruner": "median"}})
+    return House(folder, folder / "r")
+
+
+def write_search(folder: Path, knobs: dict) -> None:
+    (folder / "search.yaml").write_text(yaml.safe_dump(knobs))
+
+
+def victims(house: House, name: str, sweep: subprocess.Popen, kind: str) -> list[int]:
+    """The processes to kill: one, or all there are."""
+    work = [p for p in house.starters() if "fruitlib.work" in p.cmdline()]
+    kernels = [p for p in house.starters() if "ipykernel_launcher" in p.cmdline()]
+    found = {"sweep": [sweep.pid], "run": [p.pid for p in work], "kernel": [p.pid for p in kernels]}
+    found["zygote"] = [p.pid for p in house.zygotes()]
+    if kind == "everything":
+        return [pid for pids in found.values() for pid in pids]
+    return random.sample(found[kind], 1) if found[kind] else []
+
+
+def disturbed(house: House, name: str) -> tuple[bool, int]:
+    """Start a sweep, kill something of it, and wait for its end; (whether it got through, kills)."""
+    sweep = house.start(name)
+    wait, kind, kills = random.uniform(1, 15), random.choice(VICTIMS), 0
+    try:
+        sweep.wait(timeout=wait)
+    except subprocess.TimeoutExpired:
+        for pid in victims(house, name, sweep, kind):
+            try:
+                os.kill(pid, signal.SIGKILL)
+                kills = 1
+            except ProcessLookupError:
+                continue
+        if name == "search" and kind not in ("sweep", "everything"):
+            time.sleep(random.uniform(1, 6))
+            sweep.kill()  # it would go on for a thousand trials
+    said, _ = sweep.communicate(timeout=600)
+    assert "Traceback" not in said, said
+    assert sweep.returncode in (0, 1, -signal.SIGKILL), said
+    deadline = time.monotonic() + 10
+    while left := house.left():
+        assert time.monotonic() < deadline, f"left behind: {left}"
+        time.sleep(0.1)
+    print(
+        f"{name}: {kind} after {wait:.1f} s: {'killed' if kills else 'nothing to kill'}, {sweep.returncode}", flush=True
+    )
+    return sweep.returncode == 0, kills
+
+
+def check_grid(house: House, expected: pd.DataFrame) -> None:
+    pd.testing.assert_frame_equal(house.results("grid"), expected, check_exact=True)
+    openings = pd.read_csv(house.folder / "executed" / "grid" / "test_openings.csv")
+    assert len(openings) <= 2, openings  # a kill between the look and its record may cost a second one
+    shutil.rmtree(house.folder / "executed" / "grid")
+    print("grid: complete, with the numbers of the undisturbed one", flush=True)
+
+
+def check_search(house: House) -> None:
+    """Let the search end with the trials it has begun, and compare journal, folders and results."""
+    folder = house.folder / "executed" / "search"
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / "search.journal"))
+    from fruitlib import search
+
+    search.repair(folder / "search.journal")
+    begun = len(optuna.load_study(study_name="fruitlib", storage=optuna.storages.JournalStorage(backend)).trials)
+    knobs = yaml.safe_load((house.folder / "search.yaml").read_text())
+    knobs["search"]["trials"] = begun
+    write_search(house.folder, knobs)
+    house.sweep("search")
+    backend = optuna.storages.journal.JournalFileBackend(str(folder / "search.journal"))
+    study = optuna.load_study(study_name="fruitlib", storage=optuna.storages.JournalStorage(backend))
+    assert [trial.number for trial in study.trials] == list(range(begun))
+    assert {trial.state.name for trial in study.trials} <= {"COMPLETE", "PRUNED"}
+    table = pd.read_csv(folder / "results.csv").set_index("run")
+    names = sorted(path.name for path in folder.glob("trial=*"))
+    assert sorted(table.index) == names and len(names) == begun
+    for trial in study.trials:
+        row = table.loc[next(name for name in names if name.startswith(f"trial={trial.number},"))]
+        if trial.state.name == "COMPLETE":
+            assert abs(trial.value - row["macro_f1"]) < 1e-9, (trial.number, trial.value, row["macro_f1"])
+    print(f"search: {begun} trials, each once", flush=True)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("--kills", type=int, default=50)
+    options.add_argument("--seed", type=int, default=0)
+    options = options.parse_args()
+    random.seed(options.seed)
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with tempfile.TemporaryDirectory(prefix="fs", ignore_cleanup_errors=True) as made:
+        house, kills, grids, started = prepare(Path(made)), 0, 0, time.monotonic()
+        os.environ["FRUITLIB_CACHE"] = house.environment["FRUITLIB_CACHE"] = f"{made}/cache"
+        house.sweep("undisturbed")
+        expected = house.results("undisturbed")
+        while kills < options.kills:
+            name = random.choice(["grid", "search"])
+            through, killed = disturbed(house, name)
+            kills += killed
+            if name == "grid" and through:
+                check_grid(house, expected)
+                grids += 1
+        house.sweep("grid")
+        check_grid(house, expected)
+        check_search(house)
+        for process in house.zygotes():
+            process.kill()
+        psutil.wait_procs(house.zygotes(), timeout=5)
+        minutes = (time.monotonic() - started) / 60
+        print(f"{kills} kills in {minutes:.0f} minutes, {grids + 1} grids whole, nothing lost, nothing doubled")
+
+
+if __name__ == "__main__":
+    main()
