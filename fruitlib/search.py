@@ -67,6 +67,7 @@ class Trials:
         """The study, new or as it was left."""
         try:
             storage = _storage(optuna, self.search, self.sweep_dir)
+            self._stack.callback(storage.remove_session)
             study = optuna.create_study(
                 storage=storage, study_name=STUDY if not self.search.storage else f"{STUDY}-{self.sweep_dir.name}",
                 direction=self.search.direction, load_if_exists=True, pruner=_pruner(optuna, self.search, self.plan),
@@ -137,7 +138,7 @@ class Trials:
         except (OSError, ValueError):  # its folder is being cleared
             return
         column = f"val_{self.search.metric}"
-        if column not in history or run.config.epochs in history["epoch"].values:
+        if column not in history or self.plan.runs[name].epochs in history["epoch"].values:
             return
         for row in history[history["epoch"] > self._told_epochs[name]].to_dict("records"):
             self._told_epochs[name] = epoch = int(row["epoch"])
@@ -176,7 +177,7 @@ def _suggested(trial, search: Search) -> dict[str, Any]:
 
 
 def _storage(optuna, search: Search, sweep_dir: Path):
-    """Where the study is kept: a journal file, whose absolute path does not depend on the working directory, or a URL."""
+    """Where the study is kept: a journal file by its absolute path, or what a URL leads to."""
     if search.storage:
         return optuna.storages.get_storage(search.storage)
     path = (sweep_dir / JOURNAL).resolve()

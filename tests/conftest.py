@@ -15,6 +15,7 @@ matplotlib.use("Agg")
 def cache_of_tests(tmp_path_factory) -> None:
     """Decoded photos of tests go to a folder of theirs, in child processes too."""
     os.environ["FRUITLIB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["FRUITLIB_KERNELS_IDLE"] = "120"  # the zygote that tests share leaves soon after them
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
 """Fifty kills at random moments over sweeps of a small grid and a small search: none lost, none doubled.
 
 Each time, a sweep is started and, some seconds later, something of it is killed outright: the sweep itself, a run's
-process, a kernel's stand-in, or the zygote that all are forked from. Then it is started again. A grid that gets through
-must have the numbers of an undisturbed one, and is begun anew; the search goes on through all kills, and in the end each
-of its trials must stand in the journal once, with the score in its run folder.
+process, a kernel's stand-in, the zygote that all are forked from, or all of them. Then it is started again. A grid that
+gets through must have the numbers of an undisturbed one, and is begun anew; the search goes on through all kills, and
+in the end each of its trials must stand in the journal once, with the score in its run folder.
 
     python tests/soak.py [--kills 50] [--seed 0]
 """
@@ -54,9 +54,8 @@ def write_search(folder: Path, knobs: dict) -> None:
 
 def victims(house: House, name: str, sweep: subprocess.Popen, kind: str) -> list[int]:
     """The processes to kill: one, or all there are."""
-    work = [p for p in house.starters() if "fruitlib.work" in p.cmdline()]
-    kernels = [p for p in house.starters() if "ipykernel_launcher" in p.cmdline()]
-    found = {"sweep": [sweep.pid], "run": [p.pid for p in work], "kernel": [p.pid for p in kernels]}
+    found = {"sweep": [sweep.pid], "run": [p.pid for p in house.starters("fruitlib.work")]}
+    found["kernel"] = [p.pid for p in house.starters("ipykernel_launcher")]
     found["zygote"] = [p.pid for p in house.zygotes()]
     if kind == "everything":
         return [pid for pids in found.values() for pid in pids]

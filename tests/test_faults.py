@@ -56,25 +56,33 @@ class House:
                 continue
         return found
 
-    def starters(self) -> list[psutil.Process]:
-        """Processes that bear this house's environment: sweeps, and the stand-ins of runs and kernels."""
+    def starters(self, word: str = "") -> list[psutil.Process]:
+        """Processes that bear this house's environment: sweeps, and the stand-ins of runs and kernels; with a word on
+        their command line, if need be."""
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("FRUITLIB_HOME") == str(self.folder) and "kernels" not in process.cmdline():
+                words = " ".join(process.cmdline())
+                mine = process.environ().get("FRUITLIB_HOME") == str(self.folder)
+                if mine and word in words and "fruitlib.kernels" not in words:
                     found.append(process)
             except psutil.Error:
                 continue
-        return [process for process in found if "fruitlib.kernels" not in " ".join(process.cmdline())]
+        return found
 
     def zygotes(self) -> list[psutil.Process]:
         mine = self.environment["XDG_RUNTIME_DIR"]
         return [p for p in psutil.process_iter(["cmdline"]) if any(mine in word for word in p.info["cmdline"] or [])]
 
     def left(self) -> list[psutil.Process]:
-        """Whatever still runs on a sweep's behalf; not the zygote itself, nor what it forked a moment ago to ask."""
-        zygotes = [z for z in self.zygotes() if z.ppid() not in {other.pid for other in self.zygotes()}]
-        return [*self.starters(), *(child for zygote in zygotes for child in zygote.children())]
+        """Whatever still runs on a sweep's behalf: but for the zygotes, which stay for the next one."""
+        found, zygotes = self.starters(), self.zygotes()
+        for process in zygotes:  # and their children, which bear the same name
+            try:
+                found += [process] if process.ppid() in {zygote.pid for zygote in zygotes} else []
+            except psutil.Error:
+                continue
+        return found
 
 
 def wait_until(condition, seconds: float = 90):
@@ -216,7 +224,7 @@ def test_a_cluster_gives_the_same_results_whatever_is_lost_of_it(house, referenc
     workers_there(address)
     process = house.start("cluster", "--scheduler", address)
     lost = in_training(house, "cluster")[0]
-    worker = next(p for p in house.starters() if "dask_worker" in " ".join(p.cmdline()) and "one" in p.cmdline())
+    worker = house.starters("--name one")[0]
     worker.kill()
     alone = wait_until(lambda: [one for one in in_training(house, "cluster") if one["pid"] != lost["pid"]])
     assert alone

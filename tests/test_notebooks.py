@@ -14,7 +14,7 @@ import pandas as pd
 import papermill
 import pytest
 
-from fruitlib import config, export, runs, sweep
+from fruitlib import config, export, kernels, runs, sweep
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -95,9 +95,11 @@ def executed(shapes, tmp_path_factory):
         "01_split": {"sweep_dir": str(folder), **tiny, "val_per_class": 4, "test_per_class": 4, "overrides": {}},
         "02_train": {"run_dir": str(folder / "run"), **tiny, "epochs": 4, "batch_size": 8, "lr": 0.003, "cam_every": 2},
     }
+    kernels.install()
     for path in NOTEBOOKS:
         parameters = knobs.get(path.stem, {"run_dir": str(folder / "run")})
-        papermill.execute_notebook(path, folder / path.name, parameters, progress_bar=False)
+        options = {"kernel_name": kernels.NAME, "progress_bar": False}
+        papermill.execute_notebook(path, folder / path.name, parameters, **options)
     return folder
 
 

@@ -1,10 +1,10 @@
 """What a sweep costs beyond what its notebooks compute, beside stock papermill, both in one run.
 
 Prints a table, and as its last line JSON:
-    warm_overhead_s   one notebook executed as a sweep does it: seconds from start to end, less those it computed (<= 1.0)
+    warm_overhead_s   one notebook executed as a sweep does it: seconds from start to end less its own (<= 1.0)
     times_less        stock papermill's overhead on the same notebook / ours (>= 6)
-    wall_over_ideal   a grid of 24 runs: wall time / (seconds its runs' cells computed / cores) (<= 1.25); everything is in
-                      the wall time: the first kernel's imports, 01, summaries, the report, the test
+    wall_over_ideal   a grid of 24 runs: wall time / (seconds its runs' cells computed / cores) (<= 1.25); in the wall
+                      time is everything: the first kernel's imports, 01, summaries, the report, the test
 
     python tests/benchmarks/sweep_overhead.py [--runs 24] [--epochs 12]
 """

@@ -1,0 +1,166 @@
+"""Tasks, executors and processes: what is busy is waited for, what is lost is tried once more, GPUs are shared out."""
+
+import contextlib
+import json
+import os
+import signal
+from concurrent.futures import Future
+
+import pytest
+
+from fruitlib import engine, placement, runs, runtime, work
+from fruitlib.engine import Engine, Outcome, PlacementLost, Task
+from fruitlib.runtime import InputError
+
+
+class Scripted:
+    """An executor that executes nothing: each folder's processes end with the codes it was given, in turn."""
+
+    def __init__(self, codes: dict[str, list], width: int = 2):
+        self.codes, self.width, self.jobs = codes, width, []
+
+    def say(self, line):
+        raise AssertionError("remarks were said already")
+
+    def submit(self, function, job):
+        assert function is placement.perform
+        self.jobs.append(job)
+        future, code = Future(), self.codes[job["folder"].rsplit("/", 1)[-1]].pop(0)
+        if code == "cancelled":
+            future.cancel()
+            future.set_running_or_notify_cancel()
+        else:
+            future.set_result({"code": code, "said": [], "error": "last words", "host": "here"})
+        return future
+
+
+@pytest.fixture
+def engine_of(tmp_path):
+    def make(**codes):
+        said: list[str] = []
+        made = Engine(Scripted(codes), tmp_path, lambda: "python3", said.append)
+        for name in codes:
+            (tmp_path / name).mkdir()
+            made.add(Task(name, tmp_path / name, ("02_train",)))
+        return made, said
+
+    return make
+
+
+def ended(made: Engine) -> dict[str, Outcome]:
+    return {task.name: outcome for task, outcome in made.outcomes()}
+
+
+def test_outcomes_follow_exit_codes_and_what_was_written_down(engine_of, tmp_path):
+    made, _ = engine_of(good=[0], bad=[1], crashed=[1], pruned=[3], blind=[None])
+    for name in ("bad", "pruned"):
+        (tmp_path / name / runs.OUTCOME).write_text(json.dumps({"error": f"why {name}"}))
+    assert ended(made) == {
+        "good": Outcome("complete"),
+        "bad": Outcome("failed", "why bad"),
+        "crashed": Outcome("failed", "last words"),
+        "pruned": Outcome("pruned", "why pruned"),
+        "blind": Outcome("failed", "last words"),
+    }
+
+
+def test_what_is_lost_is_tried_once_more_and_then_told(engine_of):
+    made, said = engine_of(unlucky=[-9, 0], doomed=[-9, work.CODES["lost"]])
+    found = ended(made)
+    assert found["unlucky"] == Outcome("complete") and found["doomed"].state == "lost"
+    assert "unlucky: its process was lost (killed by SIGKILL, often too little memory): last words; once more" in said
+    assert len(made.executor.jobs) == 4
+
+
+def test_a_run_that_another_process_holds_is_waited_for(engine_of, tmp_path):
+    made, said = engine_of(busy=[work.CODES["busy"], 0])
+    looks = []
+
+    def idle():
+        looks.append(len(made.executor.jobs))
+        if len(looks) == 3:
+            held.close()  # the other process is done
+
+    with contextlib.ExitStack() as held:
+        held.enter_context(runtime.lock(tmp_path / "busy" / ".lock"))
+        found = [(task.name, outcome) for task, outcome in made.outcomes(idle)]
+    assert found == [("busy", Outcome("complete"))] and said == ["busy: another process is working on it"]
+    assert looks[:3] == [1, 1, 1] and looks[-1] == 2  # not handed over again while it was held
+
+
+def test_an_executor_that_is_gone_is_told_apart_from_a_run_that_failed(engine_of):
+    made, _ = engine_of(run=["cancelled"])
+    with pytest.raises(PlacementLost):
+        list(made.outcomes())
+
+
+def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
+    told = placement.perform({"folder": str(tmp_path / "elsewhere")})
+    assert told["code"] is None and f"does not see the folder {tmp_path / 'elsewhere'}" in told["error"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "gpus", "wanted", "runs_", "processes", "width", "threads", "devices"),
+    [
+        (8, "", 0, 24, 1, 8, 1, None),
+        (8, "", 0, 2, 1, 2, 4, None),
+        (8, "", 3, 24, 1, 3, 2, None),
+        (8, "", 0, 24, 4, 2, 4, None),
+        (8, "0,1,2,3", 0, 24, 1, 4, 2, ["0", "1", "2", "3"]),
+        (8, "0,1,2,3", 0, 24, 2, 2, 4, ["0,1", "2,3"]),
+        (8, "0,1", 4, 24, 1, 4, 2, ["0", "1", "0", "1"]),
+    ],
+)
+def test_cores_and_gpus_are_shared_out(monkeypatch, cores, gpus, wanted, runs_, processes, width, threads, devices):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    pool, _ = placement.local(wanted, runs_, processes, print)
+    slots = [pool._slots.get() for _ in range(width)]
+    assert pool.width == width and {slot["OMP_NUM_THREADS"] for slot in slots} == {str(threads)}
+    assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in slots] == (devices or [None] * width)
+    pool.shutdown()
+
+
+def test_a_slot_goes_to_one_run_at_a_time(monkeypatch):
+    pool = placement.Local(2, print, threads=1, gpus=["0", "1"])
+    job = {"environment": {"MINE": "1"}}
+    futures = [pool.submit(lambda job, say: job["environment"], job) for _ in range(6)]
+    found = [future.result() for future in futures]
+    assert {env["CUDA_VISIBLE_DEVICES"] for env in found} <= {"0", "1"} and all(env["MINE"] == "1" for env in found)
+    pool.shutdown()
+
+
+def test_no_dask_scheduler_is_one_clear_line(tmp_path):
+    pytest.importorskip("distributed")
+    with pytest.raises(InputError, match="--scheduler nonsense://x: no Dask scheduler answers there"):
+        placement.cluster("nonsense://x", tmp_path)
+
+
+def test_a_run_process_says_by_its_exit_code_how_it_ended(make_run, monkeypatch, tmp_path):
+    run = make_run()
+    assert work.work(tmp_path / "run", ["02_train"], "python3") == "failed"  # nothing was planned
+    assert "planned.json: no such file" in run.read_json(runs.OUTCOME)["error"]
+    runs.plan(run.path, run.config)
+    with run.locked():
+        monkeypatch.delenv("FRUITLIB_LOCK_HELD")  # as another process sees it
+        assert work.work(run.path, ["02_train"], "python3") == "busy"
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device", str(run.path / "x"))
+
+    monkeypatch.setattr(work, "execute", full)
+    assert work.work(run.path, ["02_train"], "python3") == "failed"
+    assert run.read_json(runs.OUTCOME)["error"].endswith("x: No space left on device")
+    assert not (run.path / runs.WORKING).exists()
+
+
+def test_the_ending_of_a_process_in_words():
+    assert engine._ending(-signal.SIGTERM) == "killed by SIGTERM" and engine._ending(5) == "exit code 5"
+
+
+def test_what_a_job_takes_along(monkeypatch):
+    monkeypatch.setenv("FRUITLIB_CACHE", "/somewhere")
+    assert placement.environment() == {"FRUITLIB_CACHE": "/somewhere"}
+    monkeypatch.delenv("FRUITLIB_CACHE")
+    assert placement.environment() == {}
