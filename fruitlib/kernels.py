@@ -10,10 +10,12 @@ backend, signals. A zygote leaves when it was idle for ten minutes (`FRUITLIB_KE
 that it has imported changed: an edited module is never served stale.
 """
 
+import atexit
 import contextlib
 import functools
 import gc
 import importlib
+import io
 import json
 import os
 import random
@@ -23,8 +25,11 @@ import signal
 import socket
 import sys
 import sysconfig
+import tempfile
 import threading
 import time
+import types
+import weakref
 from pathlib import Path
 
 from fruitlib import warm
@@ -36,7 +41,8 @@ IDLE = 600.0  # seconds
 PRELOADED = """torch torchvision pandas matplotlib.pyplot seaborn scipy.stats sklearn
 sklearn.linear_model cv2 onnx onnxscript torch.onnx._internal.exporter._core pytorch_grad_cam ipykernel.kernelapp
 ipykernel.ipkernel ipykernel.zmqshell ipykernel.debugger IPython.core.completerlib IPython.core.debugger
-IPython.extensions.storemagic tornado.platform.asyncio nbclient papermill fruitlib.finder fruitlib.audit fruitlib.work fruitlib.report"""
+IPython.extensions.storemagic tornado.platform.asyncio nbclient papermill
+fruitlib.finder fruitlib.audit fruitlib.work fruitlib.report"""
 INLINE = "module://matplotlib_inline.backend_inline"
 FRESH = ("tqdm.auto", "tqdm.autonotebook")  # they look for a notebook when they are imported
 
@@ -87,25 +93,26 @@ def serve(path: str) -> dict | None:
     In the zygote itself it returns None, when it is no longer wanted.
     """
     started = time.time()
+    if hasattr(os, "sched_setaffinity"):  # to all there are, not to those of the first who asked
+        os.sched_setaffinity(0, range(os.sysconf("SC_NPROCESSORS_CONF")))
     preload()
     if problem := _unfit():
         sys.exit(problem)
     _thread_pools()
+    for finalizer in list(getattr(weakref.finalize, "_registry", ())):  # torch's, on which each child spent 0.1 s
+        finalizer.atexit = False
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()  # else each child writes it again
     gc.collect()
     gc.freeze()  # a child's collector would write into every object, and so copy every page
-    zygote = _Zygote(path, started)
-    return zygote.run()
+    return _Zygote(path, started).run()
 
 
 def preload() -> None:
     """Import what notebooks import; what is not installed is left out."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name in PRELOADED.split():
-            with contextlib.suppress(ImportError):
-                importlib.import_module(name)
+    for name in PRELOADED.split():
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
     for name in FRESH:
         sys.modules.pop(name, None)
 
@@ -128,33 +135,45 @@ def _threads() -> int:
 def _imported_files() -> list[str]:
     """The folders packages are installed in, and the files of all modules that stand elsewhere."""
     installed = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
-    known = (*installed, sysconfig.get_path("stdlib"))
-    files = [getattr(module, "__file__", None) or "" for module in list(sys.modules.values())]
-    return [*installed, *(file for file in files if file and not file.startswith(known))]
+    known = tuple(f"{folder}{os.sep}" for folder in (*installed, sysconfig.get_path("stdlib")))
+    files = {getattr(module, "__file__", None) or "" for module in list(sys.modules.values())}
+    return [*installed, *(file for file in files if os.path.isabs(file) and not file.startswith(known))]
+
+
+def _watched(started: float) -> dict[str, tuple[float, int]]:
+    """Each imported file's stamp; one that never fits for those written since the imports began."""
+    stamps = {path: _stamp(path) for path in _imported_files()}
+    return {path: (0.0, -1) if started < stamp[0] < time.time() else stamp for path, stamp in stamps.items()}
+
+
+def _stamp(path: str) -> tuple[float, int]:
+    with contextlib.suppress(OSError):
+        found = os.stat(path)
+        return found.st_mtime, found.st_size
+    return 0.0, 0
 
 
 class _Zygote:
-    """The loop that forks: one socket to ask at, one connection to each child's stand-in."""
+    """The loop that forks: one socket to ask at, one connection to each who asks and then to each child's stand-in."""
 
     def __init__(self, path: str, started: float):
-        self.path, self.started = path, started
         self.idle = float(os.environ.get("FRUITLIB_KERNELS_IDLE", IDLE))
-        self.watched = _imported_files()
+        self.watched = _watched(started)
+        self.asking: dict[socket.socket, tuple[bytearray, list[int]]] = {}
         self.children: dict[int, socket.socket] = {}
         self.selector = selectors.DefaultSelector()
-        self.woken, waker = socket.socketpair()
-        for end in (self.woken, waker):
+        self.woken, self.waker = socket.socketpair()
+        for end in (self.woken, self.waker):
             end.setblocking(False)
-        self.waker = waker
         signal.signal(signal.SIGCHLD, lambda *_: None)
-        signal.set_wakeup_fd(waker.fileno(), warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self.waker.fileno(), warn_on_full_buffer=False)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(path)
         self.listener.listen(128)
-        self.selector.register(self.listener, selectors.EVENT_READ)
-        self.selector.register(self.woken, selectors.EVENT_READ)
+        self.selector.register(self.listener, selectors.EVENT_READ, self.accept)
+        self.selector.register(self.woken, selectors.EVENT_READ, self.reap)
 
     def run(self) -> dict | None:
         """Serve until nobody wants it any more (None); in a child, the request it answers."""
@@ -163,97 +182,96 @@ class _Zygote:
             if not ready and not self.children:
                 self.close()
             for key, _ in ready:
-                if key.fileobj is self.listener:
-                    if request := self.accept():
-                        return request
-                elif key.fileobj is self.woken:
-                    with contextlib.suppress(BlockingIOError):
-                        self.woken.recv(4096)
-                else:
-                    self.hung_up(key.fileobj)
-            self.reap()
+                if key.fileobj.fileno() >= 0 and (request := key.data(key.fileobj)):
+                    return request
         return None
 
-    def accept(self) -> dict | None:
-        """Answer one who asks: fork, or say that this zygote is out of date and leave."""
-        connection, _ = self.listener.accept()
-        connection.settimeout(10)
-        try:
-            request, files = _read(connection)
-        except (OSError, ValueError):
-            connection.close()  # somebody who only looked whether there is one
+    def accept(self, listener: socket.socket) -> None:
+        """Somebody is there. What is asked comes when it comes: others are not to wait for it."""
+        with contextlib.suppress(OSError):
+            connection, _ = listener.accept()
+            self.asking[connection] = bytearray(), []
+            self.selector.register(connection, selectors.EVENT_READ, self.hear)
+
+    def hear(self, connection: socket.socket) -> dict | None:
+        """Take a part of a request; a whole one is answered with a child, or by leaving. In the child: the request."""
+        said, files = self.asking[connection]
+        part, sent = b"", []
+        with contextlib.suppress(OSError):
+            part, sent, _, _ = socket.recv_fds(connection, 65536, 3)
+        said += part
+        files += sent
+        if part and not part.endswith(b"\n"):
             return None
+        self.selector.unregister(connection)
+        del self.asking[connection]
+        pid = self.fork() if part else None  # else somebody who only looked whether there is one, or changed his mind
+        if pid == 0:
+            self.forget()
+            return {**json.loads(said), "files": files, "connection": connection}
+        if pid:
+            self.children[pid] = connection
+            self.selector.register(connection, selectors.EVENT_READ, self.hung_up)
+        else:
+            connection.close()
+        _close(files)
+        return None
+
+    def fork(self) -> int | None:
+        """The new child's pid, and 0 in the child; None where there is none: this zygote is out of date, say."""
         if changed := self.changed():
             print(f"{changed} changed: this zygote leaves", flush=True)
-            connection.close()
-            _close(files)
             self.close()
             return None
-        if pid := os.fork():
-            self.children[pid] = connection
-            self.selector.register(connection, selectors.EVENT_READ)
-            _close(files)
-            _tell(connection, {"pid": pid})
+        try:
+            return os.fork()
+        except OSError as problem:
+            print(f"no child: {problem}", flush=True)
             return None
+
+    def forget(self) -> None:
+        """In a child: close what belongs to the zygote and to other children."""
         signal.set_wakeup_fd(-1)
         self.selector.close()
-        for other in (self.listener, self.woken, self.waker, *self.children.values()):
+        for other in (self.listener, self.woken, self.waker, *self.children.values(), *self.asking):
             other.close()
-        return {**request, "files": files, "connection": connection}
+        for _, files in self.asking.values():
+            _close(files)
 
     def changed(self) -> str:
-        """What was imported and has changed since this process began; empty where nothing has.
+        """What was imported and has changed since, or while it was; empty where nothing has.
 
         Installed packages are not edited but replaced, and that shows in the folder they stand in.
         """
-        for path in self.watched:
-            with contextlib.suppress(OSError):
-                if os.stat(path).st_mtime > self.started:
-                    return path
-        return ""
+        return next((path for path, was in self.watched.items() if _stamp(path) != was), "")
 
     def hung_up(self, connection: socket.socket) -> None:
         """A stand-in is gone: its child goes too."""
-        pid = next(pid for pid, held in self.children.items() if held is connection)
         self.selector.unregister(connection)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGKILL)
+        pid = next(pid for pid, held in self.children.items() if held is connection)
+        for kill in (os.killpg, os.kill):  # the second for one that has no group of its own yet
+            with contextlib.suppress(ProcessLookupError):
+                kill(pid, signal.SIGKILL)
 
-    def reap(self) -> None:
+    def reap(self, woken: socket.socket) -> None:
         """Tell the stand-ins of children that have ended how they did."""
+        with contextlib.suppress(BlockingIOError):
+            woken.recv(4096)
         while self.children:
             pid, status = os.waitpid(-1, os.WNOHANG)
             if not pid:
                 return
-            connection = self.children.pop(pid)
-            with contextlib.suppress(KeyError):  # its stand-in is gone
-                self.selector.unregister(connection)
-            _tell(connection, {"exit": os.waitstatus_to_exitcode(status)})
-            connection.close()
+            if connection := self.children.pop(pid, None):
+                with contextlib.suppress(KeyError):  # its stand-in is gone
+                    self.selector.unregister(connection)
+                _tell(connection, {"exit": os.waitstatus_to_exitcode(status)})
+                connection.close()
 
     def close(self) -> None:
-        """Ask no more: whoever comes now starts another zygote."""
+        """Ask no more: whoever comes now starts another zygote, which puts a socket of its own in this one's place."""
         if self.listener.fileno() >= 0:
             self.selector.unregister(self.listener)
             self.listener.close()
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(self.path)
-
-
-def _read(connection: socket.socket) -> tuple[dict, list[int]]:
-    """A request and the three files that come with it."""
-    head, files, _, _ = socket.recv_fds(connection, 4, 3)
-    if len(head) < 4 or len(files) != 3:
-        _close(files)
-        raise ValueError("no request")
-    missing, parts = int.from_bytes(head, "big"), []
-    while missing:
-        if not (part := connection.recv(min(missing, 65536))):
-            _close(files)
-            raise ValueError("half a request")
-        parts.append(part)
-        missing -= len(part)
-    return json.loads(b"".join(parts)), files
 
 
 def _tell(connection: socket.socket, word: dict) -> None:
@@ -271,45 +289,53 @@ def _close(files: list[int]) -> None:
 
 def become(request: dict) -> None:
     """Turn this child into what was asked for, and end with it."""
+    import resource
+
+    connection = request["connection"]
     os.setsid()
-    for name in ("SIGINT", "SIGCHLD", "SIGTERM"):
-        number = getattr(signal, name)
-        signal.signal(number, signal.default_int_handler if name == "SIGINT" else signal.SIG_DFL)
+    for name in (*warm.PASSED_ON, "SIGCHLD"):  # which the zygote's starter may have ignored
+        signal.signal(getattr(signal, name), signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
     for target, file in enumerate(request["files"]):
         os.dup2(file, target)
-    _close([file for file in request["files"] if file > 2])
+    _close(request["files"])
     _reopen_streams()
+    _tell(connection, {"pid": os.getpid()})  # by the child itself: who has not heard it may ask another zygote
+    threading.Thread(target=_leave_with, args=(connection,), daemon=True).start()
+    os.register_at_fork(after_in_child=connection.close)  # which ends with this process, not with one it leaves behind
     os.environ.clear()
-    os.environ.update(request["environment"])
+    os.environ.update({**warm.SET_BY_IMPORT, **request["environment"]})
     os.environ["JPY_PARENT_PID"] = "1"  # "do not watch your parent", which is the zygote; the stand-in watches its own
+    for number, *limits in request["limits"]:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(number, limits)  # one that is higher than the zygote's cannot be had
     os.umask(request["umask"])
     os.chdir(request["cwd"])
-    time.tzset()
-    threading.Thread(target=_leave_with, args=(request["connection"],), daemon=True).start()
     module, *arguments = request["arguments"]
     is_kernel = module == "ipykernel_launcher"
-    if (
-        is_kernel and "ipywidgets" in sys.modules
-    ):  # seaborn imports it; it would find its kernel by itself when imported
+    if is_kernel and "ipywidgets" in sys.modules:  # seaborn imports it; when imported it looks for its kernel
         arguments.append("--ext=ipywidgets")
+    _set_threads(request["cores"])
     _as_if_cold(INLINE if is_kernel else "")
     sys.argv = [module, *arguments]
-    _run(module)
+    _run(module, connection)
 
 
 def _reopen_streams() -> None:
     """Python's own streams, for the files that stand behind 0, 1 and 2 now."""
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", buffering=1, closefd=False)
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", buffering=1, closefd=False)
+    for name, file, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        was = getattr(sys, f"__{name}__")
+        buffering = -1 if mode == "r" else 1
+        stream = open(file, mode, buffering, encoding=was.encoding, errors=was.errors, closefd=False)  # noqa: SIM115
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 def _leave_with(connection: socket.socket) -> None:
-    """End this process, and all it has started, when the stand-in is gone and the zygote, which would see to it, too."""
+    """End this process, and all it has started, when the stand-in is gone; the zygote does so too, if there is one."""
     with contextlib.suppress(OSError):
-        connection.settimeout(None)
         connection.recv(1)
-    time.sleep(1)
     os.killpg(os.getpid(), signal.SIGKILL)
 
 
@@ -318,22 +344,41 @@ def _as_if_cold(backend: str) -> None:
 
     `backend` is matplotlib's where the environment names none.
     """
-    import numpy as np
-
     random.seed()
-    np.random.seed()
-    # torch begins with the same seed in every process, so there is nothing to draw.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    threads = int(os.environ.get("OMP_NUM_THREADS", "").split(",")[0] or 0)
-    blas = int(os.environ.get("OPENBLAS_NUM_THREADS") or threads or cores)
-    pools = _thread_pools()
-    pools.limit(limits=blas, user_api="blas")
-    if threads:
-        pools.limit(limits=threads, user_api="openmp")
-        if "torch" in sys.modules:
-            sys.modules["torch"].set_num_threads(threads)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
     if "matplotlib" in sys.modules and (backend := os.environ.get("MPLBACKEND") or backend):
         sys.modules["matplotlib"].rcParams["backend"] = backend
+    tempfile.tempdir = None
+    time.tzset()
+
+
+def _set_threads(cores: list[int]) -> None:
+    """Run on these cores, with the threads that libraries have where they are imported there, in this environment."""
+    before = _cores()
+    if cores:
+        with contextlib.suppress(OSError):  # the zygote was started where there are others
+            os.sched_setaffinity(0, cores)
+    omp, mkl, blas = (_number(f"{name}_NUM_THREADS") for name in ("OMP", "MKL", "OPENBLAS"))
+    pools, torch = _thread_pools(), sys.modules.get("torch")
+    pools.limit(limits=min(blas or omp or _cores(), _cores()), user_api="blas")
+    if omp or mkl or _cores() != before:
+        most = torch.get_num_threads() if torch else 0
+        pools.limit(limits=omp or _cores(), user_api="openmp")
+        if torch:
+            torch.set_num_threads(min(mkl or omp or most, most, _cores()))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _number(name: str) -> int:
+    """A number of threads in the environment; 0 where there is none."""
+    first = os.environ.get(name, "").split(",")[0].strip()
+    return int(first) if first.isdecimal() else 0
 
 
 @functools.cache  # found in the zygote already: it takes a twentieth of a second
@@ -343,28 +388,43 @@ def _thread_pools():
     return ThreadpoolController()
 
 
-def _run(module: str) -> None:
+def _run(module: str, connection: socket.socket) -> None:
     """`python -m module`, then the end of the process without taking down thousands of modules one by one."""
     code = 1
     try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-        code = 0
-    except SystemExit as left:
-        code = left.code if isinstance(left.code, int) else int(left.code is not None)
-        if code and not isinstance(left.code, int):
-            print(left.code, file=sys.stderr)
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
+        code = _outcome(module)
+        for step in (threading._shutdown, atexit._run_exitfuncs, _let_go):  # as the interpreter does at its end
+            with contextlib.suppress(BaseException):
+                step()
+        _tell(connection, {"leaving": code})  # in case there is no zygote any more that could
     finally:
-        with contextlib.suppress(Exception):
-            threading._shutdown()  # waits for threads, as the interpreter does at its end
-        import atexit
+        warm.leave(code)
 
-        atexit._run_exitfuncs()
-        for stream in (sys.stdout, sys.stderr):
-            with contextlib.suppress(Exception):
-                stream.flush()
-        os._exit(code)
+
+def _outcome(module: str) -> int:
+    """Run it; returns its exit code."""
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        runpy._run_module_as_main(module)
+    except SystemExit as left:
+        if left.code is None or isinstance(left.code, int):
+            return (left.code or 0) & 0xFF
+        print(left.code, file=sys.stderr)
+        return 1
+    except BaseException as problem:
+        sys.excepthook(type(problem), problem, problem.__traceback__.tb_next)
+        return -signal.SIGINT if isinstance(problem, KeyboardInterrupt) else 1
+    return 0
+
+
+def _let_go() -> None:
+    """Let go of what `__main__` holds, which ends it properly, and get to disk what was written to files left open."""
+    vars(sys.modules["__main__"]).clear()
+    gc.collect()
+    for held in gc.get_objects():
+        if issubclass(type(held), (io.TextIOWrapper, io.BufferedWriter, io.BufferedRandom)):
+            with contextlib.suppress(OSError, ValueError):
+                held.flush()
 
 
 def main() -> None:
@@ -373,6 +433,8 @@ def main() -> None:
         sys.exit("usage: python -m fruitlib.kernels install")
     if sys.argv[1] == "install":
         print(f"installed: {install()}")
+    elif pid := os.fork():  # a process that nobody has started is not ended with others that somebody has
+        os.write(0, str(pid).encode())
     elif request := serve(sys.argv[1]):
         become(request)
     else:

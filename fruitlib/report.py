@@ -327,7 +327,8 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
     winners = [row for row in pooled if shipped and row.get("combination") == shipped["row"].get("combination")]
     empty = "results.csv is missing or empty: no numbers to show" if complete and not results else ""
     problems = [trouble or empty, unread, unpooled, unpaired]
-    problems += _problems({"name": "", "pages": pages[""]}, ["01_split"])
+    under_way = any(run["state"] == "pending" for run in runs)
+    problems += _problems({"name": "", "pages": pages[""]}, [] if under_way else ["01_split"])
     problems += [text for run in complete for text in _problems(run, run.get("stages", EXPECTED))]
     return {
         "page": None,

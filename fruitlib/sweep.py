@@ -147,7 +147,7 @@ class Driver:
         self.trials: search.Trials | None = None
         self.failures: list[str] = []  # of the sweep's own notebook
         self._said: set[str] = set()
-        self._published, self._dirty = (0.0, 0.0), True  # when, and how many seconds it took
+        self._changed, self._due = {"summary": True, "pages": True}, {"summary": 0.0, "pages": 0.0}
 
     def run(self) -> int:
         """01 and every run; then the choice and its test. Whatever ends this ends what it has started."""
@@ -191,7 +191,7 @@ class Driver:
         for name in self.states:
             self._tell_search(name)  # killed between a run's end and its telling
         self._begin(self._pending())
-        self._publish(pages=False)
+        self._write_summary()
         self._ask()
         for task, outcome in self.engine.outcomes(self._idle):
             self._note(task, outcome)
@@ -224,11 +224,11 @@ class Driver:
         while self.trials and self.engine.room > 0 and (name := self.trials.ask()):
             self._join(name)
             self._begin([name])
-            self._dirty = True
+            self._changed = dict.fromkeys(self._changed, True)
 
     def _note(self, task: Task, outcome: Outcome) -> None:
         """What has become of a task, and what follows from it."""
-        self._dirty = True
+        self._changed = dict.fromkeys(self._changed, True)
         if task.name == work.SPLIT:
             if outcome.error:
                 self.failures.append(f"{work.SPLIT}: {outcome.error}")
@@ -267,25 +267,33 @@ class Driver:
             for task in list(self.engine.running.values()):
                 if task.name in self.work:
                     self.trials.watch(task.name, self.work[task.name])
-        when, took = self._published
-        if self._dirty and time.monotonic() - when > took / PUBLISH_SHARE:
-            self._publish()
+        for what, bring in (("summary", self._write_summary), ("pages", self._write_pages)):
+            if self._changed[what] and time.monotonic() > self._due[what]:
+                bring()
 
-    def _publish(self, chosen: str | None = None, shipped: str | None = None, pages: bool = True) -> dict:
-        """Bring summary and report up to date; returns what `sweep.json` holds."""
-        started, self._dirty = time.monotonic(), False
+    def _publish(self, chosen: str | None = None, shipped: str | None = None) -> dict:
+        """Bring summary and report up to date at once; returns what `sweep.json` holds."""
         told = self._write_summary(chosen, shipped)
-        if pages:
+        self._write_pages()
+        return told
+
+    @contextlib.contextmanager
+    def _bringing(self, what: str):
+        """Around the work of bringing something up to date: it is due again when it has cost but a twentieth."""
+        started, self._changed[what] = time.monotonic(), False
+        yield
+        self._due[what] = time.monotonic() + (time.monotonic() - started) / PUBLISH_SHARE
+
+    def _write_pages(self) -> None:
+        with self._bringing("pages"):
             from fruitlib import report  # three seconds of imports, which bad input need not wait for
 
             report.build(self.sweep_dir, changed_only=True)
-        self._published = (time.monotonic(), time.monotonic() - started)
-        return told
 
     def _write_summary(self, chosen: str | None = None, shipped: str | None = None) -> dict:
-        told, problems = summary.write(
-            self.plan, self.sweep_dir, self.work, self.states, chosen, shipped, self.progress.total
-        )
+        with self._bringing("summary"):
+            total = self.progress.total
+            told, problems = summary.write(self.plan, self.sweep_dir, self.work, self.states, chosen, shipped, total)
         for problem in problems:
             if problem not in self._said:
                 self.progress.say(problem)

@@ -1,8 +1,9 @@
 """`python -ISP warm.py MODULE ARGUMENTS…`: what `python -m MODULE ARGUMENTS…` does, without waiting for imports.
 
 A process that has imported torch, pandas, matplotlib and fruitlib already (`kernels`, the zygote; one per environment)
-forks, and its child becomes MODULE, with the environment, working directory and open files of this one. This one stays
-as the child's stand-in: signals are passed on to it, its exit code becomes ours, and where this one ends, so does it.
+forks, and its child becomes MODULE, with the environment, working directory and standard files of this one. This one
+stays as the child's stand-in: signals are passed on to it, its exit code becomes ours, and where this one ends, so does
+it.
 
 Where that cannot be had (no fork on this system, no zygote), this process becomes `python -m MODULE …` itself and says
 so on its standard error. `FRUITLIB_KERNELS=cold` asks for that. Standard library alone, and little of it: this file
@@ -23,9 +24,12 @@ COLD = "fruitlib: a cold start: "  # how the line on standard error begins
 # What a program, or a library while it is imported, reads of its environment: another value, another zygote. So does a
 # batch job of its own, whose end takes all its processes.
 READ_AT_IMPORT = ("PYTHON", "LD_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH", "PYTORCH_", "MPL", "NPY_")
-READ_AT_IMPORT += ("MALLOC_", "LANG", "LC_", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
-SET_LATER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MPLBACKEND")  # the child sees to these
-PATIENCE = 180.0  # seconds a zygote may take to import everything; on a busy machine of two cores it took 25
+READ_AT_IMPORT += ("MALLOC_", "LANG", "LC_", "HOME", "XDG_CONFIG_HOME", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
+SET_LATER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MPLBACKEND", "TORCHINDUCTOR_CACHE_DIR")
+# What fruitlib and sklearn set when they are imported: who has done so already is served by the same zygote.
+SET_BY_IMPORT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE"}
+PATIENCE = 180.0  # seconds a zygote may take to import everything; on a busy machine of two cores it took 50
+ANSWERS = 60.0  # seconds within which a child is forked, or the zygote hangs
 PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
 
 
@@ -50,11 +54,16 @@ def address(environment: dict[str, str], executable: str) -> str:
     found = os.lstat(folder)
     if found.st_uid != os.getuid() or found.st_mode & 0o077:
         raise Unavailable(f"{folder} is open to others than this user: remove it")
-    read = sorted(
-        item for item in environment.items() if item[0].startswith(READ_AT_IMPORT) and item[0] not in SET_LATER
-    )
-    key = json.dumps([executable, os.path.dirname(os.path.abspath(__file__)), sys.version, read])
+    key = json.dumps([executable, os.path.realpath(__file__), sys.version, os.nice(0), _read_at_import(environment)])
     return f"{folder}/{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.sock"
+
+
+def _read_at_import(environment: dict[str, str]) -> list[tuple[str, str]]:
+    """What another zygote is needed for, where it is another value."""
+    seen = {**SET_BY_IMPORT, **environment}
+    folders = seen.get("LD_LIBRARY_PATH", "").split(":")  # cv2 puts a folder of its own before the others
+    seen["LD_LIBRARY_PATH"] = ":".join(folder for folder in folders if folder and "/cv2/" not in folder)
+    return sorted(item for item in seen.items() if item[0].startswith(READ_AT_IMPORT) and item[0] not in SET_LATER)
 
 
 def connect(path: str, environment: dict[str, str], executable: str) -> socket.socket:
@@ -63,9 +72,20 @@ def connect(path: str, environment: dict[str, str], executable: str) -> socket.s
         return connection
     import fcntl
 
-    with open(f"{path[:-5]}.lock", "w") as lock:
+    with open(f"{path[:-5]}.lock", "a+") as lock:
+        asked = time.time()
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _connected(path) or _started(path, environment, executable)
+        if connection := _connected(path):
+            return connection
+        if os.fstat(lock.fileno()).st_mtime > asked:  # one who asked before us has tried; eight need not, in turn
+            lock.seek(0)
+            raise Unavailable(lock.read())
+        try:
+            return _started(path, environment, executable)
+        except Unavailable as why:
+            lock.truncate(0)
+            lock.write(str(why))
+            raise
 
 
 def _connected(path: str) -> socket.socket | None:
@@ -83,22 +103,26 @@ def _started(path: str, environment: dict[str, str], executable: str) -> socket.
     import subprocess
 
     log = f"{path[:-5]}.log"
-    theirs = {name: value for name, value in environment.items() if name not in SET_LATER}
-    theirs["OPENBLAS_NUM_THREADS"] = "1"  # else it has threads as soon as it is imported, and a fork has not
-    with open(log, "w") as words:
-        zygote = subprocess.Popen(
+    its_environment = {name: value for name, value in environment.items() if name not in SET_LATER}
+    its_environment["OPENBLAS_NUM_THREADS"] = "1"  # else it has threads as soon as it is imported, and a fork has not
+    its_environment["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the debugger has a word to say to every log
+    ours, theirs = socket.socketpair()  # tells the zygote's pid, and by closing that it is gone: it is not our child
+    with open(log, "w") as words, theirs:
+        subprocess.run(
             [executable, "-P", "-m", "fruitlib.kernels", path],
-            env=theirs, cwd="/", stdin=subprocess.DEVNULL, stdout=words, stderr=words, start_new_session=True,
+            env=its_environment, cwd="/", stdin=theirs, stdout=words, stderr=words, start_new_session=True,
         )  # fmt: skip
     deadline = time.monotonic() + PATIENCE
-    while zygote.poll() is None and time.monotonic() < deadline:
-        if connection := _connected(path):
-            return connection
-        time.sleep(0.02)
-    zygote.kill()
+    with ours:
+        pid = ours.recv(16)
+        while pid and not select.select([ours], [], [], 0.02)[0] and time.monotonic() < deadline:
+            if connection := _connected(path):
+                return connection
+    with contextlib.suppress(ValueError, ProcessLookupError):
+        os.kill(int(pid), signal.SIGKILL)
     with open(log, errors="replace") as words:
         said = words.read().strip().splitlines()
-    raise Unavailable(f"the zygote did not come up: {said[-1] if said else 'it took too long'} ({log})")
+    raise Unavailable(f"the zygote did not come up: {said[-1] if said else 'killed, or too slow'} ({log})")
 
 
 def ask(arguments: list[str], executable: str = sys.executable) -> tuple[socket.socket, int]:
@@ -108,22 +132,23 @@ def ask(arguments: list[str], executable: str = sys.executable) -> tuple[socket.
         Unavailable: it cannot be had.
     """
     environment = dict(os.environ)
-    wanted = {"arguments": arguments, "environment": environment, "cwd": os.getcwd(), "umask": _umask()}
-    request = json.dumps(wanted).encode()
+    request = json.dumps({"arguments": arguments, "environment": environment, **_surroundings()}).encode() + b"\n"
     path = address(environment, executable)
     for _ in range(3):  # one that is out of date leaves; so may one that was idle, just now
         connection = connect(path, environment, executable)
+        connection.settimeout(ANSWERS)
         with contextlib.suppress(ConnectionError):
-            socket.send_fds(connection, [len(request).to_bytes(4, "big")], [0, 1, 2])
-            connection.sendall(request)
+            socket.send_fds(connection, [request[:1]], [0, 1, 2])
+            connection.sendall(request[1:])
             if pid := told(connection).get("pid"):
+                connection.settimeout(None)
                 return connection, pid
         connection.close()
     raise Unavailable("the zygote went away, three times")
 
 
 def told(connection: socket.socket) -> dict:
-    """The zygote's next word, a line of JSON; empty at the end of the connection."""
+    """The next word of the zygote or its child, a line of JSON; empty at the end of the connection."""
     line = b""
     while not line.endswith(b"\n"):
         if not (piece := connection.recv(1)):
@@ -132,9 +157,14 @@ def told(connection: socket.socket) -> dict:
     return json.loads(line)
 
 
-def _umask() -> int:
-    os.umask(found := os.umask(0o077))
-    return found
+def _surroundings() -> dict:
+    """What a process has of the one that started it, besides files and environment."""
+    import resource
+
+    limits = [(n, *resource.getrlimit(n)) for name, n in sorted(vars(resource).items()) if name.startswith("RLIMIT_")]
+    cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+    os.umask(umask := os.umask(0o077))
+    return {"cwd": os.getcwd(), "umask": umask, "cores": cores, "limits": limits}
 
 
 def stand_in(connection: socket.socket, pid: int, parent: int) -> int:
@@ -142,17 +172,33 @@ def stand_in(connection: socket.socket, pid: int, parent: int) -> int:
 
     When our own parent is gone, so is whoever wanted the child: it is ended.
     """
-    for name in PASSED_ON:
-        signal.signal(getattr(signal, name), lambda number, _: _pass_on(pid, number))
-    while not select.select([connection], [], [], 0.5)[0]:
-        if os.getppid() != parent:
+    for number in (getattr(signal, name) for name in PASSED_ON):
+        if signal.getsignal(number) != signal.SIG_IGN:  # by `nohup`, say
+            signal.signal(number, lambda number, _: _pass_on(pid, number))
+    code = 1  # where nobody can tell it: the zygote was killed, and then the child
+    while True:
+        if select.select([connection], [], [], 0.5)[0]:
+            word = told(connection)
+            if word.keys() != {"leaving"}:
+                return word.get("exit", code)
+            code = word["leaving"]
+        elif os.getppid() != parent:
             _pass_on(pid, signal.SIGKILL)
-    return told(connection).get("exit", 1)  # no word: the zygote was killed before the child ended
+            return -signal.SIGKILL
 
 
 def _pass_on(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, number)  # as Jupyter does it: to the kernel and to what it has started
+
+
+def leave(code: int) -> None:
+    """End at once, with this exit code or, below zero, by that signal."""
+    if code < 0:
+        with contextlib.suppress(OSError):  # SIGKILL has one meaning only
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    os._exit(code & 0xFF)
 
 
 def main() -> None:
@@ -163,11 +209,7 @@ def main() -> None:
     except (Unavailable, OSError) as why:
         print(f"{COLD}{why}", file=sys.stderr, flush=True)
         os.execv(sys.executable, [sys.executable, "-P", "-m", *sys.argv[1:]])
-    code = stand_in(connection, pid, parent)
-    if code < 0:
-        signal.signal(-code, signal.SIG_DFL) if -code not in (signal.SIGKILL, signal.SIGSTOP) else None
-        os.kill(os.getpid(), -code)
-    os._exit(code)
+    leave(stand_in(connection, pid, parent))
 
 
 if __name__ == "__main__":
