@@ -17,6 +17,7 @@ from pathlib import Path
 from fruitlib import placement, runs, runtime
 from fruitlib.work import CODES
 
+KILLED = -9  # by SIGKILL, which not every system has a name for
 TRIES = 2  # of a run whose process or kernel was killed under it
 WORDS = {code: word for word, code in CODES.items()}
 
@@ -99,7 +100,7 @@ class Engine:
         except CancelledError as problem:
             raise PlacementLost("it cancelled what it was given") from problem
         except Exception as problem:  # Dask: the worker was lost, more often than it allows
-            told = {"code": -signal.SIGKILL, "said": [], "error": str(problem).splitlines()[0], "host": ""}
+            told = {"code": KILLED, "said": [], "error": str(problem).splitlines()[0], "host": ""}
         if not hasattr(self.executor, "say"):  # remarks of another machine come at the end
             for line in told["said"]:
                 self.say(line)
@@ -164,5 +165,5 @@ def _reason(folder: Path) -> str:
 def _ending(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
-    hint = ", often too little memory" if code == -signal.SIGKILL else ""
+    hint = ", often too little memory" if code == KILLED else ""
     return f"killed by {signal.Signals(-code).name}{hint}"

@@ -306,7 +306,7 @@ def become(request: dict) -> None:
     os.register_at_fork(after_in_child=connection.close)  # which ends with this process, not with one it leaves behind
     os.environ.clear()
     os.environ.update({**warm.SET_BY_IMPORT, **request["environment"]})
-    os.environ["JPY_PARENT_PID"] = "1"  # "do not watch your parent", which is the zygote; the stand-in watches its own
+    os.environ["JPY_PARENT_PID"] = "1"  # its parent is the zygote; the stand-in watches its own
     for number, *limits in request["limits"]:
         with contextlib.suppress(OSError, ValueError):
             resource.setrlimit(number, limits)  # one that is higher than the zygote's cannot be had

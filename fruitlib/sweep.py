@@ -6,9 +6,8 @@ to be done and what it comes to, and keeps the summary and the report up to date
 """
 
 import contextlib
-import functools
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,20 +61,26 @@ class Kernel:
     """The kernel that notebooks are executed with, made ready when the first one is to be."""
 
     def __init__(self, progress: Progress, placed: str):
-        self.progress, self.placed, self._ready = progress, placed, None
+        self.progress, self.placed = progress, placed
+        self._found: list[tuple[str, str]] = []
+        self._warming = threading.Thread(target=lambda: self._found.append(kernels.ready()), daemon=True)
+        self._said = False
 
     def warm_up(self) -> None:
         """Have a warm kernel's imports begin."""
-        self._ready = self._ready or ThreadPoolExecutor(1).submit(kernels.ready)
+        if self._warming.ident is None:
+            self._warming.start()
 
-    @functools.cache  # noqa: B019  (one for the whole process)
     def name(self) -> str:
-        """Its name, `fruitlib-warm` or `python3`; says which, and where runs are placed."""
+        """Its name, `fruitlib-warm` or `python3`; the first time it says which, and where runs are placed."""
         self.warm_up()
         self.progress.doing = "starting a warm kernel"
-        name, said = self._ready.result()
+        self._warming.join()
         self.progress.doing = ""
-        self.progress.say(f"{self.placed}; kernels: {said}")
+        name, said = self._found[0] if self._found else ("python3", "cold: no warm one could be asked for")
+        if not self._said:
+            self._said = True
+            self.progress.say(f"{self.placed}; kernels: {said}")
         return name
 
 
@@ -201,7 +206,7 @@ class Driver:
         """A run becomes part of the sweep, as it stands on the disk today."""
         self.work[name] = run = run or Run(self.sweep_dir / name, self.plan.runs[name])
         state = "complete" if _is_complete(run) else known if known in ("pruned", "failed") else "pending"
-        error = run.read_json(runs.OUTCOME).get("error") if state in ("pruned", "failed") else None
+        error = run.read_json(runs.OUTCOME).get("error", known) if state in ("pruned", "failed") else None
         self.states[name] = {"state": state, "error": error}
 
     def _pending(self) -> list[str]:

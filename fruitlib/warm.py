@@ -24,6 +24,7 @@ COLD = "fruitlib: a cold start: "  # how the line on standard error begins
 # What a program, or a library while it is imported, reads of its environment: another value, another zygote. So does a
 # batch job of its own, whose end takes all its processes.
 READ_AT_IMPORT = ("PYTHON", "LD_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH", "PYTORCH_", "MPL", "NPY_")
+READ_AT_IMPORT += ("MATPLOTLIBRC", "NUMPY_", "PANDAS_", "SCIPY_", "SKLEARN_", "JOBLIB_", "LOKY_", "TQDM_")
 READ_AT_IMPORT += ("MALLOC_", "LANG", "LC_", "HOME", "XDG_CONFIG_HOME", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 SET_LATER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MPLBACKEND", "TORCHINDUCTOR_CACHE_DIR")
 # What fruitlib and sklearn set when they are imported: who has done so already is served by the same zygote.
@@ -105,6 +106,7 @@ def _started(path: str, environment: dict[str, str], executable: str) -> socket.
     log = f"{path[:-5]}.log"
     its_environment = {name: value for name, value in environment.items() if name not in SET_LATER}
     its_environment["OPENBLAS_NUM_THREADS"] = "1"  # else it has threads as soon as it is imported, and a fork has not
+    its_environment["JPY_PARENT_PID"] = "1"  # ipykernel reads it when imported: "do not watch your parent", the zygote
     its_environment["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the debugger has a word to say to every log
     ours, theirs = socket.socketpair()  # tells the zygote's pid, and by closing that it is gone: it is not our child
     with open(log, "w") as words, theirs:

@@ -54,7 +54,8 @@ def live(sweep_dir: str, seconds: float = 2) -> HTML:
     def refresh() -> bool:
         status = progress.read(folder)
         shown.value = _status_table(status)
-        return bool(status.runs) and status.count("pending") + status.count("running") == 0
+        to_come = status.count("pending") + status.count("running") + max(0, status.total - len(status.runs))
+        return bool(status.runs) and not to_come
 
     def follow() -> None:
         while not refresh():

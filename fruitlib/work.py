@@ -20,7 +20,7 @@ from datetime import datetime
 from pathlib import Path
 
 from fruitlib import config as configs
-from fruitlib import runs, runtime, splits
+from fruitlib import kernels, runs, runtime, splits
 from fruitlib.config import Config
 from fruitlib.execute import KernelLost, NotebookFailed, NotebookPruned, execute
 from fruitlib.runs import OUTCOME, WORKING, Run
@@ -35,6 +35,7 @@ def work(folder: Path, stages: list[str], kernel: str) -> str:
     """Execute those of a folder's notebooks that are not complete; returns a word of `CODES`."""
     marker = _Marker(folder)
     try:
+        kernel = _installed(kernel)
         if stages == [SPLIT]:
             with runtime.lock(folder / ".split.lock", timeout=0):
                 _split(folder, kernel, marker)
@@ -58,6 +59,17 @@ def work(folder: Path, stages: list[str], kernel: str) -> str:
         return _ended(folder, "failed", marker.stage, said(problem))
     finally:
         marker.remove()
+
+
+def _installed(kernel: str) -> str:
+    """The kernel, put into this machine's environment where it is a warm one; an ordinary one where it cannot be."""
+    if kernel == kernels.NAME:
+        try:
+            kernels.install()
+        except OSError as problem:
+            print(f"kernels: cold: {said(problem)}", flush=True)
+            return "python3"
+    return kernel
 
 
 def said(problem: OSError) -> str:

@@ -73,7 +73,8 @@ class Place:
             "IPYTHONDIR": "ipython",
         }
         mine = {name: str(folder / path) for name, path in paths.items()}
-        self.environment = {**kept, **mine, "OMP_NUM_THREADS": "1", **environment}
+        server = {"JPY_PARENT_PID": str(os.getpid())}  # as a Jupyter server tells its kernels
+        self.environment = {**kept, **mine, **server, "OMP_NUM_THREADS": "1", **environment}
         self.launch = [sys.executable, "-ISP", str(folder / "fruitlib" / "warm.py"), "does"]
 
     def start(self, code: str, cold: bool = False, cwd: Path | None = None, **environment: str) -> subprocess.Popen:
@@ -514,6 +515,7 @@ def test_a_kernel_does_what_kernels_do(full):
             client, "import os, subprocess; print(os.getpid(), os.getppid(), subprocess.Popen(['sleep', '99']).pid)"
         )
         pid, zygote, sleeper = map(int, pids.split())
+        assert execute(client, "print(get_ipython().kernel.parent.poller)") == ["None\n"]  # which would end it
         *_, figure = execute(client, "import matplotlib.pyplot as plt; plt.plot([1, 2]); plt.show()")
         assert base64.b64decode(figure["image/png"]).startswith(b"\x89PNG")
         assert (

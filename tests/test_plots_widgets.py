@@ -1,6 +1,8 @@
 """Figures show the numbers they are given; widgets react."""
 
 import io
+import json
+import time
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -186,3 +188,27 @@ def test_the_browser_shows_the_chosen_photo_layer_and_epoch():
     photo.value, layer.value, epoch.value = 1, 0, 1
     assert picture.value == widgets._png(gradcam.overlay(photos[1], cams[1].heatmap[1, 0]))
     assert Image.open(io.BytesIO(picture.value)).size == (320, 320)
+
+
+def test_the_live_table_follows_a_sweep_from_its_files_until_it_is_over(tmp_path):
+    states = {"a": "pending", "b": "complete"}
+
+    def write():
+        listed = [{"name": name, "state": state, "epochs": 4, "error": None} for name, state in states.items()]
+        told = {"title": "T", "choose_by": "macro_f1", "runs": listed, "total": 3}
+        (tmp_path / "sweep.json").write_text(json.dumps(told))
+
+    assert widgets.live(str(tmp_path / "nothing")).value == "no sweep has begun here yet"
+    write()
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".working.json").write_text('{"stage": "02_train"}')
+    (tmp_path / "a" / "history.csv").write_text("epoch,val_macro_f1,seconds\n1,0.25,2.0\n")
+    shown = widgets.live(str(tmp_path), seconds=0.05)
+    assert "1/3 runs, 1 running" in shown.value and "0.250" in shown.value and "1/4" in shown.value
+    (tmp_path / "a" / ".working.json").unlink()
+    states["a"] = "failed"
+    write()
+    deadline = time.monotonic() + 10
+    while "2/3 runs, 1 failed" not in shown.value:
+        assert time.monotonic() < deadline, shown.value
+        time.sleep(0.02)

@@ -305,6 +305,28 @@ def test_the_same_inputs_give_the_same_bytes(sweep):
     assert before == {path: path.read_bytes() for path in before}
 
 
+def test_only_folders_with_a_changed_notebook_are_written_again_when_so_asked(sweep):
+    report.build(sweep)
+    pages = {run: sweep / run / "03_metrics.html" for run in (BEST, WORSE)}
+    before = {run: page.stat().st_mtime_ns for run, page in pages.items()}
+    write(sweep / WORSE / "02_train.ipynb", notebook("2 · Trained anew?"))
+    report.build(sweep, changed_only=True)
+    assert pages[BEST].stat().st_mtime_ns == before[BEST] and pages[WORSE].stat().st_mtime_ns > before[WORSE]
+    sweep_file(sweep, title="Another title")  # stands on every page
+    report.build(sweep, changed_only=True)
+    assert "Another title" in pages[BEST].read_text("utf-8")
+
+
+def test_while_a_sweep_is_under_way_what_is_yet_to_come_is_not_missing(sweep):
+    (sweep / "01_split.ipynb").unlink()
+    report.build(sweep)
+    assert "01_split.ipynb is missing" not in (sweep / "index.html").read_text("utf-8")  # a run is pending
+    over = [{"name": BEST, "state": "complete", "knobs": {}, "error": None}]
+    sweep_file(sweep, runs=over)
+    report.build(sweep)
+    assert "01_split.ipynb is missing" in (sweep / "index.html").read_text("utf-8")
+
+
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"sweep\.json"):
         report.build(tmp_path)
