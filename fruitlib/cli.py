@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import errno
 import os
 import signal
 import sys
@@ -29,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"fruitlib: {problem.filename}: {problem.strerror}", file=sys.stderr)
         return 2
     except OSError as problem:
-        if problem.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO):
+        if not runtime.disk_is_to_blame(problem):
             raise
         where = f"{problem.filename}: " if problem.filename else ""
         print(f"fruitlib: {where}{problem.strerror}: {GO_ON}", file=sys.stderr)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fruitlib import placement, runs, runtime
+from fruitlib.runtime import first_line
 from fruitlib.work import CODES
 
 KILLED = -9  # by SIGKILL, which not every system has a name for
@@ -77,7 +78,11 @@ class Engine:
         while self.waiting or self.elsewhere or self.running:
             while self.waiting and len(self.running) < self.executor.width:
                 self._submit(self.waiting.pop(0))
-            done, _ = wait(self.running, timeout=0.5, return_when=FIRST_COMPLETED)
+            if self.running:
+                done, _ = wait(self.running, timeout=0.5, return_when=FIRST_COMPLETED)
+            else:  # others hold all that is left
+                time.sleep(0.5)
+                done = set()
             for future in done:
                 task = self.running.pop(future)
                 if outcome := self._ended(task, future):
@@ -91,7 +96,7 @@ class Engine:
         try:
             self.running[self.executor.submit(placement.perform, job)] = task
         except Exception as problem:  # a cluster's client has many ways to say that it lost its scheduler
-            raise PlacementLost(str(problem).splitlines()[0]) from problem
+            raise PlacementLost(first_line(problem)) from problem
 
     def _ended(self, task: Task, future: Future) -> Outcome | None:
         """How a task ended; None where it goes on, here or elsewhere."""
@@ -99,8 +104,10 @@ class Engine:
             told = future.result()
         except CancelledError as problem:
             raise PlacementLost("it cancelled what it was given") from problem
-        except Exception as problem:  # Dask: the worker was lost, more often than it allows
-            told = {"code": KILLED, "said": [], "error": str(problem).splitlines()[0], "host": ""}
+        except Exception as problem:  # it could not be started, or Dask lost its worker more often than it allows
+            if type(problem).__name__ != "KilledWorker":
+                return Outcome("failed", f"could not be executed: {first_line(problem)}")
+            told = {"code": KILLED, "said": [], "error": first_line(problem), "host": ""}
         if not hasattr(self.executor, "say"):  # remarks of another machine come at the end
             for line in told["said"]:
                 self.say(line)
@@ -140,12 +147,15 @@ class Engine:
 
     def stop(self) -> None:
         """End what is running, within two seconds; it can be gone on from."""
-        with contextlib.suppress(OSError):  # a full disk; then they end as this process does, being tied to it
-            self.stop_file.touch()
-        for future in self.running:
-            future.cancel()
-        wait(self.running, timeout=2 * placement.TIDY)
-        self.stop_file.unlink(missing_ok=True)
+        getattr(self.executor, "stop", lambda: None)()  # this machine's need no file, which a full disk may refuse
+        try:
+            with contextlib.suppress(OSError):
+                self.stop_file.touch()
+            wait(self.running, timeout=placement.TIDY)  # before cancelling: who is cancelled looks for no file
+            for future in self.running:
+                future.cancel()
+        finally:
+            self.stop_file.unlink(missing_ok=True)
 
     def close(self) -> None:
         """No more tasks."""

@@ -13,6 +13,8 @@ from fruitlib import config as configs
 from fruitlib import runs, warm
 from fruitlib.config import Config
 
+kernel_folders: set[str] = set()  # temporary ones in use, for who ends this process from outside
+
 
 class NotebookFailed(RuntimeError):
     """A notebook stopped with an error; the message is the error in one line."""
@@ -96,11 +98,13 @@ def _kernel_settings():
     from traitlets.config import Config as Settings
 
     with tempfile.TemporaryDirectory(prefix="fruit") as folder:  # short: a socket's path has a limit of 108 bytes
+        kernel_folders.add(folder)
         log = Path(folder) / "kernel.log"
         settings = Settings({"NotebookClient": {"kernel_manager_class": _manager_writing_to(log)}})
         if os.name != "nt":  # no such sockets there
             settings.KernelManager = Settings({"transport": "ipc", "connection_file": f"{folder}/kernel.json"})
         yield settings, log
+    kernel_folders.discard(folder)
 
 
 def _manager_writing_to(log: Path) -> type:

@@ -154,7 +154,7 @@ def _search(meta: dict, fixed: dict, path: Path) -> Search | None:
             f"{where}: metric = {chosen['metric']}, direction = {chosen['direction']}: that looks for the worst runs"
         )
     _try_corners(space, fixed, path)
-    return Search(space, trials, seed=seed, storage=str(wanted.get("storage", "")), fixed=fixed, **chosen)
+    return Search(space, trials, seed=seed, storage=str(wanted.get("storage") or ""), fixed=fixed, **chosen)
 
 
 def _is_count(value: Any) -> bool:
@@ -183,7 +183,9 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], "_Lines"]:
     try:
         text = path.read_text(encoding="utf-8")
         content, lines = yaml.safe_load(text) or {}, _Lines(path, yaml.compose(text, yaml.SafeLoader))
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
+    except InputError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as problem:  # such as a date that no calendar has
         mark = getattr(problem, "problem_mark", None)
         where = f" line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{where}: not valid YAML ({getattr(problem, 'problem', problem)})") from None

@@ -33,18 +33,19 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
 from fruitlib import runtime, warm
-from fruitlib.runtime import InputError
+from fruitlib.runtime import InputError, first_line
 
 TIDY = 1.5  # seconds that a process told to end may take before it is killed
 
 
-def perform(job: dict, say: Callable[[str], None] = lambda line: None) -> dict:
+def perform(job: dict, say: Callable[[str], None] = lambda line: None, told: Callable[[], bool] = bool) -> dict:
     """Execute a run's stages in a process of its own and wait for it; runs wherever an executor puts it.
 
     Args:
         job: folder, stages, kernel; home (the project folder); environment (variables besides); stop: a file whose
             appearance ends the process at once.
         say: takes the process's remarks as they come.
+        told: whether the process is to end, as the stop file tells.
 
     Returns:
         code: its exit code, below zero the signal that ended it; None: this machine does not see the folder; said: its
@@ -54,7 +55,8 @@ def perform(job: dict, say: Callable[[str], None] = lambda line: None) -> dict:
     if not Path(job["folder"]).is_dir():
         return {"code": None, "said": [], "error": f"{host} does not see the folder {job['folder']}", "host": host}
     process = _start(job)
-    threading.Thread(target=_end_when_told, args=(process, Path(job["stop"])), daemon=True).start()
+    stop = Path(job["stop"])
+    threading.Thread(target=_end_when_told, args=(process, lambda: told() or stop.exists()), daemon=True).start()
     errors: list[str] = []
     reader = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)
     reader.start()
@@ -84,10 +86,10 @@ def _start(job: dict) -> subprocess.Popen:
     )
 
 
-def _end_when_told(process: subprocess.Popen, stop: Path) -> None:
-    """End a process when the stop file is there: it is tied to its standard input."""
+def _end_when_told(process: subprocess.Popen, told: Callable[[], bool]) -> None:
+    """End a process when it is to end: it is tied to its standard input."""
     while process.poll() is None:
-        if stop.exists():
+        if told():
             with contextlib.suppress(OSError, ValueError):
                 process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -107,7 +109,7 @@ class Local(Executor):
         for number in range(width):
             slot = {"OMP_NUM_THREADS": str(threads)} if threads else {}
             self._slots.put(slot | ({"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}))
-        self._pool = ThreadPoolExecutor(width)
+        self._pool, self._stopped = ThreadPoolExecutor(width), threading.Event()
 
     def submit(self, function: Callable, job: dict) -> Future:  # type: ignore[override]
         """Have `function(job)` called when there is room for it."""
@@ -116,9 +118,13 @@ class Local(Executor):
     def _in_a_slot(self, function: Callable, job: dict) -> dict:
         slot = self._slots.get()
         try:
-            return function(job | {"environment": job["environment"] | slot}, self.say)
+            return function(job | {"environment": job["environment"] | slot}, self.say, self._stopped.is_set)
         finally:
             self._slots.put(slot)
+
+    def stop(self) -> None:
+        """End what is running, and what begins from now on."""
+        self._stopped.set()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Give no more out."""
@@ -135,7 +141,8 @@ def local(wanted: int, runs: int, processes: int, say: Callable[[str], None]) ->
     devices = gpus()
     most = wanted or (len(devices) // processes if devices else cores // processes)
     width = max(1, min(most, runs))
-    threads = int(os.environ.get("OMP_NUM_THREADS", 0)) or max(1, cores // width)
+    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # it may be a list, for nested regions
+    threads = int(asked) if asked.isdecimal() and int(asked) else max(1, cores // width)
     own = [",".join(devices[n * processes : (n + 1) * processes]) for n in range(len(devices) // processes)]
     said = f"{width} at a time, {threads} thread{'s' * (threads > 1)} each" if width > 1 else f"{threads} threads"
     said += f", a GPU each of {len(devices)}" if devices else ""
@@ -167,10 +174,9 @@ def cluster(address: str, sweep_dir: Path) -> tuple[Executor, str]:
     try:
         client = Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError) as problem:
-        reason = str(problem).splitlines()[0]
-        raise InputError(f"--scheduler {address}: no Dask scheduler answers there ({reason})") from None
+        raise InputError(f"--scheduler {address}: no Dask scheduler answers there ({first_line(problem)})") from None
     try:
-        sees = client.run(_sees, str(sweep_dir))
+        sees = _asked(client, address, str(sweep_dir))
         if blind := sorted(worker for worker, found in sees.items() if not found):
             raise InputError(f"--scheduler {address}: worker {blind[0]} does not see the folder {sweep_dir}")
         threads = sum(client.nthreads().values())
@@ -181,6 +187,15 @@ def cluster(address: str, sweep_dir: Path) -> tuple[Executor, str]:
         client.close()
         raise InputError(f"--scheduler {address}: no workers yet; start one: dask worker {address} --nthreads 1")
     return Cluster(client, threads), f"{threads} at a time on {len(sees)} Dask worker{'s' * (len(sees) > 1)}"
+
+
+def _asked(client, address: str, folder: str) -> dict[str, bool]:
+    """Which workers see a folder, by their addresses."""
+    try:
+        return client.run(_sees, folder)
+    except Exception as problem:  # whatever a worker raises comes back as it is
+        why = f"its workers cannot use fruitlib ({first_line(problem)}): install it where they run"
+        raise InputError(f"--scheduler {address}: {why}") from None
 
 
 def _sees(folder: str) -> bool:

@@ -230,10 +230,10 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         print(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
     for gain in _read_table(sweep_dir / "gains.csv").to_dict("records"):
         print(f"\n{gain['said']}")
-    if summary["shipped"]:
+    if summary["shipped"] in set(table["run"]):  # another sweep on this folder may have written the table since
         print(f"\n* {_shipped(table.set_index('run').loc[summary['shipped']], summary)}")
     for run in summary["runs"]:
-        if run["error"]:
+        if run["error"] and run["state"] != "pruned":
             print(f"\nfailed: {run['name']}: {run['error']}")
 
 

@@ -181,8 +181,10 @@ class Run:
 
     def read_json(self, name: str) -> dict:
         """A JSON file of this run, such as `metrics.json`; empty when it is not there."""
-        path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        try:
+            return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except FileNotFoundError:  # or removed just now, by a process that begins this run anew
+            return {}
 
     def identity(self, stage: str) -> str:
         """The fingerprint this stage's result would have if it were made now."""

@@ -5,6 +5,7 @@ Nothing here imports torch until a function that needs it is called.
 
 import ast
 import contextlib
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -159,6 +160,16 @@ def _code(path: Path, time: int) -> bytes:
 def duration(seconds: float) -> str:
     """`80 s`, `3 min`: as exact as a guess of the time left deserves."""
     return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def first_line(problem: BaseException) -> str:
+    """What an exception says, in one line: its first one, or its name where it says nothing."""
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
+
+
+def disk_is_to_blame(problem: OSError) -> bool:
+    """Whether a disk is full, over its quota, read-only or broken: passing trouble, no fault of what was done."""
+    return problem.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS, errno.EIO)
 
 
 def rank() -> int:

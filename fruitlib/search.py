@@ -12,6 +12,7 @@ has seen enough, a file `stop` ends the training after its next epoch.
 import contextlib
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,9 @@ class Trials:
         InputError: another sweep asks in this folder, the storage cannot be used, or the study is of another space.
     """
 
-    def __init__(self, plan: Sweep, sweep_dir: Path):
+    def __init__(self, plan: Sweep, sweep_dir: Path, say: Callable[[str], None] = print):
         assert plan.search
-        self.plan, self.search, self.sweep_dir = plan, plan.search, sweep_dir
+        self.plan, self.search, self.sweep_dir, self.say = plan, plan.search, sweep_dir, say
         self.open: dict[str, Any] = {}  # by run: the trial that has not been told yet
         self._told_epochs: dict[str, int] = {}
         self._stack = contextlib.ExitStack()
@@ -74,7 +75,7 @@ class Trials:
             )  # fmt: skip
         except Exception as problem:  # SQLAlchemy's, Redis's …: whatever the URL leads to
             where = self.search.storage or runtime.display_path(self.sweep_dir / JOURNAL)
-            raise InputError(f"search storage {where}: cannot be used ({str(problem).splitlines()[0]})") from None
+            raise InputError(f"search storage {where}: cannot be used ({runtime.first_line(problem)})") from None
         space = runtime.fingerprint({name: repr(choice) for name, choice in self.search.space.items()})
         facts = {"space": space, "metric": self.search.metric, "knobs": runtime.fingerprint(self.search.fixed)}
         for name, value in facts.items():
@@ -102,6 +103,10 @@ class Trials:
                 if set(knobs) != set(self.search.space):  # failed in the midst of asking
                     continue
             name = self._join(trial.number, knobs)
+            if name is None:
+                if open_:
+                    self._fail(asked)
+                continue
             if open_:
                 self.open[name] = asked
                 self._told_epochs[name] = max(trial.intermediate_values, default=0)
@@ -110,16 +115,26 @@ class Trials:
 
     def ask(self) -> str | None:
         """A new trial's run; None when there are as many as were wanted."""
-        if len(self.study.trials) >= self.search.trials:
-            return None
-        trial = self.study.ask()
-        name = self._join(trial.number, _suggested(trial, self.search))
-        self.open[name], self._told_epochs[name] = trial, 0
-        return name
+        while len(self.study.trials) < self.search.trials:
+            trial = self.study.ask()
+            if name := self._join(trial.number, _suggested(trial, self.search)):
+                self.open[name], self._told_epochs[name] = trial, 0
+                return name
+            self._fail(trial)
+        return None
 
-    def _join(self, number: int, knobs: dict[str, Any]) -> str:
-        """Make a trial a run of the plan; returns its name."""
-        config = configs.make({**self.search.fixed, **knobs}, f"{self.plan.source}, trial {number}")
+    def _fail(self, trial) -> None:
+        import optuna
+
+        self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+
+    def _join(self, number: int, knobs: dict[str, Any]) -> str | None:
+        """Make a trial a run of the plan; returns its name, None where no run can have such knobs."""
+        try:
+            config = configs.make({**self.search.fixed, **knobs}, f"{self.plan.source}, trial {number}")
+        except InputError as problem:
+            self.say(f"{problem}: the trial counts as failed")
+            return None
         differing = {name: getattr(config, name) for name in sorted(knobs)}
         short = {
             name: float(f"{value:.3g}") if isinstance(value, float) else value for name, value in differing.items()

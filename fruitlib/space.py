@@ -16,6 +16,7 @@ from fruitlib.config import Config
 from fruitlib.runtime import InputError
 
 MOST_CHECKED = 512  # combinations of a space's corners that are tried before anything runs
+LARGEST = 1e15
 DIGITS = 3  # significant ones of a number drawn at random: its name is then its value
 
 
@@ -61,6 +62,8 @@ def read(content: Any, where: str) -> Space:
         raise InputError(
             f"{where}: space maps knobs to lists of values or ranges, as in 'lr: {{low: 0.001, high: 0.1}}'"
         )
+    if wrong := [name for name in content if not isinstance(name, str)]:
+        raise InputError(f"{where}: space: {wrong[0]!r} is no knob; params/base.yaml lists them all")
     return {name: _read_one(name, choice, f"{where}: space {name}") for name, choice in content.items()}
 
 
@@ -71,13 +74,16 @@ def _read_one(name: str, choice: Any, where: str) -> "list | Range":
         raise InputError(
             f"{where}: wanted a list of values, or {{low: …, high: …}} with log: true or step: … if need be"
         )
-    whole = name in Config.model_fields and Config.model_fields[name].annotation is int
+    kind = str(Config.model_fields[name].annotation) if name in Config.model_fields else ""
+    whole = "int" in kind and "float" not in kind  # some take a word besides
     try:
         low, high = (int(choice[end]) if whole else float(choice[end]) for end in ("low", "high"))
         step = None if choice.get("step") is None else int(choice["step"]) if whole else float(choice["step"])
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{where}: low, high and step are numbers") from None
     log = choice.get("log", False)
+    if not all(abs(end) < LARGEST for end in (low, high)):
+        raise InputError(f"{where}: low and high are numbers below {LARGEST:g}")
     if low >= high or log not in (True, False) or (log and (low <= 0 or step is not None)):
         raise InputError(f"{where}: low must be below high, log is true or false and needs low above 0 and no step")
     if step is not None and not 0 < step <= high - low:
@@ -86,10 +92,18 @@ def _read_one(name: str, choice: Any, where: str) -> "list | Range":
 
 
 def corners(space: Space) -> list[dict[str, Any]]:
-    """The combinations that a space could fail at: all listed values, and the ends of its ranges; 512 at most."""
+    """The combinations that a space is most likely to fail at.
+
+    All listed values and the ends of ranges combined, up to 512; each of them once beside the others' first; and some
+    from within.
+    """
     ends = {name: choice if isinstance(choice, list) else [choice.low, choice.high] for name, choice in space.items()}
+    first = {name: values[0] for name, values in ends.items()}
     rows = itertools.islice(itertools.product(*ends.values()), MOST_CHECKED)
-    return [dict(zip(ends, row, strict=True)) for row in rows]
+    found = [dict(zip(ends, row, strict=True)) for row in rows]
+    found += [{**first, name: value} for name, values in ends.items() for value in values]
+    found += draw(space, 16, seed=0)
+    return [row for number, row in enumerate(found) if row not in found[:number]]
 
 
 def draw(space: Space, count: int, seed: int) -> list[dict[str, Any]]:

@@ -39,12 +39,16 @@ def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None
     if made and record(sweep_dir)["identity"] == identity:
         return read(sweep_dir)
     manifest, said = build(folder, rows, config, progress)
-    (sweep_dir / "manifest.json").unlink(missing_ok=True)  # a kill between the two files must not pair new with old
-    with runtime.replacing(sweep_dir / "manifest.csv") as partial:
-        manifest.to_csv(partial, index=False)
     names = sorted(set(manifest.loc[manifest["status"].isin(USABLE), "label"]))
     facts = {"identity": identity, "data": config.data, "folds": config.folds, "repeats": config.repeats}
-    runtime.write_json(sweep_dir / "manifest.json", facts | {"notes": [*notes, *said], "class_names": names})
+    with runtime.lock(sweep_dir / ".manifest.lock"):  # of two sweeps that begin at once, one writes
+        made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
+        if made and record(sweep_dir)["identity"] == identity:
+            return read(sweep_dir)
+        (sweep_dir / "manifest.json").unlink(missing_ok=True)  # a kill between the two must not pair new with old
+        with runtime.replacing(sweep_dir / "manifest.csv") as partial:
+            manifest.to_csv(partial, index=False)
+        runtime.write_json(sweep_dir / "manifest.json", facts | {"notes": [*notes, *said], "class_names": names})
     return manifest
 
 

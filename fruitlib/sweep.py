@@ -13,6 +13,7 @@ from pathlib import Path
 
 from fruitlib import config as configs
 from fruitlib import kernels, placement, runs, runtime, search, shipping, sources, splits, summary, work
+from fruitlib import space as spaces
 from fruitlib.config import Config
 from fruitlib.engine import Engine, Outcome, PlacementLost, Task
 from fruitlib.params import Sweep, read_params
@@ -21,6 +22,7 @@ from fruitlib.runs import Run
 from fruitlib.runtime import InputError
 from fruitlib.shipping import RUN_STAGES, TEST_STAGE
 
+FAILURES = 5  # trials in a row, after which a search asks for no more
 PUBLISH_SHARE = 0.05  # of the time, at most, that bringing summary and report up to date may take while runs go on
 
 
@@ -89,7 +91,7 @@ def _executor(plan: Sweep, options: Options, count: int, progress: Progress):
         if options.jobs:
             raise InputError("--jobs is for this machine, --scheduler for others: give one of them")
         return placement.cluster(options.scheduler, runtime.home())
-    processes = max((config.processes for config in plan.runs.values()), default=plan.config.processes)
+    processes = max(config.processes for config in _configs(plan))
     return placement.local(options.jobs, count, processes, progress.say)
 
 
@@ -104,13 +106,21 @@ def _refuse_other_data(config: Config, sweep_dir: Path) -> None:
         raise InputError(f"{where} holds results on other photos ({held}): give this sweep another name with --out")
 
 
+def _configs(plan: Sweep) -> list[Config]:
+    """What the runs will have; of a search, what they may have at the corners of its space."""
+    if not plan.search:
+        return list(plan.runs.values())
+    fixed, source = plan.search.fixed, plan.source
+    return [configs.make({**fixed, **corner}, source) for corner in spaces.corners(plan.search.space)]
+
+
 def _check_before(plan: Sweep) -> None:
     """What every run needs and only a look at the disk can tell."""
     for stage in ("01_split", *RUN_STAGES, TEST_STAGE):
         if not runs.notebook_path(stage).is_file():
             raise InputError(f"{runs.notebook_path(stage)}: no such notebook; set FRUITLIB_HOME to the project folder")
     shipping.check(plan)
-    for config in plan.runs.values() or [plan.config]:
+    for config in _configs(plan):
         if config.base_weights and not runtime.resolve(config.base_weights).is_file():
             raise InputError(f"base_weights {config.base_weights}: no such file; params/base_model.yaml trains one")
         if config.weights not in ("none", "DEFAULT") and not runtime.resolve(config.weights).is_file():
@@ -120,7 +130,7 @@ def _check_before(plan: Sweep) -> None:
 
 def _check_with_torch(plan: Sweep) -> None:
     """What it takes torch, and so some seconds, to tell."""
-    planned = list(plan.runs.values()) or [plan.config]
+    planned = _configs(plan)
     starts = {(c.model, c.weights, c.base_weights): c for c in planned if c.weights != "none" or c.base_weights}
     lower = [config for config in planned if config.precision in ("bf16", "fp16")]
     if starts or lower:
@@ -134,7 +144,7 @@ def _check_with_torch(plan: Sweep) -> None:
 
 def _check_classes(plan: Sweep, progress: Progress) -> None:
     """The base model's five classes, before anything is written."""
-    if all(config.model != "base" for config in plan.runs.values() or [plan.config]):
+    if all(config.model != "base" for config in _configs(plan)):
         return
     sources.ready(plan.config.data, progress.photos)
     classes = sources.scan(plan.config)[0]["label"].nunique()
@@ -151,13 +161,18 @@ class Driver:
         self.states: dict[str, dict] = {}
         self.trials: search.Trials | None = None
         self.failures: list[str] = []  # of the sweep's own notebook
+        self._spoilt, self._in_a_row = False, 0
         self._said: set[str] = set()
         self._changed, self._due = {"summary": True, "pages": True}, {"summary": 0.0, "pages": 0.0}
 
     def run(self) -> int:
         """01 and every run; then the choice and its test. Whatever ends this ends what it has started."""
         try:
-            with search.Trials(self.plan, self.sweep_dir) if self.plan.search else contextlib.nullcontext() as trials:
+            with (
+                search.Trials(self.plan, self.sweep_dir, self.progress.say)
+                if self.plan.search
+                else contextlib.nullcontext() as trials
+            ):
                 self.trials = trials
                 self._explore()
             chosen = shipping.choose(self.plan, self.work, self.states, self.sweep_dir)
@@ -225,8 +240,8 @@ class Driver:
         self.engine.add(Task(name, run.path, stages))
 
     def _ask(self) -> None:
-        """As many new trials as there is room for."""
-        while self.trials and self.engine.room > 0 and (name := self.trials.ask()):
+        """As many new trials as there is room for; none while what fails would fail them all."""
+        while self.trials and not self._spoilt and self.engine.room > 0 and (name := self.trials.ask()):
             self._join(name)
             self._begin([name])
             self._changed = dict.fromkeys(self._changed, True)
@@ -246,15 +261,28 @@ class Driver:
             state.update(state="complete" if complete else word, error=outcome.error)
             self.progress.say(f"{task.name}: {outcome.error}")
         elif complete:
-            state.update(state="complete")
+            state.update(state="complete", error=None)
             self.progress.say(f"{task.name}: {_result(run, task.stages)}")
+        elif task.stages != RUN_STAGES[:1]:
+            changed = "knobs, photos or code changed while it ran: run the same command again"
+            state.update(state="failed", error=changed)
+            self.progress.say(f"{task.name}: {changed}")
         self._tell_search(task.name, outcome.state)
+        self._look_for_spoilt(outcome)
         if self.plan.config.folds and task.stages == RUN_STAGES[:1]:
             self._look_at_folds(task.name)
 
+    def _look_for_spoilt(self, outcome: Outcome) -> None:
+        """Ask for no more trials where a disk is full, or several in a row failed: the fault is hardly theirs."""
+        self._in_a_row = self._in_a_row + 1 if outcome.state == "failed" else 0
+        if self.trials and not self._spoilt and (outcome.state == "starved" or self._in_a_row == FAILURES):
+            self._spoilt = True
+            self.progress.say("no more trials are asked for: mend what failed, and run the same command again")
+
     def _tell_search(self, name: str, ended: str = "complete") -> None:
-        """Tell the search how a trial ended. A run that was lost stays open: the next sweep goes on with it."""
-        if self.trials and ended != "lost" and self.states[name]["state"] != "pending":
+        """Tell the search how a trial ended. One that was lost, or met a full disk, stays open: the next sweep goes on
+        with it."""
+        if self.trials and ended not in ("lost", "starved") and self.states[name]["state"] != "pending":
             self.trials.tell(name, self.states[name]["state"], self.work[name])
 
     def _look_at_folds(self, name: str) -> None:
@@ -262,8 +290,9 @@ class Driver:
         names = next(names for names in self.plan.combinations().values() if name in names)
         if not self.engine.names & set(names):
             self._write_summary()
-            for fold in names:
-                if self.states[fold]["state"] == "pending":
+            for fold in names:  # also those of an earlier sweep: what they say of all photos may have changed
+                if self.states[fold]["state"] != "failed" and not _is_complete(self.work[fold]):
+                    self.states[fold]["state"] = "pending"
                     self._hand_over(fold, RUN_STAGES)
 
     def _idle(self) -> None:
@@ -274,7 +303,12 @@ class Driver:
                     self.trials.watch(task.name, self.work[task.name])
         for what, bring in (("summary", self._write_summary), ("pages", self._write_pages)):
             if self._changed[what] and time.monotonic() > self._due[what]:
-                bring()
+                try:
+                    bring()
+                except OSError as problem:  # a run that begins anew has removed what was about to be read
+                    if runtime.disk_is_to_blame(problem):
+                        raise
+                    self._changed[what] = True
 
     def _publish(self, chosen: str | None = None, shipped: str | None = None) -> dict:
         """Bring summary and report up to date at once; returns what `sweep.json` holds."""

@@ -10,7 +10,9 @@ standard input does: so it never outlives who started it.
 
 import argparse
 import contextlib
+import errno
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -22,11 +24,13 @@ from pathlib import Path
 from fruitlib import config as configs
 from fruitlib import kernels, runs, runtime, splits
 from fruitlib.config import Config
-from fruitlib.execute import KernelLost, NotebookFailed, NotebookPruned, execute
+from fruitlib.execute import KernelLost, NotebookFailed, NotebookPruned, execute, kernel_folders
 from fruitlib.runs import OUTCOME, WORKING, Run
 from fruitlib.runtime import InputError
 
-CODES = {"complete": 0, "failed": 1, "pruned": 3, "lost": 4, "busy": 75}  # argparse has 2; any other: it was killed
+# argparse has 2; any other: it was killed. A starved one met a full disk: no fault of the run's, it can go on later.
+CODES = {"complete": 0, "failed": 1, "pruned": 3, "lost": 4, "starved": 5, "busy": 75}
+FULL = 1 << 16  # bytes free, or fewer: torch says of a full disk only that it failed to write
 HEARTBEAT = 2.0  # seconds
 SPLIT = "01_split"  # the stage that belongs to a sweep's folder, not to a run's
 
@@ -54,11 +58,18 @@ def work(folder: Path, stages: list[str], kernel: str) -> str:
     except KernelLost as problem:
         return _ended(folder, "lost", marker.stage, str(problem))
     except (NotebookFailed, InputError) as problem:
-        return _ended(folder, "failed", marker.stage, str(problem))
+        starved = os.strerror(errno.ENOSPC) in str(problem) or _is_full(folder)
+        return _ended(folder, "starved" if starved else "failed", marker.stage, str(problem))
     except OSError as problem:
-        return _ended(folder, "failed", marker.stage, said(problem))
+        return _ended(folder, "starved" if runtime.disk_is_to_blame(problem) else "failed", marker.stage, said(problem))
     finally:
         marker.remove()
+
+
+def _is_full(folder: Path) -> bool:
+    with contextlib.suppress(OSError):
+        return shutil.disk_usage(folder).free < FULL
+    return True
 
 
 def _installed(kernel: str) -> str:
@@ -108,6 +119,8 @@ def _execute_stage(run: Run, stage: str, kernel: str, marker: "_Marker") -> None
     if facts["kernel"].startswith("cold: "):
         print(f"{run.name}: {stage} had a cold kernel ({facts['kernel'][6:]})", flush=True)
     run.complete(stage, identity, **facts)
+    if stage == "02_train":
+        (run.path / runs.STOP).unlink(missing_ok=True)  # it came too late
 
 
 def cut_off(run: Run) -> int:
@@ -121,6 +134,7 @@ def cut_off(run: Run) -> int:
 def _split(folder: Path, kernel: str, marker: "_Marker") -> None:
     """01 on the sweep's manifest, unless it was executed on it already."""
     config = runs.planned(folder).config
+    (folder / OUTCOME).unlink(missing_ok=True)
     if split_is_complete(folder, config):
         return
     marker.begins(SPLIT)
@@ -181,6 +195,8 @@ def _leave_with_starter(folder: Path) -> None:
         for left in (folder / WORKING, *folder.glob(".*.partial.ipynb")):
             with contextlib.suppress(OSError):
                 left.unlink(missing_ok=True)
+        for place in kernel_folders:
+            shutil.rmtree(place, ignore_errors=True)
         os._exit(1 << 7)
 
     def wait() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import signal
+import time
 from concurrent.futures import Future
 
 import pytest
@@ -88,6 +89,29 @@ def test_a_run_that_another_process_holds_is_waited_for(engine_of, tmp_path):
     assert looks[:3] == [1, 1, 1] and looks[-1] == 2  # not handed over again while it was held
 
 
+def test_stopping_lets_workers_see_the_stop_file_and_works_without_one(tmp_path):
+    """Dask's futures can be cancelled at once, and then nobody would look; a full disk may refuse the file."""
+    process = {"folder": str(tmp_path), "home": str(tmp_path), "environment": {}, "stages": ["x"], "kernel": "python3"}
+    for folder in (tmp_path, tmp_path / "gone"):
+        pool = placement.Local(1, print, threads=1)
+        made = Engine(pool, folder, lambda: "python3", print)
+        seen = []
+
+        def waits(job, say, told, seen=seen):
+            deadline = time.monotonic() + 10
+            while not told() and time.monotonic() < deadline:
+                time.sleep(0.01)
+            seen.append(told())
+            return {"code": 128, "said": [], "error": "", "host": ""}
+
+        made.running = {pool.submit(waits, process): Task("run", folder, ("x",))}
+        started = time.monotonic()
+        made.stop()
+        assert seen == [True] and time.monotonic() - started < 2
+        made.close()
+        assert not list(tmp_path.glob(".stop*"))
+
+
 def test_an_executor_that_is_gone_is_told_apart_from_a_run_that_failed(engine_of):
     made, _ = engine_of(run=["cancelled"])
     with pytest.raises(PlacementLost):
@@ -106,6 +130,7 @@ def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
         (8, "", 0, 2, 1, 2, 4, None),
         (8, "", 3, 24, 1, 3, 2, None),
         (8, "", 0, 24, 4, 2, 4, None),
+        (1, "", 0, 24, 4, 1, 1, None),
         (8, "0,1,2,3", 0, 24, 1, 4, 2, ["0", "1", "2", "3"]),
         (8, "0,1,2,3", 0, 24, 2, 2, 4, ["0,1", "2,3"]),
         (8, "0,1", 4, 24, 1, 4, 2, ["0", "1", "0", "1"]),
@@ -125,7 +150,7 @@ def test_cores_and_gpus_are_shared_out(monkeypatch, cores, gpus, wanted, runs_, 
 def test_a_slot_goes_to_one_run_at_a_time(monkeypatch):
     pool = placement.Local(2, print, threads=1, gpus=["0", "1"])
     job = {"environment": {"MINE": "1"}}
-    futures = [pool.submit(lambda job, say: job["environment"], job) for _ in range(6)]
+    futures = [pool.submit(lambda job, say, told: job["environment"], job) for _ in range(6)]
     found = [future.result() for future in futures]
     assert {env["CUDA_VISIBLE_DEVICES"] for env in found} <= {"0", "1"} and all(env["MINE"] == "1" for env in found)
     pool.shutdown()
@@ -150,7 +175,7 @@ def test_a_run_process_says_by_its_exit_code_how_it_ended(make_run, monkeypatch,
         raise OSError(28, "No space left on device", str(run.path / "x"))
 
     monkeypatch.setattr(work, "execute", full)
-    assert work.work(run.path, ["02_train"], "python3") == "failed"
+    assert work.work(run.path, ["02_train"], "python3") == "starved"
     assert run.read_json(runs.OUTCOME)["error"].endswith("x: No space left on device")
     assert not (run.path / runs.WORKING).exists()
 

@@ -10,7 +10,7 @@ import optuna
 import pandas as pd
 import pytest
 
-from fruitlib import execute, params, report, runs, search, train
+from fruitlib import execute, params, report, runs, search, space, train
 from fruitlib.runtime import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -91,6 +91,22 @@ def test_one_who_goes_on_does_not_draw_again_what_was_drawn(plan_of, tmp_path):
             finish(trials, name := trials.ask(), 0.1)
             drawn.append(plan.runs[name].lr)
     assert len(set(drawn)) == 4
+
+
+def test_a_trial_no_run_can_have_counts_as_failed_and_the_next_is_asked(tmp_path, capsys):
+    text = "epochs: 4\nsearch: {trials: 6, seed: 1, sampler: random, space: {lr_find: {low: 0, high: 40}, lr: [0.1]}}\n"
+    (tmp_path / "story.yaml").write_text(text)
+    with pytest.raises(InputError, match="lr_find = "):  # found by a draw from within; its ends are both good
+        params.read_params(tmp_path / "story.yaml")
+    (tmp_path / "story.yaml").write_text(text.replace("high: 40", "high: 40, step: 20"))
+    plan = params.read_params(tmp_path / "story.yaml")
+    plan.search.space["lr_find"] = space.Range(0, 40)  # as if the draws had missed it
+    with search.Trials(plan, tmp_path) as trials:
+        while trials.ask():
+            pass
+        states = [trial.state.name for trial in trials.study.trials]
+    assert len(states) == 6 and "FAIL" in states and len(plan.runs) == states.count("RUNNING")
+    assert "the trial counts as failed" in capsys.readouterr().out
 
 
 def test_failed_and_pruned_are_told_and_lost_stays_open(plan_of, tmp_path):
