@@ -1,6 +1,7 @@
 """Shared fixtures. Real photographs are found through FRUITLIB_TEST_DATA; tests that need them skip visibly without."""
 
 import os
+import signal
 from pathlib import Path
 
 import matplotlib
@@ -9,6 +10,8 @@ import pytest
 from PIL import Image, ImageDraw
 
 matplotlib.use("Agg")
+# A shell that starts the tests in its background has them ignore Ctrl-C, and so all that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session", autouse=True)

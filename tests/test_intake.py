@@ -390,13 +390,27 @@ def test_looks_keep_colour_beside_shape():
 
 
 @pytest.mark.real
-def test_real_photos_are_checked_faster_than_820_a_second(real_data):
+def test_real_photos_are_checked_in_a_few_times_what_decoding_them_takes(real_data):
+    """A ratio, both sides in one run, since other work on the machine falls on both alike; it was 2.3 on two cores."""
     folder = real_data / "fruits-360-3-body-problem" / "Training"
     paths = [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.jpg"))[::4]]
     rows = pd.DataFrame({"path": paths, "split": ""})
-    started = time.perf_counter()
+
+    def decode() -> None:
+        for path in paths[::10]:
+            with Image.open(folder / path) as photo:
+                photo.load()
+
+    def taken(work) -> float:
+        started = time.perf_counter()
+        work()
+        return time.perf_counter() - started
+
+    decode()  # from disk once, for both
     checked = intake.check(folder, rows)
-    assert len(rows) / (time.perf_counter() - started) > 820
+    ratio = min(taken(lambda: intake.check(folder, rows)) / (10 * taken(decode)) for _ in range(3))
+    print(f"intake takes {ratio:.1f} times what decoding takes")
+    assert ratio < 6
     assert set(checked["status"]) == {"ok"} and set(checked["reason"]) == {""}
 
 
