@@ -303,6 +303,7 @@ def create(run_dir: str | os.PathLike, config: Config, **facts) -> Run:
                 "versions": runtime.versions(),
                 "hardware": runtime.hardware(),
                 "device": str(runtime.device()),
+                "threads": runtime.threads(),
                 "data_fingerprint": run.data_fingerprint,
                 **facts,
             }

@@ -191,6 +191,13 @@ def device():
     return torch.device("cpu")
 
 
+def threads() -> int:
+    """The threads torch computes with, on which a result's last digits depend."""
+    import torch
+
+    return torch.get_num_threads()
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (weights' initial values, dropout)."""
     import numpy as np

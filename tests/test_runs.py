@@ -92,7 +92,7 @@ def test_a_record_counts_only_under_todays_identity(run):
 def test_params_yaml_holds_every_knob_and_what_it_ran_on(run):
     assert runs.Run(run.path).config == run.config
     record = runs.Run(run.path).params["record"]
-    assert record["data_fingerprint"] and record["versions"]["torch"] and record["hardware"]
+    assert record["data_fingerprint"] and record["versions"]["torch"] and record["hardware"] and record["threads"] > 0
 
 
 def test_another_process_cannot_take_a_held_run(run):
