@@ -83,6 +83,7 @@ def grid(folder: Path, runs: int, epochs: int) -> tuple[float, float, int]:
     (folder / "grid.yaml").write_text(yaml.safe_dump(knobs))
     environment = os.environ | {"XDG_RUNTIME_DIR": str(folder / "r")}  # a zygote of its own, to be started first
     (folder / "r").mkdir()
+    subprocess.run([sys.executable, "-m", "fruitlib.cli", "data", "sample"], check=True)  # drawn before, once
     command = [sys.executable, "-m", "fruitlib.cli", "sweep", str(folder / "grid.yaml")]
     started = time.perf_counter()
     subprocess.run(command, check=True, env=environment)
