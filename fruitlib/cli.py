@@ -25,13 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"fruitlib: {problem.filename}: is a file where a folder is needed", file=sys.stderr)
         return 2
     except (PermissionError, FileExistsError) as problem:
-        print(f"fruitlib: {problem.filename}: {problem.strerror}", file=sys.stderr)
+        print(f"fruitlib: {runtime.file_trouble(problem)}", file=sys.stderr)
         return 2
     except OSError as problem:
         if not runtime.disk_is_to_blame(problem):
             raise
-        where = f"{problem.filename}: " if problem.filename else ""
-        print(f"fruitlib: {where}{problem.strerror}: {GO_ON}", file=sys.stderr)
+        print(f"fruitlib: {runtime.file_trouble(problem)}: {GO_ON}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nfruitlib: stopped. {GO_ON}", file=sys.stderr)

@@ -5,7 +5,6 @@ result. So two sweeps on one folder share the work, and a sweep that is killed l
 """
 
 import contextlib
-import json
 import os
 import signal
 import time
@@ -15,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fruitlib import placement, runs, runtime
+from fruitlib.runs import Run
 from fruitlib.runtime import first_line
-from fruitlib.work import CODES
+from fruitlib.work import CODES, lock_of
 
 KILLED = -9  # by SIGKILL, which not every system has a name for
 TRIES = 2  # of a run whose process or kernel was killed under it
@@ -107,7 +107,7 @@ class Engine:
         except Exception as problem:  # it could not be started, or Dask lost its worker more often than it allows
             if type(problem).__name__ != "KilledWorker":
                 return Outcome("failed", f"could not be executed: {first_line(problem)}")
-            told = {"code": KILLED, "said": [], "error": first_line(problem), "host": ""}
+            told = {"code": KILLED, "said": [], "error": first_line(problem)}
         if not hasattr(self.executor, "say"):  # remarks of another machine come at the end
             for line in told["said"]:
                 self.say(line)
@@ -138,7 +138,7 @@ class Engine:
         """Take back the tasks whose run nobody works on any more."""
         for task in list(self.elsewhere):
             try:
-                with runtime.lock(task.folder / _lock_of(task), timeout=0):
+                with runtime.lock(task.folder / lock_of(task.stages), timeout=0):
                     pass
             except runtime.Locked:
                 continue
@@ -162,14 +162,9 @@ class Engine:
         self.executor.shutdown(wait=False, cancel_futures=True)
 
 
-def _lock_of(task: Task) -> str:
-    return ".split.lock" if task.stages == ("01_split",) else ".lock"
-
-
 def _reason(folder: Path) -> str:
     """What the run's process wrote down on its end."""
-    path = folder / runs.OUTCOME
-    return json.loads(path.read_text(encoding="utf-8"))["error"] if path.is_file() else ""
+    return Run(folder).read_json(runs.OUTCOME).get("error", "")
 
 
 def _ending(code: int) -> str:

@@ -355,28 +355,29 @@ def _as_if_cold(backend: str) -> None:
     time.tzset()
 
 
-def _set_threads(cores: list[int]) -> None:
+def _set_threads(allowed: list[int]) -> None:
     """Run on these cores, with the threads that libraries have where they are imported there, in this environment."""
-    before = _cores()
-    if cores:
+    before = cores()
+    if allowed:
         with contextlib.suppress(OSError):  # the zygote was started where there are others
-            os.sched_setaffinity(0, cores)
-    omp, mkl, blas = (_number(f"{name}_NUM_THREADS") for name in ("OMP", "MKL", "OPENBLAS"))
+            os.sched_setaffinity(0, allowed)
+    omp, mkl, blas = (threads_asked(f"{name}_NUM_THREADS") for name in ("OMP", "MKL", "OPENBLAS"))
     pools, torch = _thread_pools(), sys.modules.get("torch")
-    pools.limit(limits=min(blas or omp or _cores(), _cores()), user_api="blas")
-    if omp or mkl or _cores() != before:
+    pools.limit(limits=min(blas or omp or cores(), cores()), user_api="blas")
+    if omp or mkl or cores() != before:
         most = torch.get_num_threads() if torch else 0
-        pools.limit(limits=omp or _cores(), user_api="openmp")
+        pools.limit(limits=omp or cores(), user_api="openmp")
         if torch:
-            torch.set_num_threads(min(mkl or omp or most, most, _cores()))
+            torch.set_num_threads(min(mkl or omp or most, most, cores()))
 
 
-def _cores() -> int:
+def cores() -> int:
+    """The cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _number(name: str) -> int:
-    """A number of threads in the environment; 0 where there is none."""
+def threads_asked(name: str) -> int:
+    """The threads a variable of the environment asks for, such as OMP_NUM_THREADS; 0 where there is none."""
     first = os.environ.get(name, "").split(",")[0].strip()
     return int(first) if first.isdecimal() else 0
 

@@ -12,7 +12,7 @@ every combination is trained once per fold and repeat, each time from fresh weig
 import contextlib
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ class Search:
     seed: int = 0
     storage: str = ""  # an Optuna URL; empty: a journal in the sweep's folder
     fixed: dict[str, Any] = field(default_factory=dict)  # the knobs all trials share
+    corners: list[Config] = field(default_factory=list)  # what trials may have, at the corners of the space
 
 
 @dataclass(frozen=True)
@@ -153,20 +154,24 @@ def _search(meta: dict, fixed: dict, path: Path) -> Search | None:
         raise InputError(
             f"{where}: metric = {chosen['metric']}, direction = {chosen['direction']}: that looks for the worst runs"
         )
-    _try_corners(space, fixed, path)
-    return Search(space, trials, seed=seed, storage=str(wanted.get("storage") or ""), fixed=fixed, **chosen)
+    storage, tried = str(wanted.get("storage") or ""), _corners(space, fixed, path)
+    return Search(space, trials, seed=seed, storage=storage, fixed=fixed, corners=tried, **chosen)
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _try_corners(space: Space, fixed: dict, path: Path) -> None:
-    """Refuse a space that holds combinations no run can have."""
-    if clash := set(space) & {*SPLIT_KNOBS, *FOLD_KNOBS}:
+def _corners(space: Space, fixed: dict, path: Path) -> list[Config]:
+    """The `Config` at each corner of a space; refuses one that holds combinations no run can have."""
+    _refuse_divided(space, path)
+    return [make({**fixed, **corner}, str(path)) for corner in spaces.corners(space)]
+
+
+def _refuse_divided(knobs: Iterable[str], path: Path) -> None:
+    """Refuse knobs that decide which photos teach: the runs of a sweep share one split."""
+    if clash := set(knobs) & {*SPLIT_KNOBS, *FOLD_KNOBS}:
         raise InputError(f"{path}: {min(clash)} cannot differ within a sweep (its runs share one split)")
-    for corner in spaces.corners(space):
-        make({**fixed, **corner}, str(path))
 
 
 def _refuse_inert(path: Path, combination: dict[str, Any], config: Config) -> None:
@@ -293,8 +298,7 @@ def _drawn(meta: dict, path: Path) -> list[dict[str, Any]]:
     if not _is_count(runs) or runs < 1 or not _is_count(seed):
         raise InputError(f"{where}: runs = {runs!r}, seed = {seed!r}: whole numbers are wanted, at least one run")
     space = spaces.read(wanted["space"], where)
-    if clash := set(space) & {*SPLIT_KNOBS, *FOLD_KNOBS}:
-        raise InputError(f"{path}: {min(clash)} cannot differ within a sweep (its runs share one split)")
+    _refuse_divided(space, path)
     found = spaces.draw(space, runs, seed)
     if len(found) < runs:
         raise InputError(f"{where}: runs = {runs}, but the space holds only {len(found)} different combinations")

@@ -23,6 +23,7 @@ CUDA_VISIBLE_DEVICES, a worker each.
 import contextlib
 import logging
 import os
+import platform
 import queue
 import shutil
 import subprocess
@@ -32,7 +33,7 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
-from fruitlib import runtime, warm
+from fruitlib import kernels, runtime, warm
 from fruitlib.runtime import InputError, first_line
 
 TIDY = 1.5  # seconds that a process told to end may take before it is killed
@@ -49,11 +50,10 @@ def perform(job: dict, say: Callable[[str], None] = lambda line: None, told: Cal
 
     Returns:
         code: its exit code, below zero the signal that ended it; None: this machine does not see the folder; said: its
-        remarks; error: the last line on its standard error; host.
+        remarks; error: the last line on its standard error.
     """
-    host = os.uname().nodename if hasattr(os, "uname") else ""
     if not Path(job["folder"]).is_dir():
-        return {"code": None, "said": [], "error": f"{host} does not see the folder {job['folder']}", "host": host}
+        return {"code": None, "said": [], "error": f"{platform.node()} does not see the folder {job['folder']}"}
     process = _start(job)
     stop = Path(job["stop"])
     threading.Thread(target=_end_when_told, args=(process, lambda: told() or stop.exists()), daemon=True).start()
@@ -69,13 +69,12 @@ def perform(job: dict, say: Callable[[str], None] = lambda line: None, told: Cal
     for pipe in (process.stdin, process.stdout, process.stderr):
         pipe.close()
     last = [line.strip() for line in errors if line.strip() and not line.startswith(warm.COLD)][-1:]
-    return {"code": code, "said": remarks, "error": "".join(last), "host": host}
+    return {"code": code, "said": remarks, "error": "".join(last)}
 
 
 def _start(job: dict) -> subprocess.Popen:
-    command = [sys.executable, "-P", "-m"]
-    if job["kernel"] != "python3":
-        command = [sys.executable, "-ISP", warm.__file__]
+    cold = job["kernel"] == "python3"
+    command = [sys.executable, *(["-P", "-m"] if cold else ["-ISP", warm.__file__])]
     command += ["fruitlib.work", job["folder"], *job["stages"], "--kernel", job["kernel"], "--tied"]
     environment = os.environ | {"FRUITLIB_HOME": job["home"]} | job["environment"]
     environment.pop("FRUITLIB_LOCK_HELD", None)
@@ -137,12 +136,10 @@ def local(wanted: int, runs: int, processes: int, say: Callable[[str], None]) ->
     As many run at a time as there are GPUs, or else cores, unless `wanted` says how many. The cores are shared out
     once: how many threads a run has, and so its last digits, does not depend on what else is still to be done.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    devices = gpus()
-    most = wanted or (len(devices) // processes if devices else cores // processes)
+    cores, devices = kernels.cores(), gpus()
+    most = wanted or (len(devices) or cores) // processes
     width = max(1, min(most, runs))
-    asked = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()  # it may be a list, for nested regions
-    threads = int(asked) if asked.isdecimal() and int(asked) else max(1, cores // width)
+    threads = kernels.threads_asked("OMP_NUM_THREADS") or max(1, cores // width)
     own = [",".join(devices[n * processes : (n + 1) * processes]) for n in range(len(devices) // processes)]
     said = f"{width} at a time, {threads} thread{'s' * (threads > 1)} each" if width > 1 else f"{threads} threads"
     said += f", a GPU each of {len(devices)}" if devices else ""

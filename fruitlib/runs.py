@@ -234,11 +234,7 @@ class Run:
         if held == str(self.path):
             yield
             return
-        with contextlib.ExitStack() as stack:
-            try:
-                stack.enter_context(runtime.lock(self.path / ".lock", timeout))
-            except runtime.Locked:
-                raise Busy(f"{runtime.display_path(self.path)}: another process is working on this run") from None
+        with self._hold(".lock", timeout, "working on"):
             os.environ["FRUITLIB_LOCK_HELD"] = str(self.path)
             try:
                 yield
@@ -255,11 +251,16 @@ class Run:
         Raises:
             Busy: it is still held after half a minute.
         """
+        with self._hold(".train.lock", 30, "training"):
+            yield
+
+    @contextlib.contextmanager
+    def _hold(self, name: str, timeout: float, doing: str):
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(runtime.lock(self.path / ".train.lock", 30))
+                stack.enter_context(runtime.lock(self.path / name, timeout))
             except runtime.Locked:
-                raise Busy(f"{runtime.display_path(self.path)}: another process is training this run") from None
+                raise Busy(f"{runtime.display_path(self.path)}: another process is {doing} this run") from None
             yield
 
 

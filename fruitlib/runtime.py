@@ -167,6 +167,12 @@ def first_line(problem: BaseException) -> str:
     return (str(problem).strip() or type(problem).__name__).splitlines()[0]
 
 
+def file_trouble(problem: OSError) -> str:
+    """What the system says of a file or disk, in one line that names it."""
+    where = f"{display_path(problem.filename)}: " if problem.filename else ""
+    return f"{where}{problem.strerror or problem}"
+
+
 def disk_is_to_blame(problem: OSError) -> bool:
     """Whether a disk is full, over its quota, read-only or broken: passing trouble, no fault of what was done."""
     return problem.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS, errno.EIO)

@@ -45,6 +45,7 @@ class Trials:
     def __enter__(self) -> "Trials":
         import optuna
 
+        self._optuna = optuna  # half a second, for those who search alone
         optuna.logging.set_verbosity(logging.ERROR)
         self._stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of experimental features
@@ -94,9 +95,7 @@ class Trials:
         for trial in self.study.trials:
             open_ = trial.state.name not in ENDED
             if open_:
-                import optuna
-
-                asked = optuna.trial.Trial(self.study, trial._trial_id)
+                asked = self._optuna.trial.Trial(self.study, trial._trial_id)
                 knobs = _suggested(asked, self.search)  # killed in the midst of asking, some are suggested only now
             else:
                 knobs = trial.params
@@ -124,9 +123,7 @@ class Trials:
         return None
 
     def _fail(self, trial) -> None:
-        import optuna
-
-        self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+        self.study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
 
     def _join(self, number: int, knobs: dict[str, Any]) -> str | None:
         """Make a trial a run of the plan; returns its name, None where no run can have such knobs."""
@@ -165,16 +162,14 @@ class Trials:
 
     def tell(self, name: str, state: str, run: Run) -> None:
         """How a trial ended: complete, pruned or failed; once. A lost one stays open."""
-        import optuna
-
         if state not in ENDED.values() or (trial := self.open.pop(name, None)) is None:
             return
         if state == "complete":
             column = "val_loss" if self.search.metric == "loss" else self.search.metric
             self.study.tell(trial, float(run.read_json("metrics.json")[column]))
         else:
-            outcome = optuna.trial.TrialState.PRUNED if state == "pruned" else optuna.trial.TrialState.FAIL
-            self.study.tell(trial, state=outcome)
+            states = self._optuna.trial.TrialState
+            self.study.tell(trial, state=states.PRUNED if state == "pruned" else states.FAIL)
 
 
 def _suggested(trial, search: Search) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from fruitlib import config as configs
 from fruitlib import kernels, placement, runs, runtime, search, shipping, sources, splits, summary, work
-from fruitlib import space as spaces
 from fruitlib.config import Config
 from fruitlib.engine import Engine, Outcome, PlacementLost, Task
 from fruitlib.params import Sweep, read_params
@@ -107,11 +106,8 @@ def _refuse_other_data(config: Config, sweep_dir: Path) -> None:
 
 
 def _configs(plan: Sweep) -> list[Config]:
-    """What the runs will have; of a search, what they may have at the corners of its space."""
-    if not plan.search:
-        return list(plan.runs.values())
-    fixed, source = plan.search.fixed, plan.source
-    return [configs.make({**fixed, **corner}, source) for corner in spaces.corners(plan.search.space)]
+    """What the runs will have; of a search, what they may have."""
+    return plan.search.corners if plan.search else list(plan.runs.values())
 
 
 def _check_before(plan: Sweep) -> None:

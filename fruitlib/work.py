@@ -18,6 +18,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
@@ -40,8 +41,8 @@ def work(folder: Path, stages: list[str], kernel: str) -> str:
     marker = _Marker(folder)
     try:
         kernel = _installed(kernel)
-        if stages == [SPLIT]:
-            with runtime.lock(folder / ".split.lock", timeout=0):
+        if SPLIT in stages:
+            with runtime.lock(folder / lock_of(stages), timeout=0):
                 _split(folder, kernel, marker)
         else:
             run = runs.planned(folder)
@@ -61,9 +62,15 @@ def work(folder: Path, stages: list[str], kernel: str) -> str:
         starved = os.strerror(errno.ENOSPC) in str(problem) or _is_full(folder)
         return _ended(folder, "starved" if starved else "failed", marker.stage, str(problem))
     except OSError as problem:
-        return _ended(folder, "starved" if runtime.disk_is_to_blame(problem) else "failed", marker.stage, said(problem))
+        state = "starved" if runtime.disk_is_to_blame(problem) else "failed"
+        return _ended(folder, state, marker.stage, runtime.file_trouble(problem))
     finally:
         marker.remove()
+
+
+def lock_of(stages: Sequence[str]) -> str:
+    """The lock file of whoever executes these stages in a folder."""
+    return ".split.lock" if SPLIT in stages else ".lock"
 
 
 def _is_full(folder: Path) -> bool:
@@ -78,15 +85,9 @@ def _installed(kernel: str) -> str:
         try:
             kernels.install()
         except OSError as problem:
-            print(f"kernels: cold: {said(problem)}", flush=True)
+            print(f"kernels: cold: {runtime.file_trouble(problem)}", flush=True)
             return "python3"
     return kernel
-
-
-def said(problem: OSError) -> str:
-    """A failing disk in one line."""
-    where = f"{runtime.display_path(problem.filename)}: " if problem.filename else ""
-    return f"{where}{problem.strerror or problem}"
 
 
 def _ended(folder: Path, state: str, stage: str, error: str) -> str:

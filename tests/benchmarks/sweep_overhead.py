@@ -6,7 +6,7 @@ Prints a table, and as its last line JSON:
     wall_over_ideal   a grid of 24 runs: wall time / (seconds its runs' cells computed / cores) (<= 1.25); in the wall
                       time is everything: the first kernel's imports, 01, summaries, the report, the test
 
-    python tests/benchmarks/sweep_overhead.py [--runs 24] [--epochs 12]
+    python tests/benchmarks/sweep_overhead.py [--runs 24] [--epochs 20]
 """
 
 import argparse
@@ -97,7 +97,7 @@ def grid(folder: Path, runs: int, epochs: int) -> tuple[float, float, int]:
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--runs", type=int, default=24)
-    options.add_argument("--epochs", type=int, default=12)
+    options.add_argument("--epochs", type=int, default=20)
     options = options.parse_args()
     with tempfile.TemporaryDirectory(prefix="fb", ignore_cleanup_errors=True) as made:
         folder = Path(made)
