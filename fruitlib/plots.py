@@ -409,7 +409,8 @@ def cost_bars(values: dict[str, float], title: str, xlabel: str, spread: dict[st
         errors = np.array([[v - spread[k][0], spread[k][1] - v] for k, v in values.items()]).T
     bars = ax.barh(list(values), heights, color="#0072b2", height=0.6, xerr=errors, ecolor="#555555")
     ax.bar_label(bars, [f"{v:.2f}" for v in heights], padding=6, fontsize=10)
-    ax.set(title=title, xlabel=xlabel, xlim=(0, max(heights) * 1.2))
+    longest = max([*heights, *(high for _, high in (spread or {}).values())])
+    ax.set(title=title, xlabel=xlabel, xlim=(0, longest * 1.2))
     ax.invert_yaxis()
     ax.grid(axis="y", visible=False)
     return ax

@@ -13,6 +13,8 @@ import json
 import os
 import platform
 import random
+import re
+import socket
 import tempfile
 import time
 from pathlib import Path
@@ -60,7 +62,8 @@ def replacing(path: str | os.PathLike):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}.", suffix=path.suffix)
+    prefix = f".{path.stem}.{os.getpid()}@{socket.gethostname()[:40]}."  # whose it is, for `tidy`
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
     os.close(handle)
     try:
         yield Path(name)
@@ -68,6 +71,25 @@ def replacing(path: str | os.PathLike):
         os.replace(name, path)
     finally:
         Path(name).unlink(missing_ok=True)
+
+
+def tidy(folder: Path) -> None:
+    """Remove what processes killed inside `replacing` have left in a folder and the folders in it.
+
+    A file is theirs if its process is gone; if it was another machine's, once it is an hour old.
+    """
+    for path in list(folder.rglob(".*@*")):
+        owner = re.match(r"\..+\.(\d+)@(.+)\.\w{8}(\.\w+)?$", path.name)
+        with contextlib.suppress(OSError):
+            here = owner and owner[2] == socket.gethostname()[:40]
+            if owner and (not _alive(int(owner[1])) if here else path.stat().st_mtime < time.time() - 3600):
+                path.unlink()
+
+
+def _alive(pid: int) -> bool:
+    import psutil
+
+    return psutil.pid_exists(pid)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

@@ -53,6 +53,8 @@ def sweep(params_file: Path, data: str | None = None, options: Options = Options
         kernel = Kernel(progress, placed)
         if not sweep_dir.is_dir():  # ten seconds of imports, beside the photos; where all is done, none are needed
             kernel.warm_up()
+        else:
+            runtime.tidy(sweep_dir)
         splits.prepare(plan.config, sweep_dir, progress.photos)
         driver = Driver(plan, sweep_dir, progress, Engine(executor, sweep_dir, kernel.name, progress.say))
         return driver.run()

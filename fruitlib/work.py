@@ -105,6 +105,7 @@ def _clear_outcome(run: Run, stages: list[str]) -> None:
     (run.path / OUTCOME).unlink(missing_ok=True)
     if "02_train" in stages and not run.is_complete("train"):
         (run.path / runs.STOP).unlink(missing_ok=True)
+    runtime.tidy(run.path)
     for partial in run.path.glob(".*.partial.ipynb"):
         partial.unlink(missing_ok=True)
 

@@ -334,8 +334,8 @@ def test_latency_orders_and_interleaves():
 
     found = export.latency_ms({"slow": sleeper("s", 0.006), "fast": sleeper("f", 0.002)}, repeats=10, warmup=2)
     assert "".join(calls) == "fssf" * 6
-    assert 2 <= found["fast"]["q25"] <= found["fast"]["median"] <= found["fast"]["q75"]
-    assert found["fast"]["median"] < found["slow"]["median"] < 60
+    assert 2 <= found["fast"]["least"] <= found["fast"]["median"]
+    assert found["slow"]["least"] >= 6 and found["fast"]["least"] < 6
     assert found["slow"]["n"] == 10
     with pytest.raises(InputError, match="repeats"):
         export.latency_ms({}, repeats=0)
@@ -355,7 +355,8 @@ def test_latency_leaves_warmup_out_and_threads_restored():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        assert export.latency_ms({"a": slow_at_first}, repeats=3, warmup=2)["a"]["q75"] < 25
+        found = export.latency_ms({"a": slow_at_first}, repeats=3, warmup=2)["a"]
+        assert found["median"] < 25 and found["n"] == 3
         assert state["threads"] == 1 and torch.get_num_threads() == 2
         with pytest.raises(RuntimeError, match="planted"):
             export.latency_ms({"a": fail})
@@ -373,4 +374,4 @@ def test_runners_compute_the_logits(trained, fp32, int8):
     np.testing.assert_allclose(runners["torch"](), runners["fp32"](), atol=1e-4)
     runners["int8"] = export.onnx_runner(int8, images)
     found = export.latency_ms(runners, repeats=5, warmup=1)
-    assert list(found) == ["torch", "fp32", "int8"] and all(v["median"] > 0 for v in found.values())
+    assert list(found) == ["torch", "fp32", "int8"] and all(v["least"] > 0 for v in found.values())

@@ -192,3 +192,24 @@ def test_headline_is_escaped_and_carries_its_numbers():
     data, metadata = runs._bundle("answered", "5 < 6 & more", {"accuracy": 0.93333333})
     assert "5 &lt; 6 &amp; more" in data["text/html"]
     assert metadata["fruitlib"]["headline"]["numbers"] == {"accuracy": 0.933333}
+
+
+def test_what_killed_writers_left_is_tidied_and_a_living_one_s_file_stays(tmp_path):
+    killed = """
+import os, signal, sys
+from fruitlib import runtime
+with runtime.replacing(sys.argv[1]):
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    (tmp_path / "run").mkdir()
+    subprocess.run([sys.executable, "-c", killed, str(tmp_path / "run" / "split.png")])
+    [left] = (tmp_path / "run").glob(".split.*.png")
+    elsewhere = left.with_name(".split.1@another-machine.abcdefgh.png")
+    elsewhere.touch()
+    (tmp_path / ".lock").touch()
+    with runtime.replacing(tmp_path / "table.csv") as partial:
+        runtime.tidy(tmp_path)
+        assert partial.exists() and not left.exists() and elsewhere.exists()
+    os.utime(elsewhere, (0, 0))
+    runtime.tidy(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "run", "table.csv"]
