@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
+from fruitlib import stats
 from fruitlib.runtime import InputError
 
 PROBE = "an RBF support vector machine on 40 principal components of 16 × 16 pixels"
@@ -74,7 +75,7 @@ def price_of_leakage(
     """
     labels, groups = np.asarray(labels), list(groups)
     chosen = probe_photos(labels, groups, seed)
-    total, labels, units = total or len(labels), labels[chosen], _units([groups[i] for i in chosen])
+    total, labels, units = total or len(labels), labels[chosen], stats.units([groups[i] for i in chosen])
     groups_of_class = pd.Series(units).groupby(labels).nunique()
     if reason := _nothing_to_compare(labels, units, groups_of_class):
         return Leakage(said=reason)
@@ -95,7 +96,7 @@ def probe_photos(labels: np.ndarray, groups: list[str], seed: int = 0, most: int
     Large groups are thinned at random first, to no fewer than 5 photos; if that does not do, whole groups are left
     out, at least 5 a class staying; if that does not do, whole classes. Call it before reading very many pictures.
     """
-    units, classes = _units(groups), pd.factorize(np.asarray(labels))[0]
+    units, classes = stats.units(groups), pd.factorize(np.asarray(labels))[0]
     if len(units) <= most:
         return np.arange(len(units))
     order = np.random.default_rng([seed, 1]).permutation(len(units))
@@ -109,15 +110,6 @@ def probe_photos(labels: np.ndarray, groups: list[str], seed: int = 0, most: int
     table = table[table["unit"].isin(homes["unit"][homes.groupby("class").cumcount() < staying])]
     many = table["class"].value_counts(sort=False).cumsum()
     return np.sort(table.index[table["class"].isin(many.index[(many <= 1.5 * most) | (np.arange(len(many)) < 2)])])
-
-
-def _units(groups: list[str]) -> np.ndarray:
-    """A number (n,) for each group, and one of its own for each photo that stands alone."""
-    names = pd.Series(groups, dtype=object)
-    units = pd.factorize(names.where(names != "", None))[0]
-    alone = units < 0
-    units[alone] = units.max(initial=-1) + 1 + np.arange(alone.sum())
-    return units
 
 
 def _nothing_to_compare(labels: np.ndarray, units: np.ndarray, fewest: pd.Series) -> str:
@@ -269,14 +261,14 @@ def paired_gain(a: Iterable[float], b: Iterable[float], folds: int = 0) -> dict[
     Raises:
         InputError: lists of different lengths, or empty ones.
     """
-    from scipy import stats
+    from scipy.stats import t
 
     a, b = np.asarray(list(a), float), np.asarray(list(b), float)
     if len(a) != len(b) or not len(a):
         raise InputError(f"paired gain: {len(a)} and {len(b)} numbers; wanted as many on both sides, at least one")
     gain, n = float((b - a).mean()), len(a)
     shared = 1 / (folds - 1) if folds > 1 else 0  # photos that judge to photos that teach
-    half = float(stats.t.ppf(0.975, n - 1) * (b - a).std(ddof=1) * np.sqrt(1 / n + shared)) if n > 1 else np.nan
+    half = float(t.ppf(0.975, n - 1) * (b - a).std(ddof=1) * np.sqrt(1 / n + shared)) if n > 1 else np.nan
     return {"gain": gain, "low": gain - half, "high": gain + half, "n": n}
 
 
