@@ -3,9 +3,9 @@
 Read it in this order; a module imports only modules above it (`tests/test_architecture.py` holds it so):
 
     core     runtime sample config space params fetch sources intake duplicates stratify splits runs
-    core     preprocess cache augment balance images models transfer losses optim speed metrics stats calibration evaluate crossval
-    core     audit baselines compare insight gradcam export checkpoint tracking distributed train finder plots
-    core     plots_metrics plots_compare plots_insight
+    core     preprocess cache augment balance images models transfer losses optim speed metrics evaluate
+    core     crossval stats calibration audit baselines gradcam compare insight export checkpoint tracking distributed train finder
+    core     plots plots_metrics plots_compare plots_insight
     around   warm kernels progress widgets report execute work placement engine shipping summary search sweep cli
 
 `import fruitlib` itself imports neither torch nor Jupyter.
