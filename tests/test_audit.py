@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import stats
 
-from fruitlib import audit, stats, intake
+from fruitlib import audit, intake
 from fruitlib.runtime import InputError
+from fruitlib.stats import units
 
 NAMES = ["apple", "cherry", "tomato"]
 
@@ -95,8 +96,8 @@ def test_very_many_groups_are_drawn_and_rare_classes_stay():
 
 
 def test_a_photo_that_stands_alone_is_its_own_group():
-    assert len(set(stats.units(["a", "", "a", "", "b"]))) == 4
-    assert sorted(stats.units(["", "a", "a", ""])) == [0, 0, 1, 2]
+    assert len(set(units(["a", "", "a", "", "b"]))) == 4
+    assert sorted(units(["", "a", "a", ""])) == [0, 0, 1, 2]
 
 
 def test_real_fruit_leaks_as_networks_show(real_data):
