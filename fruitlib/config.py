@@ -80,6 +80,11 @@ class Config(BaseModel):
     )
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better monitor; 0: never")
     min_delta: float = Field(0.0, ge=0, description="gain in monitor that counts as better for patience and plateau")
+    train_share: float = Field(1.0, gt=0, le=1, description="share of the training photos that teach: learning curves")
+    share_class: str = Field("", description="the class that train_share thins; empty: every class")
+    train_labels: Literal["given", "shuffled"] = Field(
+        "given", description="given | shuffled (a check: nothing can be learnt, so validation must be at chance)"
+    )
     fold: int = Field(1, ge=0, description="the fold this run validates on; 0: none, all photos teach")
     repeat: int = Field(1, ge=1, description="the division into folds this run uses; a sweep runs them all")
 
@@ -260,6 +265,7 @@ def inert(config: Config) -> set[str]:
         "focal_ratio": config.loss == "mix",
         "momentum": config.optimizer in ("sgd", "rmsprop"),
         "min_delta": bool(config.patience) or config.scheduler == "plateau",
+        "share_class": config.train_share < 1,
         "mixing_alpha": config.mixing != "none",
         "crop_margin": config.crop_to != "none",
     }

@@ -118,8 +118,12 @@ class Run:
         return splits.record(self.sweep_dir)["class_names"]
 
     def rows(self, split: str) -> pd.DataFrame:
-        """The usable photos of train, val or test; with folds, val is this run's fold and train all others."""
-        return splits.part(self.manifest, split, self.config.fold, self.config.repeat)
+        """The usable photos of train, val or test; with folds, val is this run's fold and train all others.
+
+        train is what teaches: thinned, or its labels shuffled, where knobs ask for it.
+        """
+        rows = splits.part(self.manifest, split, self.config.fold, self.config.repeat)
+        return splits.taught(rows, self.config) if split == "train" else rows
 
     def history(self) -> pd.DataFrame:
         """A row per epoch trained so far; empty before the first."""

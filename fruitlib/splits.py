@@ -172,6 +172,26 @@ def part(manifest: pd.DataFrame, split: str, fold: int = 1, repeat: int = 1) -> 
     return rows[(numbers > 0) & judges].reset_index(drop=True)
 
 
+def taught(rows: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """The training rows as `train_share`, `share_class` and `train_labels` have them.
+
+    Whole groups stay, drawn by the run's seed; with one seed, what a smaller share holds a larger one holds too.
+
+    Raises:
+        InputError: no such class.
+    """
+    if config.train_share < 1:
+        thinned = rows["label"] == config.share_class if config.share_class else rows["label"] == rows["label"]
+        if not thinned.any():
+            raise InputError(f"share_class = {config.share_class}: no such class among {', '.join(set(rows['label']))}")
+        kept = subset(rows[thinned], config.train_share, config.seed)["status"] == "ok"
+        rows = rows[kept.reindex(rows.index, fill_value=True)].reset_index(drop=True)
+    if config.train_labels == "shuffled":
+        order = np.random.default_rng([config.seed, 11]).permutation(len(rows))
+        rows = rows.assign(label=rows["label"].to_numpy()[order])
+    return rows
+
+
 def _numbers(folds: pd.Series, repeat: int) -> np.ndarray:
     """The fold of each row in one repeat; 0 where it is in none."""
     codes, texts = pd.factorize(folds)

@@ -12,7 +12,7 @@ from fruitlib.shipping import TEST_STAGE
 
 # Of training, in results.csv
 RECORDED = {name: name for name in ("best_epoch", "epochs", "precision")}
-RECORDED |= {"train_seconds": "seconds", "parameters": "total_parameters"}
+RECORDED |= {"train_seconds": "seconds", "parameters": "total_parameters", "train_photos": "train_photos"}
 
 
 def results(plan: Sweep, work: dict[str, Run], states: dict, shipped: dict | None = None) -> pd.DataFrame:

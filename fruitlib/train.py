@@ -205,7 +205,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
             seconds=progress.history[-1]["seconds"], parameters=models.num_parameters(model),
             total_parameters=sum(weight.numel() for weight in model.parameters()), processes=world_size,
             data_fingerprint=run.data_fingerprint, initial_weights=initial_weights, cache=teach.store.kind,
-            photos_per_epoch=len(feed), **fast.names, speed=fast.said + compiled,
+            train_photos=len(teach), photos_per_epoch=len(feed), **fast.names, speed=fast.said + compiled,
             micro_batch=progress.micro_batch or "whole",
         )  # fmt: skip
         (run.path / checkpoint.NAME).unlink(missing_ok=True)

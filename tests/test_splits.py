@@ -523,3 +523,28 @@ def test_an_empty_side_shows_no_photos():
     manifest, _ = divided(rows_of([{"a": 1}] * 12 + [{"b": 1}] * 12), test_per_class=0)
     assert splits.part(manifest, "test").empty and splits.some_of_each(manifest, "test", 3).empty
     assert splits.some_of_each(manifest, "train", 3)["label"].tolist() == ["a"] * 3 + ["b"] * 3
+
+
+def test_train_share_keeps_whole_groups_nests_and_touches_no_other_class():
+    rows = pd.DataFrame({"label": ["a"] * 40 + ["b"] * 20, "split": "train", "status": "ok"})
+    rows["group"] = [f"{label}{i // 4}" for i, label in enumerate(rows["label"])]
+    rows["path"] = [f"{label}/{i}.png" for i, label in enumerate(rows["label"])]
+    knobs = {"train_share": 0.5, "share_class": "a", "seed": 3}
+    half = splits.taught(rows, config.make(knobs))
+    assert half["label"].value_counts().to_dict() == {"a": 20, "b": 20}
+    sizes = half[half["label"] == "a"].groupby("group").size()
+    assert (sizes == 4).all()
+    fifth = splits.taught(rows, config.make(knobs | {"train_share": 0.2}))
+    assert set(fifth["path"]) < set(half["path"]) and (fifth["label"] == "a").sum() == 8
+    other = splits.taught(rows, config.make(knobs | {"seed": 4}))
+    assert set(other["path"]) != set(half["path"])
+    assert splits.taught(rows, config.make({"train_share": 0.6}))["label"].value_counts().to_dict() == {"a": 24, "b": 12}
+    with pytest.raises(InputError, match="share_class = c: no such class"):
+        splits.taught(rows, config.make({"train_share": 0.5, "share_class": "c"}))
+
+
+def test_shuffled_labels_are_the_same_ones_elsewhere():
+    rows = pd.DataFrame({"label": list("ab" * 30), "path": [str(i) for i in range(60)]})
+    shuffled = splits.taught(rows, config.make({"train_labels": "shuffled"}))
+    assert sorted(shuffled["label"]) == sorted(rows["label"]) and shuffled["path"].tolist() == rows["path"].tolist()
+    assert 10 < (shuffled["label"] != rows["label"]).sum() < 50
