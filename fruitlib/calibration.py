@@ -32,7 +32,10 @@ def error(sums: np.ndarray) -> np.ndarray:
 
 
 def ece(probs: np.ndarray, labels: np.ndarray, groups=None, seed: int = 0) -> tuple[float, float, float]:
-    """Expected calibration error with its 95 % bootstrap interval: (value, low, high)."""
+    """Expected calibration error with its 95 % bootstrap interval: (value, low, high).
+
+    The error is never negative and chance adds to it, so the interval lies too high: compare with `by_chance`.
+    """
     table = bins(probs, labels)
     drawn = error(stats.resampled(table, labels, groups, seed=seed))
     return (float(error(table.sum(0)[None])[0]), *stats.interval(drawn))
@@ -54,10 +57,12 @@ def by_chance(probs: np.ndarray, seed: int = 0, draws: int = 1000) -> float:
 def temperature(probs: np.ndarray, labels: np.ndarray) -> float:
     """The T that makes softmax(log(probs) / T) likeliest (Guo et al. 2017, 4.2): above 1, the model is overconfident.
 
-    Between 0.05 and 20; a model without mistakes is most likely with the least, which tells nothing.
+    Between 0.05 and 20. Without a mistake the least would be the likeliest, which tells nothing: 1 then.
     """
     from scipy.optimize import minimize_scalar
 
+    if (np.asarray(probs).argmax(1) == labels).all():
+        return 1.0
     logits = np.log(np.clip(probs, LEAST, 1))
 
     def loss(log_t: float) -> float:
@@ -85,3 +90,20 @@ def cross_scaled(probs: np.ndarray, labels: np.ndarray, groups=None, seed: int =
         if not own.all():
             found[own] = scaled(probs[own], temperature(probs[~own], labels[~own]))
     return found
+
+
+def said(value: float, low: float, high: float, chance: float) -> str:
+    """The calibration error in words, beside what chance alone makes."""
+    more = "no more than" if value <= 2 * chance else "more than"
+    return (
+        f"calibration error {stats.said(value, low, high)}; so few photos give a perfectly calibrated model "
+        f"{chance:.3f} by chance: {more} chance can explain"
+    )
+
+
+def said_temperature(by: float, after: float, labels: np.ndarray, probs: np.ndarray) -> str:
+    """The temperature in words; `after` is the error with temperatures fitted on other photos."""
+    if (np.asarray(probs).argmax(1) == labels).all():
+        return "temperature: nothing is wrong, so any confidence is too low for these photos; none is suggested"
+    way = "overconfident" if by > 1 else "not sure enough"
+    return f"temperature {by:.2f}: it is {way}; scaled, fitted on other photos, the error is {after:.3f}"

@@ -9,7 +9,7 @@ import html
 import json
 import os
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -46,14 +46,14 @@ STAGES = {
     "test": Stage(after="export", outputs=("predictions_test.csv",)),
     "02_train": Stage(configs.SHOW_KNOBS, ("finder", "plots", "widgets"), after="train", notebook=True),
     "03_metrics": Stage(
-        modules=("plots", "audit", "crossval"),
+        modules=("plots", "plots_metrics", "audit", "crossval", "stats", "calibration", "thresholds", "baselines"),
         after="train",
         outputs=("metrics.json", "doubtful_labels.csv"),
         notebook=True,
     ),
     "04_gradcam": Stage(modules=("gradcam", "plots", "widgets"), after="train", notebook=True),
     "05_quantize": Stage(modules=("plots",), after="export", outputs=("export.json",), notebook=True),
-    "06_test_accuracy": Stage(modules=("plots",), after="test", outputs=("test.json",), notebook=True),
+    "06_test_accuracy": Stage(modules=("plots", "stats"), after="test", outputs=("test.json",), notebook=True),
 }
 
 
@@ -153,6 +153,10 @@ class Run:
         """Probabilities (n, C) and class indexes (n,) of a predictions table."""
         names = self.class_names
         return predictions[[f"p_{name}" for name in names]].to_numpy(), predictions["label"].map(names.index).to_numpy()
+
+    def groups(self, paths: Iterable[str]) -> list[str]:
+        """The group of each of these photos; "" where it stands alone."""
+        return self.manifest.set_index("path")["group"].reindex(paths).fillna("").tolist()
 
     def write_predictions(self, split: str, probs_by_backend: dict, rows: pd.DataFrame) -> pd.DataFrame:
         """Write `predictions_<split>.csv` from probabilities (n, C) of each backend; returns it as a table."""

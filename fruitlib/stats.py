@@ -213,6 +213,36 @@ def optimism(right: np.ndarray, labels: np.ndarray, groups=None, seed: int = 0) 
     return {"best": best, "points": float(gap.mean()), "honest": best - float(gap.mean())}
 
 
+def by_group(predictions: pd.DataFrame, groups: Sequence[str]) -> pd.DataFrame:
+    """A row per group of two photos and more: label (of most), right, n; the least share right first, large ones first.
+
+    Args:
+        predictions: rows with label and predicted; `groups` names a group for each row, "" for none.
+    """
+    table = pd.DataFrame({"group": list(groups), "label": predictions["label"].to_numpy()})
+    table["right"] = (predictions["label"] == predictions["predicted"]).to_numpy()
+    table = (
+        table[table["group"] != ""]
+        .groupby("group")
+        .agg(label=("label", lambda part: part.mode()[0]), right=("right", "sum"), n=("right", "size"))
+    )
+    table = table[table["n"] > 1].assign(share=table["right"] / table["n"])
+    return table.sort_values(["share", "n"], ascending=[True, False]).drop(columns="share")
+
+
+def said(value: float, low: float, high: float) -> str:
+    """`0.933 (95 % interval 0.83 to 1.00)`; without the interval where there is none."""
+    return f"{value:.3f}" + (f" (95 % interval {low:.2f} to {high:.2f})" if np.isfinite(low) else "")
+
+
+def said_difference(difference: float, low: float, high: float, name: str) -> str:
+    """`macro-F1 +0.210 (95 % interval 0.05 to 0.38)`, and `cannot tell` where the interval holds 0."""
+    if not np.isfinite(low):
+        return f"{name} {difference:+.3f}, and no photo tells them apart: cannot tell"
+    unsure = "" if low > 0 or high < 0 else ": cannot tell"
+    return f"{name} {difference:+.3f} (95 % interval {low:.2f} to {high:.2f}){unsure}"
+
+
 def simulate(claim: Callable[[np.random.Generator], bool | None], times: int, seed: int = 0) -> tuple[float, int]:
     """How often a claim holds over `times` simulated data sets, and in how many it was made at all (not None)."""
     rng = np.random.default_rng(seed)

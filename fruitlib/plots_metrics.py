@@ -1,0 +1,122 @@
+"""Figures of how far predictions can be trusted: arrays in, `Axes` or a `Figure` out, in the look of `plots`.
+
+probs are (n, C), labels class indexes (n,), right booleans (n,).
+"""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fruitlib import calibration, metrics
+from fruitlib.plots import COLOURS
+
+MARKS = ("-", "--", "-.", ":")  # besides its colour, by which a class's line is known
+INKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito 2008
+GROUPS = 30  # shown, at most
+
+
+def scores(rows: dict[str, tuple[float, float, float]], title: str, xlabel: str) -> Axes:
+    """Named numbers with their intervals (value, low, high), one a row; no line where an interval is NaN."""
+    _, ax = plt.subplots(figsize=(8, 1.1 + 0.5 * len(rows)))
+    for row, (name, (value, low, high)) in enumerate(rows.items()):
+        colour = COLOURS["val"] if row == 0 or "baseline" not in name else "#666666"
+        ax.plot([low, high], [row, row], color=colour, linewidth=2)
+        ax.plot(value, row, "o", color=colour)
+        ax.annotate(f"{value:.3f}", (value, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center")
+    ax.set(title=title, xlabel=xlabel, xlim=(-0.03, 1.05), ylim=(len(rows) - 0.5, -0.8))
+    ax.set(yticks=range(len(rows)), yticklabels=list(rows))
+    return ax
+
+
+def reliability(probs: np.ndarray, labels: np.ndarray, scaled: np.ndarray | None = None) -> Figure:
+    """Accuracy against confidence in bins, with Wilson intervals, and how many photos each bin has.
+
+    On the diagonal, 0.9 means right nine times in ten; below it the model is overconfident. `scaled` adds the same
+    after temperature scaling.
+    """
+    figure, (ax, below) = plt.subplots(2, 1, figsize=(6, 5.6), sharex=True, height_ratios=(3, 1))
+    ax.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle=":", label="as sure as right")
+    shown = {"as it is": (probs, COLOURS["val"], "o", -0.006)}
+    if scaled is not None:
+        shown["temperature scaled"] = (scaled, COLOURS["train"], "s", 0.006)
+    for name, (values, colour, mark, shift) in shown.items():
+        counts, confidence, right = calibration.bins(values, labels).sum(0).reshape(3, -1)
+        there = counts > 0
+        x, y = confidence[there] / counts[there] + shift, right[there] / counts[there]
+        ends = [metrics.wilson(int(k), int(n)) for k, n in zip(right[there], counts[there], strict=True)]
+        ax.vlines(x, *np.transpose(ends), color=colour, linewidth=1.5, alpha=0.7)
+        ax.plot(x, y, mark, color=colour, label=name)
+        edges = np.linspace(0, 1, calibration.BINS + 1)
+        below.hist(values.max(1), edges, color=colour, alpha=0.55 if scaled is not None else 1)
+    ax.set(ylabel="share that is right", ylim=(-0.03, 1.05), title="Is it as sure as it is right?")
+    ax.legend(frameon=True, loc="upper left", fontsize=9)
+    below.set(xlabel="confidence: probability of the predicted class", ylabel="photos", xlim=(0, 1.02))
+    below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
+    figure.tight_layout()
+    return figure
+
+
+def threshold_curves(curves: dict[str, dict]) -> Figure:
+    """ROC, precision over recall, and both rates over the threshold, per class, from `thresholds.curves`."""
+    figure, (roc, pr, over) = plt.subplots(1, 3, figsize=(11, 3.9))
+    for number, (name, found) in enumerate(curves.items()):
+        style = {"color": INKS[number % len(INKS)], "linestyle": MARKS[number % len(MARKS)], "linewidth": 2}
+        roc.plot(found["false_alarms"], found["recall_roc"], label=f"{name}, AUC {found['auc']:.2f}", **style)
+        pr.plot(
+            found["recall"], found["precision"], label=f"{name}, AP {found['ap']:.2f}", drawstyle="steps-pre", **style
+        )
+        over.plot(
+            found["threshold"],
+            found["recall"][:-1],
+            label=f"{name}: recall",
+            color=style["color"],
+            drawstyle="steps-pre",
+        )
+        over.plot(
+            found["threshold"],
+            found["precision"][:-1],
+            color=style["color"],
+            linestyle="--",
+            drawstyle="steps-pre",
+            alpha=0.8,
+        )
+    roc.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle=":")
+    roc.set(title="ROC", xlabel="share of the others called it", ylabel="recall")
+    pr.set(title="Precision and recall", xlabel="recall", ylabel="precision")
+    over.set(title="Over the threshold", xlabel="least probability to be called it", ylabel="recall —, precision --")
+    for ax in (roc, pr, over):
+        ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
+    for ax in (roc, pr):
+        ax.legend(frameon=True, fontsize=8, loc="lower right" if ax is roc else "lower left")
+    over.legend(frameon=True, fontsize=8, loc="lower left")
+    figure.tight_layout()
+    return figure
+
+
+def by_group(table: pd.DataFrame) -> Axes:
+    """A dot for every group: the share of its photos that are right, with its Wilson interval; worst first.
+
+    `table` has a row per group: label, right, n; its index names them. 30 at most are shown.
+    """
+    shown = table.head(GROUPS)
+    classes = list(dict.fromkeys(sorted(table["label"])))
+    _, ax = plt.subplots(figsize=(8, 1.2 + 0.27 * len(shown)))
+    for row, (right, n, label) in enumerate(zip(shown["right"], shown["n"], shown["label"], strict=True)):
+        colour = INKS[classes.index(label) % len(INKS)]
+        ax.plot(metrics.wilson(int(right), int(n)), [row, row], color=colour, linewidth=1.5, alpha=0.6)
+        ax.plot(right / n, row, "o", color=colour, markersize=5)
+        ax.annotate(f"{right}/{n}", (1.02, row), xycoords=("axes fraction", "data"), fontsize=8, va="center")
+    for label in classes:
+        ax.plot([], [], "o-", color=INKS[classes.index(label) % len(INKS)], label=label)
+    names = [str(name) if len(str(name)) < 28 else f"…{str(name)[-26:]}" for name in shown.index]
+    ax.set(yticks=range(len(shown)), yticklabels=names, ylim=(len(shown) - 0.4, -0.6), xlim=(-0.02, 1.02))
+    ax.tick_params(axis="y", labelsize=8)
+    more = f", the worst {GROUPS} of {len(table)}" if len(table) > GROUPS else ""
+    ax.set(
+        title=f"Right by group{more}", xlabel="share of the group's photos that are right, with 95 % Wilson interval"
+    )
+    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.1, 1))
+    return ax

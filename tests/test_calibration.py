@@ -1,0 +1,123 @@
+"""Calibration, thresholds and baselines: what is planted is found, and scikit-learn agrees."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
+
+from fruitlib import baselines, calibration, metrics, plots_metrics, stats, thresholds
+
+
+def drawn(n: int, sharper: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Probabilities that were right before they were sharpened, and labels drawn from them."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 1.5, (n, 3))
+    honest = metrics.softmax(logits)
+    return metrics.softmax(logits * sharper), np.array([rng.choice(3, p=p) for p in honest])
+
+
+def test_ece_is_the_definition():
+    probs = np.array([[0.95, 0.05], [0.92, 0.08], [0.35, 0.65], [0.38, 0.62]])
+    labels = np.array([0, 1, 1, 1])
+    by_hand = 2 / 4 * abs(0.5 - 0.935) + 2 / 4 * abs(1.0 - 0.635)
+    assert calibration.ece(probs, labels)[0] == pytest.approx(by_hand)
+
+
+def test_an_honest_model_has_the_error_chance_gives_it_and_an_overconfident_one_more():
+    honest, labels = drawn(300)
+    assert calibration.ece(honest, labels)[0] < 2 * calibration.by_chance(honest)
+    sharp, labels = drawn(300, sharper=3)
+    value, low, high = calibration.ece(sharp, labels)
+    assert low < value < high and low > 2 * calibration.by_chance(sharp)
+    assert "more than chance" in calibration.said(value, low, high, calibration.by_chance(sharp))
+    assert calibration.by_chance(drawn(30)[0]) > 2 * calibration.by_chance(drawn(3000)[0])
+
+
+@pytest.mark.parametrize("sharper", [0.5, 1, 2, 4])
+def test_temperature_finds_the_sharpening(sharper):
+    probs, labels = drawn(4000, sharper)
+    by = calibration.temperature(probs, labels)
+    assert by == pytest.approx(sharper, rel=0.1)
+    scaled = calibration.scaled(probs, by)
+    assert (scaled.argmax(1) == probs.argmax(1)).all()
+    assert metrics.log_loss(scaled, labels) <= metrics.log_loss(probs, labels)
+
+
+def test_what_is_judged_was_not_fitted():
+    """A fold's temperature must not change when its own labels do."""
+    probs, labels = drawn(100, 3)
+    groups = [f"g{i // 4}" for i in range(100)]
+    before = calibration.cross_scaled(probs, labels, groups)
+    others = labels.copy()
+    others[:4] = (labels[:4] + 1) % 3
+    after = calibration.cross_scaled(probs, others, groups)
+    same = np.isclose(before, after, atol=1e-9).all(1)
+    assert same[:4].all() and not same.all()
+    assert calibration.ece(before, labels)[0] < calibration.ece(probs, labels)[0]
+
+
+def test_without_mistakes_no_temperature_is_suggested():
+    probs, _ = drawn(20)
+    assert calibration.temperature(probs, probs.argmax(1)) == 1
+    assert "none is suggested" in calibration.said_temperature(1, 0, probs.argmax(1), probs)
+
+
+@given(st.integers(0, 10_000))
+@settings(max_examples=15, deadline=None)
+def test_curves_are_scikit_learn_s(seed):
+    probs, labels = drawn(40, seed=seed)
+    for number, (name, curve) in enumerate(thresholds.curves(probs, labels, ["a", "b", "c"]).items()):
+        true = labels == "abc".index(name)
+        assert curve["auc"] == pytest.approx(roc_auc_score(true, probs[:, number]))
+        assert curve["ap"] == pytest.approx(average_precision_score(true, probs[:, number]))
+        at, recall, precision = thresholds.best(curve)
+        claimed = probs[:, number] >= at
+        assert recall == pytest.approx((claimed & true).sum() / true.sum())
+        assert f1_score(true, claimed) == pytest.approx(2 * recall * precision / (recall + precision))
+        assert all(
+            f1_score(true, probs[:, number] >= t) <= f1_score(true, claimed) + 1e-9 for t in np.linspace(0, 1, 21)
+        )
+
+
+def test_a_class_without_photos_has_no_curve():
+    probs, labels = drawn(40)
+    assert list(thresholds.curves(probs[labels < 2], labels[labels < 2], ["a", "b", "c"])) == ["a", "b"]
+
+
+def test_mean_colour_tells_colours_apart_and_nothing_else():
+    rng = np.random.default_rng(0)
+
+    def photos(labels, colour):
+        made = rng.integers(0, 60, (len(labels), 8, 8, 3), dtype=np.uint8)
+        if colour:
+            made[..., 0] += (labels * 60).astype(np.uint8)[:, None, None]
+        return made
+
+    taught, judged = np.arange(60) % 3, np.arange(30) % 3
+    found = baselines.mean_colour(photos(taught, True), taught, photos(judged, True))
+    assert (found == judged).mean() > 0.95
+    found = baselines.mean_colour(photos(taught, False), taught, photos(judged, False))
+    assert (found == judged).mean() < 0.7
+    assert (baselines.majority(np.array([2, 2, 0]), 4) == 2).all()
+    alike = np.zeros(3, int)
+    assert (baselines.mean_colour(photos(alike, True), alike, photos(judged, True)) == 0).all()
+
+
+def test_figures_say_what_they_show():
+    probs, labels = drawn(60, 2)
+    figure = plots_metrics.reliability(probs, labels, calibration.cross_scaled(probs, labels))
+    assert "confidence" in figure.axes[1].get_xlabel() and len(figure.axes[0].get_legend().get_texts()) == 3
+    ax = plots_metrics.scores(
+        {"accuracy, network": (0.9, 0.8, 0.95), "macro-F1, majority baseline": (0.2, np.nan, np.nan)}, "t", "x"
+    )
+    drawn_lines = [line for line in ax.lines if len(line.get_xdata()) == 2]
+    assert list(drawn_lines[0].get_xdata()) == [0.8, 0.95]
+    plots_metrics.threshold_curves(thresholds.curves(probs, labels, ["a", "b", "c"]))
+    import pandas as pd
+
+    table = pd.DataFrame({"label": ["a", "b"], "predicted": ["a", "a"]}).loc[[0, 0, 1, 1]]
+    ax = plots_metrics.by_group(stats.by_group(table, ["g", "g", "h", "h"]))
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["h", "g"]
+    plt.close("all")
