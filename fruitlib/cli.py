@@ -53,6 +53,10 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("sweep", help="a folder of executed/, such as executed/demo")
     report.set_defaults(command=_report)
 
+    check = commands.add_parser("check", help="is a test photo found in training? are the photos still the same?")
+    check.add_argument("sweep", help="a folder of executed/, such as executed/demo")
+    check.set_defaults(command=_check)
+
     _add_data(commands)
     return parser
 
@@ -93,6 +97,17 @@ def _report(options: argparse.Namespace) -> int:
 
     print(runtime.display_path(report.build(Path(options.sweep).resolve())))
     return 0
+
+
+def _check(options: argparse.Namespace) -> int:
+    from fruitlib import sanity
+
+    found = sanity.check(Path(options.sweep).resolve(), runtime.meter("photos read"))
+    for words, lines in (("ALARM", found.alarms), ("look at", found.notes)):
+        print(*(f"{words}: {line}" for line in lines), sep="\n", end="\n" if lines else "")
+    if not found.alarms:
+        print(f"{found.n} photos read: none that judges is found among those that taught, and none has changed")
+    return int(bool(found.alarms))
 
 
 def _draw(options: argparse.Namespace) -> int:

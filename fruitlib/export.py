@@ -242,6 +242,18 @@ def latency_ms(
     return {name: {"least": min(ms), "median": float(np.median(ms)), "n": len(ms)} for name, ms in kept.items()}
 
 
+def mflops(model: torch.nn.Module, image: np.ndarray) -> float:
+    """Millions of floating-point operations for one photo (1, 3, S, S): a multiplication and an addition count 2.
+
+    Convolutions and matrix products, as `torch.utils.flop_counter` counts them; the rest is a few per cent.
+    """
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        run_torch(model, image)
+    return counter.get_total_flops() / 1e6
+
+
 def test(run: Run) -> pd.DataFrame:
     """Open the test photos and write `predictions_test.csv`: torch, fp32 and INT8, each on every photo.
 

@@ -1,4 +1,5 @@
-"""A params file -> executed notebooks: one folder per combination, 02 to 05 in each, 06 for the model that is shipped.
+"""A params file -> executed notebooks: one folder per combination, 02 to 05 in each, 06 for the model that is shipped,
+07 and 08 over all of them.
 
 What is complete is not repeated, what failed keeps its notebook with the error, and the rest goes on. Runs are
 processes of their own (`work`), several at a time, on this machine or others (`placement`); this module decides what is
@@ -114,7 +115,7 @@ def _configs(plan: Sweep) -> list[Config]:
 
 def _check_before(plan: Sweep) -> None:
     """What every run needs and only a look at the disk can tell."""
-    for stage in ("01_split", *RUN_STAGES, TEST_STAGE):
+    for stage in (*work.SWEEP_STAGES, *RUN_STAGES, TEST_STAGE):
         if not runs.notebook_path(stage).is_file():
             raise InputError(f"{runs.notebook_path(stage)}: no such notebook; set FRUITLIB_HOME to the project folder")
     shipping.check(plan)
@@ -176,6 +177,8 @@ class Driver:
             chosen = shipping.choose(self.plan, self.work, self.states, self.sweep_dir)
             shipped = self._ship(chosen)
             self._test(shipped)
+            self._publish(chosen, shipped)
+            self._look_back()
             told = self._publish(chosen, shipped)
         except PlacementLost as problem:
             self.engine.stop()
@@ -200,7 +203,7 @@ class Driver:
     def _explore(self) -> None:
         """01, and every run of the plan or of the search."""
         runs.plan(self.sweep_dir, self.plan.config)
-        if not work.split_is_complete(self.sweep_dir, self.plan.config):
+        if not work.sweep_stage_is_complete(self.sweep_dir, work.SPLIT, self.plan.config):
             self.engine.add(Task(work.SPLIT, self.sweep_dir, (work.SPLIT,)))
         known = self.trials.earlier() if self.trials else {}
         for name in self.plan.runs:
@@ -247,10 +250,10 @@ class Driver:
     def _note(self, task: Task, outcome: Outcome) -> None:
         """What has become of a task, and what follows from it."""
         self._changed = dict.fromkeys(self._changed, True)
-        if task.name == work.SPLIT:
+        if task.name in work.SWEEP_STAGES:
             if outcome.error:
-                self.failures.append(f"{work.SPLIT}: {outcome.error}")
-                self.progress.say(f"{work.SPLIT}: {outcome.error}")
+                self.failures.append(f"{task.name}: {outcome.error}")
+                self.progress.say(f"{task.name}: {outcome.error}")
             return
         run, state = self.work[task.name], self.states[task.name]
         complete = _is_complete(run)
@@ -371,6 +374,16 @@ class Driver:
         for name in list(self.work) if self.plan.test == "every" else [shipped]:
             if self.states[name]["state"] == "complete":
                 self._finish(name, (TEST_STAGE,))
+
+    def _look_back(self) -> None:
+        """The notebooks that compare runs, where there are runs to compare."""
+        if sum(state["state"] == "complete" for state in self.states.values()) < 2:
+            return
+        for stage in work.LOOK_BACK:
+            if not work.sweep_stage_is_complete(self.sweep_dir, stage, self.plan.config):
+                self.engine.add(Task(stage, self.sweep_dir, (stage,)))
+                for task, outcome in self.engine.outcomes(self._idle):
+                    self._note(task, outcome)
 
 
 def _is_complete(run: Run) -> bool:

@@ -33,7 +33,12 @@ from fruitlib.runtime import InputError
 CODES = {"complete": 0, "failed": 1, "pruned": 3, "lost": 4, "starved": 5, "busy": 75}
 FULL = 1 << 16  # bytes free, or fewer: torch says of a full disk only that it failed to write
 HEARTBEAT = 2.0  # seconds
-SPLIT = "01_split"  # the stage that belongs to a sweep's folder, not to a run's
+SPLIT = "01_split"
+LOOK_BACK = ("07_compare", "08_insight")  # over all of a sweep's runs
+# The stages that belong to a sweep's folder, not to a run's, and the modules their pages depend on
+SWEEP_STAGES = {SPLIT: (*runs.PIXELS, "duplicates", "splits", "augment", "images", "audit", "plots")}
+SWEEP_STAGES |= {"07_compare": ("stats", "compare", "gradcam", "plots", "plots_compare")}
+SWEEP_STAGES |= {"08_insight": ("stats", "audit", "insight", "plots", "plots_insight")}
 
 
 def work(folder: Path, stages: list[str], kernel: str) -> str:
@@ -41,9 +46,9 @@ def work(folder: Path, stages: list[str], kernel: str) -> str:
     marker = _Marker(folder)
     try:
         kernel = _installed(kernel)
-        if SPLIT in stages:
+        if stages[0] in SWEEP_STAGES:
             with runtime.lock(folder / lock_of(stages), timeout=0):
-                _split(folder, kernel, marker)
+                _of_the_sweep(folder, stages[0], kernel, marker)
         else:
             run = runs.planned(folder)
             with run.locked():
@@ -70,7 +75,7 @@ def work(folder: Path, stages: list[str], kernel: str) -> str:
 
 def lock_of(stages: Sequence[str]) -> str:
     """The lock file of whoever executes these stages in a folder."""
-    return ".split.lock" if SPLIT in stages else ".lock"
+    return f".{stages[0]}.lock" if stages[0] in SWEEP_STAGES else ".lock"
 
 
 def _is_full(folder: Path) -> bool:
@@ -133,30 +138,35 @@ def cut_off(run: Run) -> int:
     return len(run.history()) if all(held.get(name) == knobs[name] for name in configs.TRAIN_KNOBS) else 0
 
 
-def _split(folder: Path, kernel: str, marker: "_Marker") -> None:
-    """01 on the sweep's manifest, unless it was executed on it already."""
+def _of_the_sweep(folder: Path, stage: str, kernel: str, marker: "_Marker") -> None:
+    """A notebook on the whole sweep, unless it was executed on what is there already."""
     config = runs.planned(folder).config
     (folder / OUTCOME).unlink(missing_ok=True)
-    if split_is_complete(folder, config):
+    if sweep_stage_is_complete(folder, stage, config):
         return
-    marker.begins(SPLIT)
-    identity = _split_identity(folder, config)
-    facts = execute(SPLIT, folder / f"{SPLIT}.ipynb", config, kernel, sweep_dir=runtime.display_path(folder))
+    marker.begins(stage)
+    identity = _sweep_identity(folder, stage, config)
+    facts = execute(stage, folder / f"{stage}.ipynb", config, kernel, sweep_dir=runtime.display_path(folder))
     finished = {"identity": identity, "finished": datetime.now().isoformat(timespec="seconds")}
-    runtime.write_json(folder / "stages" / f"{SPLIT}.json", finished | facts)
+    runtime.write_json(folder / "stages" / f"{stage}.json", finished | facts)
 
 
-def split_is_complete(folder: Path, config: Config) -> bool:
-    """Whether 01 was executed on the manifest as it is."""
-    record = folder / "stages" / f"{SPLIT}.json"
-    there = (folder / f"{SPLIT}.ipynb").is_file() and record.is_file()
-    return there and _split_identity(folder, config) in record.read_text(encoding="utf-8")
+def sweep_stage_is_complete(folder: Path, stage: str, config: Config) -> bool:
+    """Whether the notebook was executed on the manifest, and for 07 and 08 on the runs, as they are."""
+    record = folder / "stages" / f"{stage}.json"
+    there = (folder / f"{stage}.ipynb").is_file() and record.is_file()
+    return there and _sweep_identity(folder, stage, config) in record.read_text(encoding="utf-8")
 
 
-def _split_identity(folder: Path, config: Config) -> str:
-    modules = map(runtime.module_source, (*runs.PIXELS, "duplicates", "splits", "augment", "images", "audit", "plots"))
-    knobs = config.model_dump(include={*configs.SPLIT_KNOBS, *configs.PREPROCESS_KNOBS})
-    return runtime.fingerprint(splits.record(folder)["identity"], knobs, runs.notebook_source(SPLIT), *modules)
+def _sweep_identity(folder: Path, stage: str, config: Config) -> str:
+    rests_on = [splits.record(folder)["identity"]]
+    if stage in LOOK_BACK:
+        chosen = Run(folder).read_json("sweep.json").get("chosen")
+        rests_on += [(folder / "results.csv").read_text(encoding="utf-8"), chosen]
+    else:
+        rests_on.append(config.model_dump(include={*configs.SPLIT_KNOBS, *configs.PREPROCESS_KNOBS}))
+    modules = map(runtime.module_source, SWEEP_STAGES[stage])
+    return runtime.fingerprint(*rests_on, runs.notebook_source(stage), *modules)
 
 
 class _Marker:

@@ -538,7 +538,10 @@ def test_train_share_keeps_whole_groups_nests_and_touches_no_other_class():
     assert set(fifth["path"]) < set(half["path"]) and (fifth["label"] == "a").sum() == 8
     other = splits.taught(rows, config.make(knobs | {"seed": 4}))
     assert set(other["path"]) != set(half["path"])
-    assert splits.taught(rows, config.make({"train_share": 0.6}))["label"].value_counts().to_dict() == {"a": 24, "b": 12}
+    assert splits.taught(rows, config.make({"train_share": 0.6}))["label"].value_counts().to_dict() == {
+        "a": 24,
+        "b": 12,
+    }
     with pytest.raises(InputError, match="share_class = c: no such class"):
         splits.taught(rows, config.make({"train_share": 0.5, "share_class": "c"}))
 

@@ -217,7 +217,7 @@ class Recorder:
 def test_with_folds_all_of_a_combination_are_trained_before_any_is_looked_at(folded, tmp_path, monkeypatch):
     plan, _, _ = folded
     monkeypatch.setattr(sweep, "_is_complete", lambda run: False)
-    monkeypatch.setattr(work, "split_is_complete", lambda *_: True)
+    monkeypatch.setattr(work, "sweep_stage_is_complete", lambda *_: True)
     driver = sweep.Driver(plan, tmp_path, progress.Progress(plan, tmp_path), engine := Recorder())
     monkeypatch.setattr(driver, "_publish", lambda *_, **__: None)
     monkeypatch.setattr(driver, "_write_summary", lambda *_: None)
