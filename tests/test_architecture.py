@@ -60,9 +60,10 @@ def test_imports_run_one_way():
         ("filelock", {"runtime"}),
         ("cv2", {"preprocess", "augment"}),
         ("imagehash", {"intake"}),
-        ("sklearn", {"stratify", "audit"}),
+        ("sklearn", {"stratify", "audit", "thresholds", "baselines"}),
         ("cleanlab", {"audit"}),
-        ("scipy", {"audit"}),
+        ("scipy", {"audit", "stats", "calibration", "insight"}),
+        ("statsmodels", {"stats"}),
         ("imblearn", {"balance"}),
     ],
 )

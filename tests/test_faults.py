@@ -17,6 +17,8 @@ import psutil
 import pytest
 import yaml
 
+from fruitlib import work
+
 HOME = Path(__file__).parent.parent
 NUMBERS = ["run", "state", "accuracy", "macro_f1", "val_loss", "best_epoch", "int8_agreement", "test_accuracy"]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="signals and kills as on Unix")
@@ -118,6 +120,7 @@ def reference(house):
     house.sweep("reference")
     found = house.results("reference")
     assert found["state"].tolist() == ["complete"] * 2 and found["test_accuracy"].notna().sum() == 1
+    assert all((house.folder / "executed/reference" / f"{stage}.html").is_file() for stage in work.LOOK_BACK)
     return found
 
 

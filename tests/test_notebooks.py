@@ -14,7 +14,7 @@ import pandas as pd
 import papermill
 import pytest
 
-from fruitlib import config, export, kernels, runs, sweep
+from fruitlib import config, export, kernels, runs, sweep, work
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -42,6 +42,7 @@ def parameter_lines(path: Path) -> dict[str, tuple[str, object, str]]:
 
 def test_there_are_the_notebooks_of_the_argument():
     expected = ["01_split", "02_train", "03_metrics", "04_gradcam", "05_quantize", "06_test_accuracy"]
+    expected += ["07_compare", "08_insight"]
     assert [path.stem for path in NOTEBOOKS] == expected
     assert set(runs.STAGES) >= {*sweep.RUN_STAGES, sweep.TEST_STAGE}
 
@@ -95,6 +96,7 @@ def executed(shapes, tmp_path_factory):
         "01_split": {"sweep_dir": str(folder), **tiny, "val_per_class": 4, "test_per_class": 4, "overrides": {}},
         "02_train": {"run_dir": str(folder / "run"), **tiny, "epochs": 4, "batch_size": 8, "lr": 0.003, "cam_every": 2},
     }
+    knobs |= {stage: {"sweep_dir": str(folder)} for stage in work.LOOK_BACK}
     kernels.install()
     for path in NOTEBOOKS:
         parameters = knobs.get(path.stem, {"run_dir": str(folder / "run")})
