@@ -217,6 +217,8 @@ class Driver:
         for task, outcome in self.engine.outcomes(self._idle):
             self._note(task, outcome)
             self._ask()
+        if self.trials:
+            self.trials.write_importances()
 
     def _join(self, name: str, known: str = "pending", run: Run | None = None) -> None:
         """A run becomes part of the sweep, as it stands on the disk today."""
