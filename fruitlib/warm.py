@@ -38,6 +38,10 @@ class Unavailable(Exception):
     """No child can be forked; the message is why."""
 
 
+class Killed(Unavailable):
+    """The zygote was killed before it came up."""
+
+
 def address(environment: dict[str, str], executable: str) -> str:
     """The socket of this environment's zygote, in a folder that belongs to this user alone.
 
@@ -82,6 +86,8 @@ def connect(path: str, environment: dict[str, str], executable: str) -> socket.s
             lock.seek(0)
             raise Unavailable(lock.read())
         try:
+            with contextlib.suppress(Killed):  # which says nothing about the next one
+                return _started(path, environment, executable)
             return _started(path, environment, executable)
         except Unavailable as why:
             lock.truncate(0)
@@ -124,7 +130,9 @@ def _started(path: str, environment: dict[str, str], executable: str) -> socket.
         os.kill(int(pid), signal.SIGKILL)
     with open(log, errors="replace") as words:
         said = words.read().strip().splitlines()
-    raise Unavailable(f"the zygote did not come up: {said[-1] if said else 'killed, or too slow'} ({log})")
+    if not said and time.monotonic() < deadline:
+        raise Killed("the zygote was killed before it came up")
+    raise Unavailable(f"the zygote did not come up: {said[-1] if said else 'too slow'} ({log})")
 
 
 def ask(arguments: list[str], executable: str = sys.executable) -> tuple[socket.socket, int]:

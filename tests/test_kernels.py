@@ -552,3 +552,39 @@ def test_eight_kernels_at_once(full):
             said += execute(client, "import os, torch; print(os.getpid(), os.getppid(), torch.get_num_threads())")
         pids, zygotes, threads = zip(*map(str.split, said), strict=True)
         assert (len(set(pids)), len(set(zygotes)), set(threads)) == (8, 1, {"1"})
+
+
+def test_a_zygote_killed_while_it_starts_is_started_once_more(monkeypatch, tmp_path):
+    tries = []
+
+    def started(*_):
+        tries.append(1)
+        if len(tries) < kills + 1:
+            raise warm.Killed("the zygote was killed before it came up")
+        return "connection"
+
+    monkeypatch.setattr(warm, "_started", started)
+    kills, path = 1, str(tmp_path / "zygote.sock")
+    assert warm.connect(path, {}, sys.executable) == "connection" and len(tries) == 2
+    kills, tries[:] = 9, []
+    with pytest.raises(warm.Unavailable, match="killed"):
+        warm.connect(path, {}, sys.executable)
+    assert len(tries) == 2
+
+
+def test_a_zygote_that_is_killed_says_so(monkeypatch, tmp_path):
+    """A real one, killed while it imports."""
+    place = tmp_path / "fruitlib"
+    place.mkdir()
+
+    def shot(*arguments, **options):
+        done = run(*arguments, **options)
+        for process in psutil.process_iter(["cmdline"]):
+            if process.info["cmdline"] and process.info["cmdline"][-1] == str(place / "zygote.sock"):
+                process.kill()
+        return done
+
+    run = subprocess.run
+    monkeypatch.setattr(subprocess, "run", shot)
+    with pytest.raises(warm.Killed, match="killed before it came up"):
+        warm._started(str(place / "zygote.sock"), dict(os.environ), sys.executable)
