@@ -1,4 +1,4 @@
-"""`fruitlib sweep | report | data`: the command line. Bad input ends in one clear line and exit code 2."""
+"""`fruitlib sweep | compare | check | report | data`. Bad input ends in one clear line and exit code 2."""
 
 import argparse
 import contextlib
@@ -53,12 +53,26 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("sweep", help="a folder of executed/, such as executed/demo")
     report.set_defaults(command=_report)
 
+    _add_compare(commands)
     check = commands.add_parser("check", help="is a test photo found in training? are the photos still the same?")
     check.add_argument("sweep", help="a folder of executed/, such as executed/demo")
     check.set_defaults(command=_check)
 
     _add_data(commands)
     return parser
+
+
+def _add_compare(commands) -> None:
+    words = "do two runs, or any two CSVs of predictions, really differ? As in 07_compare"
+    compare = commands.add_parser("compare", help=words, description=words)
+    for side in "ab":
+        compare.add_argument(side, metavar=side.upper(), help="a run's folder or a CSV with path, label, predicted")
+    compare.add_argument("--split", choices=["val", "test"], default="val", help="of run folders (default: val)")
+    for side in "ab":
+        compare.add_argument(f"--backend-{side}", default="", help="torch, fp32 or int8, where there are several")
+        named = "what its CSV calls them: path=file,label=truth,predicted=answer,p_apple=apple"
+        compare.add_argument(f"--columns-{side}", default="", metavar="NAMES", help=named)
+    compare.set_defaults(command=_compare)
 
 
 def _add_data(commands) -> None:
@@ -96,6 +110,25 @@ def _report(options: argparse.Namespace) -> int:
     from fruitlib import report
 
     print(runtime.display_path(report.build(Path(options.sweep).resolve())))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from fruitlib import compare
+
+    sides = []
+    for side in "ab":
+        names = [text for text in getattr(options, f"columns_{side}").split(",") if text]
+        if wrong := [text for text in names if "=" not in text]:
+            raise InputError(f"--columns-{side} {wrong[0]}: wanted OURS=THEIRS, such as path=file,label=truth")
+        source = getattr(options, side)
+        source = os.path.abspath(os.path.expanduser(source))  # as typed: from where the person stands
+        columns = dict(text.split("=", 1) for text in names)
+        sides.append(compare.read(source, options.split, getattr(options, f"backend_{side}"), columns))
+    pair = compare.match(*sides)
+    print(f"A: {pair.a.name}\nB: {pair.b.name}\n{pair.matched}\n\n{compare.verdict(pair)['said']}")
+    for row in compare.disagreements(pair).head(20).to_dict("records"):
+        print(f"  {row['path']}: {row['label']}; A says {row['a']}, B says {row['b']}")
     return 0
 
 

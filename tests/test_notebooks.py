@@ -18,7 +18,7 @@ from fruitlib import config, export, kernels, runs, sweep, work
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-PLACES = {"run_dir", "sweep_dir"}
+PLACES = {"run_dir", "sweep_dir", "a", "b", "split", "backend_a", "backend_b", "columns_a", "columns_b", "measure"}
 SHARES = {"val_per_class", "test_per_class"}  # int | float, which papermill cannot read
 
 

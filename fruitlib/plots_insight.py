@@ -1,0 +1,388 @@
+"""Pictures of a sweep: what its knobs do (see `insight`), what accuracy costs, and what more photos would bring.
+
+Which runs are on a Pareto front, and what band a learning curve has, is found here, as it is only drawn.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fruitlib import insight, metrics, runs, stats
+from fruitlib.plots import COLOURS
+
+TOLD, UNTOLD, INK = COLOURS["train"], "#8c8c8c", "#333333"
+COSTS = {"parameters": "parameters", "mflops": "MFLOPs a photo", "size_mb_int8": "size as INT8, MB"}
+COSTS |= {"latency_ms_int8": "latency as INT8, ms a photo"}
+FEWEST_SHARES, MORE_PHOTOS, REFITS = 3, 50, 200
+MOST_ROWS, MOST_VALUES, MOST_NAMES, WIDE = 24, 8, 6, 30  # WIDE: highest over lowest value for a log axis
+
+
+def forest(effects: pd.DataFrame) -> Figure:
+    """Effects with their 95 % intervals, a panel per measure, from `insight.effects`; blue where they can be told.
+
+    The 24 questions with the smallest p are shown where there are more; NaN intervals are a dot alone.
+    """
+    measures = list(dict.fromkeys(effects["measure"]))
+    asked = effects[["knob", "from", "to"]].itertuples(index=False)
+    name = [_wrapped(f"{knob}: {to} over {start}", 44) for knob, start, to in asked]
+    table = effects.assign(name=name)
+    rows = list(dict.fromkeys(table.sort_values("p", kind="stable")["name"]))[:MOST_ROWS]
+    rows = [row for row in dict.fromkeys(name) if row in rows]
+    figure, axes = plt.subplots(
+        1, len(measures), figsize=(3.2 + 2.9 * len(measures), 1.5 + 0.42 * len(rows)), sharey=True, squeeze=False
+    )
+    for ax, measure in zip(axes[0], measures, strict=True):
+        factor, unit = insight.scale(measure)
+        for row in table[(table["measure"] == measure) & table["name"].isin(rows)].to_dict("records"):
+            at, colour = rows.index(row["name"]), TOLD if row["told"] else UNTOLD
+            ax.plot([factor * row["low"], factor * row["high"]], [at, at], color=colour, linewidth=2)
+            ax.plot(factor * row["gain"], at, "o", color=colour)
+        _focus(ax, factor * table.loc[table["measure"] == measure, ["gain", "low", "high"]])
+        ax.axvline(0, color=INK, linewidth=1)
+        ax.set(title=insight.label(measure), xlabel=f"difference, {unit}", ylim=(len(rows) - 0.5, -0.5))
+    axes[0, 0].set_yticks(range(len(rows)), rows, fontsize=9)
+    figure.tight_layout()
+    handles = [plt.Line2D([], [], color=c, marker="o", linewidth=2) for c in (TOLD, UNTOLD)]
+    figure.legend(
+        handles,
+        ["can tell", "cannot tell"],
+        loc="upper left",
+        ncols=2,
+        frameon=False,
+        bbox_to_anchor=(0, 0),
+        fontsize=10,
+    )
+    return figure
+
+
+def _focus(ax: Axes, table: pd.DataFrame) -> None:
+    """Limits that one interval of two pairs, as wide as it likes, cannot stretch: it runs out of the picture."""
+    gains, ends = table["gain"].abs().max(), table[["low", "high"]].abs().max(axis=1)
+    reach = max(3 * gains, ends.median() * 1.5 if ends.notna().any() else 0, 1e-9)
+    reach = min(reach, max(ends.max() if ends.notna().any() else gains, gains) * 1.1) or 1
+    ax.set_xlim(-reach, reach)
+
+
+def means(results: pd.DataFrame, differs: Sequence[str], measure: str) -> Figure:
+    """The mean of a measure for each value of each knob as a line, a dot per seed (or fold, or run without either).
+
+    A knob with more than eight values that are numbers has a dot per run instead, on a log axis where they reach far.
+    """
+    knobs, replicates = insight.compared(differs), [name for name in differs if name in insight.REPLICATES]
+    columns = min(3, len(knobs))
+    lines = -(-len(knobs) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(4.1 * columns, 3.2 * lines), sharey=True, squeeze=False)
+    for ax, knob in zip(axes.flat, knobs, strict=False):
+        rows = results[results[measure].notna()]
+        values = insight.ordered(rows[knob])
+        if len(values) > MOST_VALUES and (numbers := _numbers(rows[knob])) is not None:
+            ax.plot(numbers, rows[measure], "o", color=TOLD, alpha=0.6, markersize=5)
+            _log_if_wide(ax, numbers)
+        else:
+            _means(ax, rows, replicates, knob, values, measure)
+        ax.set_xlabel(_wrapped(knob, 30))
+    for ax in axes.flat[len(knobs) :]:
+        ax.set_axis_off()
+    unit = {insight.CONVERGED: "epochs", "train_seconds": "seconds"}.get(
+        measure, "validation " + insight.label(measure)
+    )
+    for ax in axes[:, 0]:
+        ax.set_ylabel(unit)
+    title = insight.label(measure)
+    title = f"{title[0].upper()}{title[1:]} by value: a dot per {replicates[0] if replicates else 'run'}, and the mean"
+    figure.suptitle(title, fontweight="bold", fontsize=12)
+    figure.tight_layout()
+    return figure
+
+
+def _means(ax: Axes, rows: pd.DataFrame, replicates: list[str], knob: str, values: list[str], measure: str) -> None:
+    kinds = rows[knob].map(insight.text)
+    for at, value in enumerate(values):
+        own = rows[kinds == value]
+        dots = own.groupby(replicates)[measure].mean() if replicates else own[measure]
+        spread = np.linspace(-0.15, 0.15, len(dots)) if len(dots) > 1 else [0]
+        ax.plot(at + np.asarray(spread), dots, "o", color=TOLD, alpha=0.6, markersize=5)
+        ax.plot([at - 0.28, at + 0.28], [own[measure].mean()] * 2, color=COLOURS["val"], linewidth=2.5)
+    ax.set_xticks(range(len(values)), [_wrapped(value, max(7, 36 // len(values))) for value in values], fontsize=9)
+    ax.set_xlim(-0.6, len(values) - 0.4)
+    ax.grid(axis="x", visible=False)
+
+
+def parallel(results: pd.DataFrame, knobs: Sequence[str], measure: str) -> Figure:
+    """Parallel coordinates: a line per run through its values of the knobs, coloured by its score, best on top.
+
+    Numbers that reach over more than a factor of 30, and lr, stand on a log axis; words are spaced evenly.
+    """
+    rows = results[results[measure].notna()].sort_values(measure)
+    scores = rows[measure].astype(float)
+    places = {knob: _places(rows[knob], knob == "lr") for knob in knobs}
+    figure, ax = plt.subplots(figsize=(2.6 + 1.9 * len(knobs), 4))
+    norm = plt.Normalize(scores.min() - 1e-9, scores.max() + 1e-9)
+    heights = np.column_stack([place for place, _ in places.values()] + [norm(scores)])
+    jitter = np.random.default_rng(0).uniform(-0.02, 0.02, heights.shape) * [*[1] * len(knobs), 0]
+    for line, score in zip(heights + jitter, scores, strict=True):
+        ax.plot(range(len(line)), line, color=plt.cm.viridis(0.9 * norm(score)), linewidth=1.6, alpha=0.85)
+    for at, (_, ticks) in enumerate(places.values()):
+        ax.axvline(at, color=INK, linewidth=1)
+        for height, word in ticks:
+            ax.text(
+                at - 0.04,
+                height,
+                _wrapped(word, 16),
+                ha="right",
+                va="center",
+                fontsize=9,
+                bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
+            )
+    ax.set_xticks(range(len(knobs) + 1), [*(_wrapped(knob, 16) for knob in knobs), insight.label(measure)], fontsize=10)
+    ax.axvline(len(knobs), color=INK, linewidth=1)
+    for height in (0, 0.5, 1):
+        ax.text(len(knobs) + 0.04, height, f"{norm.inverse(height):.3f}", va="center", fontsize=9)
+    ax.set(
+        yticks=[],
+        xlim=(-0.75, len(knobs) + 0.4),
+        ylim=(-0.06, 1.06),
+        title=f"{len(rows)} runs, a line each: the lighter, the better",
+    )
+    ax.grid(visible=False)
+    for side in ax.spines.values():
+        side.set_visible(False)
+    figure.tight_layout()
+    return figure
+
+
+def _places(values: pd.Series, log: bool) -> tuple[np.ndarray, list[tuple[float, str]]]:
+    """Where values stand on an axis from 0 to 1, and its ticks: all of up to 8, else the ends and the middle."""
+    found, numbers = insight.ordered(values), _numbers(values)
+    if numbers is None:
+        heights = {value: (i + 0.5) / len(found) for i, value in enumerate(found)}
+        chosen = found if len(found) <= 12 else found[:: -(-len(found) // 12)]
+        return values.map(insight.text).map(heights).to_numpy(float), [(heights[v], v) for v in chosen]
+    log = bool(numbers.min() > 0 and (log or numbers.max() / numbers.min() > WIDE))
+    at = np.log(numbers) if log else numbers
+    low, span = at.min(), np.ptp(at) or 1
+    if len(found) <= MOST_VALUES:
+        ticks = [float(value) for value in found]
+    else:
+        ticks = [np.exp(low + span * f) if log else low + span * f for f in (0, 0.5, 1)]
+    heights = [((np.log(t) if log else t) - low) / span for t in ticks]
+    words = found if len(found) <= MOST_VALUES else [f"{t:.2g}" for t in ticks]
+    kept, last = [], -1.0
+    for height, word in zip(heights, words, strict=True):  # numbers that lie close together share a place
+        if height - last >= 0.05:
+            kept.append((height, word))
+            last = height
+    return (at - low) / span, kept
+
+
+def importances(table: pd.DataFrame) -> Axes:
+    """Optuna's importances as bars, from `insight.importances`."""
+    _, ax = plt.subplots(figsize=(6.5, 1.2 + 0.38 * len(table)))
+    bars = ax.barh([_wrapped(k, 34) for k in table["knob"]], table["importance"], color=TOLD, height=0.6)
+    ax.bar_label(bars, [f"{v:.2f}" for v in table["importance"]], padding=4, fontsize=9)
+    ax.set(
+        title="Share of the scores' variance, by Optuna",
+        xlabel="importance",
+        xlim=(0, 1.15 * max(table["importance"].max(), 1e-9)),
+    )
+    ax.invert_yaxis()
+    ax.grid(axis="y", visible=False)
+    return ax
+
+
+def pareto(costs: Sequence[float], scores: Sequence[float]) -> np.ndarray:
+    """Which points (n,) nobody beats: no other is as cheap and as good, and cheaper or better; NaN is never on it."""
+    cost, score = np.asarray(costs, float), np.asarray(scores, float)
+    no_worse = (cost[None] <= cost[:, None]) & (score[None] >= score[:, None])
+    better = (cost[None] < cost[:, None]) | (score[None] > score[:, None])
+    return np.isfinite(cost) & np.isfinite(score) & ~(no_worse & better).any(1)
+
+
+def costs(results: pd.DataFrame) -> tuple[list[str], str]:
+    """The costs worth a panel, and a sentence: those that vary between runs; where none does, one that is known.
+
+    A latency that is measured differs between twins too, so where size and parameters do not vary it does not count.
+    """
+    known = [name for name in COSTS if name in results and results[name].notna().any()]
+    varying = [name for name in known if np.ptp(results[name].dropna()) > 0.01 * results[name].abs().max()]
+    if set(varying) - {"latency_ms_int8"}:
+        return varying, ""
+    return known[-1:], "all runs have the same network: none costs less than another, beyond how latency varies"
+
+
+def trade_off(results: pd.DataFrame, costs: Sequence[str]) -> Figure:
+    """Accuracy with its 95 % Wilson interval against each cost; runs on the Pareto front in blue, named below.
+
+    Args:
+        results: a row per run with run, accuracy, n and the costs.
+    """
+    columns = min(2, len(costs))
+    lines = -(-len(costs) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(6.8 if columns == 1 else 10.4, 3.7 * lines), sharey=True, squeeze=False
+    )
+    results, letters = results[results["accuracy"].notna()], {}
+    for ax, cost in zip(axes.flat, costs, strict=False):
+        _front(ax, results[results[cost].notna()], cost, letters)
+        ax.set(xlabel=COSTS.get(cost, cost), ylabel="validation accuracy")
+    for ax in axes.flat[len(costs) :]:
+        ax.set_axis_off()
+    n = results["n"].astype(int)
+    photos = f"n = {n.min()}" if n.min() == n.max() else f"n = {n.min()} to {n.max()}"
+    figure.suptitle(
+        f"What accuracy costs, {photos}; blue: no run is cheaper and better", fontweight="bold", fontsize=12
+    )
+    figure.tight_layout()
+    names = "\n".join(_wrapped(f"{letter}  {run}", 66 * columns) for run, letter in letters.items())
+    figure.text(0.02, 0, names, fontsize=9, va="top")
+    return figure
+
+
+def _front(ax: Axes, rows: pd.DataFrame, cost: str, letters: dict[str, str]) -> None:
+    """One cost; runs on its front get a letter, the same one in every panel."""
+    best = pareto(rows[cost], rows["accuracy"])
+    for row, on in zip(rows.to_dict("records"), best, strict=True):
+        low, high = metrics.wilson(round(row["accuracy"] * row["n"]), int(row["n"]))
+        ax.plot([row[cost]] * 2, [low, high], color=TOLD if on else "#c4c4c4", linewidth=1.5, zorder=2 if on else 1)
+        ax.plot(row[cost], row["accuracy"], "o", color=TOLD if on else UNTOLD, zorder=3 if on else 2)
+    front = rows[best].sort_values([cost, "accuracy"])
+    ax.step(front[cost], front["accuracy"], where="post", color=TOLD, linewidth=1, linestyle="--")
+    _log_if_wide(ax, rows[cost])
+    ax.margins(x=0.12, y=0.08)
+    alike = front.drop_duplicates([cost, "accuracy"])
+    chosen = np.unique(np.linspace(0, len(alike) - 1, MOST_NAMES).round().astype(int)) if len(alike) else []
+    for row in alike.iloc[chosen].to_dict("records"):
+        letter = letters.setdefault(row["run"], _letter(len(letters)))
+        place = {"xytext": (6, 4), "textcoords": "offset points", "fontsize": 10, "fontweight": "bold"}
+        ax.annotate(letter, (row[cost], row["accuracy"]), color=TOLD, **place)
+
+
+def _letter(number: int) -> str:
+    return chr(65 + number % 26) + (str(number // 26) if number >= 26 else "")
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A learning curve in words, with its `points` (photos, score) and fitted `line` (photos, score, low, high)."""
+
+    points: pd.DataFrame
+    said: str
+    line: pd.DataFrame = field(default_factory=pd.DataFrame)
+    of: str = ""  # the class whose photos are counted; empty: all
+
+
+def learning_curve(photos: Sequence[float], scores: Sequence[float], more: int = MORE_PHOTOS, of: str = "") -> Curve:
+    """The score over the number of training photos, and what `more` of them would bring.
+
+    error = a + b n^-c (Cortes et al. 1994; Hestness et al. 2017), least squares within bounds. The band is the middle
+    95 % of 200 refits to points drawn anew among the seeds of each share (their spread widened by the square root of
+    S / (S - 1), which few seeds S need). It knows of seeds, not of other photos, and trusts the power law.
+    """
+    points = pd.DataFrame({"photos": photos, "score": scores}).dropna().astype(float).sort_values("photos")
+    sizes, at = np.unique(points["photos"], return_inverse=True)
+    if len(sizes) < FEWEST_SHARES:
+        few = f"{len(sizes)} share{'s' * (len(sizes) != 1)} of the training photos: a curve wants {FEWEST_SHARES}"
+        return Curve(points, f"{few}; nothing is extrapolated", of=of)
+    ends = sizes[-1], sizes[-1] + more
+    grid = np.unique([*np.geomspace(sizes[0], ends[1], 60).round(3), *ends])
+    errors, many = 1 - points["score"].to_numpy(), np.bincount(at)
+    means = (np.bincount(at, errors) / many)[at]
+    rest = (errors - means) * np.sqrt(many / np.maximum(many - 1, 1))[at]
+    places, drawn = [np.flatnonzero(at == share) for share in range(len(sizes))], [errors]
+    rng = np.random.default_rng(8)
+    for _ in range(REFITS if np.ptp(rest) > 1e-9 else 0):
+        chosen = np.concatenate([rng.choice(place, len(place)) for place in places])
+        drawn.append((means + rest[chosen]).clip(0, 1))
+    a, b, c = np.transpose([insight.power_law(points["photos"], one) for one in drawn])[..., None]
+    scores = 1 - (a + b * (grid / sizes[0]) ** -c)
+    fitted, (low, high) = scores[0], np.transpose([stats.interval(column) for column in scores[1:].T])
+    line = pd.DataFrame({"photos": grid, "score": fitted, "low": low, "high": high})
+    now, later = (line[line["photos"] == end].iloc[0] for end in ends)
+    span = f"{later['low']:.2f} to {later['high']:.2f}" if math.isfinite(later["low"]) else "no interval: one seed"
+    told = f"{more} more photos{of and f' of {of}'}: {now['score']:.2f} -> {later['score']:.2f} ({span})"
+    return Curve(points, told, line, of)
+
+
+def curves(study: insight.Study) -> list[Curve]:
+    """A curve for every class that `share_class` thins, or one for all photos; none where `train_share` is the same."""
+    if "train_share" not in study.differs:
+        return []
+    results, found = study.results, []
+    thinned = [_share_class(study, row) for row in results.to_dict("records")]
+    for of in [name for name in dict.fromkeys(thinned) if name] or [""]:
+        own = results[(np.array(thinned) == of) | (results["train_share"] == 1)]
+        own = own.assign(taught=_taught(study, own, of))
+        seeds = own.groupby([own["train_share"], *(own[name] for name in study.differs if name in insight.REPLICATES)])
+        seeds = seeds[["taught", study.measure]].mean() if set(insight.REPLICATES) & set(study.differs) else own
+        photos = seeds.groupby("train_share")["taught"].transform("mean")  # whole groups teach: seeds differ a little
+        found.append(learning_curve(photos.round(), seeds[study.measure], of=of))
+    return found
+
+
+def _share_class(study: insight.Study, row: dict) -> str:
+    """The class whose photos a run had fewer of; empty: all of them."""
+    if "share_class" not in row and (study.folder / row["run"] / "params.yaml").is_file():  # the same in all runs
+        row = runs.Run(study.folder / row["run"]).params["knobs"] | {"train_share": row["train_share"]}
+    name = insight.text(row.get("share_class"))
+    return name if name != "empty" and row["train_share"] < 1 else ""
+
+
+def _taught(study: insight.Study, own: pd.DataFrame, of: str) -> list[float]:
+    """How many photos taught each run; of one class where it is named."""
+    if not of and "train_photos" in own and own["train_photos"].notna().all():
+        return list(own["train_photos"])
+    taught = [runs.Run(study.folder / run).rows("train")["label"] for run in own["run"]]
+    return [int((labels == of).sum()) if of else len(labels) for labels in taught]
+
+
+def learning_curves(curves: Sequence[Curve], measure: str) -> Figure:
+    """A panel per curve of `curves`: seeds as dots, means, the fit, and its band beyond the data."""
+    figure, axes = plt.subplots(1, len(curves), figsize=(6 * len(curves), 3.9), sharey=True, squeeze=False)
+    for ax, curve in zip(axes[0], curves, strict=True):
+        ax.plot(curve.points["photos"], curve.points["score"], "o", color=TOLD, alpha=0.6, markersize=5, label="a seed")
+        mean = curve.points.groupby("photos")["score"].mean()
+        ax.plot(mean.index, mean, "_", color=COLOURS["val"], markersize=16, markeredgewidth=2.5, label="mean")
+        if len(curve.line):
+            ax.plot(curve.line["photos"], curve.line["score"], color=INK, linewidth=1.5, label="a + b n^-c, fitted")
+            ax.fill_between(
+                curve.line["photos"], curve.line["low"], curve.line["high"], color=INK, alpha=0.15, linewidth=0
+            )
+            ax.axvline(curve.points["photos"].max(), color=INK, linewidth=1, linestyle=":", label="all there are")
+        title = _wrapped(curve.said.split(";")[0], 52)
+        ax.set(title=title, xlabel=f"training photos{curve.of and f' of {curve.of}'}", xlim=(0, None))
+    axes[0, 0].set_ylabel("validation " + insight.label(measure))
+    axes[0, 0].legend(frameon=False, loc="lower right", fontsize=9)
+    figure.tight_layout()
+    return figure
+
+
+def _numbers(values: pd.Series) -> np.ndarray | None:
+    """Values as floats (n,); None where they are words, truths, or nothing."""
+    if values.map(lambda value: isinstance(value, bool)).any():
+        return None
+    numbers = pd.to_numeric(values, errors="coerce")
+    return numbers.to_numpy(float) if len(numbers) and numbers.notna().all() else None
+
+
+def _log_if_wide(ax: Axes, numbers: Sequence[float]) -> None:
+    low, high = np.min(numbers), np.max(numbers)
+    if low > 0 and high / low > WIDE:
+        ax.set_xscale("log")
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.12g}")  # 10^-3 needs math, which `plots.use_style` turns off
+
+
+def _wrapped(words: str, width: int) -> str:
+    """Broken into lines after spaces, commas, `_` and `=`, so that no name is cut where nobody would cut it."""
+    lines = [""]
+    for part in re.findall(r"[^_,= ]*[_,= ]+|[^_,= ]+", str(words)):
+        if lines[-1] and len(lines[-1] + part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(line.rstrip() for line in lines)

@@ -1,0 +1,195 @@
+"""Two sides on the same photos: matched whatever they are called, tested as SciPy would, and told in one way."""
+
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+from sklearn.metrics import f1_score
+
+from fruitlib import cli, compare, plots_compare
+from fruitlib.runtime import InputError
+
+NAMES = ["apple", "cherry", "tomato"]
+
+
+def table(labels, predicted, **more) -> pd.DataFrame:
+    paths = [f"{label}/{i:03d}.jpg" for i, label in enumerate(labels)]
+    return pd.DataFrame({"path": paths, "label": labels, "predicted": predicted, **more})
+
+
+@pytest.fixture
+def ours():
+    """Thirty photos; the first four wrong."""
+    labels = NAMES * 10
+    return table(labels, ["cherry", "apple", "apple", "tomato", *labels[4:]])
+
+
+def csv(folder, name: str, frame: pd.DataFrame):
+    frame.to_csv(folder / name, index=False)
+    return folder / name
+
+
+def pair_of(tmp_path, a, b, **columns) -> compare.Pair:
+    sides = [csv(tmp_path, f"{name}.csv", frame) for name, frame in (("a", a), ("b", b))]
+    return compare.match(compare.read(sides[0]), compare.read(sides[1], columns=columns))
+
+
+@given(st.lists(st.tuples(*[st.sampled_from(NAMES)] * 3), min_size=3, max_size=40))
+@settings(max_examples=40, deadline=None)
+def test_the_numbers_are_scipy_s_and_scikit_learn_s(rows):
+    labels, a, b = (list(part) for part in zip(*rows, strict=True))
+    pair = compare.match(compare.Judged("a", table(labels, a)), compare.Judged("b", table(labels, b)))
+    found = compare.verdict(pair)
+    only_a = sum(one == label != other for label, one, other in rows)
+    only_b = sum(other == label != one for label, one, other in rows)
+    assert (found["only_a"], found["only_b"]) == (only_a, only_b)
+    assert found["p"] == pytest.approx(binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1)
+    f1 = [f1_score(labels, side, average="macro", labels=sorted(set(labels)), zero_division=0) for side in (a, b)]
+    assert found["macro_f1_difference"] == pytest.approx(f1[1] - f1[0])
+    assert compare.two_by_two(pair).sum() == len(rows) and compare.two_by_two(pair)[0, 1] == only_a
+
+
+def test_a_foreign_table_with_other_names_order_and_rows(tmp_path, ours):
+    """Other columns, classes in another order, a path of its own, two rows missing, three photos nobody else has."""
+    theirs = pd.DataFrame({"file": "D:\\photos\\" + ours["path"].str.replace("/", "\\"), "tomato": 0.1, "apple": 0.1})
+    theirs["cherry"] = 0.0
+    for row, label in enumerate(ours["label"]):
+        theirs.loc[row, label] = 0.8
+    extra = theirs.tail(3).assign(file=[f"new{i}.jpg" for i in range(3)])
+    theirs = pd.concat([theirs.iloc[:-2], extra]).sample(frac=1, random_state=0)
+    columns = {"path": "file"} | {f"p_{name}": name for name in ("tomato", "cherry", "apple")}
+    pair = pair_of(tmp_path, ours, theirs, **columns)
+    assert pair.matched.startswith("28 photos judged by both, matched by the last 2 parts of the path")
+    assert "2 photos only A judged are left out; 3 photos only B judged" in pair.matched
+    found = compare.verdict(pair)
+    assert found["b_correct"] == 28 and found["a_correct"] == 24 and found["only_b"] == 4
+    differing = compare.disagreements(pair)
+    assert set(differing["right"]) == {"B"} and differing["p_b_tomato"].max() == pytest.approx(0.8)
+
+
+def test_photos_are_matched_by_name_where_folders_differ_and_never_by_a_name_that_two_have(tmp_path, ours):
+    theirs = ours.assign(path=[f"flat/{path.split('/')[1]}" for path in ours["path"]])
+    assert "matched by file name" in pair_of(tmp_path, ours, theirs).matched
+    theirs.loc[:1, "path"] = ["one/007.jpg", "two/007.jpg"]
+    theirs = theirs.drop(index=7)
+    pair = pair_of(tmp_path, ours, theirs)
+    assert len(pair.table) == 27 and "007.jpg" not in " ".join(pair.table["path"])
+
+
+def test_labels_of_one_side_will_do_and_two_must_agree(tmp_path, ours):
+    pair = pair_of(tmp_path, ours, ours.drop(columns="label"))
+    assert pair.table["label"].tolist() == ours.sort_values("path")["label"].tolist()
+    other = ours.assign(label=["cherry", *ours["label"][1:]])
+    with pytest.raises(InputError, match=r"apple/000.jpg: .* has the label apple, .* cherry; they must agree"):
+        pair_of(tmp_path, ours, other)
+    with pytest.raises(InputError, match=r"neither .* has labels"):
+        pair_of(tmp_path, ours.drop(columns="label"), ours.drop(columns="label"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t.drop(columns="path"), "no column path among label, predicted"),
+        (lambda t: t.drop(columns="predicted"), "no column predicted"),
+        (lambda t: pd.concat([t, t.head(1)]), "apple/000.jpg stands there more than once"),
+        (lambda t: t.assign(path="elsewhere/" + t.index.astype(str)), "no photo in common"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path, ours, capsys, change, words):
+    sides = [str(csv(tmp_path, "a.csv", ours)), str(csv(tmp_path, "b.csv", change(ours)))]
+    assert cli.main(["compare", *sides]) == 2
+    said = capsys.readouterr().err
+    assert words in said and len(said.splitlines()) == 1
+
+
+def test_six_one_sided_disagreements_tell_and_five_do_not(tmp_path, ours):
+    right = ours.assign(predicted=ours["label"])
+    for wrong, word in ((5, "cannot tell (six that all speak for one side"), (6, "B is better")):
+        worse = right.assign(predicted=["cherry" if i < wrong else p for i, p in enumerate(right["label"])])
+        worse.loc[: wrong - 1, "predicted"] = [NAMES[(NAMES.index(one) + 1) % 3] for one in right["label"][:wrong]]
+        assert word in compare.verdict(pair_of(tmp_path, worse, right))["said"]
+
+
+def test_who_agrees_on_everything_is_told_apart_by_nothing(tmp_path, ours):
+    found = compare.verdict(pair_of(tmp_path, ours, ours))
+    assert found["p"] == 1 and "nothing tells them apart" in found["said"]
+    assert compare.disagreements(pair_of(tmp_path, ours, ours)).empty
+
+
+def test_backends_of_one_table_are_compared_and_the_command_says_what_the_notebook_says(tmp_path, ours, capsys):
+    both = pd.concat([ours.assign(backend="torch"), ours.assign(backend="int8", predicted=ours["label"])])
+    path = csv(tmp_path, "both.csv", both)
+    assert cli.main(["compare", str(path), str(path), "--backend-b", "int8"]) == 0
+    said = capsys.readouterr().out
+    pair = compare.of_sweep(tmp_path, str(path), str(path), backends=("", "int8"))
+    assert compare.verdict(pair)["said"] in said and "A: " in said and "(torch)" in said and "(int8)" in said
+    with pytest.raises(InputError, match="no rows of backend fp64"):
+        compare.read(path, backend="fp64")
+
+
+def sweep_folder(folder, scores: dict[str, int], **told):
+    """A sweep's files as 07 reads them: so many of thirty right in each run."""
+    labels = NAMES * 10
+    rows = []
+    for run, right in scores.items():
+        predicted = labels[:right] + [NAMES[(NAMES.index(one) + 1) % 3] for one in labels[right:]]
+        (folder / run / "stages").mkdir(parents=True)
+        (folder / run / "stages" / "train.json").write_text('{"identity": "x"}')
+        csv(folder / run, "predictions_val.csv", table(labels, predicted, backend="torch"))
+        rows.append({"run": run, "state": "complete", "macro_f1": right / 30})
+    pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
+    (folder / "sweep.json").write_text(json.dumps({"runs": [{"name": run} for run in scores]} | told))
+
+
+def test_a_sweep_suggests_the_chosen_run_and_the_runner_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
+    monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
+    sweep_folder(tmp_path, {"bad": 12, "best": 29, "good": 27}, chosen="best", choose_by="macro_f1")
+    pair = compare.of_sweep(tmp_path)
+    assert [side.name.split("/")[1] for side in (pair.a, pair.b)] == ["best (torch)", "good (torch)"]
+    assert "picked out of 3" in compare.verdict(pair)["said"]
+    with pytest.raises(InputError, match="name both, or neither"):
+        compare.of_sweep(tmp_path, a="bad")
+    named = compare.of_sweep(tmp_path, "bad", "good")
+    assert compare.verdict(named)["only_b"] == 15 and "picked out" not in compare.verdict(named)["said"]
+
+
+def test_a_lone_run_is_compared_with_itself_or_by_its_test(tmp_path, monkeypatch, ours):
+    monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
+    monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
+    sweep_folder(tmp_path, {"run": 20})
+    assert (pair := compare.of_sweep(tmp_path)).a is pair.b
+    both = [ours.assign(backend="torch"), ours.assign(backend="int8")]
+    csv(tmp_path / "run", "predictions_test.csv", pd.concat(both))
+    pair = compare.of_sweep(tmp_path)
+    assert "torch" in pair.a.name and "int8" in pair.b.name
+    with pytest.raises(InputError, match="no trained run to compare"):
+        compare.of_sweep(tmp_path / "nowhere")
+
+
+def test_repeats_of_pooled_folds_count_once(tmp_path, ours):
+    folds = ours.assign(combination="c", run="r", trained="t", fold=1, backend="torch")
+    frame = pd.concat([folds.assign(repeat=1), folds.assign(repeat=2, predicted=folds["label"])])
+    csv(tmp_path, "predictions_oof.csv", frame)
+    judged = compare.pooled(tmp_path, "c")
+    assert len(judged.table) == 30 and "repeat 1 of 2" in judged.name
+    assert (judged.table["predicted"] != judged.table["label"]).sum() == 4
+    with pytest.raises(InputError, match="more than once; pooled folds"):
+        compare.read(tmp_path / "predictions_oof.csv")
+
+
+def test_figures(tmp_path, ours):
+    pair = pair_of(tmp_path, ours, ours.assign(predicted=ours["label"], p_apple=0.9, p_cherry=0.05, p_tomato=0.05))
+    ax = plots_compare.two_by_two(compare.two_by_two(pair))
+    assert [text.get_text() for text in ax.texts] == ["26", "0", "4", "0"]
+    ax = plots_compare.differences({"accuracy": (0.1, 0.02, 0.2), "macro-F1": (0.0, np.nan, np.nan)}, 30)
+    assert "n = 30" in ax.get_xlabel()
+    shown = compare.disagreements(pair)
+    figure = plots_compare.disagreements(shown, NAMES, np.zeros((4, 8, 8, 3)), {"a": [np.zeros((8, 8, 3))] * 4})
+    assert len(figure.axes) == 12 and "is apple; A: cherry, B: apple" in figure.axes[2].texts[0].get_text()
+    plt.close("all")
