@@ -267,7 +267,7 @@ def of_sweep(
     """The two sides that were named, or those a sweep suggests: the chosen run and the runner-up.
 
     With folds, combinations by their pooled predictions. A lone run that was tested: torch against its INT8 file, on
-    the test photos. A lone run that was not: with itself, which tells nothing and says so.
+    the test photos. A lone run that was not, or a lone combination: with itself, which tells nothing and says so.
 
     Raises:
         InputError: what `read` and `match` refuse; one side named without the other; no run.
@@ -279,8 +279,9 @@ def of_sweep(
         given = zip((a, b), backends, columns, strict=True)
         return match(*(read(_inside(folder, one), split, *of) for one, *of in given))
     ranked, among = _ranked(folder)
-    if (folder / runs.POOLED).is_file() and len(ranked) > 1:
-        return match(pooled(folder, ranked[0]), pooled(folder, ranked[1]), among)
+    if (folder / runs.POOLED).is_file() and ranked:
+        sides = [pooled(folder, name) for name in ranked[:2]]
+        return match(sides[0], sides[-1], among)
     if len(ranked) > 1:
         return match(read(folder / ranked[0], split), read(folder / ranked[1], split), among)
     if not ranked:

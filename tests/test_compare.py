@@ -172,11 +172,18 @@ def test_a_lone_run_is_compared_with_itself_or_by_its_test(tmp_path, monkeypatch
         compare.of_sweep(tmp_path / "nowhere")
 
 
-def test_repeats_of_pooled_folds_count_once(tmp_path, ours):
+def test_repeats_of_pooled_folds_count_once(tmp_path, ours, monkeypatch):
     folds = ours.assign(combination="c", run="r", trained="t", fold=1, backend="torch")
     frame = pd.concat([folds.assign(repeat=1), folds.assign(repeat=2, predicted=folds["label"])])
     csv(tmp_path, "predictions_oof.csv", frame)
     judged = compare.pooled(tmp_path, "c")
+    told = {"runs": [], "chosen": "c"}
+    (tmp_path / "sweep.json").write_text(json.dumps(told))
+    csv(tmp_path, "results.csv", pd.DataFrame({"run": ["r"], "state": ["complete"]}))
+    csv(tmp_path, "results_oof.csv", pd.DataFrame({"combination": ["c"], "macro_f1": [0.5]}))
+    monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
+    monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
+    assert (pair := compare.of_sweep(tmp_path)).a is pair.b  # the only combination
     assert len(judged.table) == 30 and "repeat 1 of 2" in judged.name
     assert (judged.table["predicted"] != judged.table["label"]).sum() == 4
     with pytest.raises(InputError, match="more than once; pooled folds"):
