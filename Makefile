@@ -1,8 +1,8 @@
-# make demo | test | lab | bench | soak | example | help.  The first use makes .venv and installs the locked versions into it.
+# make demo | test | lab | bench | soak | example | insight | help.  The first use makes .venv and installs the locked versions into it.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lab bench soak example help
+.PHONY: demo test lab bench soak example insight help
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -26,10 +26,18 @@ soak: .venv/installed ## fifty kills, at random, over sweeps: none lost, none do
 
 example: demo ## the demo's report as kept in git, executed/example (pages and tables, no models)
 	@mkdir -p executed/example
-	@rm -rf executed/example/*/ executed/example/*.html executed/example/*.csv executed/example/*.json
+	@rm -rf executed/example/lr=* executed/example/assets executed/example/*.html executed/example/*.csv executed/example/*.json
 	@cd executed/demo && find . -name '*.html' -o -name '*.css' -o -name results.csv -o -name sweep.json | \
 		tar cf - -T - | tar xf - -C ../example
 	@echo "executed/example holds the demo's report; README.md quotes its results.csv"
+
+insight: .venv/installed ## four claims put to the test, half an hour:  make insight DATA=folder-of-photos;  its pages join the example
+	@$(BIN)/fruitlib sweep params/insight.yaml --data $(DATA) --out insight
+	@mkdir -p executed/example/insight/assets
+	@cd executed/insight && cp assets/report.css ../example/insight/assets/ && cp results.csv insight.csv ../example/insight/ && \
+		for page in 01_split 07_compare 08_insight; do sed -E \
+		's#<a href="index.html">[^<]*</a>#<a href="../index.html">The example</a> / Four claims about training#' \
+		$$page.html >../example/insight/$$page.html; done
 
 # Bytecode is compiled at once: without it every notebook pays for it again where Python may not write it.
 .venv/installed: pyproject.toml requirements.lock
