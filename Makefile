@@ -31,13 +31,13 @@ example: demo ## the demo's report as kept in git, executed/example (pages and t
 		tar cf - -T - | tar xf - -C ../example
 	@echo "executed/example holds the demo's report; README.md quotes its results.csv"
 
-insight: .venv/installed ## four claims put to the test, half an hour:  make insight DATA=folder-of-photos;  its pages join the example
+insight: .venv/installed ## four claims put to the test, half an hour:  make insight DATA=folder-of-photos;  08 joins the example
 	@$(BIN)/fruitlib sweep params/insight.yaml --data $(DATA) --out insight
-	@mkdir -p executed/example/insight/assets
-	@cd executed/insight && cp assets/report.css ../example/insight/assets/ && cp results.csv insight.csv ../example/insight/ && \
-		for page in 01_split 07_compare 08_insight; do sed -E \
-		's#<a href="index.html">[^<]*</a>#<a href="../index.html">The example</a> / Four claims about training#' \
-		$$page.html >../example/insight/$$page.html; done
+	@mkdir -p executed/example/insight
+	@cp executed/insight/insight.csv executed/insight/08_insight.ipynb executed/example/insight/
+	@$(BIN)/python -c 'from pathlib import Path; from fruitlib import report; \
+		report.write_folder(Path("executed/example/insight"), "Example", "insight")'
+	@rm executed/example/insight/08_insight.ipynb
 
 # Bytecode is compiled at once: without it every notebook pays for it again where Python may not write it.
 .venv/installed: pyproject.toml requirements.lock

@@ -72,8 +72,8 @@ def build(sweep_dir: Path, changed_only: bool = False) -> Path:
     sweep_dir = resolve(sweep_dir)
     sweep = _read_sweep(sweep_dir)
     folders = sorted(path for path in sweep_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
-    pages = {folder.name: _write_folder(folder, sweep["title"], folder.name, changed_only) for folder in folders}
-    pages[""] = _write_folder(sweep_dir, sweep["title"], "", changed_only)
+    pages = {folder.name: write_folder(folder, sweep["title"], folder.name, changed_only) for folder in folders}
+    pages[""] = write_folder(sweep_dir, sweep["title"], "", changed_only)
     write_text(sweep_dir / "assets/report.css", files("fruitlib").joinpath("assets/report.css").read_text("utf-8"))
     write_text(sweep_dir / "index.html", _template().render(root="", **_index(sweep_dir, sweep, pages)))
     return sweep_dir / "index.html"
@@ -115,7 +115,8 @@ def _fixed(value, digits: int) -> str:
 # ---------------------------------------------------------------- a notebook
 
 
-def _write_folder(folder: Path, title: str, run: str, changed_only: bool) -> list[Page]:
+def write_folder(folder: Path, title: str, run: str, changed_only: bool = False) -> list[Page]:
+    """The pages of a folder's notebooks, beside them; `title` is the sweep's, `run` names the folder in it ("": none)."""
     pages = [_load(path) for path in sorted(folder.glob("*.ipynb")) if not path.name.startswith(".")]
     stamp = fingerprint(title, _look(), [[page.path.stem, page.path.stat().st_mtime_ns] for page in pages])
     shared = {"root": "../" if run else "", "title": title, "run": run, "pages": pages, "stamp": stamp}
