@@ -116,7 +116,7 @@ def _fixed(value, digits: int) -> str:
 
 
 def write_folder(folder: Path, title: str, run: str, changed_only: bool = False) -> list[Page]:
-    """The pages of a folder's notebooks, beside them; `title` is the sweep's, `run` names the folder in it ("": none)."""
+    """The pages of a folder's notebooks, beside them; of the sweep `title`; `run` names it ("": the sweep itself)."""
     pages = [_load(path) for path in sorted(folder.glob("*.ipynb")) if not path.name.startswith(".")]
     stamp = fingerprint(title, _look(), [[page.path.stem, page.path.stat().st_mtime_ns] for page in pages])
     shared = {"root": "../" if run else "", "title": title, "run": run, "pages": pages, "stamp": stamp}
