@@ -24,6 +24,8 @@ CONVERGED = "epochs_to_converge"
 REPLICATES = audit.NO_KNOB_TO_COMPARE
 RECORDED = {"train_seconds": "seconds", "parameters": "total_parameters", "train_photos": "train_photos"}
 WORDS = {"macro_f1": "macro-F1", CONVERGED: "epochs to converge", "train_seconds": "training time"}
+COSTS = {"parameters": "parameters", "mflops": "MFLOPs a photo", "size_mb_int8": "size as INT8, MB"}
+COSTS |= {"latency_ms_int8": "latency as INT8, ms a photo"}
 LEVEL, MOST_MORE = 0.05, 200
 
 
@@ -379,10 +381,21 @@ def flattery(study: Study) -> tuple[float, str]:
     return found["points"], told
 
 
-def power_law(photos: Sequence[float], errors: Sequence[float]) -> np.ndarray:
-    """a, b and c of the a + b (n / smallest n)^-c that fits best, with 0 <= a <= 1, 0 <= b <= 2 and 0.01 <= c <= 3."""
-    from scipy.optimize import least_squares
+def pareto(costs: Sequence[float], scores: Sequence[float]) -> np.ndarray:
+    """Which points (n,) nobody beats: no other is as cheap and as good, and cheaper or better; NaN is never on it."""
+    cost, score = np.asarray(costs, float), np.asarray(scores, float)
+    no_worse = (cost[None] <= cost[:, None]) & (score[None] >= score[:, None])
+    better = (cost[None] < cost[:, None]) | (score[None] > score[:, None])
+    return np.isfinite(cost) & np.isfinite(score) & ~(no_worse & better).any(1)
 
-    errors, n = np.asarray(errors, float), np.asarray(photos, float) / np.min(photos)
-    start = [errors.min() / 2, max(errors.max() - errors.min() / 2, 1e-3), 0.5]
-    return least_squares(lambda w: w[0] + w[1] * n ** -w[2] - errors, start, bounds=([0, 0, 0.01], [1, 2, 3])).x
+
+def costs(results: pd.DataFrame) -> tuple[list[str], str]:
+    """The costs worth a panel, and a sentence: those that vary between runs; where none does, one that is known.
+
+    A latency that is measured differs between twins too, so where size and parameters do not vary it does not count.
+    """
+    known = [name for name in COSTS if name in results and results[name].notna().any()]
+    varying = [name for name in known if np.ptp(results[name].dropna()) > 0.01 * results[name].abs().max()]
+    if set(varying) - {"latency_ms_int8"}:
+        return varying, ""
+    return known[-1:], "all runs have the same network: none costs less than another, beyond how latency varies"

@@ -1,12 +1,7 @@
-"""Pictures of a sweep: what its knobs do (see `insight`), what accuracy costs, and what more photos would bring.
+"""Pictures of a sweep: what its knobs do (see `insight`), what accuracy costs, and what more photos would bring."""
 
-Which runs are on a Pareto front, and what band a learning curve has, is found here, as it is only drawn.
-"""
-
-import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -14,13 +9,11 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fruitlib import insight, metrics, runs, stats
+from fruitlib import insight, metrics
+from fruitlib.learning import Curve
 from fruitlib.plots import COLOURS
 
 TOLD, UNTOLD, INK = COLOURS["train"], "#8c8c8c", "#333333"
-COSTS = {"parameters": "parameters", "mflops": "MFLOPs a photo", "size_mb_int8": "size as INT8, MB"}
-COSTS |= {"latency_ms_int8": "latency as INT8, ms a photo"}
-FEWEST_SHARES, MORE_PHOTOS, REFITS = 3, 50, 200
 MOST_ROWS, MOST_VALUES, MOST_NAMES, WIDE = 24, 8, 6, 30  # WIDE: highest over lowest value for a log axis
 
 
@@ -197,26 +190,6 @@ def importances(table: pd.DataFrame) -> Axes:
     return ax
 
 
-def pareto(costs: Sequence[float], scores: Sequence[float]) -> np.ndarray:
-    """Which points (n,) nobody beats: no other is as cheap and as good, and cheaper or better; NaN is never on it."""
-    cost, score = np.asarray(costs, float), np.asarray(scores, float)
-    no_worse = (cost[None] <= cost[:, None]) & (score[None] >= score[:, None])
-    better = (cost[None] < cost[:, None]) | (score[None] > score[:, None])
-    return np.isfinite(cost) & np.isfinite(score) & ~(no_worse & better).any(1)
-
-
-def costs(results: pd.DataFrame) -> tuple[list[str], str]:
-    """The costs worth a panel, and a sentence: those that vary between runs; where none does, one that is known.
-
-    A latency that is measured differs between twins too, so where size and parameters do not vary it does not count.
-    """
-    known = [name for name in COSTS if name in results and results[name].notna().any()]
-    varying = [name for name in known if np.ptp(results[name].dropna()) > 0.01 * results[name].abs().max()]
-    if set(varying) - {"latency_ms_int8"}:
-        return varying, ""
-    return known[-1:], "all runs have the same network: none costs less than another, beyond how latency varies"
-
-
 def trade_off(results: pd.DataFrame, costs: Sequence[str]) -> Figure:
     """Accuracy with its 95 % Wilson interval against each cost; runs on the Pareto front in blue, named below.
 
@@ -231,7 +204,7 @@ def trade_off(results: pd.DataFrame, costs: Sequence[str]) -> Figure:
     results, letters = results[results["accuracy"].notna()], {}
     for ax, cost in zip(axes.flat, costs, strict=False):
         _front(ax, results[results[cost].notna()], cost, letters)
-        ax.set(xlabel=COSTS.get(cost, cost), ylabel="validation accuracy")
+        ax.set(xlabel=insight.COSTS.get(cost, cost), ylabel="validation accuracy")
     for ax in axes.flat[len(costs) :]:
         ax.set_axis_off()
     n = results["n"].astype(int)
@@ -247,7 +220,7 @@ def trade_off(results: pd.DataFrame, costs: Sequence[str]) -> Figure:
 
 def _front(ax: Axes, rows: pd.DataFrame, cost: str, letters: dict[str, str]) -> None:
     """One cost; runs on its front get a letter, the same one in every panel."""
-    best = pareto(rows[cost], rows["accuracy"])
+    best = insight.pareto(rows[cost], rows["accuracy"])
     for row, on in zip(rows.to_dict("records"), best, strict=True):
         low, high = metrics.wilson(round(row["accuracy"] * row["n"]), int(row["n"]))
         ax.plot([row[cost]] * 2, [low, high], color=TOLD if on else "#c4c4c4", linewidth=1.5, zorder=2 if on else 1)
@@ -268,82 +241,8 @@ def _letter(number: int) -> str:
     return chr(65 + number % 26) + (str(number // 26) if number >= 26 else "")
 
 
-@dataclass(frozen=True)
-class Curve:
-    """A learning curve in words, with its `points` (photos, score) and fitted `line` (photos, score, low, high)."""
-
-    points: pd.DataFrame
-    said: str
-    line: pd.DataFrame = field(default_factory=pd.DataFrame)
-    of: str = ""  # the class whose photos are counted; empty: all
-
-
-def learning_curve(photos: Sequence[float], scores: Sequence[float], more: int = MORE_PHOTOS, of: str = "") -> Curve:
-    """The score over the number of training photos, and what `more` of them would bring.
-
-    error = a + b n^-c (Cortes et al. 1994; Hestness et al. 2017), least squares within bounds. The band is the middle
-    95 % of 200 refits to points drawn anew among the seeds of each share (their spread widened by the square root of
-    S / (S - 1), which few seeds S need). It knows of seeds, not of other photos, and trusts the power law.
-    """
-    points = pd.DataFrame({"photos": photos, "score": scores}).dropna().astype(float).sort_values("photos")
-    sizes, at = np.unique(points["photos"], return_inverse=True)
-    if len(sizes) < FEWEST_SHARES:
-        few = f"{len(sizes)} share{'s' * (len(sizes) != 1)} of the training photos: a curve wants {FEWEST_SHARES}"
-        return Curve(points, f"{few}; nothing is extrapolated", of=of)
-    ends = sizes[-1], sizes[-1] + more
-    grid = np.unique([*np.geomspace(sizes[0], ends[1], 60).round(3), *ends])
-    errors, many = 1 - points["score"].to_numpy(), np.bincount(at)
-    means = (np.bincount(at, errors) / many)[at]
-    rest = (errors - means) * np.sqrt(many / np.maximum(many - 1, 1))[at]
-    places, drawn = [np.flatnonzero(at == share) for share in range(len(sizes))], [errors]
-    rng = np.random.default_rng(8)
-    for _ in range(REFITS if np.ptp(rest) > 1e-9 else 0):
-        chosen = np.concatenate([rng.choice(place, len(place)) for place in places])
-        drawn.append((means + rest[chosen]).clip(0, 1))
-    a, b, c = np.transpose([insight.power_law(points["photos"], one) for one in drawn])[..., None]
-    scores = 1 - (a + b * (grid / sizes[0]) ** -c)
-    fitted, (low, high) = scores[0], np.transpose([stats.interval(column) for column in scores[1:].T])
-    line = pd.DataFrame({"photos": grid, "score": fitted, "low": low, "high": high})
-    now, later = (line[line["photos"] == end].iloc[0] for end in ends)
-    span = f"{later['low']:.2f} to {later['high']:.2f}" if math.isfinite(later["low"]) else "no interval: one seed"
-    told = f"{more} more photos{of and f' of {of}'}: {now['score']:.2f} -> {later['score']:.2f} ({span})"
-    return Curve(points, told, line, of)
-
-
-def curves(study: insight.Study) -> list[Curve]:
-    """A curve for every class that `share_class` thins, or one for all photos; none where `train_share` is the same."""
-    if "train_share" not in study.differs:
-        return []
-    results, found = study.results, []
-    thinned = [_share_class(study, row) for row in results.to_dict("records")]
-    for of in [name for name in dict.fromkeys(thinned) if name] or [""]:
-        own = results[(np.array(thinned) == of) | (results["train_share"] == 1)]
-        own = own.assign(taught=_taught(study, own, of))
-        seeds = own.groupby([own["train_share"], *(own[name] for name in study.differs if name in insight.REPLICATES)])
-        seeds = seeds[["taught", study.measure]].mean() if set(insight.REPLICATES) & set(study.differs) else own
-        photos = seeds.groupby("train_share")["taught"].transform("mean")  # whole groups teach: seeds differ a little
-        found.append(learning_curve(photos.round(), seeds[study.measure], of=of))
-    return found
-
-
-def _share_class(study: insight.Study, row: dict) -> str:
-    """The class whose photos a run had fewer of; empty: all of them."""
-    if "share_class" not in row and (study.folder / row["run"] / "params.yaml").is_file():  # the same in all runs
-        row = runs.Run(study.folder / row["run"]).params["knobs"] | {"train_share": row["train_share"]}
-    name = insight.text(row.get("share_class"))
-    return name if name != "empty" and row["train_share"] < 1 else ""
-
-
-def _taught(study: insight.Study, own: pd.DataFrame, of: str) -> list[float]:
-    """How many photos taught each run; of one class where it is named."""
-    if not of and "train_photos" in own and own["train_photos"].notna().all():
-        return list(own["train_photos"])
-    taught = [runs.Run(study.folder / run).rows("train")["label"] for run in own["run"]]
-    return [int((labels == of).sum()) if of else len(labels) for labels in taught]
-
-
 def learning_curves(curves: Sequence[Curve], measure: str) -> Figure:
-    """A panel per curve of `curves`: seeds as dots, means, the fit, and its band beyond the data."""
+    """A panel per curve of `learning.curves`: seeds as dots, means, the fit, and its band beyond the data."""
     figure, axes = plt.subplots(1, len(curves), figsize=(6 * len(curves), 3.9), sharey=True, squeeze=False)
     for ax, curve in zip(axes[0], curves, strict=True):
         ax.plot(curve.points["photos"], curve.points["score"], "o", color=TOLD, alpha=0.6, markersize=5, label="a seed")
