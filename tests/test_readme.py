@@ -35,6 +35,12 @@ def test_the_results_table_is_the_examples():
     assert found == expected
 
 
+def test_the_claims_are_answered_in_08_s_own_words():
+    said = set(pd.read_csv(EXAMPLE / "insight" / "insight.csv")["said"])
+    answers = [line.split("|")[2].strip() for line in README.splitlines() if "Holm p" in line]
+    assert len(answers) == 4 and set(answers) <= said
+
+
 def test_the_example_is_what_the_demo_says():
     plan = params.read_params(ROOT / "params" / "demo.yaml")
     assert set(pd.read_csv(EXAMPLE / "results.csv")["run"]) == set(plan.runs)
