@@ -41,17 +41,17 @@ def ece(probs: np.ndarray, labels: np.ndarray, groups=None, seed: int = 0) -> tu
     return (float(error(table.sum(0)[None])[0]), *stats.interval(drawn))
 
 
-def by_chance(probs: np.ndarray, seed: int = 0, draws: int = 1000) -> float:
-    """The mean calibration error these probabilities would have by chance alone, were every one of them right.
+def by_chance(probs: np.ndarray, seed: int = 0, draws: int = 1000) -> np.ndarray:
+    """Calibration errors (draws,) these probabilities would have by chance alone, were every one of them right.
 
-    Labels are drawn from the probabilities themselves.
+    Whether a photo is right is drawn from its own confidence (Vaicenavicius et al. 2019, consistency resampling).
     """
     probs, rng = np.asarray(probs, float), np.random.default_rng([seed, 8])
     confidence = probs.max(1) / probs.sum(1)
     table = bins(probs, probs.argmax(1)).reshape(len(probs), 3, BINS)
     right = rng.random((draws, len(probs))) < confidence
     counted = right.astype(float) @ table[:, 0]
-    return float((np.abs(counted - table[:, 1].sum(0)).sum(1) / len(probs)).mean())
+    return np.abs(counted - table[:, 1].sum(0)).sum(1) / len(probs)
 
 
 def temperature(probs: np.ndarray, labels: np.ndarray) -> float:
@@ -92,12 +92,13 @@ def cross_scaled(probs: np.ndarray, labels: np.ndarray, groups=None, seed: int =
     return found
 
 
-def said(value: float, low: float, high: float, chance: float) -> str:
-    """The calibration error in words, beside what chance alone makes."""
-    more = "no more than" if value <= 2 * chance else "more than"
+def said(value: float, low: float, high: float, chance: np.ndarray) -> str:
+    """The calibration error in words, beside what chance alone makes (`by_chance`)."""
+    share = (1 + (chance >= value).sum()) / (1 + len(chance))
+    verdict = "more than chance explains" if share < 0.05 else "chance alone may explain it"
     return (
         f"calibration error {stats.said(value, low, high)}; so few photos give a perfectly calibrated model "
-        f"{chance:.3f} by chance: {more} chance can explain"
+        f"{chance.mean():.3f} on average, and this much in {share:.1%} of draws: {verdict}"
     )
 
 

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import draw_shapes
 from PIL import Image
 
-from fruitlib import cli, config, sanity, splits
+from fruitlib import cli, config, sanity, splits, train
 from fruitlib.runtime import InputError
 
 
@@ -58,3 +59,24 @@ def test_a_lost_photo_rings_and_a_wrong_folder_is_refused(divided, tmp_path, cap
         sanity.check(tmp_path)
     assert cli.main(["check", str(tmp_path)]) == 2
     assert "no manifest.json" in capsys.readouterr().err
+
+
+def test_from_shuffled_labels_nothing_is_learnt(make_run, tmp_path):
+    """Chance is 1 in 3 of 24 validation photos; the epoch is chosen on them, so somewhat more is no alarm."""
+    accuracy, photos = {}, str(draw_shapes(tmp_path / "many", per_class=32))
+    for labels in ("given", "shuffled"):
+        run = make_run(
+            labels,
+            data=photos,
+            train_labels=labels,
+            epochs=20,
+            lr=0.003,
+            val_per_class=8,
+            test_per_class=1,
+            batch_size=8,
+        )
+        train.fit(run)
+        table = run.predictions("val")
+        assert set(table["label"]) == set(run.rows("val")["label"]) and len(table) == 24
+        accuracy[labels] = (table["label"] == table["predicted"]).mean()
+    assert accuracy["given"] > 0.75 > 0.65 > accuracy["shuffled"]
