@@ -4,7 +4,7 @@ Photos of one group (views of one fruit) tell the same story, so whole groups ar
 scipy and statsmodels are imported where they are used, so that this module costs nothing to import.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pandas as pd
@@ -241,10 +241,3 @@ def said_difference(difference: float, low: float, high: float, name: str) -> st
         return f"{name} {difference:+.3f}, and no photo tells them apart: cannot tell"
     unsure = "" if low > 0 or high < 0 else ": cannot tell"
     return f"{name} {difference:+.3f} (95 % interval {low:.2f} to {high:.2f}){unsure}"
-
-
-def simulate(claim: Callable[[np.random.Generator], bool | None], times: int, seed: int = 0) -> tuple[float, int]:
-    """How often a claim holds over `times` simulated data sets, and in how many it was made at all (not None)."""
-    rng = np.random.default_rng(seed)
-    made = [held for held in (claim(rng) for _ in range(times)) if held is not None]
-    return float(np.mean(made)) if made else float("nan"), len(made)

@@ -80,7 +80,9 @@ def macro_f1_claim(n: int):
 @pytest.mark.parametrize(("n", "published", "made"), [(10, 0.95, 0.82), (30, 0.91, 0.99)])
 def test_the_bootstrap_holds_as_often_as_its_docstring_says(n, published, made):
     times = 600
-    coverage, claims = stats.simulate(macro_f1_claim(n), times, seed=1)
+    rng = np.random.default_rng(1)
+    made_claims = [held for held in (macro_f1_claim(n)(rng) for _ in range(times)) if held is not None]
+    coverage, claims = np.mean(made_claims), len(made_claims)
     assert coverage == pytest.approx(published, abs=0.035)  # three standard errors
     assert claims / times == pytest.approx(made, abs=0.05)
     assert f"{published}" in stats.macro_f1_interval.__doc__
