@@ -66,7 +66,8 @@ def _add_compare(commands) -> None:
     words = "do two runs, or any two CSVs of predictions, really differ? As in 07_compare"
     compare = commands.add_parser("compare", help=words, description=words)
     for side in "ab":
-        compare.add_argument(side, metavar=side.upper(), help="a run's folder or a CSV with path, label, predicted")
+        what = "a run's folder, SWEEP/COMBINATION of folds, or a CSV with path, label, predicted"
+        compare.add_argument(side, metavar=side.upper(), help=what)
     compare.add_argument("--split", choices=["val", "test"], default="val", help="of run folders (default: val)")
     for side in "ab":
         compare.add_argument(f"--backend-{side}", default="", help="torch, fp32 or int8, where there are several")
@@ -127,8 +128,11 @@ def _compare(options: argparse.Namespace) -> int:
         sides.append(compare.read(source, options.split, getattr(options, f"backend_{side}"), columns))
     pair = compare.match(*sides)
     print(f"A: {pair.a.name}\nB: {pair.b.name}\n{pair.matched}\n\n{compare.verdict(pair)['said']}")
-    for row in compare.disagreements(pair).head(20).to_dict("records"):
+    rows = compare.disagreements(pair).to_dict("records")
+    for row in rows[:20]:
         print(f"  {row['path']}: {row['label']}; A says {row['a']}, B says {row['b']}")
+    if len(rows) > 20:
+        print(f"  and {len(rows) - 20} more")
     return 0
 
 

@@ -26,6 +26,7 @@ class Judged:
     name: str
     table: pd.DataFrame
     run: runs.Run | None = None
+    part: str = ""  # of a run: val, test or oof (pooled folds)
 
     @property
     def probs(self) -> list[str]:
@@ -46,16 +47,18 @@ class Pair:
 
 
 def read(source: str | Path, split: str = "val", backend: str = "", columns: Mapping[str, str] | None = None) -> Judged:
-    """A run folder's predictions of `split`, or a CSV.
+    """A run folder's predictions of `split`, a CSV, or SWEEP/COMBINATION of a sweep with folds.
 
     Args:
         backend: of those in a column `backend`; empty: torch, else the first.
         columns: what this CSV calls path, label, predicted, backend or p_<class>.
 
     Raises:
-        InputError: no such file, a column that is missing, a photo with several rows.
+        InputError: no such file, a column or a cell that is missing, a photo with several rows.
     """
     path, run = runtime.resolve(source), None
+    if not path.exists() and path.name in _combinations(path.parent):
+        return pooled(path.parent, path.name)
     if path.is_dir():
         run = runs.Run(path)
         if not run.record("train"):
@@ -70,35 +73,68 @@ def read(source: str | Path, split: str = "val", backend: str = "", columns: Map
         raise InputError(f"{source}: not a CSV that can be read ({runtime.first_line(problem)})") from None
     table, used = _checked(table, str(source), backend, columns or {})
     name = f"{run.sweep_dir.name}/{run.name}" if run else runtime.display_path(path)
-    return Judged(name + (f" ({used})" if used else ""), table, run)
+    told = ", ".join([*([used] if used else []), *(["test photos"] if run and split == "test" else [])])
+    return Judged(name + (f" ({told})" if told else ""), table, run, split if run else "")
 
 
 def _checked(table: pd.DataFrame, source: str, backend: str, columns: Mapping[str, str]) -> tuple[pd.DataFrame, str]:
     """The table with our names for its columns, one backend, one row a photo; and the backend."""
+    table = _renamed(table, source, columns)
+    if backend and ("backend" not in table or backend not in set(table["backend"])):
+        raise InputError(f"{source}: no rows of backend {backend}")
+    if "backend" in table and len(table):
+        backend = backend or ("torch" if "torch" in set(table["backend"]) else table["backend"].iloc[0])
+        table = table[table["backend"] == backend]
+    table = _numbered(table, source)
+    if absent := [name for name in ("path", "predicted") if name not in table]:
+        hint = f"name it by columns: {absent[0]}=THEIR_NAME"
+        raise InputError(f"{source}: no column {absent[0]} among {', '.join(table.columns)}; {hint}")
+    for name in ("path", "predicted"):
+        if (blank := table[name] == "").any():
+            raise InputError(f"{source}: {table['path'][blank].iloc[0] or 'a row'} has no {name}; fill or remove it")
+    if (twice := _plain(table["path"]).duplicated()).any():
+        why = ""
+        if "repeat" in table and table["repeat"].nunique() > 1:
+            why = ": folds with repeats; keep the rows of one, or give SWEEP/COMBINATION"
+        if "combination" in table and table["combination"].nunique() > 1:
+            why = ": pooled folds of several combinations; give two of them as SWEEP/COMBINATION"
+        raise InputError(f"{source}: {table['path'][twice].iloc[0]} stands there more than once{why}")
+    if "label" in table and (table["label"] == "").all():
+        table = table.drop(columns="label")
+    return table.reset_index(drop=True), backend
+
+
+def _renamed(table: pd.DataFrame, source: str, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Our names for its columns; one that bore a name of ours already, for something else, gives way."""
     for ours, theirs in columns.items():
         if ours not in COLUMNS and not ours.startswith("p_"):
             raise InputError(f"columns: {ours} is none of {', '.join(COLUMNS)} and p_<class>")
         if theirs not in table:
             raise InputError(f"{source}: no column {theirs}; it has {', '.join(table.columns)}")
-    table = table.rename(columns={theirs: ours for ours, theirs in columns.items()})
+    kept = table.drop(columns=[*columns.values(), *columns], errors="ignore")
+    table = kept.assign(**{ours: table[theirs] for ours, theirs in columns.items()})
+    return table.assign(**{name: table[name].str.strip() for name in COLUMNS if name in table})
+
+
+def _numbered(table: pd.DataFrame, source: str) -> pd.DataFrame:
+    """Probabilities as numbers, NaN where a cell is empty; from them what is predicted, where no column says it."""
     probs = [name for name in table if name.startswith("p_")]
     for name in probs:
-        table[name] = pd.to_numeric(table[name], errors="coerce")
+        numbers = pd.to_numeric(table[name], errors="coerce")
+        if (wrong := numbers.isna() & (table[name].str.strip() != "")).any():
+            raise InputError(f"{source}: {name} holds {table[name][wrong].iloc[0]!r}, which is no number")
+        table = table.assign(**{name: numbers})
     if "predicted" not in table and len(probs) > 1:
-        table["predicted"] = table[probs].idxmax(axis=1).str[2:]
-    if absent := [name for name in ("path", "predicted") if name not in table]:
-        hint = f"name it by columns: {absent[0]}=THEIR_NAME"
-        raise InputError(f"{source}: no column {absent[0]} among {', '.join(table.columns)}; {hint}")
-    if backend and ("backend" not in table or backend not in set(table["backend"])):
-        raise InputError(f"{source}: no rows of backend {backend}")
-    if "backend" in table:
-        backend = backend or ("torch" if "torch" in set(table["backend"]) else table["backend"].iloc[0])
-        table = table[table["backend"] == backend]
-    if (twice := table["path"].duplicated()).any():
-        row = table["path"][twice].iloc[0]
-        what = "pooled folds of several combinations: name two of them by a and b" if "combination" in table else ""
-        raise InputError(f"{source}: {row} stands there more than once{what and '; '}{what}")
-    return table.reset_index(drop=True), backend
+        known = table[probs].notna().any(axis=1)
+        said = table.loc[known, probs].idxmax(axis=1).str[2:]
+        table = table.assign(predicted=said.reindex(table.index, fill_value=""))
+    return table
+
+
+def _combinations(folder: Path) -> list[str]:
+    """Those with pooled predictions in a sweep's folder."""
+    path = folder / runs.POOLED
+    return pd.read_csv(path, dtype=str)["combination"].unique().tolist() if path.is_file() else []
 
 
 def pooled(sweep_dir: Path, combination: str) -> Judged:
@@ -108,63 +144,90 @@ def pooled(sweep_dir: Path, combination: str) -> Judged:
     run = runs.Run(sweep_dir / own["run"].iloc[0])
     own = own.drop(columns=["combination", "run", "trained", "repeat", "fold"])
     more = f", repeat 1 of {table['repeat'].nunique()}" if table["repeat"].nunique() > 1 else ""
-    return Judged(f"{combination} (out of fold{more})", _checked(own, combination, "", {})[0], run)
+    return Judged(f"{combination} (out of fold{more})", _checked(own, combination, "", {})[0], run, "oof")
 
 
 def match(a: Judged, b: Judged, chosen_among: int = 0) -> Pair:
-    """Bring two sides together, photo by photo.
-
-    By whole paths, else by the most parts of their ends (folder/name.jpg) that pair most photos without doubt.
+    """Bring two sides together, photo by photo: by whole paths, else by the ends of them (`_keys`).
 
     Raises:
         InputError: no photo in common, labels that differ, no labels at all.
     """
     keys, how = _keys(a.table["path"], b.table["path"])
-    left = a.table.assign(key=keys[0]).dropna(subset="key")
-    right = b.table.assign(key=keys[1]).dropna(subset="key")
-    both = left.merge(right, on="key", suffixes=("", "_b"))
-    if both.empty:
+    left, right = (side.table.set_index(key.to_numpy()) for side, key in zip((a, b), keys, strict=True))
+    common = [key for key in left.index if isinstance(key, str) and key in right.index]
+    if not common:
         first = a.table["path"].iloc[0] if len(a.table) else "nothing"
         raise InputError(f"no photo in common: {a.name} has {first}, {b.name} knows none of its photos")
-    table = pd.DataFrame({"path": both["path"], "path_b": both["path_b"]})
-    table["label"] = _labels(both, "label" in a.table, "label" in b.table, a.name, b.name)
-    table["a"], table["b"] = both["predicted"], both["predicted_b"]
-    for side, judged, end in (("a", a, ""), ("b", b, "_b")):
-        for name in judged.probs:
-            column = f"p_{name}{end}" if f"p_{name}{end}" in both else f"p_{name}"
-            table[f"p_{side}_{name}"] = both[column]
+    left, right = left.loc[common], right.loc[common]
+    columns = {"path": left["path"], "path_b": right["path"], "label": _labels(left, right, a.name, b.name)}
+    columns |= {"a": left["predicted"], "b": right["predicted"]}
+    for side, judged, part in (("a", a, left), ("b", b, right)):
+        columns |= {f"p_{side}_{name}": part[f"p_{name}"] for name in judged.probs}
+    table = pd.DataFrame(columns)
     run = a.run or b.run
     table["group"] = run.groups(table["path" if a.run else "path_b"]) if run else ""
     names = list(run.class_names) if run else []
     names += sorted({*table["label"], *table["a"], *table["b"]} - set(names))
     alone = {"only A": len(a.table) - len(table), "only B": len(b.table) - len(table)}
-    unmatched = "; ".join(f"{n} photos {side} judged are left out" for side, n in alone.items() if n)
-    matched = f"{len(table)} photos judged by both, matched by {how}" + (f"; {unmatched}" if unmatched else "")
+    matched = f"photos judged by both: {len(table)}, matched by {how}"
+    matched += "".join(f"; by {side}, and left out: {n}" for side, n in alone.items() if n)
+    matched += "".join(_strange(table, side) for side in "ab")
     return Pair(a, b, table.sort_values("path", ignore_index=True), names, matched, chosen_among)
 
 
-def _keys(a: pd.Series, b: pd.Series) -> tuple[tuple[pd.Series, pd.Series], str]:
-    """What identifies a photo on both sides (None: nothing does), and in words what that is."""
-    parts = [side.str.replace("\\", "/").str.removeprefix("./").str.split("/") for side in (a, b)]
-    whole = tuple(side.str.join("/") for side in parts)
-    best, most, how = whole, len(set(whole[0]) & set(whole[1])), "path"
+def _strange(table: pd.DataFrame, side: str) -> str:
+    """A doubt, where nothing that a side says is a label: it may call classes by number, say."""
+    said, labels = (sorted(set(table[name])) for name in (side, "label"))
+    if set(said) & set(labels):
+        return ""
+    heard, true = (", ".join(names[:3]) + (" …" if len(names) > 3 else "") for names in (said, labels))
+    return f"; nothing that {side.upper()} says ({heard}) is a label ({true}): are classes called otherwise there?"
+
+
+def _plain(paths: pd.Series) -> pd.Series:
+    """Paths in one spelling: / between parts, no ./ before them, letters composed as Linux has them, not macOS."""
+    return paths.str.replace("\\", "/").str.removeprefix("./").str.normalize("NFC")
+
+
+def _ends(paths: pd.Series, depth: int) -> pd.Series:
+    """The last `depth` parts of each path, None where two have the same."""
+    ends = paths.str.split("/").str[-depth:].str.join("/")
+    return ends.where(~ends.duplicated(keep=False), None)
+
+
+def _keys(a: pd.Series, b: pd.Series) -> tuple[list[pd.Series], str]:
+    """What identifies a photo on both sides (None: nothing does), and in words what that is.
+
+    Where any whole path fits, whole paths: a shorter end would pair apple/7.jpg with the cherry/7.jpg of photos that
+    only one side has. Else that many parts of the end, two or more, that pair most photos; else file names.
+    """
+    plain = [_plain(a), _plain(b)]
+    if set(plain[0]) & set(plain[1]):
+        return plain, "path"
+    best, most, how = plain, 0, "path"
     for depth in range(DEEPEST, 0, -1):
-        if most == min(len(a), len(b)):
+        if depth == 1 and most:
             break
-        ends = tuple(side.str[-depth:].str.join("/") for side in parts)
-        ends = tuple(side.where(~side.duplicated(keep=False)) for side in ends)
-        if (common := len(set(ends[0].dropna()) & set(ends[1].dropna()))) > most:
-            best, most, how = ends, common, f"the last {depth} parts of the path" if depth > 1 else "file name"
+        ends = [_ends(side, depth) for side in plain]
+        if (pairs := len(set(ends[0].dropna()) & set(ends[1].dropna()))) > most:
+            best, most, how = ends, pairs, f"the last {depth} parts of the path" if depth > 1 else "file name"
     return best, how
 
 
-def _labels(both: pd.DataFrame, in_a: bool, in_b: bool, a: str, b: str) -> pd.Series:
-    if not in_a and not in_b:
+def _labels(left: pd.DataFrame, right: pd.DataFrame, a: str, b: str) -> pd.Series:
+    """The labels of rows with the same keys: each side's where the other has none."""
+    none = pd.Series("", left.index)
+    of_a, of_b = (side.get("label", none) for side in (left, right))
+    if (of_a == "").all() and (of_b == "").all():
         raise InputError(f"neither {a} nor {b} has labels: name the column of one by columns: label=THEIR_NAME")
-    if in_a and in_b and (differ := both["label"] != both["label_b"]).any():
-        row = both[differ].iloc[0]
-        raise InputError(f"{row['path']}: {a} has the label {row['label']}, {b} {row['label_b']}; they must agree")
-    return both["label"]
+    if (differ := (of_a != of_b) & (of_a != "") & (of_b != "")).any():
+        path, one, other = left["path"][differ].iloc[0], of_a[differ].iloc[0], of_b[differ].iloc[0]
+        raise InputError(f"{path}: {a} has the label {one}, {b} {other}; they must agree")
+    labels = of_a.where(of_a != "", of_b)
+    if (blank := labels == "").any():
+        raise InputError(f"{left['path'][blank].iloc[0]}: neither {a} nor {b} has its label; fill or remove it")
+    return labels
 
 
 def verdict(pair: Pair, seed: int = 0) -> dict:
@@ -172,7 +235,7 @@ def verdict(pair: Pair, seed: int = 0) -> dict:
 
     Returns:
         n, a_correct, b_correct, only_a, only_b (right alone), disagree, p (McNemar's exact), accuracy_difference and
-        macro_f1_difference (B less A) each with _low and _high, said.
+        macro_f1_difference (B less A) each with _low and _high, told (whether they differ beyond chance), said.
     """
     table, index = pair.table, {name: i for i, name in enumerate(pair.class_names)}
     labels, a, b = (table[name].map(index).to_numpy() for name in ("label", "a", "b"))
@@ -181,33 +244,46 @@ def verdict(pair: Pair, seed: int = 0) -> dict:
     found |= stats.mcnemar(a == labels, b == labels) | {"disagree": int((a != b).sum())}
     for name, (value, low, high) in stats.paired_difference(labels, a, b, len(index), groups, seed).items():
         found |= {f"{name}_difference": value, f"{name}_low": low, f"{name}_high": high}
+    apart = found["accuracy_low"] > 0 or found["accuracy_high"] < 0
+    found["told"] = found["p"] < 0.05 and (apart or groups is None)
     return found | {"said": _said(found, pair, grouped=groups is not None)}
 
 
 def _said(found: dict, pair: Pair, grouped: bool) -> str:
-    n, only_a, only_b = found["n"], found["only_a"], found["only_b"]
+    n, only_a, only_b, sided = found["n"], found["only_a"], found["only_b"], found["only_a"] + found["only_b"]
+    if pair.a is pair.b:
+        return f"Only one {'combination' if pair.a.part == 'oof' else 'run'} is complete: nothing to compare"
     text = f"A is right on {found['a_correct']}/{n}, B on {found['b_correct']}/{n}. "
     if not found["disagree"]:
         return text + "They say the same of every photo: nothing tells them apart"
     text += f"They disagree on {found['disagree']}; A alone is right on {only_a}, B alone on {only_b}: "
     text += f"McNemar's exact p = {found['p']:.3g}, "
-    sided = only_a + only_b
-    if found["p"] < 0.05:
+    if found["told"]:
         text += f"{'A' if only_a > only_b else 'B'} is better on photos like these. "
+    elif found["p"] < 0.05:
+        text += "which takes photos of a group for independent; drawn by group, accuracy does not tell: cannot tell. "
     else:
         text += "cannot tell"
         text += " (six that all speak for one side are the fewest that could). " if sided < 6 else ". "
-    text += stats.said_difference(
-        found["macro_f1_difference"], found["macro_f1_low"], found["macro_f1_high"], "B less A: macro-F1"
-    )
-    text += ", whole groups drawn" if grouped else ""
-    if grouped and found["p"] < 0.05:
-        text += "; McNemar takes photos of a group for independent, so trust the interval more"
-    if found["p"] >= 0.05 and (found["macro_f1_low"] > 0 or found["macro_f1_high"] < 0):
+    low, high = found["macro_f1_low"], found["macro_f1_high"]
+    text += f"B less A: macro-F1 {found['macro_f1_difference']:+.3f} "
+    text += f"(95 % interval {low:.2f} to {high:.2f}" if np.isfinite(low) else "(no interval: it does not vary"
+    text += ", whole groups drawn)" if grouped else ")"
+    if found["p"] >= 0.05 and (low > 0 or high < 0):
         text += "; a bootstrap of so few disagreements is too sure of itself: McNemar decides"
     if pair.chosen_among > 2:
         text += f"; they were picked out of {pair.chosen_among} by their results, which makes p too small"
+    elif (among := _siblings(pair)) > 2:
+        text += f"; p holds for two that were named beforehand, not picked by their results out of the sweep's {among}"
     return text
+
+
+def _siblings(pair: Pair) -> int:
+    """How many runs (with folds, combinations) the sweep of both has; 0 where there is none, or the test judges."""
+    a, b = pair.a, pair.b
+    if not a.run or not b.run or "test" in (a.part, b.part) or a.run.path == b.run.path:
+        return 0
+    return len(_ranked(a.run.sweep_dir)[0]) if a.run.sweep_dir == b.run.sweep_dir else 0
 
 
 def disagreements(pair: Pair) -> pd.DataFrame:
@@ -216,35 +292,47 @@ def disagreements(pair: Pair) -> pd.DataFrame:
     sure = np.zeros(len(table))
     for side in "ab":
         columns = [name for name in table if name.startswith(f"p_{side}_")]
-        sure += table[columns].max(axis=1).to_numpy() if columns else 0
+        sure += table[columns].max(axis=1).fillna(0).to_numpy() if columns else 0
     right = np.select([table["a"] == table["label"], table["b"] == table["label"]], ["A", "B"], "neither")
     return table.assign(right=right).iloc[np.argsort(-sure, kind="stable")].reset_index(drop=True)
 
 
-def heats(pair: Pair, paths: list[str]) -> tuple[np.ndarray, dict[str, list]] | None:
-    """What both see of these photos, (n, S, S, 3), and each side's Grad-CAM on them, towards what it says.
+def heats(pair: Pair, shown: pd.DataFrame) -> tuple[np.ndarray, dict[str, list]] | None:
+    """The photos of rows of `Pair.table`, (n, S, S, 3), and Grad-CAM of each side that is a run, towards what it says.
 
-    None where one side is no run with a checkpoint, or they see photos otherwise.
+    None where no side is a run or a photo is not at hand, and of test photos, which stay closed: only what 06 wrote
+    down about them is read. Of pooled folds, each photo of which another network judged, the photos alone.
     """
+    from fruitlib import images
+
+    sides = {side: judged for side, judged in (("a", pair.a), ("b", pair.b)) if judged.run}
+    if not len(shown) or not sides or any(judged.part == "test" for judged in sides.values()):
+        return None
+    photos, overlays = None, {}
+    try:
+        for side, judged in sides.items():
+            paths = shown["path" if side == "a" else "path_b"]
+            rows = judged.run.manifest.set_index("path").reindex(paths).rename_axis("path").reset_index()
+            if rows["status"].ne("ok").any() or rows["split"].eq("test").any():
+                return None
+            seen = images.of(judged.run, "val", rows=rows).images
+            photos = images.to_pictures(seen) / 255 if photos is None else photos
+            if judged.part == "val" and (judged.run.path / "best.pt").is_file():
+                overlays[side] = _overlays(judged.run, seen)
+    except (InputError, OSError):
+        return None
+    return photos, overlays
+
+
+def _overlays(run: runs.Run, seen) -> list[np.ndarray]:
+    """Heatmaps of the last layer over photos uint8 (n, 3, S, S)."""
     from fruitlib import gradcam, images, models
 
-    sides = {"a": pair.a.run, "b": pair.b.run}
-    if not paths or any(run is None or not (run.path / "best.pt").is_file() for run in sides.values()):
-        return None
-    if not set(paths) <= set(pair.a.run.rows("val")["path"]) | set(pair.a.run.rows("test")["path"]):
-        return None
-    split = "val" if set(paths) <= set(pair.a.run.rows("val")["path"]) else "test"
-    overlays, pictures = {}, None
-    for side, run in sides.items():
-        rows = run.rows(split).set_index("path").reindex(paths).reset_index()
-        photos = images.of(run, split, rows=rows)
-        model, _ = models.restore(run.path / "best.pt")
-        last = dict([list(models.target_layers(model).items())[-1]])
-        maps = gradcam.heatmaps(model, images.to_float(photos.images), last)
-        seen = images.to_pictures(photos.images) / 255
-        overlays[side] = [gradcam.overlay(photo, heat[0]) for photo, heat in zip(seen, maps.heatmap, strict=True)]
-        pictures = seen if pictures is None else pictures
-    return pictures, overlays
+    model, _ = models.restore(run.path / "best.pt")
+    name, layer = list(models.target_layers(model).items())[-1]
+    maps = gradcam.heatmaps(model, images.to_float(seen), {name: layer})
+    pictures = images.to_pictures(seen) / 255
+    return [gradcam.overlay(photo, heat[0]) for photo, heat in zip(pictures, maps.heatmap, strict=True)]
 
 
 def two_by_two(pair: Pair) -> np.ndarray:
@@ -255,10 +343,8 @@ def two_by_two(pair: Pair) -> np.ndarray:
 
 def accuracies(pair: Pair) -> dict[str, int]:
     """How many each has right, by name."""
-    return {
-        f"{side.upper()}: {getattr(pair, side).name}": int((pair.table[side] == pair.table["label"]).sum())
-        for side in "ab"
-    }
+    right = {side: int((pair.table[side] == pair.table["label"]).sum()) for side in "ab"}
+    return {f"A: {pair.a.name}": right["a"], f"B: {pair.b.name}": right["b"]}
 
 
 def of_sweep(
@@ -272,45 +358,55 @@ def of_sweep(
     Raises:
         InputError: what `read` and `match` refuse; one side named without the other; no run.
     """
-    folder = runtime.resolve(sweep_dir)
+    folder, where = runtime.resolve(sweep_dir), runtime.display_path(runtime.resolve(sweep_dir))
     if bool(a) != bool(b):
         raise InputError("a and b: name both, or neither")
     if a:
         given = zip((a, b), backends, columns, strict=True)
         return match(*(read(_inside(folder, one), split, *of) for one, *of in given))
-    ranked, among = _ranked(folder)
-    if (folder / runs.POOLED).is_file() and ranked:
+    if any(columns):
+        raise InputError("columns_a and columns_b: they are for CSVs; name these by a and b")
+    ranked, folds = _ranked(folder)
+    if folds and ranked and split == "val":
         sides = [pooled(folder, name) for name in ranked[:2]]
-        return match(sides[0], sides[-1], among)
-    if len(ranked) > 1:
-        return match(read(folder / ranked[0], split), read(folder / ranked[1], split), among)
+        return match(sides[0], sides[-1], len(ranked))
+    tested = [path.parent.name for path in sorted(folder.glob("*/predictions_test.csv"))]
+    tested.sort(key=lambda name: [*ranked, name].index(name))
+    names = tested if split == "test" else ranked
+    if len(names) > 1:
+        sides = (read(folder / name, split, backend) for name, backend in zip(names, backends, strict=False))
+        picked = len(names) if split == "val" and (folder / "sweep.json").is_file() else 0
+        return match(*sides, picked)
+    if tested:
+        both = zip(backends, ("torch", "int8"), strict=True)
+        return match(*(read(folder / tested[0], "test", named or usual) for named, usual in both))
+    if split == "test":
+        raise InputError(f"{where}: no run here has opened its test photos; execute 06_test_accuracy first")
     if not ranked:
-        raise InputError(f"{runtime.display_path(folder)}: no trained run to compare; execute 02_train first")
-    if (folder / ranked[0] / "predictions_test.csv").is_file():
-        return match(read(folder / ranked[0], "test", "torch"), read(folder / ranked[0], "test", "int8"))
+        raise InputError(f"{where}: no trained run to compare; execute 02_train first")
     only = read(folder / ranked[0], split)
     return match(only, only)
 
 
 def _inside(folder: Path, name: str) -> Path | str:
-    """A run of this sweep by its name, or a path."""
-    return folder / name if (folder / name).exists() else name
+    """A run or combination of this sweep by its name, or a path."""
+    return folder / name if (folder / name).exists() or name in _combinations(folder) else name
 
 
-def _ranked(folder: Path) -> tuple[list[str], int]:
-    """The runs (with folds, combinations) of a sweep, the chosen one first, then from best to worst; their number."""
-    if not (folder / "sweep.json").is_file():
-        names = sorted(path.parent.name for path in folder.glob("*/predictions_val.csv"))
-        return names, 0
+def _ranked(folder: Path) -> tuple[list[str], bool]:
+    """The runs of a sweep, the chosen one first, then from best to worst; of folds (True) the combinations."""
+    if not (folder / "sweep.json").is_file() or not (folder / "results.csv").is_file():
+        return sorted(path.parent.name for path in folder.glob("*/predictions_val.csv")), False
     told = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-    table, key = pd.read_csv(folder / "results.csv", dtype={"run": str}), "run"
-    if (folder / "results_oof.csv").is_file() and (folder / runs.POOLED).is_file():
+    folds = (folder / "results_oof.csv").is_file() and (folder / runs.POOLED).is_file()
+    if folds:
         table, key = pd.read_csv(folder / "results_oof.csv"), "combination"
     else:
+        table, key = pd.read_csv(folder / "results.csv", dtype={"run": str}), "run"
         made = {run["name"] for run in told["runs"] if "stages" in run}
         table = table[(table["state"] == "complete") & ~table["run"].isin(made)]
     by = told.get("choose_by", "macro_f1")
     table = table.sort_values(by, ascending=False, kind="stable") if by in table else table
     names = table[key].tolist()
     names.sort(key=lambda name: name != told.get("chosen"))
-    return names, len(names)
+    return names, folds

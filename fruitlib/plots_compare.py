@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from fruitlib.plots import COLOURS
 
 SIDES = {"a": COLOURS["train"], "b": COLOURS["val"]}
+SHOWN = 6  # classes that have bars for a photo, where there are more
 
 
 def two_by_two(table: np.ndarray) -> Axes:
@@ -30,16 +31,20 @@ def two_by_two(table: np.ndarray) -> Axes:
     return ax
 
 
-def differences(rows: dict[str, tuple[float, float, float]], n: int) -> Axes:
-    """B less A, a row per measure (value, low, high), in points; nothing can be told where a line crosses 0."""
+def differences(rows: dict[str, tuple[float, float, float]], n: int, told: bool = True) -> Axes:
+    """B less A, a row per measure (value, low, high), in points; nothing can be told where a line crosses 0.
+
+    A line has the colour of the better side, but for those that cross 0, and all of them where McNemar's test has not
+    `told` the two apart.
+    """
     _, ax = plt.subplots(figsize=(8, 1.3 + 0.55 * len(rows)))
     ax.axvline(0, color="#333333", linewidth=1)
     for row, (value, low, high) in enumerate(rows.values()):
-        colour = SIDES["b"] if low > 0 else SIDES["a"] if high < 0 else "#666666"
+        colour = SIDES["b"] if told and low > 0 else SIDES["a"] if told and high < 0 else "#666666"
         ax.plot([100 * low, 100 * high], [row, row], color=colour, linewidth=2)
         ax.plot(100 * value, row, "o", color=colour)
         ax.annotate(
-            f"{100 * value:+.1f}",
+            f"{100 * value:+.1f}" + ("" if np.isfinite(low) else " (no interval)"),
             (100 * value, row),
             xytext=(0, 7),
             textcoords="offset points",
@@ -63,9 +68,14 @@ def disagreements(
         heats: overlays (H, W, 3) of each side, by `a` and `b`.
     """
     columns = [*(["photo"] if photos is not None else []), *(heats or {}), "bars"]
-    widths = [1.6] * (len(columns) - 1) + [4.6]
+    widths, tall = [1.6] * (len(columns) - 1) + [4.6], 1.35 + 0.18 * min(max(len(class_names), 3), SHOWN)
     figure, axes = plt.subplots(
-        len(table), len(columns), figsize=(sum(widths), 1.75 * len(table) + 0.5), squeeze=False, width_ratios=widths
+        len(table),
+        len(columns),
+        figsize=(sum(widths), tall * len(table) + 0.5),
+        squeeze=False,
+        width_ratios=widths,
+        layout="constrained",
     )
     for row, (line, record) in enumerate(zip(axes, table.to_dict("records"), strict=True)):
         for ax, column in zip(line, columns, strict=True):
@@ -77,23 +87,42 @@ def disagreements(
             if row == 0 and column != "bars":
                 ax.set_title({"photo": "photo", "a": "A looks here", "b": "B looks here"}[column], fontsize=9)
     axes[-1, -1].set_xlabel("probability", fontsize=9)
-    figure.tight_layout(h_pad=0.6)
     return figure
 
 
 def _bars(ax: Axes, record: dict, class_names: list[str]) -> None:
-    """Both sides' probabilities of each class; what each says, and the label, in words above them."""
-    rows = np.arange(len(class_names))
+    """Both sides' probabilities, of `SHOWN` classes at most; above them, in their colours, what each says."""
+    names = _strongest(record, class_names)
+    rows = np.arange(len(names))
     for shift, side in ((-0.2, "a"), (0.2, "b")):
-        values = [record.get(f"p_{side}_{name}", np.nan) for name in class_names]
+        values = np.array([record.get(f"p_{side}_{name}", np.nan) for name in names], float)
         if np.isfinite(values).any():
-            ax.barh(rows + shift, np.nan_to_num(values), height=0.38, color=SIDES[side], label=side.upper())
-    name = str(record["path"])
-    name = name if len(name) < 44 else f"…{name[-42:]}"
-    said = f"is {record['label']}; A: {record['a']}, B: {record['b']}"
-    ax.text(0, 1.02, f"{name}\n{said}", transform=ax.transAxes, fontsize=8, va="bottom")
-    ax.set(yticks=rows, yticklabels=class_names, xlim=(0, 1.02), ylim=(len(rows) - 0.5, -0.5))
+            ax.barh(rows + shift, np.nan_to_num(values), height=0.38, color=SIDES[side])
+        text = f"{side.upper()}: {_short(record[side], 34)}" + " (right)" * (record[side] == record["label"])
+        _over(ax, text, 15 if side == "a" else 4, color=SIDES[side], fontweight="bold")
+    path = str(record["path"])
+    name = path if len(path) < 44 else f"…{path[-42:]}"
+    _over(ax, f"{name}\nis {_short(record['label'], 42)}", 27)
+    if not ax.containers:  # neither gives probabilities
+        ax.axis("off")
+        return
+    ax.set(yticks=rows, yticklabels=[_short(name, 20) for name in names], xlim=(0, 1.02), ylim=(len(rows) - 0.5, -0.5))
     ax.tick_params(labelsize=8)
-    if ax.containers:
-        ax.legend(fontsize=7, loc="center right", frameon=True)
     ax.spines[["top", "right"]].set_visible(False)
+
+
+def _over(ax: Axes, text: str, points: int, **look) -> None:
+    """Small text so many points above the axes."""
+    ax.annotate(text, (0, 1), (0, points), xycoords="axes fraction", textcoords="offset points", fontsize=8, **look)
+
+
+def _strongest(record: dict, class_names: list[str]) -> list[str]:
+    """The classes worth a bar, in their order: the label, what both say, and what else is likeliest."""
+    told = [record["label"], record["a"], record["b"]]
+    values = [np.nanmax([record.get(f"p_{side}_{name}", np.nan) for side in "ab"] + [-1]) for name in class_names]
+    order = sorted(range(len(class_names)), key=lambda i: (class_names[i] not in told, -values[i]))
+    return [class_names[i] for i in sorted(order[:SHOWN])]
+
+
+def _short(text: str, letters: int) -> str:
+    return text if len(text) <= letters else f"{text[: letters - 1]}…"

@@ -64,8 +64,8 @@ def test_a_foreign_table_with_other_names_order_and_rows(tmp_path, ours):
     theirs = pd.concat([theirs.iloc[:-2], extra]).sample(frac=1, random_state=0)
     columns = {"path": "file"} | {f"p_{name}": name for name in ("tomato", "cherry", "apple")}
     pair = pair_of(tmp_path, ours, theirs, **columns)
-    assert pair.matched.startswith("28 photos judged by both, matched by the last 2 parts of the path")
-    assert "2 photos only A judged are left out; 3 photos only B judged" in pair.matched
+    assert pair.matched.startswith("photos judged by both: 28, matched by the last 2 parts of the path")
+    assert pair.matched.endswith("by only A, and left out: 2; by only B, and left out: 3")
     found = compare.verdict(pair)
     assert found["b_correct"] == 28 and found["a_correct"] == 24 and found["only_b"] == 4
     differing = compare.disagreements(pair)
@@ -87,8 +87,59 @@ def test_labels_of_one_side_will_do_and_two_must_agree(tmp_path, ours):
     other = ours.assign(label=["cherry", *ours["label"][1:]])
     with pytest.raises(InputError, match=r"apple/000.jpg: .* has the label apple, .* cherry; they must agree"):
         pair_of(tmp_path, ours, other)
-    with pytest.raises(InputError, match=r"neither .* has labels"):
-        pair_of(tmp_path, ours.drop(columns="label"), ours.drop(columns="label"))
+    for bare in (ours.drop(columns="label"), ours.assign(label="")):
+        with pytest.raises(InputError, match=r"neither .* has labels"):
+            pair_of(tmp_path, bare, ours.drop(columns="label"))
+    gaps = ours.assign(label=["", *ours["label"][1:]])
+    assert pair_of(tmp_path, gaps, ours).table["label"][0] == "apple"  # the other side knows it
+    with pytest.raises(InputError, match=r"apple/000.jpg: neither .* has its label"):
+        pair_of(tmp_path, gaps, gaps)
+
+
+def test_a_named_column_wins_over_one_that_bears_our_name(tmp_path, ours):
+    theirs = ours.rename(columns={"label": "truth"}).assign(label=ours["predicted"]).drop(columns="predicted")
+    pair = pair_of(tmp_path, ours, theirs, label="truth", predicted="label")  # two names changed round
+    assert pair.table["label"].tolist() == ours.sort_values("path")["label"].tolist()
+    assert (pair.table["a"] == pair.table["b"]).all()
+    wrong = ours.assign(truth=ours["label"], label="nonsense")
+    assert len(pair_of(tmp_path, ours, wrong, label="truth").table) == 30
+    renamed = ours.assign(p_pomme=0.4, p_cherry=0.6)
+    pair = pair_of(tmp_path, ours, renamed, p_apple="p_pomme")
+    assert pair.b.probs == ["cherry", "apple"] and pair.table["p_b_apple"].eq(0.4).all()
+
+
+def test_a_class_named_like_another_s_column_keeps_its_probabilities(tmp_path, ours):
+    pair = pair_of(tmp_path, ours.assign(p_apple=0.2, p_apple_b=0.8), ours.assign(p_apple=0.6))
+    assert pair.table[["p_a_apple", "p_a_apple_b", "p_b_apple"]].iloc[0].tolist() == [0.2, 0.8, 0.6]
+
+
+def test_whole_paths_that_fit_are_never_given_up_for_names_that_fit_more_often(tmp_path):
+    labels = ["apple", "cherry", "cherry"]
+    a = pd.DataFrame({"path": ["apple/1.jpg", "cherry/2.jpg", "cherry/3.jpg"], "label": labels, "predicted": labels})
+    b = a.assign(path=["apple/1.jpg", "tomato/2.jpg", "tomato/3.jpg"], label=["apple", "tomato", "tomato"])
+    pair = pair_of(tmp_path, a, b)
+    assert pair.table["path"].tolist() == ["apple/1.jpg"] and "matched by path;" in pair.matched
+    away = b.assign(path="D:\\fruit\\" + b["path"].str.replace("/", "\\"))
+    assert pair_of(tmp_path, a, away).table["path"].tolist() == ["apple/1.jpg"]  # nor by ends of two parts
+
+
+@given(st.lists(st.tuples(st.sampled_from("xy"), st.sampled_from("pq"), st.integers(0, 4)), unique=True, min_size=1))
+@settings(max_examples=60, deadline=None)
+def test_a_root_in_front_of_paths_changes_no_pair(parts):
+    """Folders within folders, the same names again and again: with a root before them, every photo finds itself."""
+    paths = ["/".join(map(str, part[3 - depth :])) for part in parts for depth in (3, 2)]
+    paths = sorted(set(paths))
+    frame = pd.DataFrame({"path": paths, "label": "apple", "predicted": "apple"})
+    rooted = frame.assign(path="/mnt/data/" + frame["path"])
+    pair = compare.match(compare.Judged("a", frame), compare.Judged("b", rooted))
+    assert (pair.table["path_b"] == "/mnt/data/" + pair.table["path"]).all()
+
+
+def test_numbers_in_place_of_classes_are_pointed_out(tmp_path, ours):
+    numbers = ours.assign(predicted=[str(NAMES.index(one)) for one in ours["predicted"]]).drop(columns="label")
+    doubt = "nothing that B says (0, 1, 2) is a label (apple, cherry, tomato): are classes called otherwise there?"
+    assert pair_of(tmp_path, ours, numbers).matched.endswith(doubt)
+    assert "otherwise" not in pair_of(tmp_path, ours, ours).matched
 
 
 @pytest.mark.parametrize(
@@ -97,6 +148,10 @@ def test_labels_of_one_side_will_do_and_two_must_agree(tmp_path, ours):
         (lambda t: t.drop(columns="path"), "no column path among label, predicted"),
         (lambda t: t.drop(columns="predicted"), "no column predicted"),
         (lambda t: pd.concat([t, t.head(1)]), "apple/000.jpg stands there more than once"),
+        (lambda t: pd.concat([t, t.head(1).assign(path="./apple/000.jpg")]), "./apple/000.jpg stands there more than"),
+        (lambda t: t.assign(predicted=["", *t["predicted"][1:]]), "apple/000.jpg has no predicted"),
+        (lambda t: t.assign(p_apple="0,5"), "p_apple holds '0,5', which is no number"),
+        (lambda t: t.drop(columns="predicted").assign(p_apple="", p_cherry=""), "apple/000.jpg has no predicted"),
         (lambda t: t.assign(path="elsewhere/" + t.index.astype(str)), "no photo in common"),
     ],
 )
@@ -119,6 +174,20 @@ def test_who_agrees_on_everything_is_told_apart_by_nothing(tmp_path, ours):
     found = compare.verdict(pair_of(tmp_path, ours, ours))
     assert found["p"] == 1 and "nothing tells them apart" in found["said"]
     assert compare.disagreements(pair_of(tmp_path, ours, ours)).empty
+
+
+def test_photos_of_one_group_do_not_count_as_six():
+    """Six photos of one fruit, all wrong in B: McNemar's test would tell, whole groups do not."""
+    labels = [NAMES[i // 6] for i in range(18)]
+    pair = compare.match(
+        compare.Judged("a", table(labels, labels)), compare.Judged("b", table(labels, ["cherry"] * 6 + labels[6:]))
+    )
+    assert compare.verdict(pair)["told"] and "A is better" in compare.verdict(pair)["said"]
+    pair.table["group"] = [f"{label}_{i // 2}" for i, label in enumerate(pair.table["label"])]
+    pair.table.loc[:5, "group"] = "one fruit"
+    found = compare.verdict(pair)
+    assert found["p"] < 0.05 and not found["told"]
+    assert "drawn by group, accuracy does not tell: cannot tell" in found["said"] and "better" not in found["said"]
 
 
 def test_backends_of_one_table_are_compared_and_the_command_says_what_the_notebook_says(tmp_path, ours, capsys):
@@ -156,7 +225,26 @@ def test_a_sweep_suggests_the_chosen_run_and_the_runner_up(tmp_path, monkeypatch
     with pytest.raises(InputError, match="name both, or neither"):
         compare.of_sweep(tmp_path, a="bad")
     named = compare.of_sweep(tmp_path, "bad", "good")
-    assert compare.verdict(named)["only_b"] == 15 and "picked out" not in compare.verdict(named)["said"]
+    assert compare.verdict(named)["only_b"] == 15
+    assert "named beforehand, not picked by their results out of the sweep's 3" in compare.verdict(named)["said"]
+    with pytest.raises(InputError, match="are for CSVs"):
+        compare.of_sweep(tmp_path, columns=({"label": "truth"}, {}))
+
+
+def test_of_several_tested_runs_the_first_two_and_of_one_its_backends(tmp_path, monkeypatch, ours):
+    monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
+    monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
+    sweep_folder(tmp_path, {"a": 12, "b": 20, "c": 25}, chosen="c", choose_by="macro_f1")
+    with pytest.raises(InputError, match="no run here has opened its test photos"):
+        compare.of_sweep(tmp_path, split="test")
+    both = pd.concat([ours.assign(backend="torch"), ours.assign(backend="int8", predicted=ours["label"])])
+    csv(tmp_path / "b", "predictions_test.csv", both)
+    pair = compare.of_sweep(tmp_path, split="test")
+    assert [side.name.split("/")[1] for side in (pair.a, pair.b)] == ["b (torch, test photos)", "b (int8, test photos)"]
+    csv(tmp_path / "c", "predictions_test.csv", both)
+    pair = compare.of_sweep(tmp_path, split="test")
+    assert [side.name.split("/")[1][0] for side in (pair.a, pair.b)] == ["c", "b"]
+    assert "picked" not in compare.verdict(pair)["said"]  # validation picked them, the test judges
 
 
 def test_a_lone_run_is_compared_with_itself_or_by_its_test(tmp_path, monkeypatch, ours):
@@ -164,6 +252,7 @@ def test_a_lone_run_is_compared_with_itself_or_by_its_test(tmp_path, monkeypatch
     monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
     sweep_folder(tmp_path, {"run": 20})
     assert (pair := compare.of_sweep(tmp_path)).a is pair.b
+    assert compare.verdict(pair)["said"] == "Only one run is complete: nothing to compare"
     both = [ours.assign(backend="torch"), ours.assign(backend="int8")]
     csv(tmp_path / "run", "predictions_test.csv", pd.concat(both))
     pair = compare.of_sweep(tmp_path)
@@ -186,17 +275,98 @@ def test_repeats_of_pooled_folds_count_once(tmp_path, ours, monkeypatch):
     assert (pair := compare.of_sweep(tmp_path)).a is pair.b  # the only combination
     assert len(judged.table) == 30 and "repeat 1 of 2" in judged.name
     assert (judged.table["predicted"] != judged.table["label"]).sum() == 4
-    with pytest.raises(InputError, match="more than once; pooled folds"):
+    assert compare.verdict(pair)["said"] == "Only one combination is complete: nothing to compare"
+    with pytest.raises(InputError, match="more than once: folds with repeats"):
         compare.read(tmp_path / "predictions_oof.csv")
+
+
+def test_combinations_of_folds_are_named_like_runs(tmp_path, ours, monkeypatch, capsys):
+    monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
+    monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
+    folds = ours.assign(run="r", trained="t", repeat=1, fold=1)
+    better = folds.assign(predicted=ours["label"])
+    frame = pd.concat([folds.assign(combination="lr=0.1"), better.assign(combination="lr=0.2")])
+    path = csv(tmp_path, "predictions_oof.csv", frame)
+    with pytest.raises(InputError, match="several combinations; give two of them as SWEEP/COMBINATION"):
+        compare.read(path)
+    found = compare.verdict(compare.of_sweep(tmp_path, "lr=0.1", "lr=0.2"))
+    assert found["only_b"] == 4
+    assert cli.main(["compare", str(tmp_path / "lr=0.1"), str(tmp_path / "lr=0.2")]) == 0
+    assert found["said"] in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("part", ["val", "oof"])
+def test_each_side_shows_its_own_photos_and_looks_at_those_it_judged(tmp_path, monkeypatch, ours, part):
+    """The second run knows the photos by other paths; of pooled folds no network looks, since another one judged."""
+    import torch
+
+    from fruitlib import images
+
+    asked, roots = [], {"a": "", "b": "theirs/"}
+    sides = []
+    for side, root in roots.items():
+        run = compare.runs.Run(tmp_path / side / "run")
+        run.path.mkdir(parents=True)
+        (run.path / "best.pt").touch()
+        predicted = ours["label"] if side == "b" else ours["predicted"]
+        own = ours.assign(path=root + ours["path"], predicted=predicted)
+        run.__dict__ |= {"manifest": own.assign(status="ok", split="train", group=""), "class_names": NAMES}
+        sides.append(compare.Judged(side, own, run, part))
+    pixels = images.Photos(None, np.arange(4), torch.zeros(4), [])
+    monkeypatch.setattr(images.Photos, "images", torch.full((4, 3, 8, 8), 51, dtype=torch.uint8))
+    monkeypatch.setattr(images, "of", lambda run, split, rows: asked.append(rows["path"].tolist()) or pixels)
+    monkeypatch.setattr(compare, "_overlays", lambda run, seen: [run.path.parent.name] * len(seen))
+    pair = compare.match(*sides)
+    shown = compare.disagreements(pair)
+    photos, overlays = compare.heats(pair, shown)
+    assert photos.shape == (4, 8, 8, 3) and photos.max() == pytest.approx(0.2)
+    assert asked == [shown["path"].tolist(), [f"theirs/{path}" for path in shown["path"]]]
+    assert overlays == ({"a": ["a"] * 4, "b": ["b"] * 4} if part == "val" else {})
+    monkeypatch.setattr(images, "of", lambda *a, **k: (_ for _ in ()).throw(InputError("the folder is gone")))
+    assert compare.heats(pair, shown) is None  # the table will do
+
+
+def test_test_photos_stay_closed(tmp_path, monkeypatch, ours):
+    run = compare.runs.Run(tmp_path / "run")
+    rows = ours.assign(status="ok", split="test")
+    monkeypatch.setattr(compare.runs.Run, "manifest", rows)
+    monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
+    monkeypatch.setattr("fruitlib.images.of", lambda *a, **k: pytest.fail("a test photo was opened"))
+    monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
+    for part in ("test", "val"):  # told by the part that was read, and by the manifest
+        sides = [
+            compare.Judged(name, ours.assign(predicted=said), run, part) for name, said in (("a", "x"), ("b", "y"))
+        ]
+        pair = compare.match(*sides)
+        assert compare.heats(pair, compare.disagreements(pair)) is None
 
 
 def test_figures(tmp_path, ours):
     pair = pair_of(tmp_path, ours, ours.assign(predicted=ours["label"], p_apple=0.9, p_cherry=0.05, p_tomato=0.05))
     ax = plots_compare.two_by_two(compare.two_by_two(pair))
     assert [text.get_text() for text in ax.texts] == ["26", "0", "4", "0"]
-    ax = plots_compare.differences({"accuracy": (0.1, 0.02, 0.2), "macro-F1": (0.0, np.nan, np.nan)}, 30)
-    assert "n = 30" in ax.get_xlabel()
+    rows = {"accuracy": (0.1, 0.02, 0.2), "macro-F1": (0.0, np.nan, np.nan)}
+    ax = plots_compare.differences(rows, 30)
+    assert "n = 30" in ax.get_xlabel() and [text.get_text() for text in ax.texts] == ["+10.0", "+0.0 (no interval)"]
+    colours = [plots_compare.differences(rows, 30, told=told).lines[1].get_color() for told in (True, False)]
+    assert colours == [plots_compare.SIDES["b"], "#666666"]  # the interval alone tells nothing
     shown = compare.disagreements(pair)
     figure = plots_compare.disagreements(shown, NAMES, np.zeros((4, 8, 8, 3)), {"a": [np.zeros((8, 8, 3))] * 4})
-    assert len(figure.axes) == 12 and "is apple; A: cherry, B: apple" in figure.axes[2].texts[0].get_text()
+    assert len(figure.axes) == 12 and [text.get_text() for text in figure.axes[2].texts] == [
+        "A: cherry",
+        "B: apple (right)",
+        "apple/000.jpg\nis apple",
+    ]
+    many = [f"class {i}" for i in range(30)]
+    record = {
+        "path": "x.jpg",
+        "label": "class 29",
+        "a": "class 3",
+        "b": "class 4",
+        "p_a_class 3": 0.6,
+        "p_a_class 9": 0.3,
+    }
+    ax = plots_compare.disagreements(pd.DataFrame([record]), many).axes[0]
+    shown = [text.get_text() for text in ax.get_yticklabels()]
+    assert len(shown) == plots_compare.SHOWN and {"class 3", "class 4", "class 9", "class 29"} <= set(shown)
     plt.close("all")
