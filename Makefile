@@ -21,7 +21,7 @@ bench: .venv/installed ## data path and sweeps against torchvision's and papermi
 	@$(BIN)/python tests/benchmarks/data_path.py
 	@$(BIN)/python tests/benchmarks/sweep_overhead.py
 
-soak: .venv/installed ## fifty kills, at random, over sweeps: none lost, none doubled (some twenty minutes)
+soak: .venv/installed ## fifty kills, at random, over sweeps: none lost, none doubled (half an hour and more)
 	@$(BIN)/python tests/soak.py
 
 example: demo ## the demo's report as kept in git, executed/example (pages and tables, no models)

@@ -266,8 +266,7 @@ def _said(found: dict, pair: Pair, grouped: bool) -> str:
         text += "cannot tell"
         text += " (six that all speak for one side are the fewest that could). " if sided < 6 else ". "
     low, high = found["macro_f1_low"], found["macro_f1_high"]
-    text += f"B less A: macro-F1 {found['macro_f1_difference']:+.3f} "
-    text += f"(95 % interval {low:.2f} to {high:.2f}" if np.isfinite(low) else "(no interval: it does not vary"
+    text += f"B less A: macro-F1 {found['macro_f1_difference']:+.3f} ({stats.span(low, high)}"
     text += ", whole groups drawn)" if grouped else ")"
     if found["p"] >= 0.05 and (low > 0 or high < 0):
         text += "; a bootstrap of so few disagreements is too sure of itself: McNemar decides"

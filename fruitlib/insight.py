@@ -372,8 +372,7 @@ def flattery(study: Study) -> tuple[float, str]:
     if (k := right.shape[1]) < 2:
         return math.nan, "one run: nothing was chosen, so nothing is flattered"
     if (study.folder / "manifest.csv").is_file():
-        manifest = runs.Run(study.folder / study.results["run"][0]).manifest.drop_duplicates("path")
-        groups = manifest.set_index("path")["group"].reindex(right.index.get_level_values("path")).fillna("")
+        groups = runs.Run(study.folder / study.results["run"][0]).groups(right.index.get_level_values("path"))
     found = stats.optimism(right.to_numpy(), pd.factorize(right.index.get_level_values("label"))[0], groups)
     told = f"the best of {k} {what} has an accuracy of {found['best']:.3f} on {len(right)} photos; "
     told += f"choosing it among {k} flatters it by about {100 * found['points']:.1f} points"

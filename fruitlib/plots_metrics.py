@@ -22,7 +22,7 @@ def scores(rows: dict[str, tuple[float, float, float]], title: str, xlabel: str)
     """Named numbers with their intervals (value, low, high), one a row; no line where an interval is NaN."""
     _, ax = plt.subplots(figsize=(8, 1.1 + 0.5 * len(rows)))
     for row, (name, (value, low, high)) in enumerate(rows.items()):
-        colour = COLOURS["val"] if row == 0 or "baseline" not in name else "#666666"
+        colour = "#666666" if "baseline" in name else COLOURS["val"]
         ax.plot([low, high], [row, row], color=colour, linewidth=2)
         ax.plot(value, row, "o", color=colour)
         ax.annotate(f"{value:.3f}", (value, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center")

@@ -62,7 +62,7 @@ def replacing(path: str | os.PathLike):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.stem}.{os.getpid()}@{socket.gethostname()[:40]}."  # whose it is, for `tidy`
+    prefix = f".{path.stem}.{os.getpid()}@{_host()}."  # whose it is, for `tidy`
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
     os.close(handle)
     try:
@@ -81,15 +81,18 @@ def tidy(folder: Path) -> None:
     for path in list(folder.rglob(".*@*")):
         owner = re.match(r"\..+\.(\d+)@(.+)\.\w{8}(\.\w+)?$", path.name)
         with contextlib.suppress(OSError):
-            here = owner and owner[2] == socket.gethostname()[:40]
-            if owner and (not _alive(int(owner[1])) if here else path.stat().st_mtime < time.time() - 3600):
+            if owner and (_gone(int(owner[1])) if owner[2] == _host() else path.stat().st_mtime < time.time() - 3600):
                 path.unlink()
 
 
-def _alive(pid: int) -> bool:
+def _host() -> str:
+    return socket.gethostname()[:40]
+
+
+def _gone(pid: int) -> bool:
     import psutil
 
-    return psutil.pid_exists(pid)
+    return not psutil.pid_exists(pid)
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

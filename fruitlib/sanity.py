@@ -13,6 +13,10 @@ from fruitlib import duplicates, intake, runtime, sources, splits
 from fruitlib.runtime import InputError
 
 SHOWN = 10  # photos or pairs named, at most
+WORDS = {
+    "exact": "{path_b} ({split_b}) is found in {split_a}: {path_a}, the same file",
+    "near": "{path_b} ({split_b}) looks like {path_a} ({split_a}), distance {distance} of 128",
+}
 
 
 @dataclass(frozen=True)
@@ -40,8 +44,9 @@ def check(sweep_dir: Path, progress: Callable[[int, int], None] | None = None) -
     used = manifest[manifest["status"].isin(splits.USABLE)].reset_index(drop=True)
     found = intake.check(sources.root(record["data"]), used.assign(split="", status="", reason=""), 1, progress)
     found = found.assign(split=used["split"])
-    alarms = [*_changed(used, found), *_copies(found)]
-    return Checked(len(used), alarms, _look_alikes(found))
+    pairs = _across(duplicates.pairs(found), found).to_dict("records")
+    said = {kind: [words.format(**pair) for pair in pairs if pair["kind"] == kind] for kind, words in WORDS.items()}
+    return Checked(len(used), [*_changed(used, found), *_shown(said["exact"])], _shown(said["near"]))
 
 
 def _changed(used: pd.DataFrame, found: pd.DataFrame) -> list[str]:
@@ -51,29 +56,6 @@ def _changed(used: pd.DataFrame, found: pd.DataFrame) -> list[str]:
     other = (used["sha256"] != "") & (used["sha256"] != found["sha256"]) & ~bad
     changed = [f"{path}: another picture than the one that was divided" for path in found["path"][other]]
     return _shown(gone) + _shown(changed)
-
-
-def _copies(found: pd.DataFrame) -> list[str]:
-    """Exact copies on two sides."""
-    pairs = _across(duplicates.pairs(found, max_distance=0), found)
-    pairs = pairs[pairs["kind"] == "exact"]
-    said = [
-        f"{b} ({split_b}) is found in {split_a}: {a}, the same file"
-        for a, split_a, b, split_b in pairs[["path_a", "split_a", "path_b", "split_b"]].itertuples(index=False)
-    ]
-    return _shown(said)
-
-
-def _look_alikes(found: pd.DataFrame) -> list[str]:
-    pairs = _across(duplicates.pairs(found), found)
-    pairs = pairs[pairs["kind"] == "near"]
-    said = [
-        f"{b} ({split_b}) looks like {a} ({split_a}), distance {distance} of 128"
-        for a, split_a, b, split_b, distance in pairs[
-            ["path_a", "split_a", "path_b", "split_b", "distance"]
-        ].itertuples(index=False)
-    ]
-    return _shown(said)
 
 
 def _across(pairs: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:

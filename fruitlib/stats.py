@@ -230,14 +230,17 @@ def by_group(predictions: pd.DataFrame, groups: Sequence[str]) -> pd.DataFrame:
     return table.sort_values(["share", "n"], ascending=[True, False]).drop(columns="share")
 
 
+def span(low: float, high: float) -> str:
+    """`95 % interval 0.83 to 1.00`, or that there is none."""
+    return f"95 % interval {low:.2f} to {high:.2f}" if np.isfinite(low) else "no interval: it does not vary"
+
+
 def said(value: float, low: float, high: float) -> str:
     """`0.933 (95 % interval 0.83 to 1.00)`; without the interval where there is none."""
-    return f"{value:.3f}" + (f" (95 % interval {low:.2f} to {high:.2f})" if np.isfinite(low) else "")
+    return f"{value:.3f}{f' ({span(low, high)})' if np.isfinite(low) else ''}"
 
 
 def said_difference(difference: float, low: float, high: float, name: str) -> str:
-    """`macro-F1 +0.210 (95 % interval 0.05 to 0.38)`, and `cannot tell` where the interval holds 0."""
-    if not np.isfinite(low):
-        return f"{name} {difference:+.3f}, and no photo tells them apart: cannot tell"
+    """`macro-F1 +0.210 (95 % interval 0.05 to 0.38)`, with `cannot tell` where the interval holds 0 or is missing."""
     unsure = "" if low > 0 or high < 0 else ": cannot tell"
-    return f"{name} {difference:+.3f} (95 % interval {low:.2f} to {high:.2f}){unsure}"
+    return f"{name} {difference:+.3f} ({span(low, high)}){unsure}"
