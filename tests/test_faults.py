@@ -204,13 +204,24 @@ def cluster(house, tmp_path):
     options = {"env": house.environment, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, "cwd": tmp_path}
     command = [sys.executable, "-m", "distributed.cli.dask_scheduler", "--host", "127.0.0.1", "--port", "0"]
     scheduler = subprocess.Popen([*command, "--no-dashboard", "--scheduler-file", str(where)], **options)
-    address = wait_until(lambda: where.is_file() and json.loads(where.read_text())["address"])
-    command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard"]
-    workers = [subprocess.Popen([*command, "--no-nanny", "--name", name], **options) for name in ("one", "two")]
-    yield scheduler, address
-    for process in [*workers, scheduler]:
-        process.kill()
-        process.wait()
+
+    def address_written():
+        try:
+            return json.loads(where.read_text())["address"]
+        except (OSError, ValueError):  # not there, or half written
+            return None
+
+    started = [scheduler]
+    try:
+        address = wait_until(address_written)
+        command = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-dashboard"]
+        for name in ("one", "two"):
+            started.append(subprocess.Popen([*command, "--no-nanny", "--name", name], **options))
+        yield scheduler, address
+    finally:
+        for process in started:
+            process.kill()
+            process.wait()
 
 
 def workers_there(address: str) -> None:
