@@ -5,7 +5,7 @@ Read it in this order; a module imports only modules above it (`tests/test_archi
     core     runtime sample config space params fetch sources intake duplicates stratify splits runs
     core     preprocess cache augment balance images models transfer losses optim speed metrics evaluate
     core     crossval stats calibration thresholds audit sanity baselines gradcam compare insight learning export
-    core     checkpoint tracking distributed train finder plots plots_metrics plots_compare plots_insight
+    core     checkpoint tracking distributed train finder plots plots_photos plots_metrics plots_compare plots_insight
     around   warm kernels progress widgets report execute work placement engine shipping summary search sweep cli
 
 `import fruitlib` itself imports neither torch nor Jupyter.

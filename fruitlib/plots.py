@@ -1,16 +1,14 @@
 """Arrays in, `Axes` or a `Figure` out; one look for all notebooks (seaborn, a colour-blind-safe palette)."""
 
-import re
-import textwrap
-import unicodedata
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from IPython.core.interactiveshell import InteractiveShell
+from IPython.display import Image, display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -28,7 +26,7 @@ def use_style() -> None:
     """The look of every figure: call once in a notebook's import cell."""
     sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
     fonts = ["Noto Sans CJK KR", "NanumGothic", "Malgun Gothic", "AppleGothic"]  # class names may be Korean
-    plt.rcParams.update({"figure.dpi": 90, "savefig.dpi": 110, "axes.titleweight": "bold", "axes.titlesize": 12})
+    plt.rcParams.update({"figure.dpi": 100, "savefig.dpi": 100, "axes.titleweight": "bold", "axes.titlesize": 12})
     warnings.filterwarnings("ignore", "Glyph .* missing from font")  # shown as an empty box, and said once is too often
     plt.rcParams["text.parse_math"] = False  # a $ in a class name is a $
     plt.rcParams["font.family"] = ["DejaVu Sans", *[name for name in fonts if _installed(name)]]
@@ -40,11 +38,14 @@ def _installed(font: str) -> bool:
     return any(entry.name == font for entry in font_manager.fontManager.ttflist)
 
 
-def save(figure: Figure, path: Path) -> Figure:
-    """Save as PNG, atomically, and hand the figure back so that the cell shows it."""
+def save(figure: Figure, path: Path) -> None:
+    """Save as PNG, atomically, and show that very picture below the cell, so that a figure is drawn once, not twice."""
     with runtime.replacing(path) as partial:
         figure.savefig(partial, bbox_inches="tight")
-    return figure
+    plt.close(figure)
+    if InteractiveShell.initialized():
+        titles = [figure.get_suptitle(), *(ax.get_title() for ax in figure.axes)]
+        display(Image(filename=path, alt=", ".join(filter(None, titles)) or None))
 
 
 def split_counts(table: pd.DataFrame) -> Axes:
@@ -153,87 +154,6 @@ def leakage(leak: audit.Leakage) -> Axes:
     ax.set_xlabel(f"{text}\n{gap}", fontsize=10)
     ax.set_title("What a random split would claim")
     return ax
-
-
-def contact_sheet(images: np.ndarray, titles: list[str], columns: int = 8, title: str = "") -> Figure:
-    """Photos uint8 (n, S, S, 3) in a grid, each with its title."""
-    lines = max((text.count("\n") for text in titles), default=0)
-    figure, axes = _grid(len(images), columns, 1.35, 1.6 + 0.22 * lines, title)
-    for ax, image, text in zip(axes, images, titles, strict=False):
-        ax.imshow(image)
-        ax.set_title(text, fontsize=8, fontweight="normal", pad=2)
-    figure.tight_layout(h_pad=0.4, w_pad=0.4)
-    return figure
-
-
-def _grid(count: int, columns: int, width: float, height: float, title: str) -> tuple[Figure, np.ndarray]:
-    """A figure of `count` cells of so many inches, without axes lines, and its cells (rows · columns,)."""
-    rows = -(-count // columns)
-    figure, axes = plt.subplots(
-        rows, columns, figsize=(width * columns, height * rows + 0.5 * bool(title)), squeeze=False
-    )
-    for ax in axes.flat:
-        ax.axis("off")
-    figure.suptitle(title, fontweight="bold", fontsize=12)
-    return figure, axes.flatten()
-
-
-def _caption(ax: Axes, text: str, letters: int) -> None:
-    """Text under a picture, left-aligned, each of its lines wrapped to so many letters."""
-    lines = []
-    for line in text.splitlines():
-        wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in line)  # twice as broad
-        loose = re.sub(r"(?<=[/_])(?=\w)", " ", line)  # long names part there
-        parts = textwrap.wrap(loose, letters // 2 if wide else letters)
-        lines += [re.sub(r"(?<=[/_]) (?=\w)", "", part) for part in parts]
-    lines[6:] = ["…"] if len(lines) > 6 else []
-    ax.text(0, -0.04, "\n".join(lines), transform=ax.transAxes, fontsize=8, va="top")
-
-
-def quarantine_sheet(pictures: Sequence[np.ndarray | None] | None, titles: Sequence[str], at_most: int = 18) -> Figure:
-    """Quarantined photos, each with its title under it (path, reason; a line break between): 18 at most.
-
-    `pictures` are uint8 (H, W, 3), None for a photo, or for all, of which nothing can be shown: a grey tile then.
-    """
-    shown = list(pictures if pictures is not None else [None] * len(titles))[:at_most]
-    title = f"{len(titles)} quarantined photo{'s' if len(titles) > 1 else ''}" + (
-        f", the first {at_most}" if len(titles) > at_most else ""
-    )
-    figure, axes = _grid(max(len(shown), 1), 6, 1.7, 2.45, title)
-    for ax, picture, text in zip(axes, shown, titles, strict=False):
-        if picture is None:
-            ax.imshow(np.full((8, 8, 3), 225, np.uint8))
-            ax.plot([2, 5], [2, 5], [2, 5], [5, 2], color="#888888", linewidth=2)
-        else:
-            ax.imshow(picture)
-        ax.set_anchor("N")
-        _caption(ax, text, 24)
-    figure.tight_layout(h_pad=0.4, w_pad=0.6)
-    return figure
-
-
-def pair_sheet(pairs: Sequence[tuple], titles: Sequence[str], at_most: int = 12, title: str = "") -> Figure:
-    """Pairs of pictures uint8 (H, W, 3) side by side, each pair with its title under it: 12 at most.
-
-    For near duplicates, or for photos that look alike and bear different labels.
-    """
-    figure, axes = _grid(max(min(len(pairs), at_most), 1), 3, 3.4, 2.5, title)
-    for ax, pair, text in zip(axes, list(pairs)[:at_most], titles, strict=False):
-        for left, picture in zip((0, 1.04), pair, strict=True):
-            ax.imshow(picture, extent=(left, left + 1, 0, 1))
-        ax.set(xlim=(0, 2.04), ylim=(0, 1), anchor="N")
-        _caption(ax, text, 48)
-    figure.tight_layout(h_pad=0.4, w_pad=0.8)
-    return figure
-
-
-def policy_sheet(originals: np.ndarray, by_policy: dict[str, np.ndarray]) -> Figure:
-    """What augmentation policies do to photos uint8 (k, S, S, 3): one column a photo, one row a policy.
-
-    The first row holds the originals, so that one sees whether the fruit is still the fruit.
-    """
-    rows = [list(originals), *(list(pictures) for pictures in by_policy.values())]
-    return picture_table(rows, ["original", *by_policy], [""] * len(originals), "The same photos under each policy")
 
 
 def history(table: pd.DataFrame, epochs: int | None = None, best_epoch: int | None = None) -> Figure:
@@ -360,44 +280,6 @@ def confusion(matrix: np.ndarray, class_names: list[str]) -> Axes:
     ax.set(title="Confusion matrix", xlabel="predicted", ylabel="true")
     ax.tick_params(axis="y", rotation=0)
     return ax
-
-
-def picture_table(
-    pictures: list[list[np.ndarray]], row_names: list[str], column_names: list[str], title: str
-) -> Figure:
-    """A table of pictures (lists of H×W×3 arrays): row names at the left, column names on top."""
-    rows, columns = len(pictures), len(column_names)
-    figure, axes = plt.subplots(rows, columns, figsize=(1.25 * columns + 1.6, 1.25 * rows + 0.7), squeeze=False)
-    for ax, picture in zip(axes.flat, [p for line in pictures for p in line], strict=True):
-        ax.imshow(picture)
-        ax.set(xticks=[], yticks=[])
-        ax.grid(visible=False)
-        sns.despine(ax=ax, left=True, bottom=True)
-    for ax, name in zip(axes[0], column_names, strict=True):
-        ax.set_title(name, fontsize=9, fontweight="normal")
-    for ax, name in zip(axes[:, 0], row_names, strict=True):
-        ax.set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9)
-    figure.suptitle(title, fontweight="bold", fontsize=12)
-    figure.tight_layout(h_pad=0.3, w_pad=0.3)
-    return figure
-
-
-def feature_maps(maps: dict[str, np.ndarray], photo: np.ndarray, title: str) -> Figure:
-    """A photo and, one row a layer, the activations (channels, h, w) of its strongest channels."""
-    columns = max(len(channels) for channels in maps.values()) + 1
-    figure, axes = plt.subplots(len(maps), columns, figsize=(1.1 * columns, 1.15 * len(maps) + 0.5), squeeze=False)
-    for ax in axes.flat:
-        ax.axis("off")
-    for line, (layer, channels) in zip(axes, maps.items(), strict=True):
-        text = f"{layer}\n{channels.shape[1]} × {channels.shape[2]}"
-        line[0].text(0.9, 0.5, text, transform=line[0].transAxes, ha="right", va="center", fontsize=9)
-        for ax, channel in zip(line[1:], channels, strict=False):
-            ax.imshow(channel, cmap="viridis")
-    axes[0, 0].imshow(photo)
-    axes[0, 0].texts[0].set(position=(0.5, -0.05), ha="center", va="top")  # the photo has the first cell
-    figure.suptitle(title, fontweight="bold", fontsize=12)
-    figure.tight_layout(h_pad=0.3, w_pad=0.3)
-    return figure
 
 
 def cost_bars(values: dict[str, float], title: str, xlabel: str, spread: dict[str, tuple] | None = None) -> Axes:

@@ -40,18 +40,19 @@ PIXELS = ("sources", "intake", "preprocess", "cache")  # what makes an array of 
 # What training's result depends on; gradcam keeps pictures, but changes no weight.
 RECIPE = (*PIXELS, "splits", "augment", "balance", "images", "models", "transfer", "losses", "optim", "speed")
 RECIPE += ("metrics", "evaluate", "checkpoint", "train")
+JUDGING = ("audit", "crossval", "stats", "calibration", "thresholds", "baselines")
 STAGES = {
     "train": Stage(configs.TRAIN_KNOBS, RECIPE, outputs=("best.pt", "history.csv", "predictions_val.csv")),
     "export": Stage(configs.EXPORT_KNOBS, ("export",), "train", ("model.fp32.onnx", "model.int8.onnx")),
     "test": Stage(after="export", outputs=("predictions_test.csv",)),
-    "02_train": Stage(configs.SHOW_KNOBS, ("finder", "plots", "widgets"), after="train", notebook=True),
+    "02_train": Stage(configs.SHOW_KNOBS, ("finder", "plots", "plots_photos", "widgets"), after="train", notebook=True),
     "03_metrics": Stage(
-        modules=("plots", "plots_metrics", "audit", "crossval", "stats", "calibration", "thresholds", "baselines"),
+        modules=("plots", "plots_metrics", "plots_photos", *JUDGING),
         after="train",
         outputs=("metrics.json", "doubtful_labels.csv"),
         notebook=True,
     ),
-    "04_gradcam": Stage(modules=("gradcam", "plots", "widgets"), after="train", notebook=True),
+    "04_gradcam": Stage(modules=("gradcam", "plots", "plots_photos", "widgets"), after="train", notebook=True),
     "05_quantize": Stage(modules=("plots",), after="export", outputs=("export.json",), notebook=True),
     "06_test_accuracy": Stage(modules=("plots", "stats"), after="test", outputs=("test.json",), notebook=True),
 }

@@ -17,11 +17,14 @@ from fruitlib import gradcam, plots, progress, runtime
 
 
 class LiveCurves:
-    """Training curves redrawn in place, every `seconds` at most: call it with the history so far."""
+    """Training curves redrawn in place, every `seconds` at most: call it with the history so far.
+
+    A training that is over sooner shows none: the notebook draws the whole of it below.
+    """
 
     def __init__(self, epochs: int, seconds: float = 3):
         self.epochs, self.seconds = epochs, seconds
-        self._shown, self._drawn = None, 0.0
+        self._shown, self._drawn = None, time.monotonic()
 
     def __call__(self, history: pd.DataFrame) -> None:
         """Show or refresh the figure; a history without rows is passed over."""

@@ -1,6 +1,7 @@
 """The shape of the house: imports run one way, a light package, one home per dependency, one installation."""
 
 import ast
+import functools
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ def order() -> list[str]:
     return " ".join(lines).split()
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     """Every module a file imports, inside functions too, as dotted names; `fruitlib.x` for relative ones."""
     found = set()

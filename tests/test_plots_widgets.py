@@ -1,5 +1,6 @@
 """Figures show the numbers they are given; widgets react."""
 
+import base64
 import io
 import json
 import time
@@ -58,24 +59,19 @@ def test_history_marks_the_kept_epoch():
     assert "kept (epoch 2)" in [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
 
 
-def test_save_writes_a_picture(tmp_path):
-    figure = plots.cost_bars({"fp32": 0.4, "int8": 0.1}, "size", "MB", {"fp32": (0.3, 0.5), "int8": (0.1, 0.1)}).figure
-    plots.save(figure, tmp_path / "deep" / "figure.png")
-    with Image.open(tmp_path / "deep" / "figure.png") as picture:
+def test_save_shows_the_very_picture_that_it_writes(tmp_path, monkeypatch):
+    shown, path = [], tmp_path / "deep" / "figure.png"
+    monkeypatch.setattr(plots, "display", shown.append)
+    spread = {"fp32": (0.3, 0.5), "int8": (0.1, 0.1)}
+    figure = plots.cost_bars({"fp32": 0.4, "int8": 0.1}, "size", "MB", spread).figure
+    plots.save(figure, path)
+    with Image.open(path) as picture:
         assert picture.size[0] > 300
-
-
-def test_pictures_and_maps_fill_their_tables():
-    photo = np.random.default_rng(0).random((16, 16, 3))
-    table = plots.picture_table([[photo, photo], [photo, photo], [photo, photo]], NAMES, ["photo", "conv1"], "CAM")
-    assert [ax.get_ylabel() for ax in table.axes[::2]] == NAMES
-    maps = {"conv1": np.ones((4, 8, 8)), "conv2": np.ones((3, 4, 4))}
-    assert sum(bool(ax.images) for ax in plots.feature_maps(maps, photo, "maps").axes) == 1 + 4 + 3
-
-
-def test_contact_sheet_titles_each_photo():
-    sheet = plots.contact_sheet(np.zeros((5, 8, 8, 3), np.uint8), list("abcde"), columns=3)
-    assert [ax.get_title() for ax in sheet.axes] == ["a", "b", "c", "d", "e", ""]
+    assert not shown and not plt.get_fignums()  # no notebook here; and the figure will not be shown a second time
+    monkeypatch.setattr(plots.InteractiveShell, "initialized", lambda: True)
+    plots.save(plots.cost_bars({"fp32": 0.4}, "Size of the file", "MB").figure, path)
+    data, facts = shown[0]._repr_png_()
+    assert base64.b64decode(data) == path.read_bytes() and facts["alt"] == "Size of the file"
 
 
 def shown(ax) -> str:
@@ -128,32 +124,6 @@ def test_leakage_shows_both_accuracies_and_what_lies_between():
     assert texts(plots.leakage(audit.Leakage("no groups: nothing to compare"))) == ["no groups: nothing to compare"]
 
 
-def test_the_quarantine_sheet_shows_what_can_be_shown_and_names_the_rest():
-    titles = [f"apple/a_rather_long_file_name_{i}.jpg\nthe file is empty (0 bytes)" for i in range(20)]
-    sheet = plots.quarantine_sheet([None, np.zeros((9, 30, 3), np.uint8)] * 10, titles)
-    assert sheet.get_suptitle() == "20 quarantined photos, the first 18" and len(sheet.axes) == 18
-    assert [len(ax.lines) for ax in sheet.axes] == [2, 0] * 9  # a cross where there is no picture
-    caption = texts(sheet.axes[3])[0]
-    assert caption.replace("\n", "").startswith("apple/a_rather_long_file_name_3.jpg") and "empty" in caption
-    assert max(map(len, caption.splitlines())) <= 24
-    assert plots.quarantine_sheet(None, titles[:1]).get_suptitle() == "1 quarantined photo"
-
-
-def test_the_pair_sheet_sets_two_of_any_size_side_by_side():
-    pair = (np.zeros((9, 30, 3), np.uint8), np.zeros((20, 20, 3), np.uint8))
-    sheet = plots.pair_sheet([pair] * 14, [f"pair {i}" for i in range(14)], title="near duplicates")
-    assert len(sheet.axes) == 12 and all(len(ax.images) == 2 for ax in sheet.axes)
-    left, right = (image.get_extent() for image in sheet.axes[0].images)
-    assert left[1] < right[0] and texts(sheet.axes[11]) == ["pair 11"]
-
-
-def test_the_policy_sheet_has_a_row_a_policy_and_the_originals_on_top():
-    originals, changed = np.zeros((3, 8, 8, 3), np.uint8), np.full((3, 8, 8, 3), 255, np.uint8)
-    sheet = plots.policy_sheet(originals, {"crop": originals, "full": changed})
-    assert [ax.get_ylabel() for ax in sheet.axes[::3]] == ["original", "crop", "full"]
-    assert [int(ax.images[0].get_array().max()) for ax in sheet.axes] == [0] * 6 + [255] * 3
-
-
 def test_live_curves_are_one_output_and_do_not_outweigh_training(monkeypatch):
     shown, updates = [], []
 
@@ -162,14 +132,20 @@ def test_live_curves_are_one_output_and_do_not_outweigh_training(monkeypatch):
             updates.append(figure)
 
     monkeypatch.setattr(widgets, "display", lambda figure, display_id: shown.append(figure) or Handle())
+    clock = [0.0]
+    monkeypatch.setattr(widgets.time, "monotonic", lambda: clock[0])
     rows = {f"{s}_{m}": 0.5 for s in ("train", "val") for m in ("loss", "accuracy", "macro_f1")}
-    live = widgets.LiveCurves(epochs=6, seconds=60)
-    live(pd.DataFrame())
-    for epoch in range(1, 7):
-        live(pd.DataFrame([{"epoch": e, **rows} for e in range(1, epoch + 1)]))
-    assert (len(shown), len(updates)) == (1, 0)  # the first epoch; drawing must not outweigh training
-    live.finish(pd.DataFrame([{"epoch": e, **rows} for e in range(1, 5)]))
-    assert len(updates) == 1  # and the last, also where training stopped early
+    tables = [pd.DataFrame([{"epoch": e, **rows} for e in range(1, epoch + 1)]) for epoch in range(7)]
+    live = widgets.LiveCurves(epochs=6, seconds=3)
+    for clock[0], table in zip([3, 3.5, 4, 5, 6, 6.6, 7], tables, strict=True):
+        live(table)
+    assert (len(shown), len(updates)) == (1, 1)  # after 3.5 and 6.6 seconds; drawing must not outweigh training
+    live.finish(tables[4])
+    assert len(updates) == 2  # and at the end, also where training stopped early
+    quick = widgets.LiveCurves(epochs=6, seconds=3)
+    quick(tables[6])
+    quick.finish(tables[6])
+    assert (len(shown), len(updates)) == (1, 2)  # over in a moment: the notebook draws all of it below
 
 
 def test_the_browser_shows_the_chosen_photo_layer_and_epoch():

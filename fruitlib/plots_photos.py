@@ -1,0 +1,142 @@
+"""Sheets of photographs and maps: arrays in, a `Figure` out, in the look of `plots`.
+
+A sheet is one Axes measured in inches, from its upper left corner to the right and down. An Axes for each picture would
+be the usual way, and takes ten times as long to draw (24 photos: 2 s), on every page of every run.
+"""
+
+import re
+import textwrap
+import unicodedata
+from collections.abc import Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+SIDE, GAP, LINE = 1.25, 0.1, 0.15  # inches: a photo's side, what lies between two, a line of small text
+SMALL = {"fontsize": 8, "linespacing": 1.2}
+
+
+def contact_sheet(images: np.ndarray, titles: list[str], columns: int = 8, title: str = "") -> Figure:
+    """Photos uint8 (n, S, S, 3) in a grid, each with its title above it."""
+    lines = max((text.count("\n") + 1 for text in titles if text), default=0)
+    columns = min(columns, max(len(images), 1))
+    tall = SIDE + LINE * lines + GAP
+    figure, ax = _sheet((SIDE + GAP) * columns, tall * -(-len(images) // columns), title)
+    for n, (image, text) in enumerate(zip(images, titles, strict=True)):
+        x, y = n % columns * (SIDE + GAP), n // columns * tall + LINE * lines
+        _picture(ax, image, x, y)
+        ax.text(x + SIDE / 2, y - 0.03, text, ha="center", va="bottom", **SMALL)
+    return figure
+
+
+def quarantine_sheet(pictures: Sequence[np.ndarray | None] | None, titles: Sequence[str], at_most: int = 18) -> Figure:
+    """Quarantined photos, each with its title under it (path, reason; a line break between): 18 at most.
+
+    `pictures` are uint8 (H, W, 3), None for a photo, or for all, of which nothing can be shown: a grey tile then.
+    """
+    shown = list(pictures if pictures is not None else [None] * len(titles))[:at_most]
+    title = f"{len(titles)} quarantined photo{'s' if len(titles) > 1 else ''}"
+    title += f", the first {at_most}" if len(titles) > at_most else ""
+    side, wide, tall, columns = 1.5, 1.7, 2.45, 6
+    figure, ax = _sheet(wide * min(columns, max(len(shown), 1)), tall * -(-len(shown) // columns), title)
+    for n, (picture, text) in enumerate(zip(shown, titles, strict=False)):
+        x, y = n % columns * wide, n // columns * tall
+        if picture is None:
+            _picture(ax, np.full((8, 8, 3), 225, np.uint8), x, y, side)
+            corners = side * np.array([0.3, 0.7])
+            for rise in (corners, corners[::-1]):
+                ax.plot(x + corners, y + rise, color="#888888", linewidth=2)
+        else:
+            _picture(ax, picture, x, y, side)
+        ax.text(x, y + side + 0.05, _wrapped(text, 24), va="top", **SMALL)
+    return figure
+
+
+def pair_sheet(pairs: Sequence[tuple], titles: Sequence[str], at_most: int = 12, title: str = "") -> Figure:
+    """Pairs of pictures uint8 (H, W, 3) side by side, each pair with its title under it: 12 at most.
+
+    For near duplicates, or for photos that look alike and bear different labels.
+    """
+    pairs, side, wide, tall, columns = list(pairs)[:at_most], 1.5, 3.3, 2.3, 3
+    figure, ax = _sheet(wide * min(columns, max(len(pairs), 1)), tall * -(-len(pairs) // columns), title)
+    for n, (pair, text) in enumerate(zip(pairs, titles, strict=False)):
+        x, y = n % columns * wide, n // columns * tall
+        for shift, picture in zip((0, side + 0.05), pair, strict=True):
+            _picture(ax, picture, x + shift, y, side)
+        ax.text(x, y + side + 0.05, _wrapped(text, 48), va="top", **SMALL)
+    return figure
+
+
+def picture_table(
+    pictures: list[list[np.ndarray]], row_names: list[str], column_names: list[str], title: str
+) -> Figure:
+    """A table of pictures (lists of H×W×3 arrays): row names at the left, column names on top."""
+    step, head = SIDE + 0.06, 0.2 if any(column_names) else 0
+    figure, ax = _sheet(step * len(column_names), step * len(pictures) + head, title)
+    for column, name in enumerate(column_names):
+        ax.text(column * step + SIDE / 2, head - 0.05, name, ha="center", fontsize=9)
+    for row, (line, name) in enumerate(zip(pictures, row_names, strict=True)):
+        y = head + row * step
+        ax.text(-0.08, y + SIDE / 2, name, ha="right", va="center", fontsize=9)
+        for column, picture in enumerate(line):
+            _picture(ax, picture, column * step, y)
+    return figure
+
+
+def policy_sheet(originals: np.ndarray, by_policy: dict[str, np.ndarray]) -> Figure:
+    """What augmentation policies do to photos uint8 (k, S, S, 3): one column a photo, one row a policy.
+
+    The first row holds the originals, so that one sees whether the fruit is still the fruit.
+    """
+    rows = [list(originals), *(list(pictures) for pictures in by_policy.values())]
+    return picture_table(rows, ["original", *by_policy], [""] * len(originals), "The same photos under each policy")
+
+
+def feature_maps(maps: dict[str, np.ndarray], photo: np.ndarray, title: str) -> Figure:
+    """The photo and, one row a layer, the activations (channels, h, w) of its strongest channels.
+
+    Each map has a colour scale of its own, from its least to its greatest activation.
+    """
+    side, step = 1.05, 1.1
+    columns = max(len(channels) for channels in maps.values())
+    figure, ax = _sheet(step * columns, step * len(maps), title)
+    _picture(ax, photo, -2.1, 0, side)
+    for row, (layer, channels) in enumerate(maps.items()):
+        text = f"{layer}\n{channels.shape[1]} × {channels.shape[2]}"
+        ax.text(-0.1, row * step + side / 2, text, ha="right", va="center", fontsize=9)
+        for column, channel in enumerate(channels):
+            _picture(ax, channel, column * step, row * step, side)
+    return figure
+
+
+def _sheet(width: float, height: float, title: str) -> tuple[Figure, Axes]:
+    """An empty sheet of so many inches; what stands further out, as row names do, is saved all the same."""
+    top = 0.35 if title else 0
+    height = max(height, 0.1)
+    figure = plt.figure(figsize=(width, height + top))
+    ax = figure.add_axes((0, 0, 1, height / (height + top)))
+    ax.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
+    ax.axis("off")
+    figure.suptitle(title, fontweight="bold", fontsize=12, y=1, va="top")
+    return figure, ax
+
+
+def _picture(ax: Axes, picture: np.ndarray, x: float, y: float, side: float = SIDE) -> None:
+    """A picture (H, W, 3), or a map (H, W), as large as goes into a square, in the middle of its upper edge."""
+    height, width = (side * extent / max(picture.shape[:2]) for extent in picture.shape[:2])
+    x += (side - width) / 2
+    ax.imshow(picture, extent=(x, x + width, y + height, y), cmap="viridis", aspect="auto", clip_on=False)
+
+
+def _wrapped(text: str, letters: int) -> str:
+    """A text with each of its lines wrapped to so many letters, six lines at most."""
+    lines = []
+    for line in text.splitlines():
+        wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in line)  # twice as broad
+        loose = re.sub(r"(?<=[/_])(?=\w)", " ", line)  # long names part there
+        parts = textwrap.wrap(loose, letters // 2 if wide else letters)
+        lines += [re.sub(r"(?<=[/_]) (?=\w)", "", part) for part in parts]
+    lines[6:] = ["…"] if len(lines) > 6 else []
+    return "\n".join(lines)
