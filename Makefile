@@ -12,7 +12,7 @@ demo: .venv/installed ## four small runs on the practice photographs, and their 
 
 test: .venv/installed ## every test
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lab: .venv/installed ## JupyterLab on the numbered notebooks
 	@$(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks/01_split.ipynb
@@ -47,7 +47,7 @@ insight: .venv/installed ## four claims put to the test, half an hour:  make ins
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 	@$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.lock
-	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps -e .
+	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --config-settings editable_mode=compat -e .
 	@$(BIN)/python -m compileall -q fruitlib
 	@$(BIN)/python -m fruitlib.kernels install >/dev/null
 	@touch $@

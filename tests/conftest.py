@@ -14,6 +14,14 @@ matplotlib.use("Agg")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONG = ("test_faults", "test_shipping", "test_notebooks", "test_scale", "test_sweep", "test_distributed", "test_resume")
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """What takes minutes comes first, so that several processes end together (with `--no-loadscope-reorder`)."""
+    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_tests(tmp_path_factory) -> None:
     """Decoded photos of tests go to a folder of theirs, in child processes too."""
