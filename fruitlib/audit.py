@@ -1,4 +1,4 @@
-"""What a person should know before trusting a number: leakage, doubtful labels, gains that may be chance.
+"""What a person should know before trusting a number: leakage, doubtful labels.
 
 scikit-learn, cleanlab and scipy are imported where they are used, so that this module costs nothing to import.
 """
@@ -17,9 +17,8 @@ from fruitlib.runtime import InputError
 PROBE = "an RBF support vector machine on 40 principal components of 16 × 16 pixels"
 SIDE, COMPONENTS, FOLDS = 16, 40, 5
 MOST_PHOTOS = 3000  # the probe's cost grows with the square; this many take about 10 seconds on one core
-FEWEST_PAIRS, FEWEST_GROUPS = 3, 3
+FEWEST_GROUPS = 3
 DRAWS = 2000  # bootstrap samples
-NO_KNOB_TO_COMPARE = ("seed", "fold", "repeat")  # these make pairs, they are not compared
 
 
 @dataclass(frozen=True)
@@ -248,65 +247,3 @@ def _averaged(predictions: pd.DataFrame, class_names: list[str]) -> tuple[pd.Dat
         bad = table["path"][~np.isfinite(probs).all(1)].iloc[0]
         raise InputError(f"predictions: {bad} has a probability that is not a number: run that prediction again")
     return table, probs / probs.sum(1, keepdims=True).clip(1e-12)
-
-
-def paired_gain(a: Iterable[float], b: Iterable[float], folds: int = 0) -> dict[str, float]:
-    """Mean of b - a over pairs, with its 95 % interval by Student's t; keys gain, low, high, n.
-
-    Pairs share everything but what is compared (seed, fold). Runs on `folds` of one division share training photos,
-    so their differences vary together: the variance is then (1/n + 1/(folds - 1)) s² instead of s²/n (Nadeau and
-    Bengio 2003, equation 7). It tells what other seeds or folds of these photos would give, not what other photos
-    would. With one pair low and high are NaN.
-
-    Raises:
-        InputError: lists of different lengths, or empty ones.
-    """
-    from scipy.stats import t
-
-    a, b = np.asarray(list(a), float), np.asarray(list(b), float)
-    if len(a) != len(b) or not len(a):
-        raise InputError(f"paired gain: {len(a)} and {len(b)} numbers; wanted as many on both sides, at least one")
-    gain, n = float((b - a).mean()), len(a)
-    shared = 1 / (folds - 1) if folds > 1 else 0  # photos that judge to photos that teach
-    half = float(t.ppf(0.975, n - 1) * (b - a).std(ddof=1) * np.sqrt(1 / n + shared)) if n > 1 else np.nan
-    return {"gain": gain, "low": gain - half, "high": gain + half, "n": n}
-
-
-def gains(results: pd.DataFrame, differs: list[str], metric: str, folds: int = 0) -> pd.DataFrame:
-    """What each later value of a knob gained over its first one, from a sweep's results, a row per run.
-
-    A pair is two runs alike in all of `differs` but this knob; runs without the metric are passed over, runs of one
-    setting averaged. seed, fold and repeat make pairs and are not compared. Fewer than three pairs give no row:
-    Student's interval over two is wider than any difference can be.
-
-    Returns:
-        knob, from, to, metric, gain, low, high (95 %, Student's t), pairs.
-
-    Raises:
-        InputError: a column that is missing.
-    """
-    if missing := [name for name in (*differs, metric) if name not in results]:
-        raise InputError(f"results: no column {missing[0]}; the table has {', '.join(map(str, results.columns))}")
-    results, rows = results[results[metric].notna()], []
-    for knob in [name for name in differs if name not in NO_KNOB_TO_COMPARE]:
-        others = results[[name for name in differs if name != knob]].astype(object)
-        block = pd.Series([str(row) for row in others.values.tolist()], results.index, dtype=object)
-        values = results[knob].astype(str)
-        table = results[metric].astype(float).groupby([block, values]).mean().unstack()
-        first, *later = dict.fromkeys(values) or [None]
-        for value in later:
-            pairs = table[[first, value]].dropna()
-            if len(pairs) >= FEWEST_PAIRS:
-                found = paired_gain(pairs[first], pairs[value], folds)
-                rows.append([knob, first, value, metric, found["gain"], found["low"], found["high"], found["n"]])
-    return pd.DataFrame(rows, columns=["knob", "from", "to", "metric", "gain", "low", "high", "pairs"])
-
-
-def said(row) -> str:
-    """One row of `gains` in words: `augment geometric over none: macro-F1 +0.031 (95 % interval 0.012 to 0.050, …)`."""
-    metric = row["metric"].replace("macro_f1", "macro-F1").replace("_", " ")
-    unsure = "" if row["low"] > 0 or row["high"] < 0 else ": cannot tell"
-    return (
-        f"{row['knob']} {row['to']} over {row['from']}: {metric} {row['gain']:+.3f} "
-        f"(95 % interval {row['low']:.3f} to {row['high']:.3f}, {row['pairs']} pairs){unsure}"
-    )

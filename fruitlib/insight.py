@@ -16,12 +16,12 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from fruitlib import audit, runs, runtime, stats
+from fruitlib import runs, runtime, stats
 from fruitlib.runtime import InputError
 
 SCORES = ("macro_f1", "accuracy", "balanced_accuracy", "macro_precision", "macro_recall")  # higher is better, 0 to 1
 CONVERGED = "epochs_to_converge"
-REPLICATES = audit.NO_KNOB_TO_COMPARE
+REPLICATES = ("seed", "fold", "repeat")  # these make pairs, they are not compared
 RECORDED = {"train_seconds": "seconds", "parameters": "total_parameters", "train_photos": "train_photos"}
 WORDS = {"macro_f1": "macro-F1", CONVERGED: "epochs to converge", "train_seconds": "training time"}
 COSTS = {"parameters": "parameters", "mflops": "MFLOPs a photo", "size_mb_int8": "size as INT8, MB"}
@@ -79,22 +79,27 @@ def read(sweep_dir: Path, measure: str = "") -> Study:
     Raises:
         InputError: no complete run, an unreadable file, a measure that is none of `SCORES` or was not recorded.
     """
-    where, told = runtime.display_path(sweep_dir), {}
+    told = {}
     if (sweep_dir / "results.csv").is_file() and (sweep_dir / "sweep.json").is_file():
         told = json.loads((sweep_dir / "sweep.json").read_text(encoding="utf-8"))
         listed = {run["name"]: run["knobs"] for run in told["runs"] if "stages" not in run}  # those: made to ship
         table = pd.read_csv(sweep_dir / "results.csv", dtype={"run": str})
-        table = table[table["run"].isin(listed)]
     else:
         listed, table = _by_hand(sweep_dir)
+    return study(sweep_dir, table, listed, measure or told.get("choose_by") or SCORES[0])
+
+
+def study(sweep_dir: Path, table: pd.DataFrame, listed: dict[str, dict], measure: str) -> Study:
+    """A table like `results.csv`, of which those runs count that are listed, with the knobs in which they differ."""
+    table = table[table["run"].isin(listed)] if len(table) else table
     differs = list(dict.fromkeys(knob for knobs in listed.values() for knob in knobs))
     rows = table.to_dict("records")
-    for knob in differs:  # JSON keeps the types that a CSV loses
+    for knob in differs:  # as they were meant: a CSV loses types
         table = table.assign(**{knob: [listed[row["run"]].get(knob, row.get(knob)) for row in rows]})
     complete = table[table["state"] == "complete"].reset_index(drop=True) if len(table) else table
+    where = runtime.display_path(sweep_dir)
     if complete.empty:
         raise InputError(f"{where}: no complete run yet; execute `fruitlib sweep`, or 02_train and 03_metrics, first")
-    measure = measure or told.get("choose_by") or SCORES[0]
     if measure not in SCORES or measure not in complete:
         raise InputError(f"{where}: measure = {measure}: wanted {' | '.join(n for n in SCORES if n in complete)}")
     complete[CONVERGED] = [_converged(sweep_dir / run) for run in complete["run"]]
@@ -240,7 +245,7 @@ def effect(differences: pd.Series, folds: int = 0) -> dict:
     units, unit = differences.groupby(level="block").mean(), "fold" if folds else "seed"
     if len(units) < 2:
         units, unit = differences, "pair"
-    found = audit.paired_gain(np.zeros(len(units)), units, folds if unit == "fold" else 0)
+    found = stats.paired_gain(np.zeros(len(units)), units, folds if unit == "fold" else 0)
     found |= {"pairs": len(differences), "units": len(units), "unit": unit, "p": stats.sign_flip(differences)}
     return found | {"wanted": stats.pairs_needed(units), "wanted_pairs": stats.pairs_needed(differences)}
 

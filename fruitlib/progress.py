@@ -228,8 +228,9 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         star = "*" if row["name"] == summary["chosen"] else " "
         seconds = f"{row['train_seconds']:.0f} s" if row["train_seconds"] >= 0 else "unfinished"
         print(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
-    for gain in _read_table(sweep_dir / "gains.csv").to_dict("records"):
-        print(f"\n{gain['said']}")
+    for effect in _read_table(sweep_dir / "effects.csv").to_dict("records"):
+        if effect["measure"] == plan.choose_by:
+            print(f"\n{effect['said']}")
     if summary["shipped"] in set(table["run"]):  # another sweep on this folder may have written the table since
         print(f"\n* {_shipped(table.set_index('run').loc[summary['shipped']], summary)}")
     for run in summary["runs"]:

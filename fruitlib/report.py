@@ -318,7 +318,7 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
     results, trouble = _table(sweep_dir / "results.csv")
     openings, unread = _table(sweep_dir / "test_openings.csv")
     pooled, unpooled = _table(sweep_dir / "results_oof.csv")
-    gains, unpaired = _table(sweep_dir / "gains.csv")
+    effects, unpaired = _table(sweep_dir / "effects.csv")
     rows = {str(row.get("run")): row for row in results}
     runs = [run | {"row": rows.get(run["name"], {}), "pages": pages.get(run["name"], [])} for run in sweep["runs"]]
     complete = [run for run in runs if run["state"] == "complete"]
@@ -343,7 +343,7 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
         "forest": _forest([] if pooled else ranked[:PLOTTED]),  # folds judge different photos: no ranking
         "openings": openings,
         "pooled": pooled,
-        "gains": gains,
+        "effects": [row for row in effects if row.get("measure") == sweep["choose_by"]],
         "problems": [text for text in problems if text],
     }
 

@@ -130,6 +130,28 @@ def paired_difference(
     return found
 
 
+def paired_gain(a: Iterable[float], b: Iterable[float], folds: int = 0) -> dict[str, float]:
+    """Mean of b - a over pairs, with its 95 % interval by Student's t; keys gain, low, high, n.
+
+    Pairs share everything but what is compared (seed, fold). Runs on `folds` of one division share training photos,
+    so their differences vary together: the variance is then (1/n + 1/(folds - 1)) s² instead of s²/n (Nadeau and
+    Bengio 2003, equation 7). It tells what other seeds or folds of these photos would give, not what other photos
+    would. With one pair low and high are NaN.
+
+    Raises:
+        InputError: lists of different lengths, or empty ones.
+    """
+    from scipy.stats import t
+
+    a, b = np.asarray(list(a), float), np.asarray(list(b), float)
+    if len(a) != len(b) or not len(a):
+        raise InputError(f"paired gain: {len(a)} and {len(b)} numbers; wanted as many on both sides, at least one")
+    gain, n = float((b - a).mean()), len(a)
+    shared = 1 / (folds - 1) if folds > 1 else 0  # photos that judge to photos that teach
+    half = float(t.ppf(0.975, n - 1) * (b - a).std(ddof=1) * np.sqrt(1 / n + shared)) if n > 1 else np.nan
+    return {"gain": gain, "low": gain - half, "high": gain + half, "n": n}
+
+
 def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
     """p of paired differences under the hypothesis that each could as well have the other sign, two-sided.
 

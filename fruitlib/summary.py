@@ -1,11 +1,10 @@
-"""What a sweep has come to so far, in files: `results.csv`, `gains.csv`, `results_oof.csv`, `sweep.json`."""
+"""What a sweep has come to so far, in files: `results.csv`, `effects.csv`, `results_oof.csv`, `sweep.json`."""
 
 from pathlib import Path
 
 import pandas as pd
 
-from fruitlib import audit, crossval, runtime, shipping, splits
-from fruitlib import config as configs
+from fruitlib import crossval, insight, runtime, shipping, splits
 from fruitlib.params import Sweep
 from fruitlib.runs import Run
 from fruitlib.shipping import TEST_STAGE
@@ -67,22 +66,22 @@ def write(
         expected = {shipped: shipping.expected(plan, shipped, chosen, pooled)} if shipped else {}
     table = results(plan, work, states, expected)
     _write_table(table, sweep_dir / "results.csv")
-    complete = table[(table["state"] == "complete") & table["run"].isin(plan.runs)] if len(table) else table
-    gains = pd.DataFrame()
-    if plan.choose_by in complete:
-        gains = audit.gains(complete, plan.knobs, plan.choose_by, plan.config.folds)
-    gains = gains.assign(said=[audit.said(row) for row in gains.to_dict("records")])
-    replicates = {*configs.FOLD_KNOBS, "seed"} & set(plan.knobs)
-    if gains.empty and replicates and replicates < set(plan.knobs):  # it was meant to compare
-        few = f"fewer than {audit.FEWEST_PAIRS} pairs of complete runs: no gain with an interval; add seeds or folds"
-        gains = pd.DataFrame([{"said": few}])
-    _write_table(gains, sweep_dir / "gains.csv")
     told = _summary(plan, work, states) | {"chosen": chosen, "shipped": shipped}
     told["total"] = max(total, len(work))
     if shipped and plan.config.folds:
         told["made"] = shipping.said(plan, work[shipped], folds_of(plan, work, chosen))
     runtime.write_json(sweep_dir / "sweep.json", told)
+    _write_table(_effects(plan, sweep_dir, table), sweep_dir / "effects.csv")
     return told, problems
+
+
+def _effects(plan: Sweep, sweep_dir: Path, table: pd.DataFrame) -> pd.DataFrame:
+    """What each knob does, by the rule of 08 and with its corrections, so that the two never disagree."""
+    if plan.choose_by not in table:  # nothing is complete
+        return pd.DataFrame()
+    study = insight.study(sweep_dir, table, plan.differs, plan.choose_by)
+    found = insight.effects(study.results, study.differs, study.measures, study.folds)
+    return found.assign(said=[insight.said(row) for row in found.to_dict("records")])
 
 
 def _summary(plan: Sweep, work: dict[str, Run], states: dict) -> dict:

@@ -38,7 +38,7 @@ LOOK_BACK = ("07_compare", "08_insight")  # over all of a sweep's runs
 # The stages that belong to a sweep's folder, not to a run's, and the modules their pages depend on
 SWEEP_STAGES = {SPLIT: (*runs.PIXELS, "duplicates", "splits", "augment", "images", "audit", "plots", "plots_photos")}
 SWEEP_STAGES |= {"07_compare": ("stats", "compare", "gradcam", "plots", "plots_compare")}
-SWEEP_STAGES |= {"08_insight": ("stats", "audit", "insight", "learning", "plots", "plots_insight")}
+SWEEP_STAGES |= {"08_insight": ("stats", "insight", "learning", "plots", "plots_insight")}
 
 
 def work(folder: Path, stages: list[str], kernel: str) -> str:

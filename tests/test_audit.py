@@ -6,10 +6,7 @@ import sys
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import Image
-from scipy import stats
 
 from fruitlib import audit, intake
 from fruitlib.runtime import InputError
@@ -187,73 +184,6 @@ def test_predictions_that_cannot_be_judged_are_refused_by_name():
         audit.doubtful_labels(table.assign(label="plum"), NAMES)
     with pytest.raises(InputError, match=r"0000\.jpg has a probability"):
         audit.doubtful_labels(table.assign(p_apple=np.nan), NAMES)
-
-
-pairs = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=12)
-
-
-@settings(max_examples=50, deadline=None)
-@given(pairs)
-def test_the_interval_of_a_gain_is_the_paired_t_tests(values):
-    a, b = np.array(values).T
-    found = audit.paired_gain(a, b)
-    assert found["gain"] == pytest.approx((b - a).mean()) and found["n"] == len(a)
-    if (b - a).std() > 1e-6:
-        low, high = stats.ttest_rel(b, a).confidence_interval(0.95)
-        assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
-
-
-def test_one_pair_has_no_interval_and_unequal_lists_no_pairs():
-    assert np.isnan(audit.paired_gain([0.5], [0.6])["low"])
-    with pytest.raises(InputError, match="2 and 1 numbers"):
-        audit.paired_gain([0.5, 0.6], [0.7])
-
-
-def swept() -> pd.DataFrame:
-    rows = []
-    for seed in range(5):
-        for augment in ("none", "geometric", "full"):
-            for lr in (0.01, 0.001):
-                score = (
-                    0.6
-                    + 0.1 * seed
-                    + 0.03 * (augment == "geometric")
-                    + (0.01 * (seed % 2) - 0.003) * (augment == "full")
-                )
-                rows.append({"augment": augment, "lr": lr, "seed": seed, "macro_f1": score + 0.02 * (lr == 0.001)})
-    return pd.DataFrame(rows)
-
-
-def test_gains_compare_runs_that_differ_in_one_knob_alone():
-    table = audit.gains(swept(), ["augment", "lr", "seed"], "macro_f1")
-    assert table[["knob", "from", "to", "pairs"]].values.tolist() == [
-        ["augment", "none", "geometric", 10],
-        ["augment", "none", "full", 10],
-        ["lr", "0.01", "0.001", 15],
-    ]
-    assert table["gain"].tolist() == pytest.approx([0.03, 0.001, 0.02])
-    assert table["low"][0] == pytest.approx(0.03)  # seeds differ by ten times as much: pairing takes that out
-
-
-def test_gains_leave_out_what_has_no_three_pairs_and_pass_over_failed_runs():
-    results = swept()
-    results.loc[(results["augment"] == "geometric") & (results["seed"] > 0), "macro_f1"] = np.nan
-    results.loc[(results["augment"] == "full") & (results["lr"] == 0.01), "macro_f1"] = np.nan
-    table = audit.gains(results, ["augment", "lr", "seed"], "macro_f1").set_index(["knob", "to"])
-    assert table["pairs"].to_dict() == {("augment", "full"): 5, ("lr", "0.001"): 6}
-    alone = audit.gains(swept().drop_duplicates("augment"), ["augment"], "macro_f1")
-    assert alone.empty and alone.columns[0] == "knob"
-    nothing = audit.gains(results[:0], ["augment", "lr", "seed"], "macro_f1")
-    assert nothing.empty and nothing.columns.tolist() == alone.columns.tolist()
-    with pytest.raises(InputError, match="no column accuracy"):
-        audit.gains(results, ["lr"], "accuracy")
-
-
-def test_a_gain_is_said_with_its_doubt():
-    table = audit.gains(swept(), ["augment", "lr", "seed"], "macro_f1")
-    first, second, _ = (audit.said(row) for _, row in table.iterrows())
-    assert first == "augment geometric over none: macro-F1 +0.030 (95 % interval 0.030 to 0.030, 10 pairs)"
-    assert second.startswith("augment full over none: macro-F1 +0.001 (") and second.endswith(" 10 pairs): cannot tell")
 
 
 def test_importing_audit_loads_none_of_its_tools():

@@ -120,7 +120,9 @@ def reference(house):
     house.sweep("reference")
     found = house.results("reference")
     assert found["state"].tolist() == ["complete"] * 2 and found["test_accuracy"].notna().sum() == 1
-    assert all((house.folder / "executed/reference" / f"{stage}.html").is_file() for stage in work.LOOK_BACK)
+    folder = house.folder / "executed" / "reference"
+    assert all((folder / f"{stage}.html").is_file() for stage in work.LOOK_BACK)
+    assert (folder / "effects.csv").read_bytes() == (folder / "insight.csv").read_bytes()  # the index and 08 agree
     return found
 
 

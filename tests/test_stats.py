@@ -131,6 +131,26 @@ def test_the_same_photos_are_drawn_for_both():
     )
 
 
+pairs = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=12)
+
+
+@settings(max_examples=50, deadline=None)
+@given(pairs)
+def test_the_interval_of_a_gain_is_the_paired_t_tests(values):
+    a, b = np.array(values).T
+    found = stats.paired_gain(a, b)
+    assert found["gain"] == pytest.approx((b - a).mean()) and found["n"] == len(a)
+    if (b - a).std() > 1e-6:
+        low, high = scipy_stats.ttest_rel(b, a).confidence_interval(0.95)
+        assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
+
+
+def test_one_pair_has_no_interval_and_unequal_lists_no_pairs():
+    assert np.isnan(stats.paired_gain([0.5], [0.6])["low"])
+    with pytest.raises(InputError, match="2 and 1 numbers"):
+        stats.paired_gain([0.5, 0.6], [0.7])
+
+
 @given(st.lists(st.floats(-1, 1).filter(lambda v: abs(v) > 1e-3), min_size=2, max_size=9, unique=True))
 @settings(max_examples=30, deadline=None)
 def test_sign_flip_counts_all_patterns(values):
