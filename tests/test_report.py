@@ -214,6 +214,7 @@ def test_the_index_states_the_result_and_its_uncertainty(sweep):
     text = read(sweep / "index.html").text
     assert "Test accuracy 0.900 (0.74–0.97), n = 30" in text
     assert "4 runs of params/demo.yaml on the data sample (2 complete, 1 failed, 1 pending), on two cores" in text
+    assert "under way, last result 2026-11-22 03:00" in text
     assert "0.933 (0.79–0.98)" in text and "0.800 (0.63–0.91)" in text
     assert "304 photos, 0 leak" in text and "torch 2.15.0" in text
     assert "A <b>bold</b> sweep" in text and "b" not in read(sweep / "index.html").tags
@@ -317,6 +318,17 @@ def test_only_folders_with_a_changed_notebook_are_written_again_when_so_asked(sw
     assert "Another title" in pages[BEST].read_text("utf-8")
 
 
+def test_the_index_says_what_made_a_difference_to_the_score(sweep):
+    said = {"measure": ["macro_f1", "train_seconds"], "said": ["lr 0.01 over 0.003: cannot tell", "took longer"]}
+    pd.DataFrame(said).to_csv(sweep / "effects.csv", index=False)
+    report.build(sweep)
+    text = read(sweep / "index.html").text
+    assert "lr 0.01 over 0.003: cannot tell" in text and "took longer" not in text
+    (sweep / "effects.csv").unlink()
+    report.build(sweep)
+    assert "made a difference" not in read(sweep / "index.html").text
+
+
 def test_while_a_sweep_is_under_way_what_is_yet_to_come_is_not_missing(sweep):
     (sweep / "01_split.ipynb").unlink()
     report.build(sweep)
@@ -324,6 +336,7 @@ def test_while_a_sweep_is_under_way_what_is_yet_to_come_is_not_missing(sweep):
     over = [{"name": BEST, "state": "complete", "knobs": {}, "error": None}]
     sweep_file(sweep, runs=over)
     report.build(sweep)
+    assert ", finished 2026-11-22 03:00" in read(sweep / "index.html").text
     assert "01_split.ipynb is missing" in (sweep / "index.html").read_text("utf-8")
 
 
