@@ -40,7 +40,9 @@ insight: .venv/installed ## four claims put to the test, half an hour:  make ins
 	@rm executed/example/insight/08_insight.ipynb
 
 # Bytecode is compiled at once: without it every notebook pays for it again where Python may not write it.
-.venv/installed: pyproject.toml requirements.lock
+# The package is installed as a path (compat): by setuptools' other way, Python takes a clone named fruitlib for the package
+# when it is started from the folder above.
+.venv/installed: pyproject.toml requirements.lock Makefile
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 	@echo "setting up .venv (some 5 GB with the CUDA libraries; once)"

@@ -1,6 +1,6 @@
 """What a person should know before trusting a number: leakage, doubtful labels.
 
-scikit-learn, cleanlab and scipy are imported where they are used, so that this module costs nothing to import.
+scikit-learn and cleanlab are imported where they are used, so that this module costs nothing to import.
 """
 
 import bisect

@@ -2,7 +2,7 @@
 
 Two runs alike in all knobs but one are a pair. The settings of the other knobs are fixed by whoever wrote the sweep;
 what varies by luck is the seed (and the fold), so these are the replicates: see `effects`. Tables in, tables and words
-out; `read` and what takes a `Study` open files. scipy is imported where it is used.
+out; `read` and what takes a `Study` open files.
 """
 
 import json
@@ -34,7 +34,7 @@ class Study:
     """A sweep as its files tell it: `results` has a row per complete run, with `epochs_to_converge` added.
 
     `differs` are the knobs in which runs differ, `measure` is the score asked about, `missing` counts the other runs by
-    their state, `searched` says whether Optuna proposed the runs.
+    their state, `searched` says whether Optuna proposed the runs, `folds` are those of the division, done or not.
     """
 
     folder: Path
@@ -43,16 +43,12 @@ class Study:
     measure: str
     missing: dict[str, int] = field(default_factory=dict)
     searched: bool = False
+    folds: int = 0
 
     @property
     def knobs(self) -> list[str]:
         """The knobs to compare; seed, fold and repeat make pairs."""
         return compared(self.differs)
-
-    @property
-    def folds(self) -> int:
-        """Folds of a division, 0 without."""
-        return int(self.results["fold"].max()) if "fold" in self.differs else 0
 
     @property
     def measures(self) -> list[str]:
@@ -105,7 +101,8 @@ def study(sweep_dir: Path, table: pd.DataFrame, listed: dict[str, dict], measure
     complete[CONVERGED] = [_converged(sweep_dir / run) for run in complete["run"]]
     missing = table.loc[table["state"] != "complete", "state"].value_counts().to_dict()
     searched = (sweep_dir / "search.journal").is_file() or complete["run"].str.startswith("trial=").all()
-    return Study(sweep_dir, complete, differs, measure, missing, searched)
+    folds = max((int(knobs["fold"]) for knobs in listed.values() if knobs.get("fold")), default=0)
+    return Study(sweep_dir, complete, differs, measure, missing, searched, folds)
 
 
 def _by_hand(sweep_dir: Path) -> tuple[dict[str, dict], pd.DataFrame]:
@@ -135,10 +132,12 @@ def converged(history: pd.DataFrame, chance: float, share: float = 0.95) -> floa
 
 
 def _converged(folder: Path) -> float:
+    """NaN too where the run's files cannot be read, which whoever needs them more says: one must not stop a sweep."""
     run = runs.Run(folder)
-    if not (folder / "predictions_val.csv").is_file():
+    try:
+        return converged(run.history(), run.predictions("val")["label"].value_counts(normalize=True).max())
+    except (OSError, ValueError, KeyError):  # pandas' errors and InputError are ValueErrors
         return math.nan
-    return converged(run.history(), run.predictions("val")["label"].value_counts(normalize=True).max())
 
 
 def compared(differs: Iterable[str]) -> list[str]:
@@ -216,8 +215,10 @@ def effects(results: pd.DataFrame, differs: Sequence[str], measures: Sequence[st
     rows = []
     for measure, knob in product(measures, compared(differs)):
         table = _table(results, differs, [knob], measure)
+        known = table.notna().astype(int)
+        pairs = known.T @ known  # of runs alike in all else; a search has many values, and hardly any pair
         for a, b in asked(ordered(results[knob])):
-            if a in table and b in table and (found := effect(table[b] - table[a], folds)):
+            if a in table and b in table and pairs.loc[a, b] and (found := effect(table[b] - table[a], folds)):
                 rows.append({"knob": knob, "from": a, "to": b, "measure": measure, **found})
     return _judged(rows, ["knob", "from", "to", "measure"])
 

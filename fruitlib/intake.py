@@ -280,8 +280,9 @@ def _keep(text: str) -> bool:
     return heard is not None
 
 
-# Ignores a warning only in a thread that is inside `_warnings_kept`: a filter calls its pattern's `match`.
-_FILTER = ("ignore", types.SimpleNamespace(match=_keep), Warning, None, 0)
+# Ignores a warning only in a thread that is inside `_warnings_kept`: a filter calls its pattern's `match`. Who copies
+# filters, as scikit-learn does for its workers, takes `pattern`, which matches nothing.
+_FILTER = ("ignore", types.SimpleNamespace(match=_keep, pattern="(?!)"), Warning, None, 0)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ PRELOADED = """torch torchvision pandas matplotlib.pyplot seaborn scipy.stats sk
 sklearn.linear_model cv2 onnx onnxscript torch.onnx._internal.exporter._core pytorch_grad_cam ipykernel.kernelapp
 ipykernel.ipkernel ipykernel.zmqshell ipykernel.debugger IPython.core.completerlib IPython.core.debugger
 IPython.extensions.storemagic tornado.platform.asyncio nbclient papermill
-sklearn.metrics statsmodels.stats.contingency_tables statsmodels.stats.multitest
+sklearn.metrics statsmodels.stats.contingency_tables
 fruitlib.finder fruitlib.audit fruitlib.compare fruitlib.plots_metrics fruitlib.plots_compare fruitlib.plots_insight
 fruitlib.work fruitlib.report"""
 INLINE = "module://matplotlib_inline.backend_inline"

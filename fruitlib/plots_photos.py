@@ -15,11 +15,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 SIDE, GAP, LINE = 1.25, 0.1, 0.15  # inches: a photo's side, what lies between two, a line of small text
+LINES = 6  # of a caption, at most
 SMALL = {"fontsize": 8, "linespacing": 1.2}
 
 
 def contact_sheet(images: np.ndarray, titles: list[str], columns: int = 8, title: str = "") -> Figure:
     """Photos uint8 (n, S, S, 3) in a grid, each with its title above it."""
+    titles = [_wrapped(text, 19) for text in titles]
     lines = max((text.count("\n") + 1 for text in titles if text), default=0)
     columns = min(columns, max(len(images), 1))
     tall = SIDE + LINE * lines + GAP
@@ -39,7 +41,8 @@ def quarantine_sheet(pictures: Sequence[np.ndarray | None] | None, titles: Seque
     shown = list(pictures if pictures is not None else [None] * len(titles))[:at_most]
     title = f"{len(titles)} quarantined photo{'s' if len(titles) > 1 else ''}"
     title += f", the first {at_most}" if len(titles) > at_most else ""
-    side, wide, tall, columns = 1.5, 1.7, 2.45, 6
+    side, wide, columns = 1.5, 1.7, 6
+    tall = side + (LINES + 1) * LINE
     figure, ax = _sheet(wide * min(columns, max(len(shown), 1)), tall * -(-len(shown) // columns), title)
     for n, (picture, text) in enumerate(zip(shown, titles, strict=False)):
         x, y = n % columns * wide, n // columns * tall
@@ -59,7 +62,8 @@ def pair_sheet(pairs: Sequence[tuple], titles: Sequence[str], at_most: int = 12,
 
     For near duplicates, or for photos that look alike and bear different labels.
     """
-    pairs, side, wide, tall, columns = list(pairs)[:at_most], 1.5, 3.3, 2.3, 3
+    pairs, side, wide, columns = list(pairs)[:at_most], 1.5, 3.3, 3
+    tall = side + (LINES + 1) * LINE
     figure, ax = _sheet(wide * min(columns, max(len(pairs), 1)), tall * -(-len(pairs) // columns), title)
     for n, (pair, text) in enumerate(zip(pairs, titles, strict=False)):
         x, y = n % columns * wide, n // columns * tall
@@ -73,14 +77,15 @@ def picture_table(
     pictures: list[list[np.ndarray]], row_names: list[str], column_names: list[str], title: str
 ) -> Figure:
     """A table of pictures (lists of H×W×3 arrays): row names at the left, column names on top."""
-    step, head = SIDE + 0.06, 0.2 if any(column_names) else 0
+    step, names = SIDE + 0.06, [_wrapped(name, 16) for name in column_names]
+    head = 0.17 * max((name.count("\n") + 1 for name in names if name), default=0) + 0.03
     figure, ax = _sheet(step * len(column_names), step * len(pictures) + head, title)
-    for column, name in enumerate(column_names):
-        ax.text(column * step + SIDE / 2, head - 0.05, name, ha="center", fontsize=9)
+    for column, name in enumerate(names):
+        ax.text(column * step + SIDE / 2, head - 0.05, name, ha="center", va="bottom", fontsize=9)
     for row, (line, name) in enumerate(zip(pictures, row_names, strict=True)):
         y = head + row * step
         ax.text(-0.08, y + SIDE / 2, name, ha="right", va="center", fontsize=9)
-        for column, picture in enumerate(line):
+        for column, (_, picture) in enumerate(zip(names, line, strict=True)):
             _picture(ax, picture, column * step, y)
     return figure
 
@@ -131,12 +136,11 @@ def _picture(ax: Axes, picture: np.ndarray, x: float, y: float, side: float = SI
 
 
 def _wrapped(text: str, letters: int) -> str:
-    """A text with each of its lines wrapped to so many letters, six lines at most."""
+    """A text with each of its lines wrapped to so many letters, `LINES` at most."""
     lines = []
     for line in text.splitlines():
         wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in line)  # twice as broad
         loose = re.sub(r"(?<=[/_])(?=\w)", " ", line)  # long names part there
         parts = textwrap.wrap(loose, letters // 2 if wide else letters)
         lines += [re.sub(r"(?<=[/_]) (?=\w)", "", part) for part in parts]
-    lines[6:] = ["…"] if len(lines) > 6 else []
-    return "\n".join(lines)
+    return "\n".join(lines if len(lines) <= LINES else [*lines[: LINES - 1], "…"])

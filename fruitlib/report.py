@@ -328,7 +328,7 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
     winners = [row for row in pooled if shipped and row.get("combination") == shipped["row"].get("combination")]
     empty = "results.csv is missing or empty: no numbers to show" if complete and not results else ""
     problems = [trouble or empty, unread, unpooled, unpaired]
-    under_way = any(run["state"] == "pending" for run in runs)
+    under_way = any(run["state"] == "pending" for run in runs) or sweep.get("total", 0) > len(runs)
     problems += _problems({"name": "", "pages": pages[""]}, [] if under_way else ["01_split"])
     problems += [text for run in complete for text in _problems(run, run.get("stages", EXPECTED))]
     return {
@@ -343,7 +343,8 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
         "forest": _forest([] if pooled else ranked[:PLOTTED]),  # folds judge different photos: no ranking
         "openings": openings,
         "pooled": pooled,
-        "effects": [row for row in effects if row.get("measure") == sweep["choose_by"]],
+        "effects": [row for row in effects if row["measure"] == sweep["choose_by"] and not math.isnan(row["low"])],
+        "under_way": under_way,
         "problems": [text for text in problems if text],
     }
 

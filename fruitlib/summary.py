@@ -66,12 +66,12 @@ def write(
         expected = {shipped: shipping.expected(plan, shipped, chosen, pooled)} if shipped else {}
     table = results(plan, work, states, expected)
     _write_table(table, sweep_dir / "results.csv")
+    _write_table(_effects(plan, sweep_dir, table), sweep_dir / "effects.csv")
     told = _summary(plan, work, states) | {"chosen": chosen, "shipped": shipped}
     told["total"] = max(total, len(work))
     if shipped and plan.config.folds:
         told["made"] = shipping.said(plan, work[shipped], folds_of(plan, work, chosen))
     runtime.write_json(sweep_dir / "sweep.json", told)
-    _write_table(_effects(plan, sweep_dir, table), sweep_dir / "effects.csv")
     return told, problems
 
 
@@ -79,9 +79,14 @@ def _effects(plan: Sweep, sweep_dir: Path, table: pd.DataFrame) -> pd.DataFrame:
     """What each knob does, by the rule of 08 and with its corrections, so that the two never disagree."""
     if plan.choose_by not in table:  # nothing is complete
         return pd.DataFrame()
-    study = insight.study(sweep_dir, table, plan.differs, plan.choose_by)
+    study = insight.study(sweep_dir, table, _knobs(plan), plan.choose_by)
     found = insight.effects(study.results, study.differs, study.measures, study.folds)
     return found.assign(said=[insight.said(row) for row in found.to_dict("records")])
+
+
+def _knobs(plan: Sweep) -> dict[str, dict]:
+    """What differs between runs, as it was asked for; `results.csv` has the epochs and precision that came of it."""
+    return {name: {knob: getattr(config, knob) for knob in plan.knobs} for name, config in plan.runs.items()}
 
 
 def _summary(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
@@ -89,7 +94,8 @@ def _summary(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
     stages = ("02_train", "05_quantize", TEST_STAGE)
     finished = [run.record(stage).get("finished", "") for run in work.values() for stage in stages]
     params = next((run.params for run in work.values() if (run.path / "params.yaml").is_file()), {"record": {}})
-    listed = [{"name": name, "knobs": plan.differs.get(name, {}), **states[name]} for name in work]
+    knobs = _knobs(plan)
+    listed = [{"name": name, "knobs": knobs.get(name, {}), **states[name]} for name in work]
     for run in listed:
         run["epochs"] = work[run["name"]].config.epochs
         run |= {} if run["name"] in plan.runs else {"stages": shipping.stages(work[run["name"]])}

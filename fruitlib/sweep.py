@@ -218,7 +218,10 @@ class Driver:
             self._note(task, outcome)
             self._ask()
         if self.trials:
-            self.trials.write_importances()
+            try:
+                self.trials.write_importances()
+            except Exception as problem:  # of a library; not worth the sweep
+                self.progress.say(f"no importances: {type(problem).__name__}: {problem}")
 
     def _join(self, name: str, known: str = "pending", run: Run | None = None) -> None:
         """A run becomes part of the sweep, as it stands on the disk today."""

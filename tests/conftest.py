@@ -19,6 +19,7 @@ LONG = ("test_faults", "test_shipping", "test_notebooks", "test_scale", "test_sw
 
 def pytest_collection_modifyitems(items) -> None:
     """What takes minutes comes first, so that several processes end together (with `--no-loadscope-reorder`)."""
+    assert all((Path(__file__).parent / f"{name}.py").is_file() for name in LONG)
     items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
 
 

@@ -316,6 +316,16 @@ def test_warnings_of_others_are_neither_swallowed_nor_raised(tmp_path):
         warnings.warn("mine", stacklevel=1)
 
 
+def test_filters_can_be_copied_after_photos_were_read(tmp_path):
+    """scikit-learn copies them into its workers, and asks each for its pattern."""
+    from sklearn.ensemble import RandomForestRegressor
+
+    saved("plain.jpg")(tmp_path)
+    intake.inspect(tmp_path / "plain.jpg")
+    assert intake._FILTER in warnings.filters
+    RandomForestRegressor(2, n_jobs=2).fit([[0], [1]], [0, 1])
+
+
 @pytest.fixture
 def collection(tmp_path):
     """A dozen photos, good, odd and bad, one of them sealed, and boxes in one."""

@@ -29,19 +29,17 @@ def words(figure) -> dict[str, tuple[float, float]]:
 
 
 def apart(figure) -> bool:
-    """Whether no picture lies over another, as drawn: neither in inches, nor by its text."""
-    pictures = boxes(figure)
-    for one, other in itertools.combinations(pictures, 2):
-        if min(one[1], other[1]) > max(one[0], other[0]) and min(one[3], other[3]) > max(one[2], other[2]):
-            return False
+    """Whether no picture and no text lies over another, as drawn."""
+    found = boxes(figure)
     figure.canvas.draw()
     to_inches = figure.axes[0].transData.inverted()
     for text in figure.axes[0].texts:
-        (x0, y0), (x1, y1) = to_inches.transform(text.get_window_extent().get_points())
-        low, high = sorted((y0, y1))
-        if any(min(x1, b[1]) - max(x0, b[0]) > 0.01 and min(high, b[3]) - max(low, b[2]) > 0.01 for b in pictures):
-            return False
-    return True
+        (left, y0), (right, y1) = to_inches.transform(text.get_window_extent().get_points())
+        found.append((left, right, *sorted((y0, y1))))
+    return not any(
+        min(one[1], other[1]) - max(one[0], other[0]) > 0.01 and min(one[3], other[3]) - max(one[2], other[2]) > 0.01
+        for one, other in itertools.combinations(found, 2)
+    )
 
 
 def test_a_contact_sheet_has_each_title_above_its_photo():
@@ -54,6 +52,19 @@ def test_a_contact_sheet_has_each_title_above_its_photo():
     assert rows[0] == rows[1] == rows[2] < rows[3] == rows[4] and apart(figure)
     assert figure.get_suptitle() == "Five"
     assert len(boxes(plots_photos.contact_sheet(photos[:0], []))) == 0
+
+
+def test_long_titles_and_captions_are_wrapped_and_cut():
+    photos, name = np.zeros((4, 8, 8, 3), np.uint8), "Apple Red Delicious 1 (45 %) called\nCherry Wax Black 2"
+    assert apart(plots_photos.contact_sheet(photos, [name] * 4, columns=2))
+    layers = ["features.denseblock3.denselayer24.norm2"] * 4
+    assert apart(plots_photos.picture_table([list(photos)] * 2, ["a", "b"], layers, "CAM"))
+    endless = "fruit/" + "_".join(["a_long_name"] * 30) + ".jpg\nwhat is wrong"
+    for figure in (
+        plots_photos.quarantine_sheet([photos[0]] * 8, [endless] * 8),
+        plots_photos.pair_sheet([photos[:2]] * 4, [endless] * 4),
+    ):
+        assert apart(figure) and {text.get_text().count("\n") for text in figure.axes[0].texts} == {5}
 
 
 def test_a_table_of_pictures_names_rows_and_columns():

@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import time
+from types import SimpleNamespace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -133,7 +134,7 @@ def test_live_curves_are_one_output_and_do_not_outweigh_training(monkeypatch):
 
     monkeypatch.setattr(widgets, "display", lambda figure, display_id: shown.append(figure) or Handle())
     clock = [0.0]
-    monkeypatch.setattr(widgets.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(widgets, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     rows = {f"{s}_{m}": 0.5 for s in ("train", "val") for m in ("loss", "accuracy", "macro_f1")}
     tables = [pd.DataFrame([{"epoch": e, **rows} for e in range(1, epoch + 1)]) for epoch in range(7)]
     live = widgets.LiveCurves(epochs=6, seconds=3)

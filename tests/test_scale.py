@@ -1,4 +1,4 @@
-"""Two million rows: divided, or dealt into folds, written, read and looked through, within 2 GiB and about a minute."""
+"""Two million rows: divided; dealt into folds, written, read and looked through: within 2 GiB and about a minute."""
 
 import json
 import os

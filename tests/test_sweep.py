@@ -195,6 +195,56 @@ def folded(tmp_path):
     return plan, work, {name: {"state": "complete"} for name in work}
 
 
+def compared(tmp_path, broken: str = "") -> pd.DataFrame:
+    """`effects.csv` after three lr over two seeds; the last run failed, one run's history is `broken`."""
+    (tmp_path / "lrs.yaml").write_text("grid:\n  lr: [0.1, 0.01, 0.001]\n  seed: [0, 1]\n")
+    plan = params.read_params(tmp_path / "lrs.yaml")
+    states = {name: {"state": "complete", "error": None} for name in plan.runs}
+    work = {name: runs.Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()}
+    for number, run in enumerate(work.values()):
+        score = 0.5 + number / 10  # lr by lr, and within each seed by seed
+        run.path.mkdir()
+        (run.path / "metrics.json").write_text(json.dumps({"macro_f1": score, "accuracy": score}))
+        run.complete("train", "as it is", seconds=9.0, epochs=2, best_epoch=1)
+        (run.path / "history.csv").write_text("epoch,val_accuracy\n1,0.2\n2,0.9\n")
+        pd.DataFrame({"path": ["a", "b"], "label": ["x", "y"], "predicted": ["x", "x"]}).to_csv(
+            run.path / "predictions_val.csv", index=False
+        )
+    states[run.name]["state"] = "failed"
+    if broken:
+        (next(iter(work.values())).path / "history.csv").write_text(broken)
+    summary.write(plan, tmp_path, work, states)
+    found = pd.read_csv(tmp_path / "effects.csv")
+    summary.write(plan, tmp_path, work, {name: {"state": "pending", "error": None} for name in work})
+    assert not (tmp_path / "effects.csv").exists()  # nothing is complete: nothing to say
+    return found
+
+
+def test_what_made_a_difference_is_written_by_the_rule_of_08(tmp_path):
+    table = compared(tmp_path)
+    score = table[table["measure"] == "macro_f1"].set_index(["from", "to"])
+    assert score["pairs"].to_dict() == {(0.001, 0.01): 1, (0.001, 0.1): 1, (0.01, 0.1): 2}
+    assert score["gain"].tolist() == pytest.approx([-0.2, -0.4, -0.2])
+    assert set(table["measure"]) == {"macro_f1", "epochs_to_converge", "train_seconds"}
+    assert score["low"].notna().tolist() == [False, False, True] and not score["told"].any()
+
+
+@pytest.mark.parametrize("broken", [" ", "a;b\n1;2\n"])
+def test_an_unreadable_history_costs_its_own_number_alone(tmp_path, broken):
+    table = compared(tmp_path, broken)
+    pairs = table[(table["from"] == 0.01) & (table["to"] == 0.1)].set_index("measure")["pairs"]
+    assert pairs.to_dict() == {"macro_f1": 2, "epochs_to_converge": 1, "train_seconds": 2}
+
+
+def test_the_terminal_says_what_can_be_told_first_and_counts_the_rest(tmp_path):
+    rows = [("macro_f1", 0.1, False, f"knob {n}") for n in range(7)] + [("macro_f1", 0.1, True, "it matters")]
+    rows += [("macro_f1", None, False, "one pair"), ("train_seconds", 0.1, True, "takes longer")]
+    pd.DataFrame(rows, columns=["measure", "low", "told", "said"]).to_csv(tmp_path / "effects.csv", index=False)
+    lines = progress._differences(tmp_path, "macro_f1")
+    assert lines[:2] == ["it matters", "knob 0"] and lines[-1].startswith("… and 2 more") and len(lines) == 7
+    assert progress._differences(tmp_path / "elsewhere", "macro_f1") == []
+
+
 class Recorder:
     """An engine that executes nothing: it says that all went well, in order, and remembers what it was given."""
 
