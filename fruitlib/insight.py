@@ -27,6 +27,7 @@ WORDS = {"macro_f1": "macro-F1", CONVERGED: "epochs to converge", "train_seconds
 COSTS = {"parameters": "parameters", "mflops": "MFLOPs a photo", "size_mb_int8": "size as INT8, MB"}
 COSTS |= {"latency_ms_int8": "latency as INT8, ms a photo"}
 LEVEL, MOST_MORE = 0.05, 200
+FEWEST_UNITS = 3  # Student's interval over two is wider than any difference can be
 
 
 @dataclass(frozen=True)
@@ -294,6 +295,19 @@ def said(row) -> str:
     kind = f"{'such pair' if row['unit'] == 'pair' else row['unit']}{'s' * (row['more'] != 1)}"
     count = f"about {row['more']:.0f} more" if row["more"] <= MOST_MORE else f"more than {MOST_MORE} more"
     return start + f"cannot tell; {count} {kind} would"
+
+
+def in_short(effects: pd.DataFrame, measure: str, at_most: int = 6) -> list[str]:
+    """Rows of `effects` with their words (`said`) that a first page has room for: those that can be told come first."""
+    own = effects[effects["measure"] == measure] if len(effects) else effects
+    if own.empty:
+        return []
+    enough = own[own["units"] >= FEWEST_UNITS].sort_values("told", ascending=False, kind="stable")
+    if enough.empty:
+        knobs = " and ".join(dict.fromkeys(own["knob"]))
+        return [f"fewer than {FEWEST_UNITS} pairs, seeds or folds cannot tell what {knobs} did: add seeds or folds"]
+    more = [f"… and {len(enough) - at_most} more, in effects.csv"] * (len(enough) > at_most)
+    return [*enough["said"].head(at_most), *more]
 
 
 def answer(effects: pd.DataFrame, measure: str) -> str:

@@ -19,6 +19,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fruitlib import insight
 from fruitlib.params import Sweep
 from fruitlib.runs import WORKING
 
@@ -228,24 +229,13 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         star = "*" if row["name"] == summary["chosen"] else " "
         seconds = f"{row['train_seconds']:.0f} s" if row["train_seconds"] >= 0 else "unfinished"
         print(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
-    for line in _differences(sweep_dir, plan.choose_by):
+    for line in insight.in_short(_read_table(sweep_dir / "effects.csv"), plan.choose_by):
         print(f"\n{line}")
     if summary["shipped"] in set(table["run"]):  # another sweep on this folder may have written the table since
         print(f"\n* {_shipped(table.set_index('run').loc[summary['shipped']], summary)}")
     for run in summary["runs"]:
         if run["error"] and run["state"] != "pruned":
             print(f"\nfailed: {run['name']}: {run['error']}")
-
-
-def _differences(sweep_dir: Path, measure: str, at_most: int = 6) -> list[str]:
-    """What made a difference to the score, in words, what can be told first; one pair without interval says nothing."""
-    effects = _read_table(sweep_dir / "effects.csv")
-    if effects.empty:
-        return []
-    effects = effects[(effects["measure"] == measure) & effects["low"].notna()]
-    said = list(effects.sort_values("told", ascending=False, kind="stable")["said"])
-    more = [f"… and {len(said) - at_most} more: {sweep_dir.name}/effects.csv"]
-    return said[:at_most] + more * (len(said) > at_most)
 
 
 def _shipped(row: pd.Series, summary: dict) -> str:

@@ -28,6 +28,7 @@ from nbconvert.filters import Highlight2HTML, ansi2html, markdown2html, strip_an
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from PIL import Image
 
+from fruitlib import insight
 from fruitlib.runtime import InputError, fingerprint, module_source, resolve, write_text
 
 EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run that names no `stages`
@@ -343,7 +344,7 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
         "forest": _forest([] if pooled else ranked[:PLOTTED]),  # folds judge different photos: no ranking
         "openings": openings,
         "pooled": pooled,
-        "effects": [row for row in effects if row["measure"] == sweep["choose_by"] and not math.isnan(row["low"])],
+        "effects": insight.in_short(pd.DataFrame(effects), sweep["choose_by"]),
         "under_way": under_way,
         "problems": [text for text in problems if text],
     }

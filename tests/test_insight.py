@@ -230,3 +230,14 @@ def test_importances_are_read_where_there_are_some(folder):
     (folder / "importances.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="columns knob and importance"):
         insight.importances(folder)
+
+
+def test_a_first_page_says_what_can_be_told_first_and_counts_the_rest():
+    rows = [("accuracy", 3, False, f"knob {n}") for n in range(7)] + [("accuracy", 3, True, "it matters")]
+    rows += [("accuracy", 2, False, "two pairs"), ("train_seconds", 3, True, "takes longer")]
+    table = pd.DataFrame(rows, columns=["measure", "units", "told", "said"]).assign(knob="lr")
+    lines = insight.in_short(table, "accuracy")
+    assert lines[:2] == ["it matters", "knob 0"] and lines[-1].startswith("… and 2 more") and len(lines) == 7
+    few = "fewer than 3 pairs, seeds or folds cannot tell what lr did: add seeds or folds"
+    assert insight.in_short(table[table["units"] < 3], "accuracy") == [few]
+    assert insight.in_short(pd.DataFrame(), "accuracy") == []

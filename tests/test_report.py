@@ -319,11 +319,12 @@ def test_only_folders_with_a_changed_notebook_are_written_again_when_so_asked(sw
 
 
 def test_the_index_says_what_made_a_difference_to_the_score(sweep):
-    rows = [("macro_f1", 0.1, "lr: can tell"), ("train_seconds", 0.1, "took longer"), ("macro_f1", None, "one pair")]
-    pd.DataFrame(rows, columns=["measure", "low", "said"]).to_csv(sweep / "effects.csv", index=False)
+    rows = [("macro_f1", 3, "lr: can tell"), ("train_seconds", 3, "took longer"), ("macro_f1", 2, "two pairs")]
+    table = pd.DataFrame(rows, columns=["measure", "units", "said"]).assign(told=True, knob="lr")
+    table.to_csv(sweep / "effects.csv", index=False)
     report.build(sweep)
     text = read(sweep / "index.html").text
-    assert "lr: can tell" in text and "took longer" not in text and "one pair" not in text
+    assert "lr: can tell" in text and "took longer" not in text and "two pairs" not in text
     (sweep / "effects.csv").unlink()
     report.build(sweep)
     assert "made a difference" not in read(sweep / "index.html").text

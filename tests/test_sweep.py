@@ -236,15 +236,6 @@ def test_an_unreadable_history_costs_its_own_number_alone(tmp_path, broken):
     assert pairs.to_dict() == {"macro_f1": 2, "epochs_to_converge": 1, "train_seconds": 2}
 
 
-def test_the_terminal_says_what_can_be_told_first_and_counts_the_rest(tmp_path):
-    rows = [("macro_f1", 0.1, False, f"knob {n}") for n in range(7)] + [("macro_f1", 0.1, True, "it matters")]
-    rows += [("macro_f1", None, False, "one pair"), ("train_seconds", 0.1, True, "takes longer")]
-    pd.DataFrame(rows, columns=["measure", "low", "told", "said"]).to_csv(tmp_path / "effects.csv", index=False)
-    lines = progress._differences(tmp_path, "macro_f1")
-    assert lines[:2] == ["it matters", "knob 0"] and lines[-1].startswith("… and 2 more") and len(lines) == 7
-    assert progress._differences(tmp_path / "elsewhere", "macro_f1") == []
-
-
 class Recorder:
     """An engine that executes nothing: it says that all went well, in order, and remembers what it was given."""
 
