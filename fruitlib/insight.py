@@ -87,7 +87,11 @@ def read(sweep_dir: Path, measure: str = "") -> Study:
 
 
 def study(sweep_dir: Path, table: pd.DataFrame, listed: dict[str, dict], measure: str) -> Study:
-    """A table like `results.csv`, of which those runs count that are listed, with the knobs in which they differ."""
+    """The runs of a table like `results.csv` that are `listed`, by name with their values of the knobs that differ.
+
+    Raises:
+        InputError: as `read`, but for files.
+    """
     table = table[table["run"].isin(listed)] if len(table) else table
     differs = list(dict.fromkeys(knob for knobs in listed.values() for knob in knobs))
     rows = table.to_dict("records")
@@ -217,7 +221,7 @@ def effects(results: pd.DataFrame, differs: Sequence[str], measures: Sequence[st
     for measure, knob in product(measures, compared(differs)):
         table = _table(results, differs, [knob], measure)
         known = table.notna().astype(int)
-        pairs = known.T @ known  # of runs alike in all else; a search has many values, and hardly any pair
+        pairs = known.T @ known  # asked first: a search has many values, hardly any pair, and each effect takes time
         for a, b in asked(ordered(results[knob])):
             if a in table and b in table and pairs.loc[a, b] and (found := effect(table[b] - table[a], folds)):
                 rows.append({"knob": knob, "from": a, "to": b, "measure": measure, **found})

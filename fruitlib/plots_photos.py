@@ -1,7 +1,7 @@
 """Sheets of photographs and maps: arrays in, a `Figure` out, in the look of `plots`.
 
 A sheet is one Axes measured in inches, from its upper left corner to the right and down. An Axes for each picture would
-be the usual way, and takes ten times as long to draw (24 photos: 2 s), on every page of every run.
+be the usual way, and takes ten times as long to draw, on every page of every run.
 """
 
 import re
@@ -21,13 +21,11 @@ SMALL = {"fontsize": 8, "linespacing": 1.2}
 
 def contact_sheet(images: np.ndarray, titles: list[str], columns: int = 8, title: str = "") -> Figure:
     """Photos uint8 (n, S, S, 3) in a grid, each with its title above it."""
-    titles = [_wrapped(text, 19) for text in titles]
+    titles = [_in_lines(text, 19) for text in titles]
     lines = max((text.count("\n") + 1 for text in titles if text), default=0)
-    columns = min(columns, max(len(images), 1))
-    tall = SIDE + LINE * lines + GAP
-    figure, ax = _sheet((SIDE + GAP) * columns, tall * -(-len(images) // columns), title)
-    for n, (image, text) in enumerate(zip(images, titles, strict=True)):
-        x, y = n % columns * (SIDE + GAP), n // columns * tall + LINE * lines
+    figure, ax, corners = _grid(len(images), columns, SIDE + GAP, SIDE + LINE * lines + GAP, title)
+    for image, text, (x, y) in zip(images, titles, corners, strict=True):
+        y += LINE * lines
         _picture(ax, image, x, y)
         ax.text(x + SIDE / 2, y - 0.03, text, ha="center", va="bottom", **SMALL)
     return figure
@@ -41,19 +39,17 @@ def quarantine_sheet(pictures: Sequence[np.ndarray | None] | None, titles: Seque
     shown = list(pictures if pictures is not None else [None] * len(titles))[:at_most]
     title = f"{len(titles)} quarantined photo{'s' if len(titles) > 1 else ''}"
     title += f", the first {at_most}" if len(titles) > at_most else ""
-    side, wide, columns = 1.5, 1.7, 6
-    tall = side + (LINES + 1) * LINE
-    figure, ax = _sheet(wide * min(columns, max(len(shown), 1)), tall * -(-len(shown) // columns), title)
-    for n, (picture, text) in enumerate(zip(shown, titles, strict=False)):
-        x, y = n % columns * wide, n // columns * tall
+    side = 1.5
+    figure, ax, corners = _grid(len(shown), 6, side + 0.2, side + (LINES + 1) * LINE, title)
+    for picture, text, (x, y) in zip(shown, titles[:at_most], corners, strict=True):
         if picture is None:
             _picture(ax, np.full((8, 8, 3), 225, np.uint8), x, y, side)
-            corners = side * np.array([0.3, 0.7])
-            for rise in (corners, corners[::-1]):
-                ax.plot(x + corners, y + rise, color="#888888", linewidth=2)
+            ends = side * np.array([0.3, 0.7])
+            for rise in (ends, ends[::-1]):
+                ax.plot(x + ends, y + rise, color="#888888", linewidth=2)
         else:
             _picture(ax, picture, x, y, side)
-        ax.text(x, y + side + 0.05, _wrapped(text, 24), va="top", **SMALL)
+        ax.text(x, y + side + 0.05, _in_lines(text, 24), va="top", **SMALL)
     return figure
 
 
@@ -62,14 +58,12 @@ def pair_sheet(pairs: Sequence[tuple], titles: Sequence[str], at_most: int = 12,
 
     For near duplicates, or for photos that look alike and bear different labels.
     """
-    pairs, side, wide, columns = list(pairs)[:at_most], 1.5, 3.3, 3
-    tall = side + (LINES + 1) * LINE
-    figure, ax = _sheet(wide * min(columns, max(len(pairs), 1)), tall * -(-len(pairs) // columns), title)
-    for n, (pair, text) in enumerate(zip(pairs, titles, strict=False)):
-        x, y = n % columns * wide, n // columns * tall
+    pairs, side = list(pairs)[:at_most], 1.5
+    figure, ax, corners = _grid(len(pairs), 3, 2 * side + 0.3, side + (LINES + 1) * LINE, title)
+    for pair, text, (x, y) in zip(pairs, titles[:at_most], corners, strict=True):
         for shift, picture in zip((0, side + 0.05), pair, strict=True):
             _picture(ax, picture, x + shift, y, side)
-        ax.text(x, y + side + 0.05, _wrapped(text, 48), va="top", **SMALL)
+        ax.text(x, y + side + 0.05, _in_lines(text, 48), va="top", **SMALL)
     return figure
 
 
@@ -77,16 +71,17 @@ def picture_table(
     pictures: list[list[np.ndarray]], row_names: list[str], column_names: list[str], title: str
 ) -> Figure:
     """A table of pictures (lists of H×W×3 arrays): row names at the left, column names on top."""
-    step, names = SIDE + 0.06, [_wrapped(name, 16) for name in column_names]
+    step, names = SIDE + 0.06, [_in_lines(name, 16) for name in column_names]
     head = 0.17 * max((name.count("\n") + 1 for name in names if name), default=0) + 0.03
     figure, ax = _sheet(step * len(column_names), step * len(pictures) + head, title)
-    for column, name in enumerate(names):
-        ax.text(column * step + SIDE / 2, head - 0.05, name, ha="center", va="bottom", fontsize=9)
+    places = [step * column for column in range(len(names))]
+    for x, name in zip(places, names, strict=True):
+        ax.text(x + SIDE / 2, head - 0.05, name, ha="center", va="bottom", fontsize=9)
     for row, (line, name) in enumerate(zip(pictures, row_names, strict=True)):
         y = head + row * step
         ax.text(-0.08, y + SIDE / 2, name, ha="right", va="center", fontsize=9)
-        for column, (_, picture) in enumerate(zip(names, line, strict=True)):
-            _picture(ax, picture, column * step, y)
+        for x, picture in zip(places, line, strict=True):
+            _picture(ax, picture, x, y)
     return figure
 
 
@@ -128,6 +123,13 @@ def _sheet(width: float, height: float, title: str) -> tuple[Figure, Axes]:
     return figure, ax
 
 
+def _grid(count: int, columns: int, wide: float, tall: float, title: str) -> tuple[Figure, Axes, list]:
+    """A sheet of so many cells, `columns` in a row at most, and the upper left corner (x, y) of each."""
+    columns = min(columns, max(count, 1))
+    corners = [(n % columns * wide, n // columns * tall) for n in range(count)]
+    return *_sheet(wide * columns, tall * -(-count // columns), title), corners
+
+
 def _picture(ax: Axes, picture: np.ndarray, x: float, y: float, side: float = SIDE) -> None:
     """A picture (H, W, 3), or a map (H, W), as large as goes into a square, in the middle of its upper edge."""
     height, width = (side * extent / max(picture.shape[:2]) for extent in picture.shape[:2])
@@ -135,7 +137,7 @@ def _picture(ax: Axes, picture: np.ndarray, x: float, y: float, side: float = SI
     ax.imshow(picture, extent=(x, x + width, y + height, y), cmap="viridis", aspect="auto", clip_on=False)
 
 
-def _wrapped(text: str, letters: int) -> str:
+def _in_lines(text: str, letters: int) -> str:
     """A text with each of its lines wrapped to so many letters, `LINES` at most."""
     lines = []
     for line in text.splitlines():
