@@ -12,7 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from fruitlib import stats
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 PROBE = "an RBF support vector machine on 40 principal components of 16 × 16 pixels"
 SIDE, COMPONENTS, FOLDS = 16, 40, 5

@@ -6,7 +6,7 @@ Balancing touches training photos only; validation and test photos keep the prop
 import numpy as np
 import torch
 
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 METHODS = {
     "none": "every photo once an epoch",

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from fruitlib import preprocess, runtime, sources
-from fruitlib.config import PREPROCESS_KNOBS, Config
-from fruitlib.runtime import InputError
+from fruitlib import preprocess, sources
+from fruitlib.core import files
+from fruitlib.core.config import PREPROCESS_KNOBS, Config
+from fruitlib.core.errors import InputError
 
 KEEP_DAYS = 7  # a file that nobody used for so long is removed when another is made
 CHUNK = 16  # photos a thread decodes at a time: small ones, handed out one by one, would cost more in the handing out
@@ -74,7 +75,7 @@ def open_store(
         return store("stream", "decoded every time, as cache = stream asks")
     file = cache_dir / f"{identity(folder, paths, keys, config)}.npy"
     try:
-        with runtime.lock(file.with_suffix(".lock")):
+        with files.lock(file.with_suffix(".lock")):
             kind, where = place(config.cache, size, 0 if file.exists() else size, cache_dir)
             if kind == "stream":
                 return store(kind, where)
@@ -82,7 +83,7 @@ def open_store(
                 write(file, shape, decoded(folder, paths, config), progress)
             return store(kind, where, mapped(file, shape, read_ahead=kind == "ram"))
     except OSError as problem:  # the disk is full, or not to be written to
-        reason = f"{runtime.display_path(cache_dir)}: {problem.strerror or problem}"
+        reason = f"{files.display_path(cache_dir)}: {problem.strerror or problem}"
         if config.cache != "auto":
             raise InputError(f"cache = {config.cache}: {reason}; make room there or set cache: stream") from None
         return store("stream", f"decoded every time, since no file could be kept ({reason})")
@@ -101,8 +102,8 @@ def identity(folder: Path, paths: list[str], keys: list[str], config: Config) ->
         file, box = sources.locate(folder, path)
         content.update(f"{key or _sha256(file)} {box}\n".encode())
     knobs = {name: getattr(config, name) for name in PREPROCESS_KNOBS}
-    code = [runtime.module_source(module) for module in ("intake", "preprocess")]
-    return runtime.fingerprint(content.hexdigest(), knobs, *code, preprocess.LIBRARIES)
+    code = [files.module_source(module) for module in ("intake", "preprocess")]
+    return files.fingerprint(content.hexdigest(), knobs, *code, preprocess.LIBRARIES)
 
 
 def _sha256(file: Path) -> str:
@@ -195,11 +196,11 @@ def tidy(cache_dir: Path) -> None:
     """Remove what killed writers left behind, and files that were not used for `KEEP_DAYS`."""
     long_ago = time.time() - KEEP_DAYS * 24 * 3600
     for file in list(cache_dir.iterdir()):
-        with suppress(OSError, runtime.Locked):
+        with suppress(OSError, files.Locked):
             if file.suffix == ".npy" and file.stat().st_mtime < long_ago:
                 file.unlink()
             if file.suffix == ".partial":
-                with runtime.lock(file.with_suffix(".lock"), timeout=0):  # held by whoever still writes it
+                with files.lock(file.with_suffix(".lock"), timeout=0):  # held by whoever still writes it
                     file.unlink()
 
 

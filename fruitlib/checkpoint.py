@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from fruitlib import models, runtime
-from fruitlib.config import TRAIN_KNOBS
+from fruitlib import models
+from fruitlib.core import files
+from fruitlib.core.config import TRAIN_KNOBS
+from fruitlib.core.errors import InputError
 from fruitlib.runs import Run
-from fruitlib.runtime import InputError
 
 NAME = "last.pt"
 NEXT_BEST = ("best.next.pt", "predictions_val.next.csv")  # written in this order, renamed in the other
@@ -42,7 +43,7 @@ def save(run: Run, identity: str, progress: Progress, parts: dict[str, Any], spe
         "progress": {entry.name: getattr(progress, entry.name) for entry in fields(progress)},
         "parts": {name: part.state_dict() for name, part in parts.items()},
     }
-    with runtime.replacing(run.path / NAME) as partial:
+    with files.replacing(run.path / NAME) as partial:
         torch.save(content, partial)
     settle(run, progress)
 
@@ -72,7 +73,7 @@ def read(run: Run, identity: str) -> tuple[dict | None, str]:
     path = run.path / NAME
     if not path.is_file():
         return None, ""
-    where = runtime.display_path(path)
+    where = files.display_path(path)
     try:
         content = models.load_checkpoint(path)
         found = content["identity"]

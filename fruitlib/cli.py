@@ -7,8 +7,8 @@ import signal
 import sys
 from pathlib import Path
 
-from fruitlib import runtime
-from fruitlib.runtime import InputError
+from fruitlib.core import files, progress
+from fruitlib.core.errors import InputError
 
 GO_ON = "Run the same command again: what is complete is kept, and a training goes on from its last epoch."
 
@@ -25,12 +25,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"fruitlib: {problem.filename}: is a file where a folder is needed", file=sys.stderr)
         return 2
     except (PermissionError, FileExistsError) as problem:
-        print(f"fruitlib: {runtime.file_trouble(problem)}", file=sys.stderr)
+        print(f"fruitlib: {files.file_trouble(problem)}", file=sys.stderr)
         return 2
     except OSError as problem:
-        if not runtime.disk_is_to_blame(problem):
+        if not files.disk_is_to_blame(problem):
             raise
-        print(f"fruitlib: {runtime.file_trouble(problem)}: {GO_ON}", file=sys.stderr)
+        print(f"fruitlib: {files.file_trouble(problem)}: {GO_ON}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nfruitlib: stopped. {GO_ON}", file=sys.stderr)
@@ -110,7 +110,7 @@ def _sweep(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from fruitlib import report
 
-    print(runtime.display_path(report.build(Path(options.sweep).resolve())))
+    print(files.display_path(report.build(Path(options.sweep).resolve())))
     return 0
 
 
@@ -139,7 +139,7 @@ def _compare(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     from fruitlib import sanity
 
-    found = sanity.check(Path(options.sweep).resolve(), runtime.meter("photos read"))
+    found = sanity.check(Path(options.sweep).resolve(), progress.meter("photos read"))
     for words, lines in (("ALARM", found.alarms), ("look at", found.notes)):
         print(*(f"{words}: {line}" for line in lines), sep="\n", end="\n" if lines else "")
     if not found.alarms:
@@ -150,7 +150,7 @@ def _check(options: argparse.Namespace) -> int:
 def _draw(options: argparse.Namespace) -> int:
     from fruitlib import sources
 
-    print(runtime.display_path(sources.ready(options.name)))
+    print(files.display_path(sources.ready(options.name)))
     return 0
 
 

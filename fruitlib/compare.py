@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fruitlib import metrics, runs, runtime, stats
-from fruitlib.runtime import InputError
+from fruitlib import metrics, runs, stats
+from fruitlib.core import errors, files
+from fruitlib.core.errors import InputError
 
 COLUMNS = ("path", "label", "predicted", "backend")
 DEEPEST = 8  # parts of a path that are looked at where whole paths do not fit
@@ -56,7 +57,7 @@ def read(source: str | Path, split: str = "val", backend: str = "", columns: Map
     Raises:
         InputError: no such file, a column or a cell that is missing, a photo with several rows.
     """
-    path, run = runtime.resolve(source), None
+    path, run = files.resolve(source), None
     if not path.exists() and path.name in _combinations(path.parent):
         return pooled(path.parent, path.name)
     if path.is_dir():
@@ -66,13 +67,13 @@ def read(source: str | Path, split: str = "val", backend: str = "", columns: Map
         path = path / f"predictions_{split}.csv"
     if not path.is_file():
         why = "; 06_test_accuracy writes it, for the chosen run" if run and split == "test" else ""
-        raise InputError(f"{runtime.display_path(path)}: no such file{why}")
+        raise InputError(f"{files.display_path(path)}: no such file{why}")
     try:
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as problem:
-        raise InputError(f"{source}: not a CSV that can be read ({runtime.first_line(problem)})") from None
+        raise InputError(f"{source}: not a CSV that can be read ({errors.first_line(problem)})") from None
     table, used = _checked(table, str(source), backend, columns or {})
-    name = f"{run.sweep_dir.name}/{run.name}" if run else runtime.display_path(path)
+    name = f"{run.sweep_dir.name}/{run.name}" if run else files.display_path(path)
     told = ", ".join([*([used] if used else []), *(["test photos"] if run and split == "test" else [])])
     return Judged(name + (f" ({told})" if told else ""), table, run, split if run else "")
 
@@ -357,7 +358,7 @@ def of_sweep(
     Raises:
         InputError: what `read` and `match` refuse; one side named without the other; no run.
     """
-    folder, where = runtime.resolve(sweep_dir), runtime.display_path(runtime.resolve(sweep_dir))
+    folder, where = files.resolve(sweep_dir), files.display_path(files.resolve(sweep_dir))
     if bool(a) != bool(b):
         raise InputError("a and b: name both, or neither")
     if a:

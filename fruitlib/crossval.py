@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fruitlib import metrics, runtime
+from fruitlib import metrics
+from fruitlib.core import files
 from fruitlib.runs import POOLED, Run
 
 
@@ -26,7 +27,7 @@ def pool(work: dict[str, Run], combinations: dict[str, list[str]], sweep_dir: Pa
             frames, problems = [*frames, table], [*problems, *([problem] if problem else [])]
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     if len(table):
-        with runtime.replacing(sweep_dir / POOLED) as partial:
+        with files.replacing(sweep_dir / POOLED) as partial:
             table.to_csv(partial, index=False)
     else:
         (sweep_dir / POOLED).unlink(missing_ok=True)

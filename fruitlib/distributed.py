@@ -39,9 +39,9 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from fruitlib import runtime
+from fruitlib.core import files, machine, progress
+from fruitlib.core.errors import InputError
 from fruitlib.runs import Pruned, Run
-from fruitlib.runtime import InputError
 
 OnEpoch = Callable[[pd.DataFrame], None]
 # A training of days may lose a worker now and then; one that loses a fourth has a fault that another start won't mend.
@@ -69,10 +69,10 @@ def advice(seconds_per_epoch: float, epochs: int, processes: int) -> str:
     """
     one = seconds_per_epoch * epochs
     best = START_SECONDS + one / processes
-    said = f"about {runtime.duration(one)} in one process; {processes} take {START_SECONDS} s to start, so"
+    said = f"about {progress.duration(one)} in one process; {processes} take {START_SECONDS} s to start, so"
     if best > WORTH_IT * one:
         return f"{said} this run is too small for them: processes: 1 is right"
-    return f"{said} they may be done after {runtime.duration(best)} where each has cores or a GPU of its own"
+    return f"{said} they may be done after {progress.duration(best)} where each has cores or a GPU of its own"
 
 
 def launch(run: Run, on_epoch: OnEpoch) -> None:
@@ -92,7 +92,7 @@ def launch(run: Run, on_epoch: OnEpoch) -> None:
     try:
         _follow(child, mark, run, on_epoch)
         if child.wait() or marker.is_file():
-            where = runtime.display_path(run.path / "train.log")
+            where = files.display_path(run.path / "train.log")
             reason = _read(marker) or _how_lost(_read(run.path / "train.log"), child.returncode)
             raise RuntimeError(f"training in {processes} processes failed: {reason} (all they said: {where})")
     finally:
@@ -109,7 +109,7 @@ def _start_agent(run: Run, processes: int, threads: int, mark: str) -> subproces
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
         "FRUITLIB_STARTER": mark,
-        "FRUITLIB_HOME": str(runtime.home()),
+        "FRUITLIB_HOME": str(files.home()),
         # A store that outlives the workers still has the lost ones' addresses, and a restarted group waits for them
         # (pytorch issue 135712; seen with 2.15).
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
@@ -172,7 +172,7 @@ def refuse_differing(epoch: int) -> None:
 def in_step(check: Callable[[], None]) -> None:
     """What rank 0's `check` raises of `runs.Pruned`, all ranks raise: each alone might look a moment too early."""
     found = [None]
-    if runtime.rank() == 0:
+    if machine.rank() == 0:
         try:
             check()
         except Pruned as told:
@@ -223,7 +223,7 @@ def worker(work: Callable[[], None]) -> None:
     the end of another process is not: there the group is to start again.
     """
     _leave_with_starter()
-    run, first = Run(runtime.resolve(sys.argv[1])), runtime.rank() == 0
+    run, first = Run(files.resolve(sys.argv[1])), machine.rank() == 0
     try:
         _refuse_misfits(run)
         _meet(run, first)
@@ -246,7 +246,7 @@ def _meet(run: Run, first: bool) -> None:
         (run.path / FAILED).unlink(missing_ok=True)  # an earlier start's; nobody writes this one's before all are here
     enough_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     if enough_gpus:
-        torch.cuda.set_device(runtime.device())
+        torch.cuda.set_device(machine.device())
     dist.init_process_group("cpu:gloo,cuda:nccl" if enough_gpus else "gloo", timeout=PATIENCE)
     if reason := _read(run.path / FAILED):
         _leave(1, f"error: {reason}")
@@ -296,7 +296,7 @@ def _refuse_misfits(run: Run) -> None:
     Raises:
         InputError: batches too small for so many processes; restarts that would wait for ever.
     """
-    processes, batch_size = runtime.world_size(), run.config.batch_size
+    processes, batch_size = machine.world_size(), run.config.batch_size
     if batch_size < 2 * processes > 2:
         raise InputError(f"batch_size = {batch_size}: too small for {processes} processes (at least 2 images each)")
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and _max_restarts():

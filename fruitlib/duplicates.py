@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from fruitlib import sources
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 NEAR = 8
 MOST_PAIRS = 5_000_000  # pairs held at a time; beyond, the most distant are let go, and a note says so

@@ -13,9 +13,10 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from fruitlib import placement, runs, runtime
+from fruitlib import placement, runs
+from fruitlib.core import files
+from fruitlib.core.errors import first_line
 from fruitlib.runs import Run
-from fruitlib.runtime import first_line
 from fruitlib.work import CODES, lock_of
 
 KILLED = -9  # by SIGKILL, which not every system has a name for
@@ -92,7 +93,7 @@ class Engine:
 
     def _submit(self, task: Task) -> None:
         job = {"folder": str(task.folder), "stages": list(task.stages), "kernel": self.kernel()}
-        job |= {"home": str(runtime.home()), "environment": placement.environment(), "stop": str(self.stop_file)}
+        job |= {"home": str(files.home()), "environment": placement.environment(), "stop": str(self.stop_file)}
         try:
             self.running[self.executor.submit(placement.perform, job)] = task
         except Exception as problem:  # a cluster's client has many ways to say that it lost its scheduler
@@ -138,9 +139,9 @@ class Engine:
         """Take back the tasks whose run nobody works on any more."""
         for task in list(self.elsewhere):
             try:
-                with runtime.lock(task.folder / lock_of(task.stages), timeout=0):
+                with files.lock(task.folder / lock_of(task.stages), timeout=0):
                     pass
-            except runtime.Locked:
+            except files.Locked:
                 continue
             self.elsewhere.remove(task)
             self.waiting.append(task)

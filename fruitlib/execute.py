@@ -9,9 +9,9 @@ import time
 import warnings
 from pathlib import Path
 
-from fruitlib import config as configs
 from fruitlib import runs, warm
-from fruitlib.config import Config
+from fruitlib.core import config as configs
+from fruitlib.core.config import Config
 
 kernel_folders: set[str] = set()  # temporary ones in use, for who ends this process from outside
 

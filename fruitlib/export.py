@@ -19,8 +19,9 @@ import torch
 from onnxruntime import quantization as ort
 
 from fruitlib import images, intake, metrics, models, sources
+from fruitlib.core.errors import InputError
+from fruitlib.core.files import display_path, replacing
 from fruitlib.runs import Run
-from fruitlib.runtime import InputError, display_path, replacing
 
 OPSET = 20
 OP_TYPES = ("Conv", "Gemm", "MatMul")

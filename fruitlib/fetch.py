@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from fruitlib import runtime
-from fruitlib.runtime import InputError
+from fruitlib.core import files
+from fruitlib.core.errors import InputError
+from fruitlib.core.progress import duration
 
 DATASETS = {
     "fruits-360-3-body": {
@@ -67,28 +68,26 @@ def fetch(
     """
     known = DATASETS[name]
     url, counts = url or known["url"], counts or known["counts"]
-    folder = Path(to).expanduser().resolve() if to else runtime.home() / "data" / name
-    where, part = runtime.display_path(folder), folder.with_name(f".{folder.name}.part")
+    folder = Path(to).expanduser().resolve() if to else files.home() / "data" / name
+    where, part = files.display_path(folder), folder.with_name(f".{folder.name}.part")
     if not shutil.which("git"):
         raise InputError("git is not installed: install it (https://git-scm.com/downloads) and run this again")
     try:
-        with runtime.lock(part.with_suffix(".lock"), timeout=0):
+        with files.lock(part.with_suffix(".lock"), timeout=0):
             if complete(folder, counts):
                 say(f"{where} is complete: {_counted(counts)}")
             else:
                 say(f"asking {url} for its list of photos")
                 commit = _bring(part, url, counts, progress, batch)
                 facts = {"name": name, "url": url, "commit": commit, "counts": counts}
-                runtime.write_json(
-                    part / "photos" / RECORD, facts | {key: known[key] for key in ("licence", "citation")}
-                )
+                files.write_json(part / "photos" / RECORD, facts | {key: known[key] for key in ("licence", "citation")})
                 if folder.exists():
                     folder.rmdir()  # an empty one, as `complete` made sure
                 os.replace(part / "photos", folder)
                 say(f"{where}: {_counted(counts)}")
             shutil.rmtree(part, ignore_errors=True)
             part.with_suffix(".lock").unlink(missing_ok=True)
-    except runtime.Locked:
+    except files.Locked:
         raise InputError(f"{where}: another process is fetching it; let it finish") from None
     except OSError as problem:
         raise InputError(f"{problem.filename or part}: {problem.strerror}; put that right and run this again") from None
@@ -103,7 +102,7 @@ def complete(folder: Path, counts: dict[str, int]) -> bool:
     if folder.is_dir() and (found := _on_disk(folder, counts)) == counts:
         return True
     held = _counted(found) if folder.is_dir() else "a file"
-    where = runtime.display_path(folder)
+    where = files.display_path(folder)
     raise InputError(f"{where}: holds {held}, not {_counted(counts)}; remove it, or name another folder with --to")
 
 
@@ -247,7 +246,7 @@ def meter(stream=None) -> Progress:
         now = time.monotonic()
         came = done - began.setdefault("done", done)
         seconds = now - began.setdefault("time", now)
-        left = f", about {runtime.duration(seconds / came * (total - done))} left" if came and done < total else ""
+        left = f", about {duration(seconds / came * (total - done))} left" if came and done < total else ""
         line = f"{place}: {done:,} of {total:,} photos{left}"
         if stream.isatty():
             stream.write(f"\r\x1b[K{line}" + "\n" * (done == total))

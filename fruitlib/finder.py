@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fruitlib import balance, images, losses, models, optim, runtime, transfer
+from fruitlib import balance, images, losses, models, optim, transfer
+from fruitlib.core import machine
+from fruitlib.core.errors import InputError
 from fruitlib.images import Batch, Feed
 from fruitlib.runs import Run
-from fruitlib.runtime import InputError
 
 BELOW, HIGHEST = 1000, 10.0  # from a thousandth of the run's lr to the largest lr the knob allows
 FEWEST = 20  # steps; with fewer there is no curve to read
@@ -38,7 +39,7 @@ def find_lr(run: Run, steps: int) -> pd.DataFrame:
     """
     if steps < FEWEST:
         raise InputError(f"lr_find = {steps}: a curve needs at least {FEWEST} steps; 100 is a good number, 0 is none")
-    config, device = run.config, runtime.device()
+    config, device = run.config, machine.device()
     teach, num_classes = images.of(run, "train"), len(run.class_names)
     start = config.lr / BELOW
     rows, smoothed, best = [], 0.0, float("inf")
@@ -111,7 +112,7 @@ def _own_randomness(seed: int) -> Iterator[None]:
     python, arrays = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
-            runtime.seed_everything(seed)
+            machine.seed_everything(seed)
             yield
     finally:
         random.setstate(python)

@@ -15,12 +15,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fruitlib import augment, balance, cache, runtime, sources
+from fruitlib import augment, balance, cache, sources
 from fruitlib.augment import Draws, Mix
 from fruitlib.cache import Store
-from fruitlib.config import Config
+from fruitlib.core import files
+from fruitlib.core.config import Config
+from fruitlib.core.errors import InputError
 from fruitlib.runs import Run
-from fruitlib.runtime import InputError
 
 POLICIES = get_args(Config.model_fields["augment"].annotation)[1:]  # all but none
 MIXINGS = get_args(Config.model_fields["mixing"].annotation)[1:]
@@ -90,7 +91,7 @@ def of(run: Run, split: str, progress: cache.Progress | None = None, rows: pd.Da
     pool = rows if split == "test" else pool[(pool["status"] == "ok") & (pool["split"] != "test")]
     folder = sources.root(run.config.data)
     paths, keys = pool["path"].tolist(), pool["sha256"].tolist()
-    store = cache.open_store(folder, paths, keys, run.config, runtime.cache_dir(), progress)
+    store = cache.open_store(folder, paths, keys, run.config, files.cache_dir(), progress)
     index = pd.Index(paths).get_indexer(rows["path"])
     if (index < 0).any():  # -1 would quietly stand for the last photo
         raise InputError(f"{rows['path'][int(index.argmin())]}: in the {split} part, but not to be used: split again")

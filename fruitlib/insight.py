@@ -16,8 +16,9 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from fruitlib import runs, runtime, stats
-from fruitlib.runtime import InputError
+from fruitlib import runs, stats
+from fruitlib.core import files
+from fruitlib.core.errors import InputError
 
 SCORES = ("macro_f1", "accuracy", "balanced_accuracy", "macro_precision", "macro_recall")  # higher is better, 0 to 1
 CONVERGED = "epochs_to_converge"
@@ -98,7 +99,7 @@ def study(sweep_dir: Path, table: pd.DataFrame, listed: dict[str, dict], measure
     for knob in differs:  # as they were meant: a CSV loses types
         table = table.assign(**{knob: [listed[row["run"]].get(knob, row.get(knob)) for row in rows]})
     complete = table[table["state"] == "complete"].reset_index(drop=True) if len(table) else table
-    where = runtime.display_path(sweep_dir)
+    where = files.display_path(sweep_dir)
     if complete.empty:
         raise InputError(f"{where}: no complete run yet; execute `fruitlib sweep`, or 02_train and 03_metrics, first")
     if measure not in SCORES or measure not in complete:
@@ -363,7 +364,7 @@ def importances(sweep_dir: Path) -> pd.DataFrame:
     path = sweep_dir / "importances.csv"
     table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["knob", "importance"])
     if not {"knob", "importance"} <= set(table):
-        raise InputError(f"{runtime.display_path(path)}: wanted the columns knob and importance")
+        raise InputError(f"{files.display_path(path)}: wanted the columns knob and importance")
     return table.sort_values("importance", ascending=False, ignore_index=True)
 
 

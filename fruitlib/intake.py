@@ -29,7 +29,7 @@ import pandas as pd
 from PIL import Image, ImageCms, ImageFile
 
 from fruitlib import sources
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 COLUMNS = ["status", "reason", "width", "height", "sha256", "phash"]
 SHUT = (0, 0, "", "")  # width, height, sha256 and phash of a photo that was not opened

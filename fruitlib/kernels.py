@@ -55,7 +55,7 @@ def install() -> Path:
     Raises:
         OSError: the environment cannot be written to.
     """
-    from fruitlib import runtime
+    from fruitlib.core.files import write_json
 
     folder = Path(sys.prefix) / "share" / "jupyter" / "kernels" / NAME
     command = [sys.executable, "-ISP", str(Path(warm.__file__).resolve()), "ipykernel_launcher"]
@@ -68,7 +68,7 @@ def install() -> Path:
     }
     path = folder / "kernel.json"
     if not path.is_file() or json.loads(path.read_text(encoding="utf-8")) != spec:
-        runtime.write_json(path, spec)
+        write_json(path, spec)
     return folder
 
 

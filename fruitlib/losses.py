@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
-from fruitlib.config import Config
+from fruitlib.core.config import Config
+from fruitlib.core.errors import InputError
 from fruitlib.images import Batch
-from fruitlib.runtime import InputError
 
 Objective = Callable[[torch.Tensor, Batch], torch.Tensor]
 Judge = Callable[[torch.Tensor, torch.Tensor], float]

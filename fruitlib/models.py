@@ -17,9 +17,9 @@ import torchvision
 from torch import nn
 from torchvision.models import VGG, ConvNeXt
 
-from fruitlib import runtime
-from fruitlib.config import BASE_CLASSES, NETWORK_KNOBS, OURS, PREPROCESS_KNOBS, Config, make
-from fruitlib.runtime import InputError
+from fruitlib.core import files
+from fruitlib.core.config import BASE_CLASSES, NETWORK_KNOBS, OURS, PREPROCESS_KNOBS, Config, make
+from fruitlib.core.errors import InputError
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 HEADS = ("head", "fc", "classifier")  # what torchvision and End2End call the last part
@@ -130,14 +130,14 @@ def _ours(config: Config, num_classes: int) -> Normalized:
         return _said(Normalized(Base()), "fresh weights")
     base, said = Base(), "fresh weights"
     if config.base_weights:
-        path = runtime.resolve(config.base_weights)
+        path = files.resolve(config.base_weights)
         if not path.is_file():
             raise InputError(f"base_weights {path}: no such file; `fruitlib sweep params/base_model.yaml` trains one")
         content = _own_checkpoint(load_checkpoint(path), "base", f"base_weights {path}")
         state = content["state_dict"]
         state = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
         _take(base, state, f"base_weights {path}")
-        said = f"base from {runtime.display_path(path)}, fresh head"
+        said = f"base from {files.display_path(path)}, fresh head"
     return _said(Normalized(End2End(base, num_classes)), said)
 
 
@@ -157,7 +157,7 @@ def _from_torchvision(config: Config, num_classes: int, path: Path, state: dict[
         # DenseNet's published files still have the dots that its modules' names have lost
         state = {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=\d)", r"\1", key): state[key] for key in state}
         _take(net, state, f"weights {path}", f"{_head_name(net)}.")
-        said = f"weights from {runtime.display_path(path)}, fresh {new}"
+        said = f"weights from {files.display_path(path)}, fresh {new}"
     _replace_head(net, config, num_classes)
     # Weights want the mean and spread they were trained with, which are not ImageNet's for every model.
     expects = published.transforms() if chosen or state else None
@@ -239,7 +239,7 @@ def _start(config: Config) -> tuple[Path, dict]:
     """The file that `weights` names and what it holds: a checkpoint of ours of this model, a state_dict, or nothing."""
     if config.weights in ("none", "DEFAULT"):
         return Path(), {}
-    path = runtime.resolve(config.weights)
+    path = files.resolve(config.weights)
     if not path.is_file():
         raise InputError(f"weights {path}: no such file; wanted: none, DEFAULT or a checkpoint's path")
     content = load_checkpoint(path)
@@ -267,7 +267,7 @@ def _continue(model: Normalized, content: dict, path: Path) -> str:
     kept = {name: tensor for name, tensor in state.items() if same or name not in heads}
     _take(model, kept, f"weights {path}", head_prefix)
     part, rest = ("all weights", "") if same else ("backbone", ", fresh head: the file's has another shape")
-    return f"{part} from {runtime.display_path(path)} (classes {', '.join(content['class_names'])}){rest}"
+    return f"{part} from {files.display_path(path)} (classes {', '.join(content['class_names'])}){rest}"
 
 
 def _take(module: nn.Module, state: dict[str, torch.Tensor], where: str, head_prefix: str | tuple = ()) -> None:
@@ -343,7 +343,7 @@ def restore(path: Path) -> tuple[Normalized | Ensemble, dict]:
             members.append(build(make(content["network"], str(path)), len(content["class_names"])))
             _take(members[-1], state, str(path))
     for member in members:
-        member.said = f"all weights from {runtime.display_path(path)}"
+        member.said = f"all weights from {files.display_path(path)}"
     model = Ensemble(members) if "members" in content else members[0]
     return model.eval(), content
 
@@ -426,7 +426,7 @@ def _block_name(names: list[str]) -> str:
 def fingerprint(model: nn.Module) -> str:
     """Twelve hex digits of all weights and buffers; tells fresh weights from those of another run."""
     tensors = [tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in model.state_dict().values()]
-    return runtime.fingerprint(*model.state_dict(), *tensors)
+    return files.fingerprint(*model.state_dict(), *tensors)
 
 
 def num_parameters(model: nn.Module) -> int:

@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from fruitlib import models
-from fruitlib.config import Config
+from fruitlib.core.config import Config
 
 FLOOR = 0.01  # cosine and exponential end at this share of the peak
 RISE = 0.3  # of one_cycle, as a share of all steps; with the two below it is torch's OneCycleLR

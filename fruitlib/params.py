@@ -20,8 +20,9 @@ from typing import Any
 import yaml
 
 from fruitlib import space as spaces
-from fruitlib.config import FOLD_KNOBS, SPLIT_KNOBS, Config, inert, make
-from fruitlib.runtime import InputError, fingerprint
+from fruitlib.core.config import FOLD_KNOBS, SPLIT_KNOBS, Config, inert, make
+from fruitlib.core.errors import InputError
+from fruitlib.core.files import fingerprint
 from fruitlib.space import Space
 
 SWEEP_KEYS = ("title", "test", "choose_by", "ship", "grid", "list", "random", "search")

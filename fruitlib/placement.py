@@ -33,8 +33,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
-from fruitlib import kernels, runtime, warm
-from fruitlib.runtime import InputError, first_line
+from fruitlib import kernels, warm
+from fruitlib.core import files
+from fruitlib.core.errors import InputError, first_line
 
 TIDY = 1.5  # seconds that a process told to end may take before it is killed
 
@@ -221,4 +222,4 @@ class Cluster(Executor):
 def environment() -> dict[str, str]:
     """What a job on another machine must know of this one's environment."""
     cache = os.environ.get("FRUITLIB_CACHE")
-    return {"FRUITLIB_CACHE": str(runtime.cache_dir())} if cache else {}
+    return {"FRUITLIB_CACHE": str(files.cache_dir())} if cache else {}

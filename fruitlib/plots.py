@@ -13,7 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fruitlib import audit, metrics, runtime
+from fruitlib import audit, metrics
+from fruitlib.core import files
 
 COLOURS = {"train": "#0072b2", "val": "#d55e00", "test": "#009e73"}  # Okabe and Ito 2008
 COLOURS |= {"quarantined": "#888888", "left_out": "#555555"}
@@ -40,7 +41,7 @@ def _installed(font: str) -> bool:
 
 def save(figure: Figure, path: Path) -> None:
     """Save as PNG, atomically, and show that very picture below the cell, so that a figure is drawn once, not twice."""
-    with runtime.replacing(path) as partial:
+    with files.replacing(path) as partial:
         figure.savefig(partial, bbox_inches="tight")
     plt.close(figure)
     if InteractiveShell.initialized():

@@ -9,8 +9,8 @@ import PIL
 from PIL import Image, ImageEnhance
 
 from fruitlib import intake, sources
-from fruitlib.config import FACTORS, Config
-from fruitlib.runtime import InputError
+from fruitlib.core.config import FACTORS, Config
+from fruitlib.core.errors import InputError
 
 # OpenCV would share out each small picture among threads of its own, which wait by spinning: in a thread beside
 # training that takes the cores from torch, and photos are shared out one by one anyway. This holds for the process.

@@ -29,7 +29,8 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from PIL import Image
 
 from fruitlib import insight
-from fruitlib.runtime import InputError, fingerprint, module_source, resolve, write_text
+from fruitlib.core.errors import InputError
+from fruitlib.core.files import fingerprint, module_source, resolve, write_text
 
 EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run that names no `stages`
 WIDGET = "application/vnd.jupyter.widget-view+json"

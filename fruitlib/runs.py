@@ -19,10 +19,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from fruitlib import config as configs
-from fruitlib import runtime, splits
-from fruitlib.config import Config
-from fruitlib.runtime import InputError
+from fruitlib import splits
+from fruitlib.core import config as configs
+from fruitlib.core import files, machine
+from fruitlib.core.config import Config
+from fruitlib.core.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Run:
     @cached_property
     def config(self) -> Config:
         """The knobs this run is to have (while a sweep plans it), or those it had."""
-        return self._planned or configs.make(self.params["knobs"], runtime.display_path(self.path / "params.yaml"))
+        return self._planned or configs.make(self.params["knobs"], files.display_path(self.path / "params.yaml"))
 
     @property
     def members(self) -> list["Run"]:
@@ -135,7 +136,7 @@ class Run:
         """path, label, predicted, p_<class>…, backend of `val` or `test`."""
         path = self.path / f"predictions_{split}.csv"
         if not path.is_file():
-            raise InputError(f"{runtime.display_path(path)}: not there yet; execute 02_train on this run first")
+            raise InputError(f"{files.display_path(path)}: not there yet; execute 02_train on this run first")
         return pd.read_csv(path, dtype={"label": str, "predicted": str}, keep_default_na=False)
 
     def pooled(self) -> pd.DataFrame:
@@ -171,7 +172,7 @@ class Run:
             for backend, probs in probs_by_backend.items()
         ]
         table = pd.concat(frames, ignore_index=True)
-        with runtime.replacing(self.path / f"predictions_{split}.csv") as partial:
+        with files.replacing(self.path / f"predictions_{split}.csv") as partial:
             table.to_csv(partial, index=False)
         return table
 
@@ -183,9 +184,9 @@ class Run:
     def record_test_opening(self, photos: int) -> None:
         """Write down that the test photos are about to be looked at."""
         row = {"time": datetime.now().isoformat(timespec="seconds"), "run": self.name, "photos": photos}
-        with runtime.lock(self.sweep_dir / ".openings.lock"):  # runs tested side by side share this file
+        with files.lock(self.sweep_dir / ".openings.lock"):  # runs tested side by side share this file
             before = self.test_openings().to_dict("records")
-            with runtime.replacing(self.sweep_dir / "test_openings.csv") as partial:
+            with files.replacing(self.sweep_dir / "test_openings.csv") as partial:
                 pd.DataFrame([*before, row]).to_csv(partial, index=False)
 
     def read_json(self, name: str) -> dict:
@@ -198,13 +199,13 @@ class Run:
     def identity(self, stage: str) -> str:
         """The fingerprint this stage's result would have if it were made now."""
         spec = STAGES[stage]
-        parts = [{name: getattr(self.config, name) for name in spec.knobs}, *map(runtime.module_source, spec.modules)]
+        parts = [{name: getattr(self.config, name) for name in spec.knobs}, *map(files.module_source, spec.modules)]
         if spec.after:
             parts.append(self.identity(spec.after))
         else:
             parts.append(self.data_fingerprint)
             started_from = (self.config.base_weights, self.config.weights)  # "" and the words are no files
-            parts += [path for name in started_from if name and (path := runtime.resolve(name)).is_file()]
+            parts += [path for name in started_from if name and (path := files.resolve(name)).is_file()]
             records = [one.record("train") for one in self.members]
             parts += [[record.get("identity"), record.get("finished")] for record in records]
         if stage == "test":
@@ -214,7 +215,7 @@ class Run:
             parts.append(self.pooled()[["run", "trained"]].drop_duplicates().values.tolist())
         if spec.notebook:
             parts.append(notebook_source(stage))
-        return runtime.fingerprint(*parts)
+        return files.fingerprint(*parts)
 
     def record(self, stage: str) -> dict:
         """What was written down when the stage was completed; empty when it never was."""
@@ -230,7 +231,7 @@ class Run:
     def complete(self, stage: str, identity: str, **facts) -> None:
         """Record the stage as complete under the identity taken *before* its work began."""
         record = {"identity": identity, "finished": datetime.now().isoformat(timespec="seconds"), **facts}
-        runtime.write_json(self.path / "stages" / f"{stage}.json", record)
+        files.write_json(self.path / "stages" / f"{stage}.json", record)
 
     @contextlib.contextmanager
     def locked(self, timeout: float = 0):
@@ -267,9 +268,9 @@ class Run:
     def _hold(self, name: str, timeout: float, doing: str):
         with contextlib.ExitStack() as stack:
             try:
-                stack.enter_context(runtime.lock(self.path / name, timeout))
-            except runtime.Locked:
-                raise Busy(f"{runtime.display_path(self.path)}: another process is {doing} this run") from None
+                stack.enter_context(files.lock(self.path / name, timeout))
+            except files.Locked:
+                raise Busy(f"{files.display_path(self.path)}: another process is {doing} this run") from None
             yield
 
 
@@ -287,7 +288,7 @@ def open_run(run_dir: str | os.PathLike) -> Run:
         InputError: there is none yet, or its photos are divided otherwise by now, so that photos it has learnt from
             might judge it.
     """
-    run = Run(runtime.resolve(run_dir))
+    run = Run(files.resolve(run_dir))
     if not run.record("train"):
         raise InputError(f"{run_dir}: no trained run here yet; execute 02_train first, or name another run_dir")
     if run.record("train")["data_fingerprint"] != run.data_fingerprint:
@@ -303,22 +304,22 @@ def create(run_dir: str | os.PathLike, config: Config, **facts) -> Run:
     Raises:
         Busy: another process works on this run.
     """
-    run = Run(runtime.resolve(run_dir), config)
+    run = Run(files.resolve(run_dir), config)
     with run.locked():
         if run.is_complete("train") and (run.path / "params.yaml").is_file():
             record = run.params["record"]
         else:
             clear(run, UNFINISHED if (run.path / "last.pt").is_file() else ())  # `train.fit` sees if it can go on
             record = {
-                "versions": runtime.versions(),
-                "hardware": runtime.hardware(),
-                "device": str(runtime.device()),
-                "threads": runtime.threads(),
+                "versions": machine.versions(),
+                "hardware": machine.hardware(),
+                "device": str(machine.device()),
+                "threads": machine.threads(),
                 "data_fingerprint": run.data_fingerprint,
                 **facts,
             }
         params = {"knobs": config.model_dump(), "record": record}
-        runtime.write_text(run.path / "params.yaml", yaml.safe_dump(params, sort_keys=False, allow_unicode=True))
+        files.write_text(run.path / "params.yaml", yaml.safe_dump(params, sort_keys=False, allow_unicode=True))
     return Run(run.path)
 
 
@@ -337,7 +338,7 @@ def clear(run: Run, kept: Collection[str] = ()) -> None:
 
 def plan(run_dir: Path, config: Config) -> Run:
     """A run folder that says which knobs its run is to have; its results stay until the run begins."""
-    runtime.write_json(run_dir / PLANNED, config.model_dump())
+    files.write_json(run_dir / PLANNED, config.model_dump())
     return Run(run_dir, config)
 
 
@@ -349,8 +350,8 @@ def planned(run_dir: Path) -> Run:
     """
     path = run_dir / PLANNED
     if not path.is_file():
-        raise InputError(f"{runtime.display_path(path)}: no such file; `fruitlib sweep` plans runs")
-    return Run(run_dir, configs.make(json.loads(path.read_text(encoding="utf-8")), runtime.display_path(path)))
+        raise InputError(f"{files.display_path(path)}: no such file; `fruitlib sweep` plans runs")
+    return Run(run_dir, configs.make(json.loads(path.read_text(encoding="utf-8")), files.display_path(path)))
 
 
 def refuse_stopped(run: Run, epoch: int) -> None:
@@ -367,7 +368,7 @@ def refuse_stopped(run: Run, epoch: int) -> None:
 
 def notebook_path(stage: str) -> Path:
     """The notebook a stage is named after."""
-    return runtime.home() / "notebooks" / f"{stage}.ipynb"
+    return files.home() / "notebooks" / f"{stage}.ipynb"
 
 
 def notebook_source(stage: str) -> list[str]:

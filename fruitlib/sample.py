@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from fruitlib import runtime
+from fruitlib.core import errors, files
 
 VERSION = 1  # raised whenever a seed gives other pictures than before
 COUNTS = {"apple": 127, "cherry": 127, "tomato": 50, "lemon": 100, "pear": 100}
@@ -359,7 +359,7 @@ def draw(folder: Path, five: bool = False, seed: int = 0, size: int = 128, progr
     A picture depends on (seed, set, fruit, number) alone. `progress(done, total)` is called after each. A folder with
     this set is left as it is; one with something else is an `InputError`.
     """
-    folder = runtime.resolve(folder)
+    folder = files.resolve(folder)
     record = {"seed": int(seed), "five": bool(five), "size": int(size), "version": VERSION}
     if drawn(folder, record):
         return folder
@@ -381,7 +381,7 @@ def drawn(folder: Path, record: dict) -> bool:
     path = folder / "sample.json"
     there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     if any(there.get(key) != record[key] for key in record):
-        raise runtime.InputError(f"{folder}: holds {there or 'other files'}, not {record}; remove it or name another")
+        raise errors.InputError(f"{folder}: holds {there or 'other files'}, not {record}; remove it or name another")
     return True
 
 
@@ -396,4 +396,4 @@ def fill(folder: Path, record: dict, progress) -> None:
         photograph(fruit, rng, record["size"], variety).save(path, quality=92)
         if progress:
             progress(done, len(jobs))
-    runtime.write_json(folder / "sample.json", record)
+    files.write_json(folder / "sample.json", record)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from fruitlib import duplicates, intake, runtime, sources, splits
-from fruitlib.runtime import InputError
+from fruitlib import duplicates, intake, sources, splits
+from fruitlib.core import files
+from fruitlib.core.errors import InputError
 
 SHOWN = 10  # photos or pairs named, at most
 WORDS = {
@@ -37,9 +38,7 @@ def check(sweep_dir: Path, progress: Callable[[int, int], None] | None = None) -
         InputError: there is no manifest, or the photos are gone.
     """
     if not (sweep_dir / "manifest.json").is_file():
-        raise InputError(
-            f"{runtime.display_path(sweep_dir)}: no manifest.json; give a sweep's folder, executed/<sweep>"
-        )
+        raise InputError(f"{files.display_path(sweep_dir)}: no manifest.json; give a sweep's folder, executed/<sweep>")
     record, manifest = splits.record(sweep_dir), splits.read(sweep_dir)
     used = manifest[manifest["status"].isin(splits.USABLE)].reset_index(drop=True)
     found = intake.check(sources.root(record["data"]), used.assign(split="", status="", reason=""), 1, progress)

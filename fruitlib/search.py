@@ -16,11 +16,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fruitlib import config as configs
-from fruitlib import runs, runtime
+from fruitlib import runs
+from fruitlib.core import config as configs
+from fruitlib.core import errors, files, machine
+from fruitlib.core.errors import InputError
 from fruitlib.params import Search, Sweep, run_name
 from fruitlib.runs import Run
-from fruitlib.runtime import InputError
 from fruitlib.space import Range
 
 JOURNAL = "search.journal"
@@ -51,9 +52,9 @@ class Trials:
         self._stack.enter_context(warnings.catch_warnings())
         warnings.simplefilter("ignore")  # of experimental features
         try:
-            self._stack.enter_context(runtime.lock(self.sweep_dir / ".search.lock", timeout=0))
-        except runtime.Locked:
-            where = runtime.display_path(self.sweep_dir)
+            self._stack.enter_context(files.lock(self.sweep_dir / ".search.lock", timeout=0))
+        except files.Locked:
+            where = files.display_path(self.sweep_dir)
             self._stack.close()
             raise InputError(f"{where}: another sweep searches here; one asks at a time") from None
         try:
@@ -76,13 +77,13 @@ class Trials:
                 direction=self.search.direction, load_if_exists=True, pruner=_pruner(optuna, self.search, self.plan),
             )  # fmt: skip
         except Exception as problem:  # SQLAlchemy's, Redis's …: whatever the URL leads to
-            where = self.search.storage or runtime.display_path(self.sweep_dir / JOURNAL)
-            raise InputError(f"search storage {where}: cannot be used ({runtime.first_line(problem)})") from None
-        space = runtime.fingerprint({name: repr(choice) for name, choice in self.search.space.items()})
-        facts = {"space": space, "metric": self.search.metric, "knobs": runtime.fingerprint(self.search.fixed)}
+            where = self.search.storage or files.display_path(self.sweep_dir / JOURNAL)
+            raise InputError(f"search storage {where}: cannot be used ({errors.first_line(problem)})") from None
+        space = files.fingerprint({name: repr(choice) for name, choice in self.search.space.items()})
+        facts = {"space": space, "metric": self.search.metric, "knobs": files.fingerprint(self.search.fixed)}
         for name, value in facts.items():
             if study.user_attrs.setdefault(name, value) != value:
-                where = runtime.display_path(self.sweep_dir)
+                where = files.display_path(self.sweep_dir)
                 raise InputError(
                     f"{self.plan.source}: {name} changed since this search began in {where}: give it another --out"
                 )
@@ -158,7 +159,7 @@ class Trials:
             trial.report(float(row[column]), step=epoch)
             if trial.should_prune():
                 told = f"{self.search.metric} {row[column]:.3f} at epoch {epoch}, {self.search.pruner} pruner"
-                runtime.write_text(run.path / runs.STOP, told + "\n")
+                files.write_text(run.path / runs.STOP, told + "\n")
                 return
 
     def tell(self, name: str, state: str, run: Run) -> None:
@@ -183,7 +184,7 @@ class Trials:
         evaluator = self._optuna.importance.FanovaImportanceEvaluator(seed=0)
         found = self._optuna.importance.get_param_importances(self.study, evaluator=evaluator)
         lines = [f"{name},{share:.6f}" for name, share in found.items()]
-        runtime.write_text(self.sweep_dir / "importances.csv", "\n".join(["knob,importance", *lines]) + "\n")
+        files.write_text(self.sweep_dir / "importances.csv", "\n".join(["knob,importance", *lines]) + "\n")
 
 
 def _suggested(trial, search: Search) -> dict[str, Any]:
@@ -229,7 +230,7 @@ def repair(path: Path) -> None:
 
 def _sampler(optuna, search: Search, begun: int):
     """The sampler; one that goes on must not draw again what it drew before."""
-    seed = runtime.seed_of(search.seed, begun)
+    seed = machine.seed_of(search.seed, begun)
     kinds = {"tpe": "TPESampler", "random": "RandomSampler", "gp": "GPSampler", "qmc": "QMCSampler"}
     return getattr(optuna.samplers, kinds[search.sampler])(seed=search.seed if search.sampler == "qmc" else seed)
 

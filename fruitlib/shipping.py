@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fruitlib import config as configs
-from fruitlib import runs, runtime
-from fruitlib.config import FOLD_KNOBS, Config
+from fruitlib import runs
+from fruitlib.core import config as configs
+from fruitlib.core import files
+from fruitlib.core.config import FOLD_KNOBS, Config
+from fruitlib.core.errors import InputError
 from fruitlib.params import Sweep, run_name
 from fruitlib.runs import Run
-from fruitlib.runtime import InputError
 
 RUN_STAGES = ("02_train", "03_metrics", "04_gradcam", "05_quantize")
 TEST_STAGE = "06_test_accuracy"
@@ -109,9 +110,9 @@ def assemble(run: Run, folds: list[Run]) -> Run:
             return run
         identity = run.identity("train")
         ensemble = models.Ensemble([models.restore(fold.path / "best.pt")[0] for fold in folds])
-        with runtime.replacing(run.path / "best.pt") as partial:
+        with files.replacing(run.path / "best.pt") as partial:
             torch.save(models.checkpoint(ensemble, run.config, run.class_names), partial)
-        runtime.write_text(run.path / "history.csv", "epoch\n")  # nothing was trained here, and nothing judged
+        files.write_text(run.path / "history.csv", "epoch\n")  # nothing was trained here, and nothing judged
         run.write_predictions("val", {"torch": np.empty((0, len(run.class_names)))}, run.rows("val"))
         run.complete("train", identity, data_fingerprint=run.data_fingerprint)
     return run

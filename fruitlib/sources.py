@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fruitlib import fetch, runtime, sample
-from fruitlib.config import Config, nearest
-from fruitlib.runtime import InputError
+from fruitlib import fetch, sample
+from fruitlib.core import files
+from fruitlib.core.config import Config, nearest
+from fruitlib.core.errors import InputError
 
 SAMPLES = {"sample": False, "sample5": True}
 NAMES = (*SAMPLES, *fetch.DATASETS)
@@ -42,11 +43,11 @@ def root(data: str) -> Path:
         InputError: a data set that is not fetched yet.
     """
     if data not in NAMES:
-        path = runtime.resolve(data)
+        path = files.resolve(data)
         return path.parent if _is_table(path) else path
-    folder = runtime.home() / "data" / data
+    folder = files.home() / "data" / data
     if data in fetch.DATASETS and not folder.is_dir():
-        raise InputError(f"{data} is not in {runtime.display_path(folder)} yet; run: fruitlib data fetch {data}")
+        raise InputError(f"{data} is not in {files.display_path(folder)} yet; run: fruitlib data fetch {data}")
     return folder
 
 
@@ -76,7 +77,7 @@ def scan(config: Config) -> tuple[pd.DataFrame, list[str]]:
     Raises:
         InputError: no photos, fewer than two classes, parts or a table that are not clear, a wrong group_pattern.
     """
-    folder, table = root(config.data), runtime.resolve(config.data)
+    folder, table = root(config.data), files.resolve(config.data)
     if config.data in NAMES or not _is_table(table):
         table = None
     rows, notes = _from_table(table, config.columns) if table else _from_folder(folder)

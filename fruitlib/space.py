@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from fruitlib.config import Config
-from fruitlib.runtime import InputError
+from fruitlib.core.config import Config
+from fruitlib.core.errors import InputError
 
 MOST_CHECKED = 512  # combinations of a space's corners that are tried before anything runs
 LARGEST = 1e15

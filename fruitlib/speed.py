@@ -18,9 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fruitlib import models, runtime
-from fruitlib.config import NETWORK_KNOBS, Config
-from fruitlib.runtime import InputError
+from fruitlib import models
+from fruitlib.core import files, machine
+from fruitlib.core.config import NETWORK_KNOBS, Config
+from fruitlib.core.errors import InputError
 
 GAIN = 1.3  # rounding costs a little accuracy, and numbers then differ between machines: only for a real gain
 NEAR = 1.05  # differences below are noise
@@ -64,7 +65,7 @@ def choose(config: Config, num_classes: int, device: torch.device, folder: Path)
     if len(candidates) == 1 or config.features_once:
         return _untimed(config, candidates[0])
     found = [None]
-    if runtime.rank() == 0:
+    if machine.rank() == 0:
         found = [_once(config, num_classes, device, candidates, Path(folder))]
     if dist.is_initialized():  # nodes of different make would time, and then compute, different things
         dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
@@ -123,7 +124,7 @@ def _untimed(config: Config, pair: Pair) -> Speed:
 
 def images_per_step(config: Config) -> int:
     """Images a process computes at a time: its share of a batch, capped by a `micro_batch` that is a number."""
-    share = math.ceil(config.batch_size / runtime.world_size())
+    share = math.ceil(config.batch_size / machine.world_size())
     return share if config.micro_batch == "auto" else min(share, config.micro_batch)
 
 
@@ -134,17 +135,17 @@ def _once(config: Config, num_classes: int, device: torch.device, candidates: li
     """
     facts = {
         **config.model_dump(include={*NETWORK_KNOBS, "image_size", "precision", "memory_format"}),
-        "device": f"{torch.device(device).type}: {runtime.hardware()}",
+        "device": f"{torch.device(device).type}: {machine.hardware()}",
         "torch": str(torch.__version__),
     }
-    key, path = runtime.fingerprint(facts), folder / "auto.json"
-    with runtime.lock(folder / ".auto.lock"):
+    key, path = files.fingerprint(facts), folder / "auto.json"
+    with files.lock(folder / ".auto.lock"):
         entries = _read(path)
         if key not in entries:
             timed, images = step_times(config, num_classes, device, candidates)
             step_ms = {" ".join(pair): round(1000 * seconds, 3) for pair, seconds in timed.items()}
             entries[key] = {"chosen": " ".join(best(timed)), "step_ms": step_ms, "timed_images": images, "for": facts}
-            runtime.write_json(path, entries)
+            files.write_json(path, entries)
     return entries[key]
 
 
@@ -157,7 +158,7 @@ def _read(path: Path) -> dict:
         for entry in entries.values():
             _said(entry)
     except (ValueError, KeyError, TypeError, AttributeError):
-        where = runtime.display_path(path)
+        where = files.display_path(path)
         raise InputError(f"{where}: not the timings this program wrote; remove it, and they are taken anew") from None
     return entries
 

@@ -8,9 +8,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fruitlib import duplicates, intake, runtime, sources
-from fruitlib.config import SPLIT_KNOBS, Config
-from fruitlib.runtime import InputError
+from fruitlib import duplicates, intake, sources
+from fruitlib.core import files
+from fruitlib.core.config import SPLIT_KNOBS, Config
+from fruitlib.core.errors import InputError
 from fruitlib.stratify import assign, deal, photo_of, subset, wanted_photos
 
 SPLITS = ("train", "val", "test")
@@ -33,22 +34,22 @@ def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None
     rows = subset(rows, config.subset, config.split_seed)
     knobs = config.model_dump(include=set(SPLIT_KNOBS))
     stamps = _stamps(folder, rows.loc[rows["status"] != "left_out", "path"])
-    modules = map(runtime.module_source, ("sources", "intake", "duplicates", "stratify", "splits"))
-    identity = runtime.fingerprint(knobs, notes, _digest(rows), stamps, *modules)
+    modules = map(files.module_source, ("sources", "intake", "duplicates", "stratify", "splits"))
+    identity = files.fingerprint(knobs, notes, _digest(rows), stamps, *modules)
     made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
     if made and record(sweep_dir)["identity"] == identity:
         return read(sweep_dir)
     manifest, said = build(folder, rows, config, progress)
     names = sorted(set(manifest.loc[manifest["status"].isin(USABLE), "label"]))
     facts = {"identity": identity, "data": config.data, "folds": config.folds, "repeats": config.repeats}
-    with runtime.lock(sweep_dir / ".manifest.lock"):  # of two sweeps that begin at once, one writes
+    with files.lock(sweep_dir / ".manifest.lock"):  # of two sweeps that begin at once, one writes
         made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
         if made and record(sweep_dir)["identity"] == identity:
             return read(sweep_dir)
         (sweep_dir / "manifest.json").unlink(missing_ok=True)  # a kill between the two must not pair new with old
-        with runtime.replacing(sweep_dir / "manifest.csv") as partial:
+        with files.replacing(sweep_dir / "manifest.csv") as partial:
             manifest.to_csv(partial, index=False)
-        runtime.write_json(sweep_dir / "manifest.json", facts | {"notes": [*notes, *said], "class_names": names})
+        files.write_json(sweep_dir / "manifest.json", facts | {"notes": [*notes, *said], "class_names": names})
     return manifest
 
 
@@ -236,7 +237,7 @@ def _stamps(folder: Path, paths: Iterable[str]) -> str:
 def read(sweep_dir: Path) -> pd.DataFrame:
     """The manifest of a sweep folder; a row per photo, text columns never NaN."""
     if not (sweep_dir / "manifest.csv").is_file():
-        raise InputError(f"{runtime.display_path(sweep_dir)}: no manifest.csv; execute 01_split first")
+        raise InputError(f"{files.display_path(sweep_dir)}: no manifest.csv; execute 01_split first")
     texts = dict.fromkeys(set(COLUMNS) - {"width", "height"}, str)
     return pd.read_csv(sweep_dir / "manifest.csv", dtype=texts, keep_default_na=False)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import pandas as pd
 
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 DRAWS = 2000  # bootstrap samples
 CELLS = 1 << 24  # of a table of draws by units held at a time

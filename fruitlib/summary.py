@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from fruitlib import crossval, insight, runtime, shipping, splits
+from fruitlib import crossval, insight, shipping, splits
+from fruitlib.core import files
 from fruitlib.params import Sweep
 from fruitlib.runs import Run
 from fruitlib.shipping import TEST_STAGE
@@ -71,7 +72,7 @@ def write(
     told["total"] = max(total, len(work))
     if shipped and plan.config.folds:
         told["made"] = shipping.said(plan, work[shipped], folds_of(plan, work, chosen))
-    runtime.write_json(sweep_dir / "sweep.json", told)
+    files.write_json(sweep_dir / "sweep.json", told)
     return told, problems
 
 
@@ -101,7 +102,7 @@ def _summary(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
         run |= {} if run["name"] in plan.runs else {"stages": shipping.stages(work[run["name"]])}
     return {
         "title": plan.title,
-        "params_file": runtime.display_path(Path(plan.source).resolve()),
+        "params_file": files.display_path(Path(plan.source).resolve()),
         "data": plan.config.data,
         "choose_by": plan.choose_by,
         "hardware": params["record"].get("hardware", ""),
@@ -114,7 +115,7 @@ def _summary(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
 def _write_table(table: pd.DataFrame, path: Path) -> None:
     """A CSV file, whole or not at all; an empty table leaves no file."""
     if len(table):
-        with runtime.replacing(path) as partial:
+        with files.replacing(path) as partial:
             table.to_csv(partial, index=False)
     else:
         path.unlink(missing_ok=True)

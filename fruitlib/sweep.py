@@ -12,14 +12,15 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fruitlib import config as configs
-from fruitlib import kernels, placement, runs, runtime, search, shipping, sources, splits, summary, work
-from fruitlib.config import Config
+from fruitlib import kernels, placement, runs, search, shipping, sources, splits, summary, work
+from fruitlib.core import config as configs
+from fruitlib.core import files, machine
+from fruitlib.core.config import Config
+from fruitlib.core.errors import InputError
 from fruitlib.engine import Engine, Outcome, PlacementLost, Task
 from fruitlib.params import Sweep, read_params
 from fruitlib.progress import Progress, print_results
 from fruitlib.runs import Run
-from fruitlib.runtime import InputError
 from fruitlib.shipping import RUN_STAGES, TEST_STAGE
 
 FAILURES = 5  # trials in a row, after which a search asks for no more
@@ -42,12 +43,12 @@ def sweep(params_file: Path, data: str | None = None, options: Options = Options
         InputError: before anything is written, when the params file, the photos or the split do not allow it.
     """
     plan = read_params(params_file, {"data": data} if data else {})
-    sweep_dir = runtime.home() / "executed" / (options.out or sweep_name(plan, data))
+    sweep_dir = files.home() / "executed" / (options.out or sweep_name(plan, data))
     _refuse_other_data(plan.config, sweep_dir)
     _check_before(plan)
     count = plan.search.trials if plan.search else len(plan.runs)
     number = f"{count} {'trial' if plan.search else 'run'}{'s' * (count > 1)}"
-    print(f"{plan.title}\n{number} in {runtime.display_path(sweep_dir)}, photos: {plan.config.data}", flush=True)
+    print(f"{plan.title}\n{number} in {files.display_path(sweep_dir)}, photos: {plan.config.data}", flush=True)
     with Progress(plan, sweep_dir) as progress:
         _check_classes(plan, progress)
         executor, placed = _executor(plan, options, count, progress)
@@ -55,7 +56,7 @@ def sweep(params_file: Path, data: str | None = None, options: Options = Options
         if not sweep_dir.is_dir():  # ten seconds of imports, beside the photos; where all is done, none are needed
             kernel.warm_up()
         else:
-            runtime.tidy(sweep_dir)
+            files.tidy(sweep_dir)
         splits.prepare(plan.config, sweep_dir, progress.photos)
         driver = Driver(plan, sweep_dir, progress, Engine(executor, sweep_dir, kernel.name, progress.say))
         return driver.run()
@@ -92,7 +93,7 @@ def _executor(plan: Sweep, options: Options, count: int, progress: Progress):
     if options.scheduler:
         if options.jobs:
             raise InputError("--jobs is for this machine, --scheduler for others: give one of them")
-        return placement.cluster(options.scheduler, runtime.home())
+        return placement.cluster(options.scheduler, files.home())
     processes = max(config.processes for config in _configs(plan))
     return placement.local(options.jobs, count, processes, progress.say)
 
@@ -104,7 +105,7 @@ def sweep_name(plan: Sweep, data: str | None) -> str:
 
 def _refuse_other_data(config: Config, sweep_dir: Path) -> None:
     if (sweep_dir / "manifest.json").is_file() and (held := splits.record(sweep_dir)["data"]) != config.data:
-        where = runtime.display_path(sweep_dir)
+        where = files.display_path(sweep_dir)
         raise InputError(f"{where} holds results on other photos ({held}): give this sweep another name with --out")
 
 
@@ -120,9 +121,9 @@ def _check_before(plan: Sweep) -> None:
             raise InputError(f"{runs.notebook_path(stage)}: no such notebook; set FRUITLIB_HOME to the project folder")
     shipping.check(plan)
     for config in _configs(plan):
-        if config.base_weights and not runtime.resolve(config.base_weights).is_file():
+        if config.base_weights and not files.resolve(config.base_weights).is_file():
             raise InputError(f"base_weights {config.base_weights}: no such file; params/base_model.yaml trains one")
-        if config.weights not in ("none", "DEFAULT") and not runtime.resolve(config.weights).is_file():
+        if config.weights not in ("none", "DEFAULT") and not files.resolve(config.weights).is_file():
             raise InputError(f"weights {config.weights}: no such file; wanted none, DEFAULT or a checkpoint")
     _check_with_torch(plan)
 
@@ -138,7 +139,7 @@ def _check_with_torch(plan: Sweep) -> None:
         for config in starts.values():
             models.check_start(config)
         for config in lower:
-            speed.check(config, runtime.device())
+            speed.check(config, machine.device())
 
 
 def _check_classes(plan: Sweep, progress: Progress) -> None:
@@ -195,7 +196,7 @@ class Driver:
         print_results(self.plan, self.sweep_dir, told)
         for failure in self.failures:
             print(f"\nfailed: {failure}")
-        print(f"\nreport: {runtime.display_path(self.sweep_dir / 'index.html')}")
+        print(f"\nreport: {files.display_path(self.sweep_dir / 'index.html')}")
         return int(
             bool(self.failures) or any(state["error"] and state["state"] != "pruned" for state in self.states.values())
         )
@@ -312,7 +313,7 @@ class Driver:
                 try:
                     bring()
                 except OSError as problem:  # a run that begins anew has removed what was about to be read
-                    if runtime.disk_is_to_blame(problem):
+                    if files.disk_is_to_blame(problem):
                         raise
                     self._changed[what] = True
 

@@ -20,9 +20,9 @@ import pandas as pd
 import psutil
 import torch
 
-from fruitlib import runtime
+from fruitlib.core import files
+from fruitlib.core.errors import InputError
 from fruitlib.runs import Run
-from fruitlib.runtime import InputError
 
 GB = 1e9
 PATIENCE = 60.0  # seconds that W&B may take to begin, or to upload what is left at the end
@@ -31,7 +31,7 @@ LATER = "upload later: wandb login; wandb sync"
 
 def write_history(run: Run, history: list[dict]) -> None:
     """`history.csv`, whole and atomic after every epoch."""
-    with runtime.replacing(run.path / "history.csv") as partial:
+    with files.replacing(run.path / "history.csv") as partial:
         pd.DataFrame(history).to_csv(partial, index=False)
 
 
@@ -209,7 +209,7 @@ def _tensorboard(run: Run, history: list[dict]) -> Mirror:
         writer.add_text("knobs", f"| knob | value |\n|---|---|\n{knobs}", 0)
         for row in history:
             log(row)
-    place = runtime.display_path(run.sweep_dir)
+    place = files.display_path(run.sweep_dir)
     return Mirror(f"TensorBoard follows: tensorboard --logdir '{place}'", log, lambda well: writer.close())
 
 
@@ -226,7 +226,7 @@ def _wandb(run: Run, history: list[dict]) -> Mirror:
     record = run.path / "wandb" / "run_id.txt"
     known = bool(history) and record.is_file()
     if not known:
-        runtime.write_text(record, uuid.uuid4().hex[:12] + "\n")
+        files.write_text(record, uuid.uuid4().hex[:12] + "\n")
 
     def log(row: dict) -> None:
         tracked.log(scalars(row), step=row["epoch"])
@@ -252,7 +252,7 @@ def _wandb(run: Run, history: list[dict]) -> Mirror:
     except BaseException:
         _end_helper(wandb)
         raise
-    folders = f" '{runtime.display_path(record.parent)}'/offline-run-*" if why.endswith(LATER) else ""
+    folders = f" '{files.display_path(record.parent)}'/offline-run-*" if why.endswith(LATER) else ""
     return Mirror(f"W&B follows, {mode} ({why}{folders})", log, close)
 
 

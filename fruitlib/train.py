@@ -27,16 +27,17 @@ from fruitlib import (
     models,
     optim,
     runs,
-    runtime,
     speed,
     tracking,
     transfer,
 )
 from fruitlib.checkpoint import Progress
-from fruitlib.config import Config
+from fruitlib.core import files, machine
+from fruitlib.core.config import Config
+from fruitlib.core.errors import InputError
+from fruitlib.core.progress import duration, meter
 from fruitlib.images import Batch, Photos
 from fruitlib.runs import Run
-from fruitlib.runtime import InputError
 from fruitlib.speed import Speed
 
 OnEpoch = Callable[[pd.DataFrame], None]
@@ -59,7 +60,7 @@ def fit(run: Run, on_epoch: OnEpoch | None = None) -> pd.DataFrame:
     """
     with run.locked(), run.training():
         if run.is_complete("train"):
-            print(f"{runtime.display_path(run.path)} is trained already, nothing to do; history read from its files")
+            print(f"{files.display_path(run.path)} is trained already, nothing to do; history read from its files")
             (run.path / checkpoint.NAME).unlink(missing_ok=True)  # where a kill came just before its removal
             return run.history()
         resumes, said = checkpoint.read(run, run.identity("train"))
@@ -82,11 +83,11 @@ def fit(run: Run, on_epoch: OnEpoch | None = None) -> pd.DataFrame:
 def train(run: Run, on_epoch: OnEpoch) -> None:
     """The whole training, from first line to last: build, learn, judge on validation, keep the best."""
     config, identity, started = run.config, run.identity("train"), time.perf_counter()
-    rank, world_size, device = runtime.rank(), runtime.world_size(), runtime.device()
+    rank, world_size, device = machine.rank(), machine.world_size(), machine.device()
     say = print if rank == 0 else lambda *_, **__: None
 
     # Photos, decoded once: in memory, in a mapped file, or streamed, as fits.
-    decoding = runtime.meter("photos decoded")
+    decoding = meter("photos decoded")
     names, teach, judge = run.class_names, images.of(run, "train", decoding), images.of(run, "val")
     refuse_what_watches_validation(config, judge)
     say(
@@ -97,7 +98,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     # The network, alike in every process; what of it learns is settled epoch by epoch.
     unfinished, resumed = checkpoint.read(run, identity)
     fast = speed.recall(unfinished["speed"]) if unfinished else speed.choose(config, len(names), device, run.sweep_dir)
-    runtime.seed_everything(config.seed)
+    machine.seed_everything(config.seed)
     model = models.build(config, len(names)).to(device, memory_format=fast.memory_format)
     initial_weights = models.fingerprint(model)
     learning = transfer.freeze(model, config)
@@ -137,7 +138,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
         while progress.epoch < config.epochs and not stopped(config, progress):
             distributed.in_step(lambda: runs.refuse_stopped(run, progress.epoch))
             epoch, epoch_started = progress.epoch + 1, time.perf_counter()
-            runtime.seed_everything(runtime.seed_of(config.seed, epoch, rank))
+            machine.seed_everything(machine.seed_of(config.seed, epoch, rank))
 
             # Thaw what is to learn from this epoch on.
             learns = transfer.freeze(model, config, epoch)
@@ -254,7 +255,7 @@ def _gradients(network, parts: list[Batch], objective, fast: Speed, scaler) -> t
                 logits = network(inputs)
             loss = objective(logits.float(), part)
             # DDP averages gradients over processes where the loss asks for their sum, hence the factor.
-            scaler.scale(loss * runtime.world_size()).backward()
+            scaler.scale(loss * machine.world_size()).backward()
         shares.append(loss.detach())
         outputs.append(logits.detach().float())
     return torch.stack(shares).sum(), torch.cat(outputs)
@@ -272,7 +273,7 @@ def fewer(images_at_a_time: int, config: Config) -> int:
     if config.loss == "soft_f1":
         raise InputError(f"{ran_out}, and loss soft_f1 counts over all of them: lower batch_size") from None
     half = -(-images_at_a_time // 2)
-    if config.micro_batch != "auto" or runtime.world_size() > 1:
+    if config.micro_batch != "auto" or machine.world_size() > 1:
         raise InputError(f"{ran_out}: set micro_batch: {half}, or lower image_size") from None
     return half
 
@@ -339,7 +340,7 @@ def feature_feed(model: torch.nn.Module, teach: Photos, config: Config, device: 
     features, labels = features_of(model, teach), teach.labels
     if config.balance == "smote":
         features, labels = balance.smote(features, labels, config.seed)
-    return images.FeatureFeed(features.to(device), labels, config, runtime.rank(), runtime.world_size())
+    return images.FeatureFeed(features.to(device), labels, config, machine.rank(), machine.world_size())
 
 
 def keep_best(run: Run, model: torch.nn.Module, epoch: int, logits: torch.Tensor) -> None:
@@ -347,7 +348,7 @@ def keep_best(run: Run, model: torch.nn.Module, epoch: int, logits: torch.Tensor
 
     They are kept aside until `last.pt` names their epoch; see `checkpoint.settle`.
     """
-    with runtime.replacing(run.path / checkpoint.NEXT_BEST[0]) as partial:
+    with files.replacing(run.path / checkpoint.NEXT_BEST[0]) as partial:
         torch.save(models.checkpoint(model, run.config, run.class_names, epoch=epoch), partial)
     run.write_predictions("val.next", {"torch": metrics.softmax(logits.numpy().astype(np.float64))}, run.rows("val"))
 
@@ -379,7 +380,7 @@ def progress_line(history: list[dict], epochs: int) -> str:
     numbers = f"train loss {last['train_loss']:.3f}"
     if "val_loss" in last:
         numbers += f", val accuracy {last['val_accuracy']:.3f}, macro-F1 {last['val_macro_f1']:.3f}"
-    return f"epoch {last['epoch']}/{epochs}: {numbers}, {runtime.duration(left)} left"
+    return f"epoch {last['epoch']}/{epochs}: {numbers}, {duration(left)} left"
 
 
 def answer(run: Run) -> tuple[str, dict[str, float]]:
@@ -397,7 +398,7 @@ def answer(run: Run) -> tuple[str, dict[str, float]]:
 
 def main(run_dir: str) -> None:
     """One torchrun worker's life."""
-    distributed.worker(lambda: train(Run(runtime.resolve(run_dir)), lambda history: None))
+    distributed.worker(lambda: train(Run(files.resolve(run_dir)), lambda history: None))
 
 
 if __name__ == "__main__":

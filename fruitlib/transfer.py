@@ -3,7 +3,7 @@
 import torch
 
 from fruitlib import images, models
-from fruitlib.config import Config
+from fruitlib.core.config import Config
 from fruitlib.images import Photos
 from fruitlib.models import Normalized
 

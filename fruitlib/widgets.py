@@ -13,7 +13,8 @@ import pandas as pd
 from IPython.display import display
 from ipywidgets import HTML, Dropdown, HBox, Image, SelectionSlider, VBox
 
-from fruitlib import gradcam, plots, progress, runtime
+from fruitlib import gradcam, plots, progress
+from fruitlib.core import files
 
 
 class LiveCurves:
@@ -52,7 +53,7 @@ def live(sweep_dir: str, seconds: float = 2) -> HTML:
 
     It is read from the sweep's folder every `seconds`, until all runs are over.
     """
-    folder, shown = runtime.resolve(sweep_dir), HTML()
+    folder, shown = files.resolve(sweep_dir), HTML()
 
     def refresh() -> bool:
         status = progress.read(folder)

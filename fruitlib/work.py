@@ -22,12 +22,13 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from fruitlib import config as configs
-from fruitlib import kernels, runs, runtime, splits
-from fruitlib.config import Config
+from fruitlib import kernels, runs, splits
+from fruitlib.core import config as configs
+from fruitlib.core import files
+from fruitlib.core.config import Config
+from fruitlib.core.errors import InputError
 from fruitlib.execute import KernelLost, NotebookFailed, NotebookPruned, execute, kernel_folders
 from fruitlib.runs import OUTCOME, WORKING, Run
-from fruitlib.runtime import InputError
 
 # argparse has 2; any other: it was killed. A starved one met a full disk: no fault of the run's, it can go on later.
 CODES = {"complete": 0, "failed": 1, "pruned": 3, "lost": 4, "starved": 5, "busy": 75}
@@ -47,7 +48,7 @@ def work(folder: Path, stages: list[str], kernel: str) -> str:
     try:
         kernel = _installed(kernel)
         if stages[0] in SWEEP_STAGES:
-            with runtime.lock(folder / lock_of(stages), timeout=0):
+            with files.lock(folder / lock_of(stages), timeout=0):
                 _of_the_sweep(folder, stages[0], kernel, marker)
         else:
             run = runs.planned(folder)
@@ -57,7 +58,7 @@ def work(folder: Path, stages: list[str], kernel: str) -> str:
                     if not run.is_complete(stage):
                         _execute_stage(run, stage, kernel, marker)
         return "complete"
-    except (runs.Busy, runtime.Locked):
+    except (runs.Busy, files.Locked):
         return "busy"
     except NotebookPruned as told:
         return _ended(folder, "pruned", marker.stage, str(told))
@@ -67,8 +68,8 @@ def work(folder: Path, stages: list[str], kernel: str) -> str:
         starved = os.strerror(errno.ENOSPC) in str(problem) or _is_full(folder)
         return _ended(folder, "starved" if starved else "failed", marker.stage, str(problem))
     except OSError as problem:
-        state = "starved" if runtime.disk_is_to_blame(problem) else "failed"
-        return _ended(folder, state, marker.stage, runtime.file_trouble(problem))
+        state = "starved" if files.disk_is_to_blame(problem) else "failed"
+        return _ended(folder, state, marker.stage, files.file_trouble(problem))
     finally:
         marker.remove()
 
@@ -90,7 +91,7 @@ def _installed(kernel: str) -> str:
         try:
             kernels.install()
         except OSError as problem:
-            print(f"kernels: cold: {runtime.file_trouble(problem)}", flush=True)
+            print(f"kernels: cold: {files.file_trouble(problem)}", flush=True)
             return "python3"
     return kernel
 
@@ -99,7 +100,7 @@ def _ended(folder: Path, state: str, stage: str, error: str) -> str:
     """Write down why a run is not complete, and say it where even that cannot be written."""
     finished = datetime.now().isoformat(timespec="seconds")
     try:
-        runtime.write_json(folder / OUTCOME, {"state": state, "stage": stage, "error": error, "finished": finished})
+        files.write_json(folder / OUTCOME, {"state": state, "stage": stage, "error": error, "finished": finished})
     except OSError:
         print(f"{error} (and this cannot be written down)", file=sys.stderr, flush=True)
     return state
@@ -110,7 +111,7 @@ def _clear_outcome(run: Run, stages: list[str]) -> None:
     (run.path / OUTCOME).unlink(missing_ok=True)
     if "02_train" in stages and not run.is_complete("train"):
         (run.path / runs.STOP).unlink(missing_ok=True)
-    runtime.tidy(run.path)
+    files.tidy(run.path)
     for partial in run.path.glob(".*.partial.ipynb"):
         partial.unlink(missing_ok=True)
 
@@ -122,7 +123,7 @@ def _execute_stage(run: Run, stage: str, kernel: str, marker: "_Marker") -> None
         runs.create(run.path, run.config)
     marker.begins(stage)
     identity = run.identity(stage)
-    facts = execute(stage, run.path / f"{stage}.ipynb", run.config, kernel, run_dir=runtime.display_path(run.path))
+    facts = execute(stage, run.path / f"{stage}.ipynb", run.config, kernel, run_dir=files.display_path(run.path))
     if facts["kernel"].startswith("cold: "):
         print(f"{run.name}: {stage} had a cold kernel ({facts['kernel'][6:]})", flush=True)
     run.complete(stage, identity, **facts)
@@ -146,9 +147,9 @@ def _of_the_sweep(folder: Path, stage: str, kernel: str, marker: "_Marker") -> N
         return
     marker.begins(stage)
     identity = _sweep_identity(folder, stage, config)
-    facts = execute(stage, folder / f"{stage}.ipynb", config, kernel, sweep_dir=runtime.display_path(folder))
+    facts = execute(stage, folder / f"{stage}.ipynb", config, kernel, sweep_dir=files.display_path(folder))
     finished = {"identity": identity, "finished": datetime.now().isoformat(timespec="seconds")}
-    runtime.write_json(folder / "stages" / f"{stage}.json", finished | facts)
+    files.write_json(folder / "stages" / f"{stage}.json", finished | facts)
 
 
 def sweep_stage_is_complete(folder: Path, stage: str, config: Config) -> bool:
@@ -165,8 +166,8 @@ def _sweep_identity(folder: Path, stage: str, config: Config) -> str:
         rests_on += [(folder / "results.csv").read_text(encoding="utf-8"), chosen]
     else:
         rests_on.append(config.model_dump(include={*configs.SPLIT_KNOBS, *configs.PREPROCESS_KNOBS}))
-    modules = map(runtime.module_source, SWEEP_STAGES[stage])
-    return runtime.fingerprint(*rests_on, runs.notebook_source(stage), *modules)
+    modules = map(files.module_source, SWEEP_STAGES[stage])
+    return files.fingerprint(*rests_on, runs.notebook_source(stage), *modules)
 
 
 class _Marker:
@@ -179,7 +180,7 @@ class _Marker:
         """A stage begins."""
         first, self.stage = not self.stage, stage
         facts = {"stage": stage, "host": socket.gethostname(), "pid": os.getpid(), "since": time.time()}
-        runtime.write_json(self.path, facts)
+        files.write_json(self.path, facts)
         if first:
             threading.Thread(target=self._beat, daemon=True).start()
 

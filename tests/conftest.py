@@ -85,7 +85,8 @@ def tiny(shapes) -> dict:
 @pytest.fixture
 def make_run(tiny, tmp_path):
     """`make_run("name", lr=...)` prepares a run folder with those knobs beside its manifest."""
-    from fruitlib import config, runs, splits
+    from fruitlib import runs, splits
+    from fruitlib.core import config
 
     def make(name="run", **knobs):
         cfg = config.make({**tiny, **knobs})

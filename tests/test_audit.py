@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fruitlib import audit, intake
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 from fruitlib.stats import units
 
 NAMES = ["apple", "cherry", "tomato"]

@@ -12,8 +12,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from fruitlib import cache, config, preprocess
-from fruitlib.runtime import InputError
+from fruitlib import cache, preprocess
+from fruitlib.core import config
+from fruitlib.core.errors import InputError
 
 SIDE = 32
 

@@ -12,7 +12,7 @@ from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
 from fruitlib import cli, compare, plots_compare
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 NAMES = ["apple", "cherry", "tomato"]
 

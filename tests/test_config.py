@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fruitlib import config
-from fruitlib.config import Config
-from fruitlib.runtime import InputError
+from fruitlib.core import config
+from fruitlib.core.config import Config
+from fruitlib.core.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 

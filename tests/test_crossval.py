@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fruitlib import config, crossval, runs, splits, train
+from fruitlib import crossval, runs, splits, train
+from fruitlib.core import config
 
 
 @pytest.fixture(scope="module")

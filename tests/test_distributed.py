@@ -21,7 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fruitlib import distributed, evaluate, images, metrics, models, runs, train
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]
 

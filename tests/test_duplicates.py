@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance
 
 from fruitlib import duplicates, intake
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 BLANK = 70 * "0"
 

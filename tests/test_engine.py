@@ -9,9 +9,10 @@ from concurrent.futures import Future
 
 import pytest
 
-from fruitlib import engine, placement, runs, runtime, work
+from fruitlib import engine, placement, runs, work
+from fruitlib.core import files
+from fruitlib.core.errors import InputError
 from fruitlib.engine import Engine, Outcome, PlacementLost, Task
-from fruitlib.runtime import InputError
 
 
 class Scripted:
@@ -83,7 +84,7 @@ def test_a_run_that_another_process_holds_is_waited_for(engine_of, tmp_path):
             held.close()  # the other process is done
 
     with contextlib.ExitStack() as held:
-        held.enter_context(runtime.lock(tmp_path / "busy" / ".lock"))
+        held.enter_context(files.lock(tmp_path / "busy" / ".lock"))
         found = [(task.name, outcome) for task, outcome in made.outcomes(idle)]
     assert found == [("busy", Outcome("complete"))] and said == ["busy: another process is working on it"]
     assert looks[:3] == [1, 1, 1] and looks[-1] == 2  # not handed over again while it was held

@@ -11,7 +11,7 @@ import torchvision
 from torch import nn
 
 from fruitlib import export
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 NAMES = ["apple", "cherry", "tomato"]
 

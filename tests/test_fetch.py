@@ -11,7 +11,7 @@ import time
 import pytest
 
 from fruitlib import cli, fetch, sources
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 NAME = "fruits-360-3-body"
 COUNTS = {"Training": 24, "Test": 12}

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from fruitlib import finder, plots
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 
 def curve(losses: list[float]) -> pd.DataFrame:

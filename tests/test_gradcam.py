@@ -7,7 +7,7 @@ import torchvision
 from torch import nn
 
 from fruitlib import gradcam
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 SIZE, PATCH = 48, 12
 

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fruitlib import augment, balance, cache, config, images, runtime
-from fruitlib.runtime import InputError
+from fruitlib import augment, balance, cache, images
+from fruitlib.core import config
+from fruitlib.core.errors import InputError
+from fruitlib.core.files import cache_dir
 
 SIDE, COUNT = 32, 21
 
@@ -108,7 +110,7 @@ def fake_run(folder, rows, tmp_path, monkeypatch, **values):
 def test_train_and_val_share_one_file_and_test_is_not_decoded_before_asked(folder, rows, tmp_path, monkeypatch, photos):
     run = fake_run(folder, rows, tmp_path, monkeypatch)
     train, val = images.of(run, "train"), images.of(run, "val")
-    files = list(runtime.cache_dir().glob("*.npy"))
+    files = list(cache_dir().glob("*.npy"))
     assert len(files) == 1 and len(train.store) == len(val.store) == 16
     assert (len(train), len(val)) == (12, 4) and val.paths == [f"{i}.png" for i in range(12, 16)]
     assert np.array_equal(val.take(range(4)), photos.take(range(12, 16)))

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from fruitlib import insight, stats
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 FOUR = {"optimizer": ["adam", "sgd"], "batch_size": [8, 16], "seed": [0, 1, 2, 3]}
 

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from fruitlib import intake
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 
 def picture(size=(60, 40), seed=0):

@@ -10,9 +10,10 @@ import torch
 import torchvision
 from torch import nn
 
-from fruitlib import config, gradcam, models
-from fruitlib.config import BASE_CLASSES, MODELS, OURS
-from fruitlib.runtime import InputError
+from fruitlib import gradcam, models
+from fruitlib.core import config
+from fruitlib.core.config import BASE_CLASSES, MODELS, OURS
+from fruitlib.core.errors import InputError
 
 THEIRS = [name for name in MODELS if name not in OURS]
 # The smallest of each of torchvision's families

@@ -14,7 +14,8 @@ import pandas as pd
 import papermill
 import pytest
 
-from fruitlib import config, export, kernels, runs, sweep, work
+from fruitlib import export, kernels, runs, sweep, work
+from fruitlib.core import config
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

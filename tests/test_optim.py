@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from fruitlib import config, models, optim, transfer
+from fruitlib import models, optim, transfer
+from fruitlib.core import config
 
 SCHEDULES = ("step", "exponential", "cosine", "plateau", "one_cycle", "constant")
 

@@ -4,7 +4,8 @@ import shutil
 
 import pytest
 
-from fruitlib import config, runs, splits, train
+from fruitlib import runs, splits, train
+from fruitlib.core import config
 
 # Learning rate and epochs (of one step each) that suffice with some to spare, at 64 pixels and from fresh weights.
 FAMILIES = {

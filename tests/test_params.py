@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from fruitlib import params
-from fruitlib.config import Config
-from fruitlib.runtime import InputError
+from fruitlib.core.config import Config
+from fruitlib.core.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 

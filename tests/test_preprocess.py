@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fruitlib import config, preprocess
-from fruitlib.runtime import InputError
+from fruitlib import preprocess
+from fruitlib.core import config
+from fruitlib.core.errors import InputError
 
 
 def knobs(**values):

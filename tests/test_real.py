@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 
-from fruitlib import config, export, images, models, runs, splits, train
-from fruitlib.runtime import InputError
+from fruitlib import export, images, models, runs, splits, train
+from fruitlib.core import config
+from fruitlib.core.errors import InputError
 
 pytestmark = pytest.mark.real
 

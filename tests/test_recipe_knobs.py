@@ -7,7 +7,8 @@ import pytest
 import torch
 import torchvision
 
-from fruitlib import config, evaluate, images, models, train, transfer
+from fruitlib import evaluate, images, models, train, transfer
+from fruitlib.core import config
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1"]
 

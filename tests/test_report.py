@@ -16,7 +16,7 @@ from nbformat import v4
 from PIL import Image
 
 from fruitlib import report
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 BEST, WORSE, FAILED, PENDING = "lr=0.001,optimizer=adam", "과일 #1 사진,lr=0.0003", "lr=1.0,optimizer=sgd", "lr=0.1"
 PNG = base64.b64encode(

@@ -6,8 +6,9 @@ import sys
 
 import pytest
 
-from fruitlib import config, runs, runtime, splits
-from fruitlib.runtime import InputError
+from fruitlib import runs, splits
+from fruitlib.core import config, files
+from fruitlib.core.errors import InputError
 
 
 @pytest.fixture
@@ -56,21 +57,21 @@ def test_every_knob_belongs_to_a_stage_or_to_the_split():
     ],
 )
 def test_a_change_in_a_module_touches_only_what_uses_it(run, monkeypatch, module, stages):
-    before, source = identities(run), runtime.module_source
-    monkeypatch.setattr(runtime, "module_source", lambda name: source(name) + (b"changed" if name == module else b""))
+    before, source = identities(run), files.module_source
+    monkeypatch.setattr(files, "module_source", lambda name: source(name) + (b"changed" if name == module else b""))
     assert changed(before, identities(run)) == stages
 
 
 def test_comments_and_docstrings_change_no_identity(monkeypatch, tmp_path):
-    monkeypatch.setattr(runtime, "__file__", str(tmp_path / "runtime.py"))
+    monkeypatch.setattr(files, "__file__", str(tmp_path / "runtime.py"))
     sources = ['"""Doc."""\n\ndef f(x):\n    """Say."""\n    return x + 1  # why\n', "def f(x):\n\n    return x + 1\n"]
     found = []
     for source in [*sources, sources[1].replace("+ 1", "+ 2")]:
         (tmp_path / "module.py").write_text(source)
-        found.append(runtime.module_source("module"))
+        found.append(files.module_source("module"))
     assert found[0] != found[2] and found[1] != found[2]
     (tmp_path / "module.py").write_text(sources[0].replace("Say", "Tell").replace("why", "because"))
-    assert runtime.module_source("module") == found[0]
+    assert files.module_source("module") == found[0]
 
 
 def test_other_photos_make_another_training(run, tiny, tmp_path):
@@ -207,9 +208,9 @@ with runtime.replacing(sys.argv[1]):
     elsewhere = left.with_name(".split.1@another-machine.abcdefgh.png")
     elsewhere.touch()
     (tmp_path / ".lock").touch()
-    with runtime.replacing(tmp_path / "table.csv") as partial:
-        runtime.tidy(tmp_path)
+    with files.replacing(tmp_path / "table.csv") as partial:
+        files.tidy(tmp_path)
         assert partial.exists() and not left.exists() and elsewhere.exists()
     os.utime(elsewhere, (0, 0))
-    runtime.tidy(tmp_path)
+    files.tidy(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "run", "table.csv"]

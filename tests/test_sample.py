@@ -11,7 +11,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from fruitlib import sample
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,9 @@ import pytest
 from conftest import draw_shapes
 from PIL import Image
 
-from fruitlib import cli, config, sanity, splits, train
-from fruitlib.runtime import InputError
+from fruitlib import cli, sanity, splits, train
+from fruitlib.core import config
+from fruitlib.core.errors import InputError
 
 
 @pytest.fixture

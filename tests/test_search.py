@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from fruitlib import execute, params, report, runs, search, space, train
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 ROOT = Path(__file__).parent.parent
 TEXT = """

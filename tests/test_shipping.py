@@ -14,7 +14,6 @@ import pytest
 import yaml
 
 from fruitlib import (
-    config,
     crossval,
     evaluate,
     export,
@@ -29,7 +28,8 @@ from fruitlib import (
     train,
     work,
 )
-from fruitlib.runtime import InputError
+from fruitlib.core import config
+from fruitlib.core.errors import InputError
 
 HOME = Path(__file__).parent.parent
 KNOBS = {"folds": 2, "test_per_class": 4, "image_size": 32, "epochs": 2, "batch_size": 8, "cam_every": 0, "lr": 0.003}

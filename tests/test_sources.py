@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fruitlib import config, sources
-from fruitlib.runtime import InputError
+from fruitlib import sources
+from fruitlib.core import config
+from fruitlib.core.errors import InputError
 
 
 def touch(*paths):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fruitlib import space
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 
 def test_a_range_is_drawn_evenly_in_its_logarithm():

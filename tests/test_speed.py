@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fruitlib import config, speed
-from fruitlib.runtime import InputError
+from fruitlib import speed
+from fruitlib.core import config
+from fruitlib.core.errors import InputError
 
 CPU = torch.device("cpu")
 

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fruitlib import config, splits, stratify
-from fruitlib.runtime import InputError
+from fruitlib import splits, stratify
+from fruitlib.core import config
+from fruitlib.core.errors import InputError
 
 HASHES = itertools.count()
 

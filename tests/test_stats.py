@@ -14,7 +14,7 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
 from fruitlib import metrics, stats
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 CLASSES = 3
 pairs = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)), min_size=4, max_size=60)

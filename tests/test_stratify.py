@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fruitlib import stratify
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 FULL = {"apple": 5, "cherry": 5, "tomato": 5}
 

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib import cli, config, execute, params, progress, runs, shipping, splits, summary, sweep, work
+from fruitlib import cli, execute, params, progress, runs, shipping, splits, summary, sweep, work
+from fruitlib.core import config
 from fruitlib.engine import Outcome
 
 HOME = Path(__file__).parent.parent

@@ -17,8 +17,9 @@ import psutil
 import pytest
 import torch
 
-from fruitlib import config, runs, tracking
-from fruitlib.runtime import InputError
+from fruitlib import runs, tracking
+from fruitlib.core import config
+from fruitlib.core.errors import InputError
 
 ROWS = [
     {"epoch": e, "lr": 0.1 / e, "train_loss": 1 / e, "val_loss": 2 / e, "val_macro_f1": e / 10, "cpu_percent": 99.5}

@@ -10,10 +10,11 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from fruitlib import checkpoint, config, evaluate, images, metrics, models, runs, runtime, splits, train
+from fruitlib import checkpoint, evaluate, images, metrics, models, runs, splits, train
 from fruitlib.checkpoint import Progress
+from fruitlib.core import config, files
+from fruitlib.core.errors import InputError
 from fruitlib.images import Batch
-from fruitlib.runtime import InputError
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]
 
@@ -97,7 +98,7 @@ def test_files_are_plain_csv_and_json(make_run):
     assert list(pd.read_csv(run.path / "history.csv")["epoch"]) == [1, 2, 3]
     record = json.loads((run.path / "stages" / "train.json").read_text())
     assert record["identity"] == run.identity("train") and record["epochs"] == 3
-    assert runtime.home() not in run.path.parents
+    assert files.home() not in run.path.parents
 
 
 def test_progress_line_tells_the_time_left():

@@ -9,8 +9,9 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fruitlib import balance, config, images, models, optim, params, transfer
+from fruitlib import balance, images, models, optim, params, transfer
 from fruitlib.cache import Store
+from fruitlib.core import config
 from fruitlib.images import Photos
 
 ROOT = Path(__file__).parent.parent

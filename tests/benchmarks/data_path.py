@@ -30,8 +30,9 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from fruitlib import cache, images, intake, losses, models, runtime
-from fruitlib.config import Config
+from fruitlib import cache, images, intake, losses, models
+from fruitlib.core import machine
+from fruitlib.core.config import Config
 
 BATCH, SIDE, CLASSES = 16, 96, ("apple", "cherry", "tomato")
 
@@ -168,7 +169,7 @@ def main() -> None:
     line("intake", [checked], "photos/s")
     figures = {"vs_imagefolder": statistics.median(ratios), "share_of_step": statistics.median(shares)}
     figures["intake_photos_per_s"] = checked
-    print(json.dumps({name: round(value, 3) for name, value in figures.items()} | {"hardware": runtime.hardware()}))
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()} | {"hardware": machine.hardware()}))
 
 
 if __name__ == "__main__":

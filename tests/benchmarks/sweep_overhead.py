@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import nbformat
 import yaml
 
-from fruitlib import execute, kernels, placement, runtime
-from fruitlib.config import Config
+from fruitlib import execute, kernels, placement
+from fruitlib.core import machine
+from fruitlib.core.config import Config
 
 ROOT = Path(__file__).resolve().parents[2]
 TURNS = 5
@@ -113,7 +114,7 @@ def main() -> None:
             wall, computed, width = grid(folder, options.runs, options.epochs)
             print(f"{options.runs} runs, {width} at a time: {wall:.0f} s for {computed:.0f} s of computing")
             figures |= {"wall_over_ideal": wall / (computed / width), "wall_s": wall, "computed_s": computed}
-    print(json.dumps({name: round(value, 2) for name, value in figures.items()} | {"hardware": runtime.hardware()}))
+    print(json.dumps({name: round(value, 2) for name, value in figures.items()} | {"hardware": machine.hardware()}))
 
 
 if __name__ == "__main__":

@@ -1,18 +1,12 @@
-"""Where things are and what runs them: paths, safe writes, seeds, device, rank, versions.
-
-Nothing here imports torch until a function that needs it is called.
-"""
+"""Paths, atomic writes, locks, fingerprints."""
 
 import ast
 import contextlib
 import errno
 import functools
 import hashlib
-import importlib.metadata
 import json
 import os
-import platform
-import random
 import re
 import socket
 import tempfile
@@ -20,19 +14,11 @@ import time
 from pathlib import Path
 
 
-class InputError(ValueError):
-    """Something a person can put right. Its message is one line: what is wrong, where, and what to do."""
-
-    def _render_traceback_(self) -> list[str]:
-        """Jupyter's own hook: show the line alone, without a traceback."""
-        return [f"InputError: {self}"]
-
-
 def home() -> Path:
     """The project folder: `$FRUITLIB_HOME`, else the checkout this package lies in, else the working directory."""
     if folder := os.environ.get("FRUITLIB_HOME"):
         return Path(folder).expanduser().resolve()
-    checkout = Path(__file__).resolve().parent.parent
+    checkout = Path(__file__).resolve().parent.parent.parent
     return checkout if (checkout / "notebooks").is_dir() else Path.cwd()
 
 
@@ -143,27 +129,9 @@ def fingerprint(*parts) -> str:
     return digest.hexdigest()[:12]
 
 
-def meter(what: str, every: float = 5):
-    """A `progress(done, total)` that prints `photos checked: 4,500 of 49,236, 3 min left` every so many seconds.
-
-    Work that is over sooner prints nothing.
-    """
-    started = spoken = time.monotonic()
-
-    def show(done: int, total: int) -> None:
-        nonlocal spoken
-        if (now := time.monotonic()) - spoken < every or not done:
-            return
-        left = (now - started) / done * (total - done)
-        print(f"{what}: {done:,} of {total:,}, {duration(left)} left", flush=True)
-        spoken = now
-
-    return show
-
-
 def module_source(module: str) -> bytes:
     """A module's code without comments and docstrings, whose change changes no result."""
-    path = Path(__file__).parent / f"{module}.py"
+    path = next(Path(__file__).parent.parent.rglob(f"{module}.py"))
     return _code(path, path.stat().st_mtime_ns)
 
 
@@ -182,16 +150,6 @@ def _code(path: Path, time: int) -> bytes:
     return ast.dump(tree).encode()
 
 
-def duration(seconds: float) -> str:
-    """`80 s`, `3 min`: as exact as a guess of the time left deserves."""
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-def first_line(problem: BaseException) -> str:
-    """What an exception says, in one line: its first one, or its name where it says nothing."""
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
-
-
 def file_trouble(problem: OSError) -> str:
     """What the system says of a file or disk, in one line that names it."""
     where = f"{display_path(problem.filename)}: " if problem.filename else ""
@@ -201,71 +159,3 @@ def file_trouble(problem: OSError) -> str:
 def disk_is_to_blame(problem: OSError) -> bool:
     """Whether a disk is full, over its quota, read-only or broken: passing trouble, no fault of what was done."""
     return problem.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS, errno.EIO)
-
-
-def rank() -> int:
-    """This process's number among torchrun's workers; 0 without torchrun."""
-    return int(os.environ.get("RANK", 0))
-
-
-def world_size() -> int:
-    """How many torchrun workers there are; 1 without torchrun."""
-    return int(os.environ.get("WORLD_SIZE", 1))
-
-
-def device():
-    """The device training runs on: this worker's GPU where there is one, else the CPU."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
-    return torch.device("cpu")
-
-
-def threads() -> int:
-    """The threads torch computes with, on which a result's last digits depend."""
-    import torch
-
-    return torch.get_num_threads()
-
-
-def seed_everything(seed: int) -> None:
-    """Seed Python, NumPy and torch (weights' initial values, dropout)."""
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed)
-    torch.manual_seed(seed)
-
-
-def seed_of(*numbers: int) -> int:
-    """One seed below 2**32 from several numbers, such as seed, epoch and rank."""
-    import numpy as np
-
-    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
-
-
-def hardware() -> str:
-    """The machine in words, for the results table: GPU if any, else processor and cores."""
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    model = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-                break
-    return f"{model}, {os.cpu_count()} cores"
-
-
-def versions() -> dict[str, str]:
-    """Versions of what a result depends on, for the run's record."""
-    names = ["fruitlib", "torch", "torchvision", "onnx", "onnxruntime", "grad-cam", "numpy", "pillow"]
-    found = {"python": platform.python_version()}
-    for name in names:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found

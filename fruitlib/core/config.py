@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from fruitlib.runtime import InputError
+from fruitlib.core.errors import InputError
 
 
 class Config(BaseModel):

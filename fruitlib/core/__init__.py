@@ -1,0 +1,10 @@
+"""What everybody stands on: the settings of a run, paths and atomic writes, the machine, errors for people.
+
+Read `config` first: every setting with its type, range, default and help.
+
+    config     Config: every setting of a run; which settings belong to which stage
+    files      paths, atomic writes, locks, fingerprints
+    machine    device, threads, seeds, rank, versions
+    progress   how far long work is, and how long it still takes
+    errors     InputError: one line that says what is wrong, where, and what to do
+"""

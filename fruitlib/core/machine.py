@@ -1,0 +1,79 @@
+"""The machine and this process's place on it: device, threads, seeds, rank, versions.
+
+Nothing here imports torch until a function that needs it is called.
+"""
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import random
+from pathlib import Path
+
+
+def rank() -> int:
+    """This process's number among torchrun's workers; 0 without torchrun."""
+    return int(os.environ.get("RANK", 0))
+
+
+def world_size() -> int:
+    """How many torchrun workers there are; 1 without torchrun."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def device():
+    """The device training runs on: this worker's GPU where there is one, else the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+    return torch.device("cpu")
+
+
+def threads() -> int:
+    """The threads torch computes with, on which a result's last digits depend."""
+    import torch
+
+    return torch.get_num_threads()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch (weights' initial values, dropout)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def seed_of(*numbers: int) -> int:
+    """One seed below 2**32 from several numbers, such as seed, epoch and rank."""
+    import numpy as np
+
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def hardware() -> str:
+    """The machine in words, for the results table: GPU if any, else processor and cores."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    model = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                model = line.split(":", 1)[1].strip()
+                break
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def versions() -> dict[str, str]:
+    """Versions of what a result depends on, for the run's record."""
+    names = ["fruitlib", "torch", "torchvision", "onnx", "onnxruntime", "grad-cam", "numpy", "pillow"]
+    found = {"python": platform.python_version()}
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

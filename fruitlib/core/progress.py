@@ -1,0 +1,26 @@
+"""How far long work is and how long it still takes, in words."""
+
+import time
+
+
+def meter(what: str, every: float = 5):
+    """A `progress(done, total)` that prints `photos checked: 4,500 of 49,236, 3 min left` every so many seconds.
+
+    Work that is over sooner prints nothing.
+    """
+    started = spoken = time.monotonic()
+
+    def show(done: int, total: int) -> None:
+        nonlocal spoken
+        if (now := time.monotonic()) - spoken < every or not done:
+            return
+        left = (now - started) / done * (total - done)
+        print(f"{what}: {done:,} of {total:,}, {duration(left)} left", flush=True)
+        spoken = now
+
+    return show
+
+
+def duration(seconds: float) -> str:
+    """`80 s`, `3 min`: as exact as a guess of the time left deserves."""
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
