@@ -77,7 +77,7 @@ def _add_compare(commands) -> None:
 
 
 def _add_data(commands) -> None:
-    from fruitlib import fetch
+    from fruitlib.data import fetch
 
     data = commands.add_parser("data", help="draw the practice photographs, or fetch a public data set")
     names = data.add_subparsers(required=True, metavar="NAME")
@@ -92,7 +92,7 @@ def _add_data(commands) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from fruitlib import sources
+    from fruitlib.data import sources
     from fruitlib.sweep import Options, sweep
 
     if options.jobs < 0:
@@ -148,14 +148,14 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _draw(options: argparse.Namespace) -> int:
-    from fruitlib import sources
+    from fruitlib.data import sources
 
     print(files.display_path(sources.ready(options.name)))
     return 0
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from fruitlib import fetch
+    from fruitlib.data import fetch
 
     folder = fetch.fetch(options.name, options.url, options.to, progress=fetch.meter())
     print(f"in a params file: data: {folder if options.to else options.name}")

@@ -303,7 +303,7 @@ def heats(pair: Pair, shown: pd.DataFrame) -> tuple[np.ndarray, dict[str, list]]
     None where no side is a run or a photo is not at hand, and of test photos, which stay closed: only what 06 wrote
     down about them is read. Of pooled folds, each photo of which another network judged, the photos alone.
     """
-    from fruitlib import images
+    from fruitlib.data import dataset
 
     sides = {side: judged for side, judged in (("a", pair.a), ("b", pair.b)) if judged.run}
     if not len(shown) or not sides or any(judged.part == "test" for judged in sides.values()):
@@ -315,8 +315,8 @@ def heats(pair: Pair, shown: pd.DataFrame) -> tuple[np.ndarray, dict[str, list]]
             rows = judged.run.manifest.set_index("path").reindex(paths).rename_axis("path").reset_index()
             if rows["status"].ne("ok").any() or rows["split"].eq("test").any():
                 return None
-            seen = images.of(judged.run, "val", rows=rows).images
-            photos = images.to_pictures(seen) / 255 if photos is None else photos
+            seen = dataset.of(judged.run, "val", rows=rows).images
+            photos = dataset.to_pictures(seen) / 255 if photos is None else photos
             if judged.part == "val" and (judged.run.path / "best.pt").is_file():
                 overlays[side] = _overlays(judged.run, seen)
     except (InputError, OSError):
@@ -326,12 +326,13 @@ def heats(pair: Pair, shown: pd.DataFrame) -> tuple[np.ndarray, dict[str, list]]
 
 def _overlays(run: runs.Run, seen) -> list[np.ndarray]:
     """Heatmaps of the last layer over photos uint8 (n, 3, S, S)."""
-    from fruitlib import gradcam, images, models
+    from fruitlib import gradcam, models
+    from fruitlib.data import dataset
 
     model, _ = models.restore(run.path / "best.pt")
     name, layer = list(models.target_layers(model).items())[-1]
-    maps = gradcam.heatmaps(model, images.to_float(seen), {name: layer})
-    pictures = images.to_pictures(seen) / 255
+    maps = gradcam.heatmaps(model, dataset.to_float(seen), {name: layer})
+    pictures = dataset.to_pictures(seen) / 255
     return [gradcam.overlay(photo, heat[0]) for photo, heat in zip(pictures, maps.heatmap, strict=True)]
 
 

@@ -6,8 +6,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from fruitlib import images, metrics, models, speed
-from fruitlib.images import Batch, Photos
+from fruitlib import metrics, models, speed
+from fruitlib.data import dataset
+from fruitlib.data.batch import Batch
+from fruitlib.data.dataset import Photos
 
 
 class Tally:
@@ -65,7 +67,7 @@ def predict(model: torch.nn.Module, photos: Photos, batch_size: int = 64) -> tor
     device = next(model.parameters()).device
     model.eval()
     with speed.uncompiled(model):  # compiling for other sizes than training's costs more than it saves
-        parts = [model(pixels).float().cpu() for pixels in images.in_parts(photos, batch_size, device)]
+        parts = [model(pixels).float().cpu() for pixels in dataset.in_parts(photos, batch_size, device)]
     return torch.cat(parts)
 
 

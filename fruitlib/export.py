@@ -18,9 +18,10 @@ import pandas as pd
 import torch
 from onnxruntime import quantization as ort
 
-from fruitlib import images, intake, metrics, models, sources
+from fruitlib import metrics, models
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path, replacing
+from fruitlib.data import dataset, photo_checks, sources
 from fruitlib.runs import Run
 
 OPSET = 20
@@ -275,7 +276,7 @@ def test(run: Run) -> pd.DataFrame:
     print(*said, sep="\n", end="\n" if said else "")
     run.record_test_opening(len(rows))
     model, _ = models.restore(run.path / "best.pt")
-    photos = images.to_array(images.of(run, "test", rows=rows).images)
+    photos = dataset.to_array(dataset.of(run, "test", rows=rows).images)
     logits = {"torch": run_torch(model, photos)}
     logits |= {name: run_onnx(run.path / f"model.{name}.onnx", photos) for name in ("fp32", "int8")}
     table = run.write_predictions("test", {name: metrics.softmax(values) for name, values in logits.items()}, rows)
@@ -290,7 +291,7 @@ def unsealed(run: Run) -> tuple[pd.DataFrame, list[str]]:
         InputError: none of them can be used.
     """
     rows = run.rows("test")
-    checked = intake.check(sources.root(run.config.data), rows.assign(split=""), run.config.min_side)
+    checked = photo_checks.check(sources.root(run.config.data), rows.assign(split=""), run.config.min_side)
     bad = checked[checked["status"] == "quarantined"]
     said = []
     if len(bad):

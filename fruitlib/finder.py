@@ -9,10 +9,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fruitlib import balance, images, losses, models, optim, transfer
+from fruitlib import losses, models, optim, transfer
 from fruitlib.core import machine
 from fruitlib.core.errors import InputError
-from fruitlib.images import Batch, Feed
+from fruitlib.data import balance, dataset
+from fruitlib.data.batch import Batch
+from fruitlib.data.loader import Feed
 from fruitlib.runs import Run
 
 BELOW, HIGHEST = 1000, 10.0  # from a thousandth of the run's lr to the largest lr the knob allows
@@ -40,7 +42,7 @@ def find_lr(run: Run, steps: int) -> pd.DataFrame:
     if steps < FEWEST:
         raise InputError(f"lr_find = {steps}: a curve needs at least {FEWEST} steps; 100 is a good number, 0 is none")
     config, device = run.config, machine.device()
-    teach, num_classes = images.of(run, "train"), len(run.class_names)
+    teach, num_classes = dataset.of(run, "train"), len(run.class_names)
     start = config.lr / BELOW
     rows, smoothed, best = [], 0.0, float("inf")
     with _own_randomness(config.seed), contextlib.closing(_batches(Feed(teach, config, device))) as feed:

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
-from fruitlib.images import Batch
+from fruitlib.data.batch import Batch
 
 Objective = Callable[[torch.Tensor, Batch], torch.Tensor]
 Judge = Callable[[torch.Tensor, torch.Tensor], float]

@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from fruitlib import splits
 from fruitlib.core import config as configs
 from fruitlib.core import files, machine
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
+from fruitlib.data import splits
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Stage:
     notebook: bool = False
 
 
-PIXELS = ("sources", "intake", "preprocess", "cache")  # what makes an array of a photo
+PIXELS = ("sources", "photo_checks", "preprocess", "cache")  # what makes an array of a photo
 # What training's result depends on; gradcam keeps pictures, but changes no weight.
-RECIPE = (*PIXELS, "splits", "augment", "balance", "images", "models", "transfer", "losses", "optim", "speed")
+RECIPE = (*PIXELS, "splits", "augment", "balance", "dataset", "batch", "loader", "models", "transfer", "losses", "optim", "speed")
 RECIPE += ("metrics", "evaluate", "checkpoint", "train")
 JUDGING = ("audit", "crossval", "stats", "calibration", "thresholds", "baselines")
 STAGES = {

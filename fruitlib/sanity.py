@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from fruitlib import duplicates, intake, sources, splits
 from fruitlib.core import files
 from fruitlib.core.errors import InputError
+from fruitlib.data import duplicates, photo_checks, sources, splits
 
 SHOWN = 10  # photos or pairs named, at most
 WORDS = {
@@ -41,7 +41,7 @@ def check(sweep_dir: Path, progress: Callable[[int, int], None] | None = None) -
         raise InputError(f"{files.display_path(sweep_dir)}: no manifest.json; give a sweep's folder, executed/<sweep>")
     record, manifest = splits.record(sweep_dir), splits.read(sweep_dir)
     used = manifest[manifest["status"].isin(splits.USABLE)].reset_index(drop=True)
-    found = intake.check(sources.root(record["data"]), used.assign(split="", status="", reason=""), 1, progress)
+    found = photo_checks.check(sources.root(record["data"]), used.assign(split="", status="", reason=""), 1, progress)
     found = found.assign(split=used["split"])
     pairs = _across(duplicates.pairs(found), found).to_dict("records")
     said = {kind: [words.format(**pair) for pair in pairs if pair["kind"] == kind] for kind, words in WORDS.items()}

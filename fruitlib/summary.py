@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from fruitlib import crossval, insight, shipping, splits
+from fruitlib import crossval, insight, shipping
 from fruitlib.core import files
+from fruitlib.data import splits
 from fruitlib.params import Sweep
 from fruitlib.runs import Run
 from fruitlib.shipping import TEST_STAGE

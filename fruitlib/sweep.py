@@ -12,11 +12,12 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fruitlib import kernels, placement, runs, search, shipping, sources, splits, summary, work
+from fruitlib import kernels, placement, runs, search, shipping, summary, work
 from fruitlib.core import config as configs
 from fruitlib.core import files, machine
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
+from fruitlib.data import sources, splits
 from fruitlib.engine import Engine, Outcome, PlacementLost, Task
 from fruitlib.params import Sweep, read_params
 from fruitlib.progress import Progress, print_results

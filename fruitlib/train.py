@@ -16,12 +16,10 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from fruitlib import (
-    balance,
     checkpoint,
     distributed,
     evaluate,
     gradcam,
-    images,
     losses,
     metrics,
     models,
@@ -36,7 +34,9 @@ from fruitlib.core import files, machine
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import duration, meter
-from fruitlib.images import Batch, Photos
+from fruitlib.data import balance, dataset, loader
+from fruitlib.data.batch import Batch
+from fruitlib.data.dataset import Photos
 from fruitlib.runs import Run
 from fruitlib.speed import Speed
 
@@ -88,7 +88,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
 
     # Photos, decoded once: in memory, in a mapped file, or streamed, as fits.
     decoding = meter("photos decoded")
-    names, teach, judge = run.class_names, images.of(run, "train", decoding), images.of(run, "val")
+    names, teach, judge = run.class_names, dataset.of(run, "train", decoding), dataset.of(run, "val")
     refuse_what_watches_validation(config, judge)
     say(
         f"photos: {teach.store.said}\n{balance.said(teach.labels, names, config.balance, config.augment_to)}",
@@ -106,7 +106,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     say(fast.said, model.said, sep="\n", end="\n" if model.said else "", flush=True)
 
     # What it learns from and by.
-    learner, feed, judge_features = model, images.Feed(teach, config, device, rank, world_size), None
+    learner, feed, judge_features = model, loader.Feed(teach, config, device, rank, world_size), None
     if config.features_once:
         learner, feed = models.head(model), feature_feed(model, teach, config, device)
         judge_features = features_of(model, judge)
@@ -335,12 +335,12 @@ def features_of(model: torch.nn.Module, photos: Photos) -> torch.Tensor | None:
         return transfer.features(model, photos) if len(photos) else None
 
 
-def feature_feed(model: torch.nn.Module, teach: Photos, config: Config, device: torch.device) -> images.FeatureFeed:
+def feature_feed(model: torch.nn.Module, teach: Photos, config: Config, device: torch.device) -> loader.FeatureFeed:
     """What a frozen backbone makes of the training photos, computed once; topped up by SMOTE where asked for."""
     features, labels = features_of(model, teach), teach.labels
     if config.balance == "smote":
         features, labels = balance.smote(features, labels, config.seed)
-    return images.FeatureFeed(features.to(device), labels, config, machine.rank(), machine.world_size())
+    return loader.FeatureFeed(features.to(device), labels, config, machine.rank(), machine.world_size())
 
 
 def keep_best(run: Run, model: torch.nn.Module, epoch: int, logits: torch.Tensor) -> None:
@@ -362,7 +362,7 @@ def cam_photos(judge: Photos) -> Photos:
 def keep_cams(run: Run, model: torch.nn.Module, judge: Photos, epoch: int) -> None:
     """Heatmaps of this epoch for the fixed photos, towards each photo's true class, in `cams/epoch_NNNN.npz`."""
     photos = cam_photos(judge)
-    pixels = images.to_float(photos.images, next(model.parameters()).device)
+    pixels = dataset.to_float(photos.images, next(model.parameters()).device)
     with speed.uncompiled(model):
         maps = gradcam.heatmaps(model, pixels, models.target_layers(model), targets=photos.labels.tolist())
     gradcam.save(run.path / "cams" / f"epoch_{epoch:04d}.npz", maps, paths=np.array(photos.paths))

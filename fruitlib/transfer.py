@@ -2,9 +2,10 @@
 
 import torch
 
-from fruitlib import images, models
+from fruitlib import models
 from fruitlib.core.config import Config
-from fruitlib.images import Photos
+from fruitlib.data import dataset
+from fruitlib.data.dataset import Photos
 from fruitlib.models import Normalized
 
 
@@ -42,7 +43,7 @@ def features(model: Normalized, photos: Photos, batch_size: int = 64) -> torch.T
     device = next(model.parameters()).device
     model.eval()
     try:
-        for pixels in images.in_parts(photos, batch_size, device):
+        for pixels in dataset.in_parts(photos, batch_size, device):
             model(pixels)
     finally:
         hook.remove()

@@ -22,11 +22,12 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from fruitlib import kernels, runs, splits
+from fruitlib import kernels, runs
 from fruitlib.core import config as configs
 from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
+from fruitlib.data import splits
 from fruitlib.execute import KernelLost, NotebookFailed, NotebookPruned, execute, kernel_folders
 from fruitlib.runs import OUTCOME, WORKING, Run
 
@@ -37,7 +38,7 @@ HEARTBEAT = 2.0  # seconds
 SPLIT = "01_split"
 LOOK_BACK = ("07_compare", "08_insight")  # over all of a sweep's runs
 # The stages that belong to a sweep's folder, not to a run's, and the modules their pages depend on
-SWEEP_STAGES = {SPLIT: (*runs.PIXELS, "duplicates", "splits", "augment", "images", "audit", "plots", "plots_photos")}
+SWEEP_STAGES = {SPLIT: (*runs.PIXELS, "duplicates", "splits", "augment", "dataset", "audit", "plots", "plots_photos")}
 SWEEP_STAGES |= {"07_compare": ("stats", "compare", "gradcam", "plots", "plots_compare")}
 SWEEP_STAGES |= {"08_insight": ("stats", "insight", "learning", "plots", "plots_insight")}
 

@@ -85,8 +85,9 @@ def tiny(shapes) -> dict:
 @pytest.fixture
 def make_run(tiny, tmp_path):
     """`make_run("name", lr=...)` prepares a run folder with those knobs beside its manifest."""
-    from fruitlib import runs, splits
+    from fruitlib import runs
     from fruitlib.core import config
+    from fruitlib.data import splits
 
     def make(name="run", **knobs):
         cfg = config.make({**tiny, **knobs})

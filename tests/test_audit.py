@@ -8,8 +8,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fruitlib import audit, intake
+from fruitlib import audit
 from fruitlib.core.errors import InputError
+from fruitlib.data import photo_checks
 from fruitlib.stats import units
 
 NAMES = ["apple", "cherry", "tomato"]
@@ -99,7 +100,9 @@ def test_a_photo_that_stands_alone_is_its_own_group():
 
 def test_real_fruit_leaks_as_networks_show(real_data):
     files = sorted((real_data / "fruit304").rglob("*.jpg"))
-    pictures = np.stack([np.asarray(intake.open_photo(file).resize((32, 32), Image.Resampling.BOX)) for file in files])
+    pictures = np.stack(
+        [np.asarray(photo_checks.open_photo(file).resize((32, 32), Image.Resampling.BOX)) for file in files]
+    )
     labels = [NAMES.index(file.parent.name) for file in files]
     leak = audit.price_of_leakage(pictures, labels, [file.name.split("__")[0] for file in files], repeats=2)
     assert leak.n == 304 and 8 < leak.points < 25 and leak.points_low > 3 and 0.6 < leak.safe < 0.8

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fruitlib import augment
+from fruitlib.data import augment
 
 OURS = ("none", "crop", "geometric", "colour", "full")
 ALL = (*OURS, "trivial", "randaugment")

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.utils.class_weight import compute_class_weight
 
-from fruitlib import balance
 from fruitlib.core.errors import InputError
+from fruitlib.data import balance
 
 LABELS = torch.tensor([0] * 7 + [1] * 3 + [2] * 12)[torch.randperm(22, generator=torch.Generator().manual_seed(0))]
 

@@ -12,9 +12,9 @@ import psutil
 import pytest
 from PIL import Image
 
-from fruitlib import cache, preprocess
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
+from fruitlib.data import cache, preprocess
 
 SIDE = 32
 

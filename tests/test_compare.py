@@ -300,7 +300,7 @@ def test_each_side_shows_its_own_photos_and_looks_at_those_it_judged(tmp_path, m
     """The second run knows the photos by other paths; of pooled folds no network looks, since another one judged."""
     import torch
 
-    from fruitlib import images
+    from fruitlib.data import dataset
 
     asked, roots = [], {"a": "", "b": "theirs/"}
     sides = []
@@ -312,9 +312,9 @@ def test_each_side_shows_its_own_photos_and_looks_at_those_it_judged(tmp_path, m
         own = ours.assign(path=root + ours["path"], predicted=predicted)
         run.__dict__ |= {"manifest": own.assign(status="ok", split="train", group=""), "class_names": NAMES}
         sides.append(compare.Judged(side, own, run, part))
-    pixels = images.Photos(None, np.arange(4), torch.zeros(4), [])
-    monkeypatch.setattr(images.Photos, "images", torch.full((4, 3, 8, 8), 51, dtype=torch.uint8))
-    monkeypatch.setattr(images, "of", lambda run, split, rows: asked.append(rows["path"].tolist()) or pixels)
+    pixels = dataset.Photos(None, np.arange(4), torch.zeros(4), [])
+    monkeypatch.setattr(dataset.Photos, "images", torch.full((4, 3, 8, 8), 51, dtype=torch.uint8))
+    monkeypatch.setattr(dataset, "of", lambda run, split, rows: asked.append(rows["path"].tolist()) or pixels)
     monkeypatch.setattr(compare, "_overlays", lambda run, seen: [run.path.parent.name] * len(seen))
     pair = compare.match(*sides)
     shown = compare.disagreements(pair)
@@ -322,7 +322,7 @@ def test_each_side_shows_its_own_photos_and_looks_at_those_it_judged(tmp_path, m
     assert photos.shape == (4, 8, 8, 3) and photos.max() == pytest.approx(0.2)
     assert asked == [shown["path"].tolist(), [f"theirs/{path}" for path in shown["path"]]]
     assert overlays == ({"a": ["a"] * 4, "b": ["b"] * 4} if part == "val" else {})
-    monkeypatch.setattr(images, "of", lambda *a, **k: (_ for _ in ()).throw(InputError("the folder is gone")))
+    monkeypatch.setattr(dataset, "of", lambda *a, **k: (_ for _ in ()).throw(InputError("the folder is gone")))
     assert compare.heats(pair, shown) is None  # the table will do
 
 
@@ -331,7 +331,7 @@ def test_test_photos_stay_closed(tmp_path, monkeypatch, ours):
     rows = ours.assign(status="ok", split="test")
     monkeypatch.setattr(compare.runs.Run, "manifest", rows)
     monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
-    monkeypatch.setattr("fruitlib.images.of", lambda *a, **k: pytest.fail("a test photo was opened"))
+    monkeypatch.setattr("fruitlib.data.dataset.of", lambda *a, **k: pytest.fail("a test photo was opened"))
     monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
     for part in ("test", "val"):  # told by the part that was read, and by the manifest
         sides = [

@@ -4,8 +4,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fruitlib import crossval, runs, splits, train
+from fruitlib import crossval, runs, train
 from fruitlib.core import config
+from fruitlib.data import splits
 
 
 @pytest.fixture(scope="module")

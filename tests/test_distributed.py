@@ -20,8 +20,9 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fruitlib import distributed, evaluate, images, metrics, models, runs, train
+from fruitlib import distributed, evaluate, metrics, models, runs, train
 from fruitlib.core.errors import InputError
+from fruitlib.data import dataset
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]
 
@@ -81,7 +82,7 @@ def test_with_batchnorm_the_numbers_are_those_of_the_kept_weights_and_each_photo
     train.fit(run)
     assert run.predictions("val")["path"].tolist() == run.rows("val")["path"].tolist()
     model, _ = models.restore(run.path / "best.pt")
-    logits = evaluate.predict(model, images.of(run, "val"))
+    logits = evaluate.predict(model, dataset.of(run, "val"))
     probs, _ = run.probs(run.predictions("val"))
     np.testing.assert_allclose(probs, metrics.softmax(logits.numpy()), atol=1e-4)
 

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw, ImageEnhance
 
-from fruitlib import duplicates, intake
 from fruitlib.core.errors import InputError
+from fruitlib.data import duplicates, photo_checks
 
 BLANK = 70 * "0"
 
@@ -57,7 +57,7 @@ def checked(tmp_path):
             image.save(tmp_path / label / f"{file}.jpg", quality=85 if file.startswith("again") else 95)
         paths = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg"))
         rows = pd.DataFrame({"path": paths, "label": [path.split("/")[0] for path in paths], "group": "", "split": ""})
-        return intake.check(tmp_path, rows)
+        return photo_checks.check(tmp_path, rows)
 
     return check
 
@@ -159,7 +159,7 @@ def test_near_duplicates_join_a_given_group_but_never_two():
         "1 photo resembles one of a given group closely and joins it",
         "1 near-duplicate pair lies in two given groups of a label, which stay as they are; "
         "for example P and Q: the same thing under two names?",
-        "3 near-duplicate pairs have different labels; fruitlib.duplicates.conflicts lists them",
+        "3 near-duplicate pairs have different labels; fruitlib.data.duplicates.conflicts lists them",
     ]
 
 
@@ -299,7 +299,7 @@ def test_false_merges_are_counted_by_photo_and_by_pair():
 def rates(folder, paths, variety):
     """Rates of false merges as named, and with Cherry 2 and 4, which show the same fruit, as one."""
     rows = pd.DataFrame({"path": paths, "label": [path.split("/")[0] for path in paths], "group": "", "split": ""})
-    found, _ = duplicates.resolve(intake.check(folder, rows), near=True)
+    found, _ = duplicates.resolve(photo_checks.check(folder, rows), near=True)
     truth = pd.Series([variety(path) for path in paths], index=paths)
     one_fruit = truth.replace({"cherry_4": "cherry_2", "Cherry 4": "Cherry 2"})
     return duplicates.false_merges(found, truth), duplicates.false_merges(found, one_fruit)

@@ -10,8 +10,9 @@ import time
 
 import pytest
 
-from fruitlib import cli, fetch, sources
+from fruitlib import cli
 from fruitlib.core.errors import InputError
+from fruitlib.data import fetch, sources
 
 NAME = "fruits-360-3-body"
 COUNTS = {"Training": 24, "Test": 12}

@@ -12,10 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fruitlib import augment, balance, cache, images
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import cache_dir
+from fruitlib.data import augment, balance, cache, dataset, loader
+from fruitlib.data.batch import Batch
 
 SIDE, COUNT = 32, 21
 
@@ -43,35 +44,35 @@ def rows():
 @pytest.fixture(scope="module")
 def photos(folder, rows):
     paths = rows["path"].tolist()
-    return images.Photos(
-        cache.hold(folder, paths, knobs()), np.arange(len(paths)), images._labels(rows, ["a", "b"]), paths
+    return dataset.Photos(
+        cache.hold(folder, paths, knobs()), np.arange(len(paths)), dataset._labels(rows, ["a", "b"]), paths
     )
 
 
-def held(pixels: np.ndarray, labels=None) -> images.Photos:
+def held(pixels: np.ndarray, labels=None) -> dataset.Photos:
     """Photos of given uint8 pixels (n, S, S, 3)."""
     count = len(pixels)
     paths = [str(i) for i in range(count)]
     store = cache.Store(pixels, None, paths, None, "ram", "")
     labels = torch.zeros(count, dtype=torch.long) if labels is None else labels
-    return images.Photos(store, np.arange(count), labels, paths)
+    return dataset.Photos(store, np.arange(count), labels, paths)
 
 
 def feed(photos, cfg, rank=0, world_size=1):
-    return images.Feed(photos, cfg, "cpu", rank, world_size)
+    return loader.Feed(photos, cfg, "cpu", rank, world_size)
 
 
 def test_every_photo_is_in_exactly_one_batch_and_no_batch_is_tiny():
     for count in (16, 17, 31, 40, 234, 5):
-        parts = images.batches(count, 16, seed=3, epoch=2)
+        parts = loader.batches(count, 16, seed=3, epoch=2)
         assert sorted(torch.cat(parts).tolist()) == list(range(count))
         assert min(map(len, parts)) >= min(8, count) and max(map(len, parts)) < 24
-    assert sorted(map(len, images.batches(5, 2, seed=0, epoch=1))) == [2, 3]  # BatchNorm cannot learn from one
+    assert sorted(map(len, loader.batches(5, 2, seed=0, epoch=1))) == [2, 3]  # BatchNorm cannot learn from one
 
 
 def test_order_depends_on_seed_and_epoch_alone():
     def order(seed, epoch):
-        return torch.cat(images.batches(50, 8, seed, epoch)).tolist()
+        return torch.cat(loader.batches(50, 8, seed, epoch)).tolist()
 
     torch.manual_seed(1)
     first = order(0, 1)
@@ -88,7 +89,7 @@ def test_loaded_photos_carry_their_labels_and_an_unknown_label_is_named(folder, 
     assert some.paths == ["02.png", "07.png", "02.png"] and some.labels.tolist() == photos.labels[[2, 7, 2]].tolist()
     assert np.array_equal(some.take([1]), photos.take([7]))
     with pytest.raises(InputError, match=r"01\.png: label a is not among the classes b"):
-        images._labels(rows[1:], ["b"])
+        dataset._labels(rows[1:], ["b"])
 
 
 def fake_run(folder, rows, tmp_path, monkeypatch, **values):
@@ -109,44 +110,44 @@ def fake_run(folder, rows, tmp_path, monkeypatch, **values):
 
 def test_train_and_val_share_one_file_and_test_is_not_decoded_before_asked(folder, rows, tmp_path, monkeypatch, photos):
     run = fake_run(folder, rows, tmp_path, monkeypatch)
-    train, val = images.of(run, "train"), images.of(run, "val")
+    train, val = dataset.of(run, "train"), dataset.of(run, "val")
     files = list(cache_dir().glob("*.npy"))
     assert len(files) == 1 and len(train.store) == len(val.store) == 16
     assert (len(train), len(val)) == (12, 4) and val.paths == [f"{i}.png" for i in range(12, 16)]
     assert np.array_equal(val.take(range(4)), photos.take(range(12, 16)))
     assert torch.equal(val.labels, photos.labels[12:16])
-    test = images.of(run, "test")
+    test = dataset.of(run, "test")
     assert test.paths == [f"{i}.png" for i in range(16, 20)] and len(test.store) == 4
     run.manifest.loc[3, "status"] = "left_out"
     with pytest.raises(InputError, match=r"03\.png: in the train part, but not to be used"):
-        images.of(run, "train")
+        dataset.of(run, "train")
 
 
 def test_spread_keeps_the_proportions_of_the_classes():
     labels = torch.tensor([0] * 107 + [1] * 107 + [2] * 30)
     photos = held(np.zeros((244, 4, 4, 3), np.uint8), labels)
-    found = torch.bincount(images.spread(photos, 100).labels)
+    found = torch.bincount(dataset.spread(photos, 100).labels)
     assert found.sum() == 100 and (found - torch.tensor([44, 44, 12])).abs().max() <= 1
-    assert len(images.spread(photos, 9999)) == 244
-    assert len(images.spread(photos.pick([]), 10)) == 0
+    assert len(dataset.spread(photos, 9999)) == 244
+    assert len(dataset.spread(photos.pick([]), 10)) == 0
 
 
 def test_arrays_and_pictures_hold_the_same_pixels(photos):
     pixels = photos.images
-    np.testing.assert_allclose(images.to_array(pixels), images.to_float(pixels).numpy(), atol=1e-7)
-    assert images.to_array(pixels).flags["C_CONTIGUOUS"]
-    assert images.to_pictures(pixels)[1, 2, 3].tolist() == pixels[1, :, 2, 3].tolist()
+    np.testing.assert_allclose(dataset.to_array(pixels), dataset.to_float(pixels).numpy(), atol=1e-7)
+    assert dataset.to_array(pixels).flags["C_CONTIGUOUS"]
+    assert dataset.to_pictures(pixels)[1, 2, 3].tolist() == pixels[1, :, 2, 3].tolist()
 
 
 def test_a_batch_is_what_its_slots_say(photos):
     cfg = knobs(augment="geometric", seed=3)
     draws = augment.draw("geometric", COUNT, 3, 2)
-    order = images.batches(COUNT, 8, 3, 2)
+    order = loader.batches(COUNT, 8, 3, 2)
     found = list(feed(photos, cfg).epoch(2))
     assert len(found) == len(order) and len(feed(photos, cfg)) == COUNT
     for batch, slots in zip(found, order, strict=True):
         expected = augment.apply(photos.take(slots), draws.pick(slots.numpy()))
-        assert torch.equal(batch.images, images.to_float(torch.from_numpy(expected).permute(0, 3, 1, 2)))
+        assert torch.equal(batch.images, dataset.to_float(torch.from_numpy(expected).permute(0, 3, 1, 2)))
         assert torch.equal(batch.labels, photos.labels[slots]) and batch.size == len(slots)
         assert batch.other_labels is None and batch.share == 1
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
@@ -168,7 +169,7 @@ def test_photos_look_alike_whatever_the_processes_and_the_cache(values, folder, 
     whole = list(feed(photos, cfg).epoch(3))
     keys = [""] * COUNT
     stream = cache.open_store(folder, photos.paths, keys, knobs(cache="stream"), folder)
-    streamed = images.Photos(stream, photos.index, photos.labels, photos.paths)
+    streamed = dataset.Photos(stream, photos.index, photos.labels, photos.paths)
     for batch, again in zip(whole, feed(streamed, cfg).epoch(3), strict=True):
         assert torch.equal(batch.images, again.images)
     for processes in (2, 3):
@@ -219,7 +220,7 @@ def test_what_a_gpu_would_do_looks_the_same(policy, photos):
 @pytest.mark.parametrize("policy", ["none", "full", "trivial"])
 def test_a_gpu_is_fed_the_same(policy, photos):
     cfg = knobs(augment=policy, mixing="mixup")
-    there = images.Feed(photos, cfg, torch.device("cuda", 0)).epoch(1)
+    there = loader.Feed(photos, cfg, torch.device("cuda", 0)).epoch(1)
     for here, batch in zip(feed(photos, cfg).epoch(1), there, strict=True):
         assert batch.images.device.type == batch.labels.device.type == "cuda"
         assert torch.equal(here.labels, batch.labels.cpu())
@@ -246,7 +247,7 @@ def test_an_interrupted_loop_leaves_no_thread_though_its_traceback_lives():
         return number
 
     def loop():
-        for number in images.ahead(slowly, 100, 4):
+        for number in loader.ahead(slowly, 100, 4):
             if number == 2:
                 raise KeyboardInterrupt
 
@@ -266,9 +267,9 @@ def test_results_come_in_order_and_only_so_far_ahead():
         return number
 
     for count in (0, 1, 3, 4, 5, 17):
-        assert list(images.ahead(work, count, 4)) == list(range(count))
+        assert list(loader.ahead(work, count, 4)) == list(range(count))
     begun.clear()
-    results = images.ahead(work, 100, 4)
+    results = loader.ahead(work, 100, 4)
     next(results)
     time.sleep(0.05)
     assert len(begun) <= 8
@@ -278,7 +279,7 @@ def test_results_come_in_order_and_only_so_far_ahead():
 def test_an_error_beside_the_loop_surfaces_in_it(folder, rows):
     stream = cache.open_store(folder, rows["path"].tolist(), [""] * COUNT, knobs(cache="stream"), folder)
     stream.paths[4] = "gone.png"
-    photos = images.Photos(stream, np.arange(COUNT), torch.zeros(COUNT, dtype=torch.long), rows["path"].tolist())
+    photos = dataset.Photos(stream, np.arange(COUNT), torch.zeros(COUNT, dtype=torch.long), rows["path"].tolist())
     with pytest.raises(InputError, match=r"gone\.png: does not open"):
         list(feed(photos, knobs()).epoch(1))
     assert threads() == []
@@ -286,24 +287,24 @@ def test_an_error_beside_the_loop_surfaces_in_it(folder, rows):
 
 def test_example_batch_shows_what_training_sees(photos):
     cfg = knobs(augment="none", batch_size=4)
-    first = images.batches(COUNT, 4, 0, 1)[0]
-    assert np.array_equal(images.example_batch(photos, cfg), photos.take(first))
+    first = loader.batches(COUNT, 4, 0, 1)[0]
+    assert np.array_equal(loader.example_batch(photos, cfg), photos.take(first))
     mixed = knobs(augment="geometric", mixing="mixup", mixing_alpha=5.0)
-    assert np.abs(images.example_batch(photos, mixed) - photos.take(images.batches(COUNT, 8, 0, 1)[0])).mean() > 5
+    assert np.abs(loader.example_batch(photos, mixed) - photos.take(loader.batches(COUNT, 8, 0, 1)[0])).mean() > 5
     assert threads() == []
 
 
 def test_examples_show_a_policy():
     flat = np.full((4, SIDE, SIDE, 3), (200, 60, 20), np.uint8)
-    assert np.array_equal(images.examples(flat, "geometric", 0), flat)
-    assert not np.array_equal(images.examples(flat, "colour", 0), flat)
+    assert np.array_equal(loader.examples(flat, "geometric", 0), flat)
+    assert not np.array_equal(loader.examples(flat, "colour", 0), flat)
 
 
 @given(count=st.integers(2, 40), size=st.integers(1, 12))
 def test_parts_of_a_batch_are_all_of_it_and_none_is_a_single_image(count, size):
     """BatchNorm cannot learn from one image; so there may be one image more, where one at a time is not asked for."""
     labels = torch.arange(count)
-    batch = images.Batch(torch.rand(count, 3, 2, 2), labels, labels + 1, 0.3, 99)
+    batch = Batch(torch.rand(count, 3, 2, 2), labels, labels + 1, 0.3, 99)
     parts = batch.parts(size)
     assert torch.equal(torch.cat([part.images for part in parts]), batch.images)
     assert torch.equal(torch.cat([part.other_labels for part in parts]), labels + 1)

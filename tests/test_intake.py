@@ -15,8 +15,8 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
-from fruitlib import intake
 from fruitlib.core.errors import InputError
+from fruitlib.data import photo_checks
 
 
 def picture(size=(60, 40), seed=0):
@@ -163,17 +163,17 @@ KINDS = [  # name, maker, status, words of the reason
 @pytest.mark.parametrize(("name", "make", "status", "words"), KINDS, ids=[kind[0] for kind in KINDS])
 def test_each_kind_of_file_is_told_in_words(tmp_path, name, make, status, words):
     make(tmp_path)
-    found = intake.inspect(tmp_path / name)
+    found = photo_checks.inspect(tmp_path / name)
     assert found[0] == status and words in found[1] and (words or not found[1])
     assert "\n" not in found[1] and str(tmp_path) not in found[1]
     if status == "ok":
         assert found[2:4] in ((60, 40), (40, 40)) and len(found[5]) == 70
         assert found[4] == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
-        photo = intake.open_photo(tmp_path / name)
+        photo = photo_checks.open_photo(tmp_path / name)
         assert photo.mode == "RGB" and photo.size == found[2:4]
     elif "small" not in name:
         with pytest.raises(InputError) as problem:
-            intake.open_photo(tmp_path / name)
+            photo_checks.open_photo(tmp_path / name)
         assert words in str(problem.value) and name in str(problem.value)
 
 
@@ -182,7 +182,7 @@ def test_a_file_one_may_not_read_is_said_so(tmp_path):
     (tmp_path / "secret.jpg").chmod(0)
     if os.access(tmp_path / "secret.jpg", os.R_OK):
         pytest.skip("this account may read every file")
-    assert intake.inspect(tmp_path / "secret.jpg")[:2] == ("quarantined", "not readable: permission denied")
+    assert photo_checks.inspect(tmp_path / "secret.jpg")[:2] == ("quarantined", "not readable: permission denied")
 
 
 def test_a_refused_reading_is_told_by_its_cause(tmp_path, monkeypatch):
@@ -191,8 +191,10 @@ def test_a_refused_reading_is_told_by_its_cause(tmp_path, monkeypatch):
     def refuse(file):
         raise PermissionError(13, "Permission denied", str(file))
 
-    monkeypatch.setattr(intake.Path, "read_bytes", refuse)  # root can read everything: the system would not refuse
-    assert intake.inspect(tmp_path / "secret.jpg")[:2] == ("quarantined", "not readable: permission denied")
+    monkeypatch.setattr(
+        photo_checks.Path, "read_bytes", refuse
+    )  # root can read everything: the system would not refuse
+    assert photo_checks.inspect(tmp_path / "secret.jpg")[:2] == ("quarantined", "not readable: permission denied")
 
 
 @pytest.mark.parametrize(
@@ -209,54 +211,54 @@ def test_a_refused_reading_is_told_by_its_cause(tmp_path, monkeypatch):
 )
 def test_boxes_are_judged(tmp_path, box, words):
     saved("a.png")(tmp_path)
-    status, reason, width, height, _, _ = intake.inspect(tmp_path / "a.png", box)
+    status, reason, width, height, _, _ = photo_checks.inspect(tmp_path / "a.png", box)
     assert words in reason and (status == "ok") == (not words) and (width, height) == (60, 40)
 
 
 def test_a_box_is_judged_against_the_upright_photo_and_hashed_alone(tmp_path):
     exif = Image.Exif()
-    exif[intake.ORIENTATION] = 6
+    exif[photo_checks.ORIENTATION] = 6
     lying = picture((64, 32)).transpose(Image.Transpose.ROTATE_90)
     lying.save(tmp_path / "a.png", exif=exif)
     picture((64, 32)).crop((40, 0, 64, 32)).save(tmp_path / "crop.png")
-    found = intake.inspect(tmp_path / "a.png", (40, 0, 24, 32))
+    found = photo_checks.inspect(tmp_path / "a.png", (40, 0, 24, 32))
     assert found[:4] == ("ok", "", 64, 32)
-    assert found[5] == intake.inspect(tmp_path / "crop.png")[5]
-    assert intake.inspect(tmp_path / "a.png", (0, 40, 32, 24))[0] == "quarantined"
+    assert found[5] == photo_checks.inspect(tmp_path / "crop.png")[5]
+    assert photo_checks.inspect(tmp_path / "a.png", (0, 40, 32, 24))[0] == "quarantined"
 
 
 def turned(value):
     """The picture stored so that EXIF orientation `value` puts it upright."""
     back = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
     image = picture((64, 48))
-    return image.transpose(back.get(value, intake.TURNS[value])) if value in intake.TURNS else image
+    return image.transpose(back.get(value, photo_checks.TURNS[value])) if value in photo_checks.TURNS else image
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("value", range(9))
 def test_all_orientations_give_the_same_upright_picture(tmp_path, value, kind):
     exif = Image.Exif()
-    exif[intake.ORIENTATION] = value
+    exif[photo_checks.ORIENTATION] = value
     turned(value).save(tmp_path / "a", kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
-    assert np.array_equal(np.asarray(intake.open_photo(tmp_path / "a")), np.asarray(picture((64, 48))))
-    assert intake.inspect(tmp_path / "a")[:4] == ("ok", "", 64, 48)
+    assert np.array_equal(np.asarray(photo_checks.open_photo(tmp_path / "a")), np.asarray(picture((64, 48))))
+    assert photo_checks.inspect(tmp_path / "a")[:4] == ("ok", "", 64, 48)
 
 
 def test_large_photos_read_at_a_reduced_scale_keep_their_size(tmp_path):
     exif = Image.Exif()
-    exif[intake.ORIENTATION] = 6
+    exif[photo_checks.ORIENTATION] = 6
     picture((900, 700)).save(tmp_path / "a.jpg", exif=exif, quality=95)
     picture((900, 700)).transpose(Image.Transpose.ROTATE_270).save(tmp_path / "b.jpg", quality=95)
-    a, b = intake.inspect(tmp_path / "a.jpg"), intake.inspect(tmp_path / "b.jpg")
+    a, b = photo_checks.inspect(tmp_path / "a.jpg"), photo_checks.inspect(tmp_path / "b.jpg")
     assert a[:4] == b[:4] == ("ok", "", 700, 900)
-    assert intake.open_photo(tmp_path / "a.jpg").size == (700, 900)
+    assert photo_checks.open_photo(tmp_path / "a.jpg").size == (700, 900)
 
 
 def test_an_orientation_that_means_nothing_is_odd(tmp_path):
     exif = Image.Exif()
-    exif[intake.ORIENTATION] = 9
+    exif[photo_checks.ORIENTATION] = 9
     picture().save(tmp_path / "a.jpg", exif=exif)
-    assert intake.inspect(tmp_path / "a.jpg")[:4] == ("ok", "EXIF orientation unreadable", 60, 40)
+    assert photo_checks.inspect(tmp_path / "a.jpg")[:4] == ("ok", "EXIF orientation unreadable", 60, 40)
 
 
 def flat(mode, value):
@@ -265,7 +267,7 @@ def flat(mode, value):
 
 def pixel(tmp_path, image, kind="TIFF", **options):
     image.save(tmp_path / "a", kind, **options)
-    return intake.open_photo(tmp_path / "a").getpixel((5, 5))
+    return photo_checks.open_photo(tmp_path / "a").getpixel((5, 5))
 
 
 def test_pixels_of_every_mode_become_the_colour_they_mean(tmp_path):
@@ -307,11 +309,11 @@ def test_warnings_of_others_are_neither_swallowed_nor_raised(tmp_path):
     saved("cut exif.jpg", exif=CUT_EXIF)(tmp_path)
     with pytest.warns(UserWarning, match="Corrupt EXIF"), Image.open(tmp_path / "cut exif.jpg") as image:
         image.getexif()  # so Pillow does warn, and warnings are errors here
-    before = [entry for entry in warnings.filters if entry is not intake._FILTER]
+    before = [entry for entry in warnings.filters if entry is not photo_checks._FILTER]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(intake.inspect, [tmp_path / "cut exif.jpg"] * 200))
+        found = list(pool.map(photo_checks.inspect, [tmp_path / "cut exif.jpg"] * 200))
     assert {fact[1] for fact in found} == {"EXIF orientation unreadable"}
-    assert [entry for entry in warnings.filters if entry is not intake._FILTER] == before
+    assert [entry for entry in warnings.filters if entry is not photo_checks._FILTER] == before
     with pytest.raises(UserWarning, match="mine"):
         warnings.warn("mine", stacklevel=1)
 
@@ -321,8 +323,8 @@ def test_filters_can_be_copied_after_photos_were_read(tmp_path):
     from sklearn.ensemble import RandomForestRegressor
 
     saved("plain.jpg")(tmp_path)
-    intake.inspect(tmp_path / "plain.jpg")
-    assert intake._FILTER in warnings.filters
+    photo_checks.inspect(tmp_path / "plain.jpg")
+    assert photo_checks._FILTER in warnings.filters
     RandomForestRegressor(2, n_jobs=2).fit([[0], [1]], [0, 1])
 
 
@@ -343,7 +345,7 @@ def collection(tmp_path):
 def test_the_table_is_the_same_whatever_the_number_of_workers(collection, workers):
     folder, rows = collection
     many = pd.concat([rows] * 12, ignore_index=True)
-    assert intake.check(folder, many, workers=workers).equals(intake.check(folder, many, workers=1))
+    assert photo_checks.check(folder, many, workers=workers).equals(photo_checks.check(folder, many, workers=1))
 
 
 def test_check_keeps_every_row_in_its_place_and_opens_only_what_it_may(collection):
@@ -354,12 +356,12 @@ def test_check_keeps_every_row_in_its_place_and_opens_only_what_it_may(collectio
     for shut in ("1", "2"):
         (folder / f"사과/한 장 {shut}.png").write_bytes(b"never to be opened")
     seen = []
-    checked = intake.check(folder, rows, progress=lambda done, total: seen.append((done, total)))
+    checked = photo_checks.check(folder, rows, progress=lambda done, total: seen.append((done, total)))
     assert checked[["path", "label", "group", "split"]].equals(rows[["path", "label", "group", "split"]])
-    assert list(checked.columns) == ["path", "label", "group", "split", *intake.COLUMNS]
+    assert list(checked.columns) == ["path", "label", "group", "split", *photo_checks.COLUMNS]
     facts = checked.set_index("path")
-    assert facts.loc["사과/한 장 1.png", intake.COLUMNS].tolist() == ["sealed", "", 0, 0, "", ""]
-    assert facts.loc["사과/한 장 2.png", intake.COLUMNS].tolist() == ["left_out", "subset", 0, 0, "", ""]
+    assert facts.loc["사과/한 장 1.png", photo_checks.COLUMNS].tolist() == ["sealed", "", 0, 0, "", ""]
+    assert facts.loc["사과/한 장 2.png", photo_checks.COLUMNS].tolist() == ["left_out", "subset", 0, 0, "", ""]
     assert facts["status"].value_counts().to_dict() == {"ok": 9, "quarantined": 2, "sealed": 1, "left_out": 1}
     assert "reaches beyond" in facts.loc["사과/한 장 3.png#xywh=50,10,30,30", "reason"]
     assert seen[-1] == (11, 11) and seen == sorted(seen)
@@ -368,8 +370,8 @@ def test_check_keeps_every_row_in_its_place_and_opens_only_what_it_may(collectio
 def test_a_file_with_several_boxes_is_read_once(collection, monkeypatch):
     folder, rows = collection
     read = []
-    monkeypatch.setattr(intake, "_read", lambda file: read.append(file.name) or file.read_bytes())
-    checked = intake.check(folder, rows)
+    monkeypatch.setattr(photo_checks, "_read", lambda file: read.append(file.name) or file.read_bytes())
+    checked = photo_checks.check(folder, rows)
     assert sorted(read) == sorted(set(read)) and len(read) == 10
     boxes = checked[checked["path"].str.contains("한 장 3") & (checked["status"] == "ok")]
     assert boxes["sha256"].nunique() == 1 and boxes["phash"].nunique() == len(boxes) == 3
@@ -378,22 +380,22 @@ def test_a_file_with_several_boxes_is_read_once(collection, monkeypatch):
 def test_nothing_is_rewritten_and_twice_gives_the_same_table(collection):
     folder, rows = collection
     before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.rglob("*.*g")}
-    first, second = intake.check(folder, rows), intake.check(folder, rows)
+    first, second = photo_checks.check(folder, rows), photo_checks.check(folder, rows)
     assert first.to_csv().encode() == second.to_csv().encode()
     assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.rglob("*.*g")} == before
 
 
 def test_no_rows_and_no_photo_to_open_are_fine(tmp_path):
     rows = pd.DataFrame({"path": ["a.png"], "label": "a", "group": "", "split": "test"})
-    assert intake.check(tmp_path, rows)["status"].tolist() == ["sealed"]
-    assert intake.check(tmp_path, rows.iloc[:0]).columns.tolist() == [*rows.columns, *intake.COLUMNS]
+    assert photo_checks.check(tmp_path, rows)["status"].tolist() == ["sealed"]
+    assert photo_checks.check(tmp_path, rows.iloc[:0]).columns.tolist() == [*rows.columns, *photo_checks.COLUMNS]
 
 
 def test_looks_keep_colour_beside_shape():
     def disc(colour):
         image = Image.new("RGB", (32, 32), "white")
         ImageDraw.Draw(image).ellipse((8, 8, 24, 24), fill=colour)
-        return intake.looks(image)
+        return photo_checks.looks(image)
 
     same_grey, red = disc((76, 76, 76)), disc((255, 0, 0))
     assert same_grey[:16] == red[:16] and same_grey[16:] != red[16:]
@@ -417,8 +419,8 @@ def test_real_photos_are_checked_in_a_few_times_what_decoding_them_takes(real_da
         return time.perf_counter() - started
 
     decode()  # from disk once, for both
-    checked = intake.check(folder, rows)
-    ratio = min(taken(lambda: intake.check(folder, rows)) / (10 * taken(decode)) for _ in range(3))
+    checked = photo_checks.check(folder, rows)
+    ratio = min(taken(lambda: photo_checks.check(folder, rows)) / (10 * taken(decode)) for _ in range(3))
     print(f"intake takes {ratio:.1f} times what decoding takes")
     assert ratio < 6
     assert set(checked["status"]) == {"ok"} and set(checked["reason"]) == {""}
@@ -429,10 +431,10 @@ def test_a_glimpse_shows_what_is_left_of_a_broken_photo(tmp_path):
     Image.fromarray(noise).save(tmp_path / "whole.jpg", quality=95)
     content = (tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "half.jpg").write_bytes(content[: len(content) // 2])
-    whole, half = (intake.glimpse(tmp_path / name) for name in ("whole.jpg", "half.jpg"))
+    whole, half = (photo_checks.glimpse(tmp_path / name) for name in ("whole.jpg", "half.jpg"))
     assert whole.shape == half.shape == (90, 60, 3)
     assert np.abs(whole[:30].astype(int) - half[:30]).mean() < 2 < np.abs(whole[60:].astype(int) - half[60:]).mean()
     (tmp_path / "page.jpg").write_text("<html>")
-    assert intake.glimpse(tmp_path / "page.jpg") is None and intake.glimpse(tmp_path / "gone.jpg") is None
+    assert photo_checks.glimpse(tmp_path / "page.jpg") is None and photo_checks.glimpse(tmp_path / "gone.jpg") is None
     with pytest.raises(InputError, match="cut off"):  # the switch is back: intake itself still refuses it
-        intake.open_photo(tmp_path / "half.jpg")
+        photo_checks.open_photo(tmp_path / "half.jpg")

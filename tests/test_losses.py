@@ -10,10 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
-from fruitlib import balance, losses
+from fruitlib import losses
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
-from fruitlib.images import Batch
+from fruitlib.data import balance
+from fruitlib.data.batch import Batch
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-2.0, 1.0, 4.0]], dtype=torch.float64)
 LABELS = torch.tensor([0, 2, 1])

@@ -4,8 +4,9 @@ import shutil
 
 import pytest
 
-from fruitlib import runs, splits, train
+from fruitlib import runs, train
 from fruitlib.core import config
+from fruitlib.data import splits
 
 # Learning rate and epochs (of one step each) that suffice with some to spare, at 64 pixels and from fresh weights.
 FAMILIES = {

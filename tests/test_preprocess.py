@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fruitlib import preprocess
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
+from fruitlib.data import preprocess
 
 
 def knobs(**values):

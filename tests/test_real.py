@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
-from fruitlib import export, images, models, runs, splits, train
+from fruitlib import export, models, runs, train
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
+from fruitlib.data import dataset, splits
 
 pytestmark = pytest.mark.real
 
@@ -41,7 +42,7 @@ def until_export(photos, tmp_path) -> runs.Run:
     train.fit(run)
     model, _ = models.restore(run.path / "best.pt")
     fp32 = export.to_onnx(model, run.path / "model.fp32.onnx", cfg.image_size, run.class_names)
-    export.quantize(fp32, run.path / "model.int8.onnx", images.to_array(images.of(run, "train").images))
+    export.quantize(fp32, run.path / "model.int8.onnx", dataset.to_array(dataset.of(run, "train").images))
     run.complete("export", run.identity("export"))
     return run
 

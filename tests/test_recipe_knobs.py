@@ -7,8 +7,9 @@ import pytest
 import torch
 import torchvision
 
-from fruitlib import evaluate, images, models, train, transfer
+from fruitlib import evaluate, models, train, transfer
 from fruitlib.core import config
+from fruitlib.data import dataset
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1"]
 
@@ -110,7 +111,7 @@ def test_smote_tops_up_the_features_of_rare_classes(make_run, base):
 @pytest.mark.parametrize("name", ["end2end", "resnet18", "efficientnet_b0"])
 def test_the_head_of_the_features_is_the_model(name, make_run):
     model = models.build(config.make({"model": name}), 3)
-    photos = images.of(make_run(), "val")
+    photos = dataset.of(make_run(), "val")
     with torch.no_grad():
         found = models.head(model.eval())(transfer.features(model, photos))
         torch.testing.assert_close(found, evaluate.predict(model, photos), atol=1e-5, rtol=1e-4)

@@ -6,9 +6,10 @@ import sys
 
 import pytest
 
-from fruitlib import runs, splits
+from fruitlib import runs
 from fruitlib.core import config, files
 from fruitlib.core.errors import InputError
+from fruitlib.data import splits
 
 
 @pytest.fixture

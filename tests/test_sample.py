@@ -10,20 +10,20 @@ from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from fruitlib import sample
 from fruitlib.core.errors import InputError
+from fruitlib.data import practice_photos
 
 
 @pytest.fixture(scope="module")
 def three(tmp_path_factory):
     """The three-fruit set at a quarter of the pixels, drawn once."""
-    return sample.draw(tmp_path_factory.mktemp("data") / "three", size=64)
+    return practice_photos.draw(tmp_path_factory.mktemp("data") / "three", size=64)
 
 
 @pytest.fixture
 def few(monkeypatch):
     """Sets of two photographs a fruit, for what does not depend on how many."""
-    monkeypatch.setattr(sample, "COUNTS", dict.fromkeys(sample.FIVE, 2))
+    monkeypatch.setattr(practice_photos, "COUNTS", dict.fromkeys(practice_photos.FIVE, 2))
 
 
 def pictures(folder):
@@ -46,45 +46,48 @@ def arrays(three):
 
 
 def test_counts_names_and_size(three):
-    files = {fruit: sorted((three / fruit).iterdir()) for fruit in sample.FRUITS}
+    files = {fruit: sorted((three / fruit).iterdir()) for fruit in practice_photos.FRUITS}
     assert {fruit: len(paths) for fruit, paths in files.items()} == {"apple": 127, "cherry": 127, "tomato": 50}
-    assert {path.name for path in three.iterdir()} == {*sample.FRUITS, "sample.json"}
+    assert {path.name for path in three.iterdir()} == {*practice_photos.FRUITS, "sample.json"}
     for fruit, paths in files.items():
         varieties, numbers = zip(*(path.stem.split("__") for path in paths), strict=True)
-        assert set(varieties) == {name for of, name in sample.VARIETIES if of == fruit}
+        assert set(varieties) == {name for of, name in practice_photos.VARIETIES if of == fruit}
         assert len(set(numbers)) == len(paths)
         with Image.open(paths[0]) as image:
             assert (image.size, image.mode, image.format) == ((64, 64), "RGB", "JPEG")
 
 
 def test_same_bytes_for_a_seed_and_others_for_another(few, tmp_path):
-    first = pictures(sample.draw(tmp_path / "a", size=32, seed=3))
-    again = pictures(sample.draw(tmp_path / "b", size=32, seed=3))
-    other = pictures(sample.draw(tmp_path / "c", size=32, seed=4))
+    first = pictures(practice_photos.draw(tmp_path / "a", size=32, seed=3))
+    again = pictures(practice_photos.draw(tmp_path / "b", size=32, seed=3))
+    other = pictures(practice_photos.draw(tmp_path / "c", size=32, seed=4))
     assert len(first) == 6 and first == again
     assert not set(first.values()) & set(other.values())
 
 
 def test_a_picture_does_not_depend_on_how_many_are_drawn(few, tmp_path, monkeypatch):
-    two = pictures(sample.draw(tmp_path / "two", size=32))
-    monkeypatch.setattr(sample, "COUNTS", dict.fromkeys(sample.FIVE, 1))
-    one = pictures(sample.draw(tmp_path / "one", size=32))
+    two = pictures(practice_photos.draw(tmp_path / "two", size=32))
+    monkeypatch.setattr(practice_photos, "COUNTS", dict.fromkeys(practice_photos.FIVE, 1))
+    one = pictures(practice_photos.draw(tmp_path / "one", size=32))
     assert len(one) == 3 and one.items() <= two.items()
 
 
 def test_five_has_all_fruits_and_none_of_the_pictures_of_three(few, tmp_path):
-    five, three = sample.draw(tmp_path / "5", five=True, size=32), sample.draw(tmp_path / "3", size=32)
-    assert {path.name for path in five.iterdir() if path.is_dir()} == set(sample.FIVE)
+    five, three = (
+        practice_photos.draw(tmp_path / "5", five=True, size=32),
+        practice_photos.draw(tmp_path / "3", size=32),
+    )
+    assert {path.name for path in five.iterdir() if path.is_dir()} == set(practice_photos.FIVE)
     assert not set(pictures(five).values()) & set(pictures(three).values())
 
 
 def test_five_asks_for_a_hundred_lemons_and_pears():
-    assert [sample.COUNTS[fruit] for fruit in sample.FIVE] == [127, 127, 50, 100, 100]
+    assert [practice_photos.COUNTS[fruit] for fruit in practice_photos.FIVE] == [127, 127, 50, 100, 100]
 
 
 def test_a_drawn_folder_is_left_alone(three):
     before = {path: path.stat().st_mtime_ns for path in three.rglob("*")}
-    assert sample.draw(three, size=64) == three
+    assert practice_photos.draw(three, size=64) == three
     assert {path: path.stat().st_mtime_ns for path in three.rglob("*")} == before
     assert json.loads((three / "sample.json").read_text())["seed"] == 0
 
@@ -92,19 +95,19 @@ def test_a_drawn_folder_is_left_alone(three):
 @pytest.mark.parametrize("asked", [{"seed": 1, "size": 64}, {"five": True, "size": 64}, {"size": 32}])
 def test_a_folder_with_another_set_is_refused(three, asked):
     with pytest.raises(InputError, match=r"three: holds .*'seed': 0.*remove it or name another"):
-        sample.draw(three, **asked)
+        practice_photos.draw(three, **asked)
 
 
 def test_photographs_of_an_older_drawing_are_not_taken_for_todays(three, monkeypatch):
-    monkeypatch.setattr(sample, "VERSION", sample.VERSION + 1)
+    monkeypatch.setattr(practice_photos, "VERSION", practice_photos.VERSION + 1)
     with pytest.raises(InputError, match="remove it or name another"):
-        sample.draw(three, size=64)
+        practice_photos.draw(three, size=64)
 
 
 def test_a_folder_with_other_files_is_refused_and_kept(tmp_path):
     (tmp_path / "mine.jpg").write_text("a photo")
     with pytest.raises(InputError, match="holds other files"):
-        sample.draw(tmp_path)
+        practice_photos.draw(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.jpg"]
 
 
@@ -114,29 +117,29 @@ def test_an_interrupted_draw_leaves_nothing(few, tmp_path):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sample.draw(tmp_path / "set", size=32, progress=stop)
+        practice_photos.draw(tmp_path / "set", size=32, progress=stop)
     assert not list(tmp_path.iterdir())
-    assert len(pictures(sample.draw(tmp_path / "set", size=32))) == 6
+    assert len(pictures(practice_photos.draw(tmp_path / "set", size=32))) == 6
 
 
 def test_one_who_drew_it_meanwhile_wins(few, tmp_path):
     def another(done, total):
         if done == total:
-            sample.draw(tmp_path / "set", size=32)
+            practice_photos.draw(tmp_path / "set", size=32)
 
-    sample.draw(tmp_path / "set", size=32, progress=another)
+    practice_photos.draw(tmp_path / "set", size=32, progress=another)
     assert len(pictures(tmp_path / "set")) == 6 and [path.name for path in tmp_path.iterdir()] == ["set"]
 
 
 def test_progress_counts_every_picture(few, tmp_path):
     seen = []
-    sample.draw(tmp_path / "set", size=32, progress=lambda done, total: seen.append((done, total)))
+    practice_photos.draw(tmp_path / "set", size=32, progress=lambda done, total: seen.append((done, total)))
     assert seen == [(done, 6) for done in range(1, 7)]
 
 
-@pytest.mark.parametrize(("fruit", "variety"), list(sample.VARIETIES))
+@pytest.mark.parametrize(("fruit", "variety"), list(practice_photos.VARIETIES))
 def test_every_variety_shows_a_fruit_that_stands_out(fruit, variety):
-    image = sample.photograph(fruit, np.random.default_rng(5), 64, variety)
+    image = practice_photos.photograph(fruit, np.random.default_rng(5), 64, variety)
     pixels = np.asarray(image, float)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
     far = np.linalg.norm(pixels - np.median(border, axis=0), axis=2) > 40

@@ -8,9 +8,10 @@ import pytest
 from conftest import draw_shapes
 from PIL import Image
 
-from fruitlib import cli, sanity, splits, train
+from fruitlib import cli, sanity, train
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
+from fruitlib.data import splits
 
 
 @pytest.fixture

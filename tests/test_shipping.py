@@ -13,23 +13,10 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib import (
-    crossval,
-    evaluate,
-    export,
-    images,
-    metrics,
-    models,
-    params,
-    report,
-    runs,
-    shipping,
-    splits,
-    train,
-    work,
-)
+from fruitlib import crossval, evaluate, export, metrics, models, params, report, runs, shipping, train, work
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
+from fruitlib.data import dataset, splits
 
 HOME = Path(__file__).parent.parent
 KNOBS = {"folds": 2, "test_per_class": 4, "image_size": 32, "epochs": 2, "batch_size": 8, "cam_every": 0, "lr": 0.003}
@@ -120,7 +107,7 @@ def ensemble(trained, tmp_path_factory):
 
 def test_an_ensembles_logits_are_the_log_of_the_members_mean_softmax(ensemble):
     run, folds = ensemble
-    photos = images.of(run, "test")
+    photos = dataset.of(run, "test")
     members = [models.restore(fold.path / "best.pt")[0] for fold in folds]
     alone = [evaluate.predict(member, photos).numpy().astype(float) for member in members]
     assert np.abs(alone[0] - alone[1]).max() > 0.01  # two models, not one twice
@@ -131,7 +118,7 @@ def test_an_ensembles_logits_are_the_log_of_the_members_mean_softmax(ensemble):
 def test_an_ensembles_onnx_files_answer_as_it_does(ensemble, tmp_path):
     run, _ = ensemble
     model, _ = models.restore(run.path / "best.pt")
-    photos = images.to_array(images.of(run, "train").images)
+    photos = dataset.to_array(dataset.of(run, "train").images)
     fp32 = export.to_onnx(model, tmp_path / "fp32.onnx", run.config.image_size, run.class_names)
     int8 = export.quantize(fp32, tmp_path / "int8.onnx", photos)
     logits = export.run_torch(model, photos)

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fruitlib import sources
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
+from fruitlib.data import sources
 
 
 def touch(*paths):

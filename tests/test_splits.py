@@ -13,9 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fruitlib import splits, stratify
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
+from fruitlib.data import splits, stratify
 
 HASHES = itertools.count()
 

@@ -7,8 +7,8 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fruitlib import stratify
 from fruitlib.core.errors import InputError
+from fruitlib.data import stratify
 
 FULL = {"apple": 5, "cherry": 5, "tomato": 5}
 

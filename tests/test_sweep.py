@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib import cli, execute, params, progress, runs, shipping, splits, summary, sweep, work
+from fruitlib import cli, execute, params, progress, runs, shipping, summary, sweep, work
 from fruitlib.core import config
+from fruitlib.data import splits
 from fruitlib.engine import Outcome
 
 HOME = Path(__file__).parent.parent

@@ -10,11 +10,12 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from fruitlib import checkpoint, evaluate, images, metrics, models, runs, splits, train
+from fruitlib import checkpoint, evaluate, metrics, models, runs, train
 from fruitlib.checkpoint import Progress
 from fruitlib.core import config, files
 from fruitlib.core.errors import InputError
-from fruitlib.images import Batch
+from fruitlib.data import dataset, splits
+from fruitlib.data.batch import Batch
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]
 
@@ -198,7 +199,7 @@ def test_averaged_weights_are_judged_and_kept(make_run):
     run = make_run(ema=0.9, epochs=2)
     train.fit(run)
     model, _ = models.restore(run.path / "best.pt")
-    logits = evaluate.predict(model, images.of(run, "val"))
+    logits = evaluate.predict(model, dataset.of(run, "val"))
     probs, _ = run.probs(run.predictions("val"))
     np.testing.assert_allclose(probs, metrics.softmax(logits.numpy()), atol=1e-5)
     plain = make_run("plain", epochs=2)

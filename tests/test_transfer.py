@@ -9,10 +9,11 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fruitlib import balance, images, models, optim, params, transfer
-from fruitlib.cache import Store
+from fruitlib import models, optim, params, transfer
 from fruitlib.core import config
-from fruitlib.images import Photos
+from fruitlib.data import balance, dataset
+from fruitlib.data.cache import Store
+from fruitlib.data.dataset import Photos
 
 ROOT = Path(__file__).parent.parent
 RESNET = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
@@ -152,11 +153,11 @@ def test_the_head_of_the_features_is_the_model(name, head):
     if name in config.OURS and head != "linear":
         return
     some = photos()
-    model = settled(models.build(config.make({"model": name, "head": head}), 5), images.to_float(some.images))
+    model = settled(models.build(config.make({"model": name, "head": head}), 5), dataset.to_float(some.images))
     found = transfer.features(model, some, batch_size=4)
     assert found.ndim == 2 and not found.requires_grad and found.std(0).max() > 1e-3
     with torch.no_grad():
-        expected = model(images.to_float(some.images))
+        expected = model(dataset.to_float(some.images))
         torch.testing.assert_close(models.head(model)(found), expected, atol=1e-5, rtol=1e-4)
     assert not models.head(model)._forward_pre_hooks
 

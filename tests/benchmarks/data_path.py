@@ -30,9 +30,12 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from fruitlib import cache, images, intake, losses, models
+from fruitlib import losses, models
 from fruitlib.core import machine
 from fruitlib.core.config import Config
+from fruitlib.data import cache, dataset, photo_checks
+from fruitlib.data.batch import Batch
+from fruitlib.data.loader import Feed
 
 BATCH, SIDE, CLASSES = 16, 96, ("apple", "cherry", "tomato")
 
@@ -49,7 +52,7 @@ def drawn(folder: Path, count: int = 304) -> Path:
     return folder
 
 
-def photos_in(folder: Path, config: Config, cache_dir: Path) -> images.Photos:
+def photos_in(folder: Path, config: Config, cache_dir: Path) -> dataset.Photos:
     """All photos of a folder of class folders, from a cache file."""
     files = sorted(file for file in folder.glob("*/*") if file.suffix == ".jpg")
     paths = [file.relative_to(folder).as_posix() for file in files]
@@ -57,7 +60,7 @@ def photos_in(folder: Path, config: Config, cache_dir: Path) -> images.Photos:
     labels = torch.tensor([names.index(file.parent.name) for file in files])
     store = cache.open_store(folder, paths, [""] * len(paths), config, cache_dir)
     print(f"photos: {store.said}")
-    return images.Photos(store, np.arange(len(paths)), labels, paths)
+    return dataset.Photos(store, np.arange(len(paths)), labels, paths)
 
 
 def in_turn(turns: int, *sides) -> list[list[float]]:
@@ -71,7 +74,7 @@ def in_turn(turns: int, *sides) -> list[list[float]]:
     return found
 
 
-def vs_imagefolder(folder: Path, photos: images.Photos, config: Config) -> tuple[list[float], list[float]]:
+def vs_imagefolder(folder: Path, photos: dataset.Photos, config: Config) -> tuple[list[float], list[float]]:
     """Photos per second (ours, theirs), as float batches; theirs with two worker processes that stay."""
     transform = v2.Compose(
         [
@@ -82,7 +85,7 @@ def vs_imagefolder(folder: Path, photos: images.Photos, config: Config) -> tuple
         ]
     )
     loader = DataLoader(ImageFolder(folder, transform), BATCH, shuffle=True, num_workers=2, persistent_workers=True)
-    feed, epochs = images.Feed(photos, config, "cpu"), iter(range(1, 1000))
+    feed, epochs = Feed(photos, config, "cpu"), iter(range(1, 1000))
 
     def ours() -> float:
         started = time.perf_counter()
@@ -97,7 +100,7 @@ def vs_imagefolder(folder: Path, photos: images.Photos, config: Config) -> tuple
     return in_turn(9, ours, theirs)
 
 
-def steps(photos: images.Photos, config: Config) -> tuple[list[float], list[float]]:
+def steps(photos: dataset.Photos, config: Config) -> tuple[list[float], list[float]]:
     """Milliseconds of a training step (fed, with a batch held fixed) of the three-convolution model.
 
     A turn is one epoch, so that other work on the machine falls on both sides alike.
@@ -105,10 +108,10 @@ def steps(photos: images.Photos, config: Config) -> tuple[list[float], list[floa
     torch.manual_seed(0)
     model = models.build(config, 3).to(memory_format=torch.channels_last).train()
     optimizer, loss_of = torch.optim.Adam(model.parameters(), lr=1e-4), losses.build(config)
-    feed, epochs = images.Feed(photos, config, "cpu"), iter(range(1, 1000))
+    feed, epochs = Feed(photos, config, "cpu"), iter(range(1, 1000))
     held = next(iter(feed.epoch(1)))
 
-    def learn(batch: images.Batch) -> None:
+    def learn(batch: Batch) -> None:
         loss_of(model(batch.images), batch).backward()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -138,7 +141,7 @@ def intake_rate(folder: Path, many: Path, count: int = 2000) -> float:
     names = [file.name for file in sorted(many.iterdir())]
     rows = pd.DataFrame({"path": names, "label": "apple", "group": "", "split": ""})
     started = time.perf_counter()
-    checked = intake.check(many, rows)
+    checked = photo_checks.check(many, rows)
     assert (checked["status"] == "ok").all(), checked["reason"].unique()
     return count / (time.perf_counter() - started)
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fruitlib import duplicates, intake, sources
 from fruitlib.core import files
 from fruitlib.core.config import SPLIT_KNOBS, Config
 from fruitlib.core.errors import InputError
-from fruitlib.stratify import assign, deal, photo_of, subset, wanted_photos
+from fruitlib.data import duplicates, photo_checks, sources
+from fruitlib.data.stratify import assign, deal, photo_of, subset, wanted_photos
 
 SPLITS = ("train", "val", "test")
 USABLE = ("ok", "sealed")
@@ -56,7 +56,7 @@ def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None
 def build(folder: Path, rows: pd.DataFrame, config: Config, progress=None) -> tuple[pd.DataFrame, list[str]]:
     """Check the photos of `subset`'s rows and divide them; returns the manifest and what is to be said, in words."""
     divide(rows, config)  # what cannot be divided is said before minutes of decoding
-    manifest = intake.check(folder, rows, config.min_side, progress)
+    manifest = photo_checks.check(folder, rows, config.min_side, progress)
     bad, notes = manifest[manifest["status"] == "quarantined"], []
     if len(bad) and config.bad_photos == "stop":
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""

@@ -28,8 +28,8 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageCms, ImageFile
 
-from fruitlib import sources
 from fruitlib.core.errors import InputError
+from fruitlib.data import sources
 
 COLUMNS = ["status", "reason", "width", "height", "sha256", "phash"]
 SHUT = (0, 0, "", "")  # width, height, sha256 and phash of a photo that was not opened

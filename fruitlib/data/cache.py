@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from fruitlib import preprocess, sources
 from fruitlib.core import files
 from fruitlib.core.config import PREPROCESS_KNOBS, Config
 from fruitlib.core.errors import InputError
+from fruitlib.data import preprocess, sources
 
 KEEP_DAYS = 7  # a file that nobody used for so long is removed when another is made
 CHUNK = 16  # photos a thread decodes at a time: small ones, handed out one by one, would cost more in the handing out

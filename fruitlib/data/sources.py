@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fruitlib import fetch, sample
 from fruitlib.core import files
 from fruitlib.core.config import Config, nearest
 from fruitlib.core.errors import InputError
+from fruitlib.data import fetch, practice_photos
 
 SAMPLES = {"sample": False, "sample5": True}
 NAMES = (*SAMPLES, *fetch.DATASETS)
@@ -53,7 +53,7 @@ def root(data: str) -> Path:
 
 def ready(data: str, progress: Callable[[int, int], None] | None = None) -> Path:
     """`root(data)`, the practice photographs drawn there first where they are asked for and missing."""
-    return sample.draw(root(data), five=SAMPLES[data], progress=progress) if data in SAMPLES else root(data)
+    return practice_photos.draw(root(data), five=SAMPLES[data], progress=progress) if data in SAMPLES else root(data)
 
 
 def locate(folder: Path, path: str) -> tuple[Path, tuple[int, int, int, int] | None]:

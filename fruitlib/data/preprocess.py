@@ -8,9 +8,9 @@ import numpy as np
 import PIL
 from PIL import Image, ImageEnhance
 
-from fruitlib import intake, sources
 from fruitlib.core.config import FACTORS, Config
 from fruitlib.core.errors import InputError
+from fruitlib.data import photo_checks, sources
 
 # OpenCV would share out each small picture among threads of its own, which wait by spinning: in a thread beside
 # training that takes the cores from torch, and photos are shared out one by one anyway. This holds for the process.
@@ -34,7 +34,7 @@ def decode(folder: Path, path: str, config: Config) -> np.ndarray:
     """
     file, box = sources.locate(folder, path)
     try:
-        photo = intake.open_photo(file)
+        photo = photo_checks.open_photo(file)
     except Exception as problem:  # a broken file can raise nearly anything inside a decoder
         reason = " ".join(str(problem).split())
         raise InputError(f"{file}: does not open ({reason}): repair or remove it, then split again") from None
@@ -47,7 +47,7 @@ def decode(folder: Path, path: str, config: Config) -> np.ndarray:
 def share_with_object(folder: Path, paths: Iterable[str]) -> float:
     """In what share of the photos at a manifest's paths `crop_to: object` finds an object; the others stay whole."""
     files = [sources.locate(folder, path)[0] for path in paths]
-    return float(np.mean([find_object(np.asarray(intake.open_photo(file))) is not None for file in files]))
+    return float(np.mean([find_object(np.asarray(photo_checks.open_photo(file))) is not None for file in files]))
 
 
 def region(photo: Image.Image, box: tuple[int, int, int, int] | None, config: Config) -> Area:

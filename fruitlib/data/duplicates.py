@@ -27,8 +27,8 @@ from collections.abc import Iterator
 import numpy as np
 import pandas as pd
 
-from fruitlib import sources
 from fruitlib.core.errors import InputError
+from fruitlib.data import sources
 
 NEAR = 8
 MOST_PAIRS = 5_000_000  # pairs held at a time; beyond, the most distant are let go, and a note says so
@@ -357,7 +357,7 @@ def _exact_notes(rows: pd.DataFrame, twice: int) -> list[str]:
 
 def _near_notes(united, joined, apart: int, conflicting: int, reached: int, between: str) -> list[str]:
     """Notes from the group (root) of every row in a new group, of every row that joined one, and counts of pairs."""
-    groups, listed = len(np.unique(united)), "; fruitlib.duplicates.conflicts lists them"
+    groups, listed = len(np.unique(united)), "; fruitlib.data.duplicates.conflicts lists them"
     notes = [f"{len(united)} photos resemble another closely and form {groups} group{'s' * (groups > 1)}"] * (
         groups > 0
     )

@@ -1,145 +1,29 @@
-"""Decoded photos in order, and the feed of training: batches that depend on (seed, epoch, slot) alone.
+"""The feed of training: batches that depend on (seed, epoch, slot) alone, prepared while the network computes.
 
 Neither processes, threads, nor where the photos are kept change which photos a step learns from, or how they look.
 """
 
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import get_args
 
 import numpy as np
-import pandas as pd
 import torch
 
-from fruitlib import augment, balance, cache, sources
-from fruitlib.augment import Draws, Mix
-from fruitlib.cache import Store
-from fruitlib.core import files
 from fruitlib.core.config import Config
-from fruitlib.core.errors import InputError
-from fruitlib.runs import Run
+from fruitlib.data import augment, balance
+from fruitlib.data.augment import Draws, Mix
+from fruitlib.data.batch import Batch
+from fruitlib.data.dataset import Photos, to_float, to_pictures
 
 POLICIES = get_args(Config.model_fields["augment"].annotation)[1:]  # all but none
 MIXINGS = get_args(Config.model_fields["mixing"].annotation)[1:]
 MIXED_EVENLY = 20.0  # in an example: shares near a half, which show what mixing does
 AHEAD_BYTES = 32e6  # of decoded photos that a thread prepares at a time
 AHEAD_BATCHES = 8
-
-
-@dataclass(frozen=True)
-class Photos:
-    """Some of a store's photos: their positions in it int64 (n,), labels int64 (n,), and the manifest's paths."""
-
-    store: Store
-    index: np.ndarray
-    labels: torch.Tensor
-    paths: list[str]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    @property
-    def images(self) -> torch.Tensor:
-        """All of them, gathered anew: uint8 (n, 3, S, S), channels last in memory."""
-        return torch.from_numpy(self.take(np.arange(len(self)))).permute(0, 3, 1, 2)
-
-    def take(self, positions) -> np.ndarray:
-        """The photos at these positions, as new uint8 (k, S, S, 3)."""
-        return self.store.take(self.index[np.asarray(positions, dtype=np.int64)])
-
-    def pick(self, positions) -> "Photos":
-        """The photos at these positions, still in their store."""
-        positions = np.asarray(positions, dtype=np.int64)
-        labels = self.labels[torch.from_numpy(positions)]
-        return Photos(self.store, self.index[positions], labels, [self.paths[i] for i in positions])
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one process learns from in a step: its share of a batch of `size` photos over all processes."""
-
-    images: torch.Tensor  # float32 (k, 3, S, S) in [0, 1], channels last, on the device
-    labels: torch.Tensor  # int64 (k,), on the device
-    other_labels: torch.Tensor | None  # of the photos mixed in
-    share: float  # weight of `labels`; 1 - share is that of `other_labels`
-    size: int
-
-    def parts(self, size: int | None) -> list["Batch"]:
-        """This share in nearly equal slices of at most `size` images.
-
-        One more where an image would be alone otherwise, from which BatchNorm cannot learn.
-        """
-        count = 1 if size is None else -(-len(self.labels) // size)
-        if size is not None and size > 1:
-            count = max(1, min(count, len(self.labels) // 2))
-        others = [None] * count if self.other_labels is None else self.other_labels.tensor_split(count)
-        pieces = zip(self.images.tensor_split(count), self.labels.tensor_split(count), others, strict=True)
-        return [replace(self, images=images, labels=labels, other_labels=other) for images, labels, other in pieces]
-
-
-def of(run: Run, split: str, progress: cache.Progress | None = None, rows: pd.DataFrame | None = None) -> Photos:
-    """The photos of a run's train, val or test part, or only those of its `rows`.
-
-    Training and validation share one store of all photos of the sweep that may be seen, whatever the fold; test photos
-    have one of their own, which is not made before somebody asks for it.
-    """
-    rows, pool = run.rows(split) if rows is None else rows, run.manifest
-    pool = rows if split == "test" else pool[(pool["status"] == "ok") & (pool["split"] != "test")]
-    folder = sources.root(run.config.data)
-    paths, keys = pool["path"].tolist(), pool["sha256"].tolist()
-    store = cache.open_store(folder, paths, keys, run.config, files.cache_dir(), progress)
-    index = pd.Index(paths).get_indexer(rows["path"])
-    if (index < 0).any():  # -1 would quietly stand for the last photo
-        raise InputError(f"{rows['path'][int(index.argmin())]}: in the {split} part, but not to be used: split again")
-    return Photos(store, index, _labels(rows, run.class_names), rows["path"].tolist())
-
-
-def pictures(folder: Path, paths: Iterable[str], config: Config, side: int | None = None) -> np.ndarray:
-    """The photos at a manifest's paths as models see them, or at `side` pixels: uint8 (n, S, S, 3), for figures."""
-    if side:
-        config = config.model_copy(update={"image_size": side})
-    held = cache.hold(folder, list(paths), config)
-    return held.take(range(len(held)))
-
-
-def _labels(rows: pd.DataFrame, class_names: list[str]) -> torch.Tensor:
-    """Class numbers int64 (n,) of the rows."""
-    numbers = pd.Index(class_names).get_indexer(rows["label"])
-    if (numbers < 0).any():
-        row = rows.iloc[int((numbers < 0).argmax())]
-        raise InputError(f"{row['path']}: label {row['label']} is not among the classes {', '.join(class_names)}")
-    return torch.from_numpy(numbers.astype(np.int64))
-
-
-def spread(photos: Photos, count: int) -> Photos:
-    """At most `count` photos, evenly spaced through the list, so in the proportions of the classes."""
-    return photos.pick(np.unique(np.linspace(0, len(photos) - 1, min(count, len(photos))).round().astype(int)))
-
-
-def to_float(images: torch.Tensor, device: torch.device | None = None) -> torch.Tensor:
-    """uint8 (n, 3, S, S) -> float32 in [0, 1], channels last (the faster layout for convolutions on CPU and GPU)."""
-    return images.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
-
-
-def in_parts(photos: Photos, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
-    """All photos in order, `batch_size` at a time, as a network takes them: float32 (k, 3, S, S) on the device."""
-    for start in range(0, len(photos), batch_size):
-        part = photos.take(range(start, min(start + batch_size, len(photos))))
-        yield to_float(torch.from_numpy(part).permute(0, 3, 1, 2), device)
-
-
-def to_array(images: torch.Tensor) -> np.ndarray:
-    """uint8 (n, 3, S, S) -> float32 array in [0, 1] of the same shape, as ONNX Runtime takes it."""
-    return images.numpy().astype(np.float32, order="C") / 255
-
-
-def to_pictures(images: torch.Tensor) -> np.ndarray:
-    """uint8 (n, 3, S, S) -> uint8 array (n, S, S, 3), as figures take it."""
-    return images.permute(0, 2, 3, 1).numpy()
 
 
 def batches(count: int, batch_size: int, seed: int, epoch: int) -> list[torch.Tensor]:

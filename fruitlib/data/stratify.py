@@ -8,8 +8,8 @@ import zlib
 import numpy as np
 import pandas as pd
 
-from fruitlib import sources
 from fruitlib.core.errors import InputError
+from fruitlib.data import sources
 
 SIDES = ("train", "test", "val")  # what a unit's side 0, 1, 2 means: the test is served first
 EXACT = 200_000  # steps that may go into meeting both counts of a class at once: a tenth of a second
