@@ -13,7 +13,7 @@ from fruitlib import models
 from fruitlib.core import files
 from fruitlib.core.config import TRAIN_KNOBS
 from fruitlib.core.errors import InputError
-from fruitlib.runs import Run
+from fruitlib.runs.run import Run
 
 NAME = "last.pt"
 NEXT_BEST = ("best.next.pt", "predictions_val.next.csv")  # written in this order, renamed in the other

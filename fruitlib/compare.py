@@ -12,9 +12,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fruitlib import metrics, runs, stats
+from fruitlib import metrics, stats
 from fruitlib.core import errors, files
 from fruitlib.core.errors import InputError
+from fruitlib.runs.run import POOLED, Run
 
 COLUMNS = ("path", "label", "predicted", "backend")
 DEEPEST = 8  # parts of a path that are looked at where whole paths do not fit
@@ -26,7 +27,7 @@ class Judged:
 
     name: str
     table: pd.DataFrame
-    run: runs.Run | None = None
+    run: Run | None = None
     part: str = ""  # of a run: val, test or oof (pooled folds)
 
     @property
@@ -61,7 +62,7 @@ def read(source: str | Path, split: str = "val", backend: str = "", columns: Map
     if not path.exists() and path.name in _combinations(path.parent):
         return pooled(path.parent, path.name)
     if path.is_dir():
-        run = runs.Run(path)
+        run = Run(path)
         if not run.record("train"):
             raise InputError(f"{source}: no trained run here; give a run's folder or a CSV of predictions")
         path = path / f"predictions_{split}.csv"
@@ -134,15 +135,15 @@ def _numbered(table: pd.DataFrame, source: str) -> pd.DataFrame:
 
 def _combinations(folder: Path) -> list[str]:
     """Those with pooled predictions in a sweep's folder."""
-    path = folder / runs.POOLED
+    path = folder / POOLED
     return pd.read_csv(path, dtype=str)["combination"].unique().tolist() if path.is_file() else []
 
 
 def pooled(sweep_dir: Path, combination: str) -> Judged:
     """The out-of-fold predictions of a combination; of several repeats the first."""
-    table = pd.read_csv(sweep_dir / runs.POOLED, dtype=str, keep_default_na=False)
+    table = pd.read_csv(sweep_dir / POOLED, dtype=str, keep_default_na=False)
     own = table[(table["combination"] == combination) & (table["repeat"] == table["repeat"].min())]
-    run = runs.Run(sweep_dir / own["run"].iloc[0])
+    run = Run(sweep_dir / own["run"].iloc[0])
     own = own.drop(columns=["combination", "run", "trained", "repeat", "fold"])
     more = f", repeat 1 of {table['repeat'].nunique()}" if table["repeat"].nunique() > 1 else ""
     return Judged(f"{combination} (out of fold{more})", _checked(own, combination, "", {})[0], run, "oof")
@@ -324,7 +325,7 @@ def heats(pair: Pair, shown: pd.DataFrame) -> tuple[np.ndarray, dict[str, list]]
     return photos, overlays
 
 
-def _overlays(run: runs.Run, seen) -> list[np.ndarray]:
+def _overlays(run: Run, seen) -> list[np.ndarray]:
     """Heatmaps of the last layer over photos uint8 (n, 3, S, S)."""
     from fruitlib import gradcam, models
     from fruitlib.data import dataset
@@ -399,7 +400,7 @@ def _ranked(folder: Path) -> tuple[list[str], bool]:
     if not (folder / "sweep.json").is_file() or not (folder / "results.csv").is_file():
         return sorted(path.parent.name for path in folder.glob("*/predictions_val.csv")), False
     told = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
-    folds = (folder / "results_oof.csv").is_file() and (folder / runs.POOLED).is_file()
+    folds = (folder / "results_oof.csv").is_file() and (folder / POOLED).is_file()
     if folds:
         table, key = pd.read_csv(folder / "results_oof.csv"), "combination"
     else:

@@ -7,7 +7,7 @@ import pandas as pd
 
 from fruitlib import metrics
 from fruitlib.core import files
-from fruitlib.runs import POOLED, Run
+from fruitlib.runs.run import POOLED, Run
 
 
 def pool(work: dict[str, Run], combinations: dict[str, list[str]], sweep_dir: Path) -> tuple[pd.DataFrame, list[str]]:

@@ -41,7 +41,7 @@ import torch.distributed as dist
 
 from fruitlib.core import files, machine, progress
 from fruitlib.core.errors import InputError
-from fruitlib.runs import Pruned, Run
+from fruitlib.runs.run import Pruned, Run
 
 OnEpoch = Callable[[pd.DataFrame], None]
 # A training of days may lose a worker now and then; one that loses a fourth has a fault that another start won't mend.

@@ -13,10 +13,10 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from fruitlib import placement, runs
+from fruitlib import placement
 from fruitlib.core import files
 from fruitlib.core.errors import first_line
-from fruitlib.runs import Run
+from fruitlib.runs.run import OUTCOME, Run
 from fruitlib.work import CODES, lock_of
 
 KILLED = -9  # by SIGKILL, which not every system has a name for
@@ -165,7 +165,7 @@ class Engine:
 
 def _reason(folder: Path) -> str:
     """What the run's process wrote down on its end."""
-    return Run(folder).read_json(runs.OUTCOME).get("error", "")
+    return Run(folder).read_json(OUTCOME).get("error", "")
 
 
 def _ending(code: int) -> str:

@@ -9,9 +9,11 @@ import time
 import warnings
 from pathlib import Path
 
-from fruitlib import runs, warm
+from fruitlib import warm
 from fruitlib.core import config as configs
 from fruitlib.core.config import Config
+from fruitlib.runs import stages
+from fruitlib.runs.run import Pruned
 
 kernel_folders: set[str] = set()  # temporary ones in use, for who ends this process from outside
 
@@ -43,7 +45,7 @@ def execute(stage: str, output: Path, config: Config, kernel: str = "python3", *
     import papermill
     from nbclient.exceptions import DeadKernelError
 
-    source, started = runs.notebook_path(stage), time.perf_counter()
+    source, started = stages.notebook_path(stage), time.perf_counter()
     logging.getLogger("papermill").setLevel(logging.ERROR)
     partial = output.with_name(f".{output.stem}.partial.ipynb")
     try:
@@ -72,7 +74,7 @@ def execute(stage: str, output: Path, config: Config, kernel: str = "python3", *
         os.replace(partial, output)
     except papermill.PapermillExecutionError as problem:
         os.replace(partial, output)
-        kind = NotebookPruned if problem.ename == runs.Pruned.__name__ else NotebookFailed
+        kind = NotebookPruned if problem.ename == Pruned.__name__ else NotebookFailed
         told = _first_line(problem.evalue)
         raise kind(told if kind is NotebookPruned else f"{stage}: {problem.ename}: {told}") from None
     finally:

@@ -22,7 +22,7 @@ from fruitlib import metrics, models
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path, replacing
 from fruitlib.data import dataset, photo_checks, sources
-from fruitlib.runs import Run
+from fruitlib.runs.run import Run
 
 OPSET = 20
 OP_TYPES = ("Conv", "Gemm", "MatMul")

@@ -15,7 +15,7 @@ from fruitlib.core.errors import InputError
 from fruitlib.data import balance, dataset
 from fruitlib.data.batch import Batch
 from fruitlib.data.loader import Feed
-from fruitlib.runs import Run
+from fruitlib.runs.run import Run
 
 BELOW, HIGHEST = 1000, 10.0  # from a thousandth of the run's lr to the largest lr the knob allows
 FEWEST = 20  # steps; with fewer there is no curve to read

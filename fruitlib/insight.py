@@ -16,9 +16,10 @@ from statistics import NormalDist
 import numpy as np
 import pandas as pd
 
-from fruitlib import runs, stats
+from fruitlib import stats
 from fruitlib.core import files
 from fruitlib.core.errors import InputError
+from fruitlib.runs.run import POOLED, Run
 
 SCORES = ("macro_f1", "accuracy", "balanced_accuracy", "macro_precision", "macro_recall")  # higher is better, 0 to 1
 CONVERGED = "epochs_to_converge"
@@ -113,7 +114,7 @@ def study(sweep_dir: Path, table: pd.DataFrame, listed: dict[str, dict], measure
 
 def _by_hand(sweep_dir: Path) -> tuple[dict[str, dict], pd.DataFrame]:
     """The trained runs in a folder that no sweep has summed up: the knobs that differ, by run, and a row per run."""
-    found = [runs.Run(path.parent) for path in sorted(sweep_dir.glob("*/params.yaml"))]
+    found = [Run(path.parent) for path in sorted(sweep_dir.glob("*/params.yaml"))]
     found = [run for run in found if run.record("train") and (run.path / "metrics.json").is_file()]
     knobs = pd.DataFrame([run.params["knobs"] for run in found], dtype=object)
     differ = [name for name in knobs if knobs[name].map(text).nunique() > 1]
@@ -139,7 +140,7 @@ def converged(history: pd.DataFrame, chance: float, share: float = 0.95) -> floa
 
 def _converged(folder: Path) -> float:
     """NaN too where the run's files cannot be read, which whoever needs them more says: one must not stop a sweep."""
-    run = runs.Run(folder)
+    run = Run(folder)
     try:
         return converged(run.history(), run.predictions("val")["label"].value_counts(normalize=True).max())
     except (OSError, ValueError, KeyError):  # pandas' errors and InputError are ValueErrors
@@ -373,9 +374,9 @@ def judged(study: Study) -> pd.DataFrame:
 
     Repeats are averaged. No row where the runs were not all judged on the same photos.
     """
-    path, name = study.folder / runs.POOLED, "combination" if study.folds else "run"
+    path, name = study.folder / POOLED, "combination" if study.folds else "run"
     if not study.folds:
-        tables = [runs.Run(study.folder / run).predictions("val").assign(run=run) for run in study.results["run"]]
+        tables = [Run(study.folder / run).predictions("val").assign(run=run) for run in study.results["run"]]
         table = pd.concat(tables, ignore_index=True)
     elif path.is_file():
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -397,7 +398,7 @@ def flattery(study: Study) -> tuple[float, str]:
     if (k := right.shape[1]) < 2:
         return math.nan, "one run: nothing was chosen, so nothing is flattered"
     if (study.folder / "manifest.csv").is_file():
-        groups = runs.Run(study.folder / study.results["run"][0]).groups(right.index.get_level_values("path"))
+        groups = Run(study.folder / study.results["run"][0]).groups(right.index.get_level_values("path"))
     found = stats.optimism(right.to_numpy(), pd.factorize(right.index.get_level_values("label"))[0], groups)
     told = f"the best of {k} {what} has an accuracy of {found['best']:.3f} on {len(right)} photos; "
     told += f"choosing it among {k} flatters it by about {100 * found['points']:.1f} points"

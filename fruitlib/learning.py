@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from fruitlib import insight, runs, stats
+from fruitlib import insight, stats
+from fruitlib.runs.run import Run
 
 FEWEST_SHARES, MORE_PHOTOS, REFITS = 3, 50, 200
 
@@ -73,7 +74,7 @@ def curves(study: insight.Study) -> list[Curve]:
 def _share_class(study: insight.Study, row: dict) -> str:
     """The class whose photos a run had fewer of; empty: all of them."""
     if "share_class" not in row and (study.folder / row["run"] / "params.yaml").is_file():  # the same in all runs
-        row = runs.Run(study.folder / row["run"]).params["knobs"] | {"train_share": row["train_share"]}
+        row = Run(study.folder / row["run"]).params["knobs"] | {"train_share": row["train_share"]}
     name = insight.text(row.get("share_class"))
     return name if name != "empty" and row["train_share"] < 1 else ""
 
@@ -82,7 +83,7 @@ def _taught(study: insight.Study, own: pd.DataFrame, of: str) -> list[float]:
     """How many photos taught each run; of one class where it is named."""
     if not of and "train_photos" in own and own["train_photos"].notna().all():
         return list(own["train_photos"])
-    taught = [runs.Run(study.folder / run).rows("train")["label"] for run in own["run"]]
+    taught = [Run(study.folder / run).rows("train")["label"] for run in own["run"]]
     return [int((labels == of).sum()) if of else len(labels) for labels in taught]
 
 

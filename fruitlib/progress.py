@@ -4,13 +4,9 @@ What is shown comes from files alone (`sweep.json`, and each run's `.working.jso
 process, or a notebook (`widgets.live`), sees the same of a sweep that runs here, elsewhere, or on several machines.
 """
 
-import contextlib
-import csv
-import json
 import sys
 import threading
 import time
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -21,102 +17,9 @@ from rich.text import Text
 
 from fruitlib import insight
 from fruitlib.params import Sweep
-from fruitlib.runs import WORKING
+from fruitlib.runs.status import COLUMNS, SweepStatus, clock, in_order, read
 
-SHARES = {"02_train": 0.7, "03_metrics": 0.08, "04_gradcam": 0.1, "05_quantize": 0.12}  # of a small run's time
-STALE = 20.0  # seconds after which a marker that nobody touches is one of a process that was killed
 COLOURS = {"running": "cyan", "complete": "green", "failed": "red", "pruned": "yellow", "pending": "bright_black"}
-COLUMNS = ("run", "state", "epoch", "val", "left")
-
-
-@dataclass
-class RunStatus:
-    """How far one run is."""
-
-    name: str
-    state: str  # pending | running | complete | failed | pruned
-    stage: str = ""
-    epoch: int = 0
-    epochs: int = 0
-    score: float | None = None  # of the last epoch, or the best one's where training is over
-    share: float = 0.0  # of its work that is done, about
-    left: float | None = None  # seconds, about
-    error: str = ""
-
-    @property
-    def row(self) -> tuple[str, ...]:
-        """Its cells in the table."""
-        epoch = f"{self.epoch}/{self.epochs}" if self.epoch else ""
-        score = "" if self.score is None else f"{self.score:.3f}"
-        left = "" if self.left is None else clock(self.left)
-        state = self.stage if self.state == "running" else self.state
-        return (self.name, state, epoch, score, left)
-
-
-@dataclass
-class SweepStatus:
-    """How far a sweep is: its runs, in its own order."""
-
-    title: str = ""
-    metric: str = "macro_f1"
-    total: int = 0
-    runs: list[RunStatus] = field(default_factory=list)
-
-    def count(self, state: str) -> int:
-        """Runs in this state."""
-        return sum(run.state == state for run in self.runs)
-
-    @property
-    def line(self) -> str:
-        """All runs in one line."""
-        total, over = max(self.total, len(self.runs)), len(self.runs) - self.count("pending") - self.count("running")
-        told = [f"{over}/{total} runs"]
-        told += [f"{n} {state}" for state in ("running", "pruned", "failed") if (n := self.count(state))]
-        return ", ".join(told)
-
-
-def read(sweep_dir: Path) -> SweepStatus:
-    """The status of a sweep from its folder; without runs where none has begun."""
-    path = sweep_dir / "sweep.json"
-    try:
-        sweep = json.loads(path.read_text(encoding="utf-8"))
-        metric = sweep["choose_by"]
-        found = [look(sweep_dir / run["name"], run, metric) for run in sweep["runs"]]
-        return SweepStatus(sweep["title"], metric, sweep.get("total", len(found)), found)
-    except (OSError, ValueError, KeyError):
-        return SweepStatus(str(sweep_dir.name))
-
-
-def look(folder: Path, known: dict, metric: str) -> RunStatus:
-    """One run's status: `known` is what the sweep last said of it (name, state, epochs, error)."""
-    found = RunStatus(known["name"], known["state"], epochs=known.get("epochs", 0), error=known.get("error") or "")
-    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-        marker = folder / WORKING
-        if time.time() - marker.stat().st_mtime < STALE:
-            working = json.loads(marker.read_text(encoding="utf-8"))
-            found.state, found.stage = "running", working["stage"]
-            order = list(SHARES)
-            if found.stage in order:
-                found.share = sum(SHARES[stage] for stage in order[: order.index(found.stage)])
-    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-        with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        if found.state in ("running", "pruned", "complete"):
-            found.epoch = int(rows[-1]["epoch"])
-            scores = [float(row[f"val_{metric}"]) for row in rows]
-            found.score = scores[-1] if found.stage == "02_train" else max(scores)
-        if found.stage == "02_train" and found.epoch < found.epochs:
-            found.share += SHARES["02_train"] * found.epoch / found.epochs
-            training = float(rows[-1]["seconds"]) / found.epoch * found.epochs
-            rest = (1 - SHARES["02_train"]) / SHARES["02_train"]
-            found.left = training * (1 + rest) - float(rows[-1]["seconds"])
-    return found
-
-
-def in_order(status: SweepStatus) -> list[RunStatus]:
-    """Running ones first, then what failed, what is over, what comes."""
-    order = {"running": 0, "failed": 1, "complete": 2, "pruned": 2, "pending": 3}
-    return sorted(status.runs, key=lambda run: order.get(run.state, 3))
 
 
 def table(status: SweepStatus, rows: int) -> Table:
@@ -201,12 +104,6 @@ class Progress:
         if work > done > 0.02 * work:
             told.append(f"{clock(elapsed / done * (work - done))} left")
         return " · ".join(told)
-
-
-def clock(seconds: float) -> str:
-    """`4:05`, or `2:04:05` where it takes hours."""
-    hours, rest = divmod(int(seconds), 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:

@@ -29,8 +29,9 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from PIL import Image
 
 from fruitlib import insight
+from fruitlib.core import source_code
 from fruitlib.core.errors import InputError
-from fruitlib.core.files import fingerprint, module_source, resolve, write_text
+from fruitlib.core.files import fingerprint, resolve, write_text
 
 EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run that names no `stages`
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -134,7 +135,7 @@ def write_folder(folder: Path, title: str, run: str, changed_only: bool = False)
 def _look() -> str:
     """Changes when pages would look otherwise."""
     template = files("fruitlib").joinpath("assets/report.html.j2").read_text("utf-8")
-    return fingerprint(template, module_source("report"))
+    return fingerprint(template, source_code.module_source(__name__))
 
 
 def _bears(page: Path, stamp: str) -> bool:

@@ -16,12 +16,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from fruitlib import runs
 from fruitlib.core import config as configs
 from fruitlib.core import errors, files, machine
 from fruitlib.core.errors import InputError
 from fruitlib.params import Search, Sweep, run_name
-from fruitlib.runs import Run
+from fruitlib.runs.run import STOP, Run
 from fruitlib.space import Range
 
 JOURNAL = "search.journal"
@@ -145,7 +144,7 @@ class Trials:
     def watch(self, name: str, run: Run) -> None:
         """Report a trial's new epochs, and have it stop where the pruner has seen enough."""
         trial = self.open.get(name)
-        if trial is None or self.search.pruner == "none" or (run.path / runs.STOP).is_file():
+        if trial is None or self.search.pruner == "none" or (run.path / STOP).is_file():
             return
         try:
             history = run.history()
@@ -159,7 +158,7 @@ class Trials:
             trial.report(float(row[column]), step=epoch)
             if trial.should_prune():
                 told = f"{self.search.metric} {row[column]:.3f} at epoch {epoch}, {self.search.pruner} pruner"
-                files.write_text(run.path / runs.STOP, told + "\n")
+                files.write_text(run.path / STOP, told + "\n")
                 return
 
     def tell(self, name: str, state: str, run: Run) -> None:

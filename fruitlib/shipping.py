@@ -18,13 +18,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fruitlib import runs
 from fruitlib.core import config as configs
 from fruitlib.core import files
 from fruitlib.core.config import FOLD_KNOBS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.params import Sweep, run_name
-from fruitlib.runs import Run
+from fruitlib.runs.run import Run, create_run
 
 RUN_STAGES = ("02_train", "03_metrics", "04_gradcam", "05_quantize")
 TEST_STAGE = "06_test_accuracy"
@@ -105,7 +104,7 @@ def assemble(run: Run, folds: list[Run]) -> Run:
     from fruitlib import models
 
     with run.locked(timeout=-1):
-        run = runs.create(run.path, run.config, members=[fold.name for fold in folds])
+        run = create_run(run.path, run.config, members=[fold.name for fold in folds])
         if run.is_complete("train"):
             return run
         identity = run.identity("train")

@@ -8,7 +8,7 @@ from fruitlib import crossval, insight, shipping
 from fruitlib.core import files
 from fruitlib.data import splits
 from fruitlib.params import Sweep
-from fruitlib.runs import Run
+from fruitlib.runs.run import Run
 from fruitlib.shipping import TEST_STAGE
 
 # Of training, in results.csv

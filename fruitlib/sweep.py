@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fruitlib import kernels, placement, runs, search, shipping, summary, work
+from fruitlib import kernels, placement, search, shipping, summary, work
 from fruitlib.core import config as configs
 from fruitlib.core import files, machine
 from fruitlib.core.config import Config
@@ -21,7 +21,8 @@ from fruitlib.data import sources, splits
 from fruitlib.engine import Engine, Outcome, PlacementLost, Task
 from fruitlib.params import Sweep, read_params
 from fruitlib.progress import Progress, print_results
-from fruitlib.runs import Run
+from fruitlib.runs.run import OUTCOME, Run, plan_run
+from fruitlib.runs.stages import notebook_path
 from fruitlib.shipping import RUN_STAGES, TEST_STAGE
 
 FAILURES = 5  # trials in a row, after which a search asks for no more
@@ -118,8 +119,8 @@ def _configs(plan: Sweep) -> list[Config]:
 def _check_before(plan: Sweep) -> None:
     """What every run needs and only a look at the disk can tell."""
     for stage in (*work.SWEEP_STAGES, *RUN_STAGES, TEST_STAGE):
-        if not runs.notebook_path(stage).is_file():
-            raise InputError(f"{runs.notebook_path(stage)}: no such notebook; set FRUITLIB_HOME to the project folder")
+        if not notebook_path(stage).is_file():
+            raise InputError(f"{notebook_path(stage)}: no such notebook; set FRUITLIB_HOME to the project folder")
     shipping.check(plan)
     for config in _configs(plan):
         if config.base_weights and not files.resolve(config.base_weights).is_file():
@@ -204,7 +205,7 @@ class Driver:
 
     def _explore(self) -> None:
         """01, and every run of the plan or of the search."""
-        runs.plan(self.sweep_dir, self.plan.config)
+        plan_run(self.sweep_dir, self.plan.config)
         if not work.sweep_stage_is_complete(self.sweep_dir, work.SPLIT, self.plan.config):
             self.engine.add(Task(work.SPLIT, self.sweep_dir, (work.SPLIT,)))
         known = self.trials.earlier() if self.trials else {}
@@ -229,7 +230,7 @@ class Driver:
         """A run becomes part of the sweep, as it stands on the disk today."""
         self.work[name] = run = run or Run(self.sweep_dir / name, self.plan.runs[name])
         state = "complete" if _is_complete(run) else known if known in ("pruned", "failed") else "pending"
-        error = run.read_json(runs.OUTCOME).get("error", known) if state in ("pruned", "failed") else None
+        error = run.read_json(OUTCOME).get("error", known) if state in ("pruned", "failed") else None
         self.states[name] = {"state": state, "error": error}
 
     def _pending(self) -> list[str]:
@@ -244,7 +245,7 @@ class Driver:
 
     def _hand_over(self, name: str, stages: tuple[str, ...]) -> None:
         run = self.work[name]
-        runs.plan(run.path, run.config)
+        plan_run(run.path, run.config)
         self.engine.add(Task(name, run.path, stages))
 
     def _ask(self) -> None:

@@ -22,7 +22,7 @@ import torch
 
 from fruitlib.core import files
 from fruitlib.core.errors import InputError
-from fruitlib.runs import Run
+from fruitlib.runs.run import Run
 
 GB = 1e9
 PATIENCE = 60.0  # seconds that W&B may take to begin, or to upload what is left at the end

@@ -24,7 +24,6 @@ from fruitlib import (
     metrics,
     models,
     optim,
-    runs,
     speed,
     tracking,
     transfer,
@@ -37,7 +36,7 @@ from fruitlib.core.progress import duration, meter
 from fruitlib.data import balance, dataset, loader
 from fruitlib.data.batch import Batch
 from fruitlib.data.dataset import Photos
-from fruitlib.runs import Run
+from fruitlib.runs.run import UNFINISHED, Run, clear_run, refuse_stopped
 from fruitlib.speed import Speed
 
 OnEpoch = Callable[[pd.DataFrame], None]
@@ -64,7 +63,7 @@ def fit(run: Run, on_epoch: OnEpoch | None = None) -> pd.DataFrame:
             (run.path / checkpoint.NAME).unlink(missing_ok=True)  # where a kill came just before its removal
             return run.history()
         resumes, said = checkpoint.read(run, run.identity("train"))
-        runs.clear(run, ("figures", *(runs.UNFINISHED if resumes else ())))  # 02 has drawn some by now
+        clear_run(run, ("figures", *(UNFINISHED if resumes else ())))  # 02 has drawn some by now
         if not resumes:
             print(said, end="\n" if said else "", flush=True)
         del resumes  # as large as the network, and `train` reads it anew
@@ -75,7 +74,7 @@ def fit(run: Run, on_epoch: OnEpoch | None = None) -> pd.DataFrame:
             size = run.config.image_size
             raise InputError(f"GPU memory ran out: lower image_size (it is {size}), or take a smaller model") from None
         except RuntimeError:
-            runs.refuse_stopped(run, len(run.history()))  # several processes can but say that they failed
+            refuse_stopped(run, len(run.history()))  # several processes can but say that they failed
             raise
         return run.history()
 
@@ -136,7 +135,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     say(meters.said, end="\n" if meters.said else "", flush=True)
     with tracking.Mirrors(run, progress.history) if rank == 0 else contextlib.nullcontext() as mirrors:
         while progress.epoch < config.epochs and not stopped(config, progress):
-            distributed.in_step(lambda: runs.refuse_stopped(run, progress.epoch))
+            distributed.in_step(lambda: refuse_stopped(run, progress.epoch))
             epoch, epoch_started = progress.epoch + 1, time.perf_counter()
             machine.seed_everything(machine.seed_of(config.seed, epoch, rank))
 

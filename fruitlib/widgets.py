@@ -13,8 +13,9 @@ import pandas as pd
 from IPython.display import display
 from ipywidgets import HTML, Dropdown, HBox, Image, SelectionSlider, VBox
 
-from fruitlib import gradcam, plots, progress
+from fruitlib import gradcam, plots
 from fruitlib.core import files
+from fruitlib.runs.status import COLUMNS, SweepStatus, in_order, read
 
 
 class LiveCurves:
@@ -56,7 +57,7 @@ def live(sweep_dir: str, seconds: float = 2) -> HTML:
     folder, shown = files.resolve(sweep_dir), HTML()
 
     def refresh() -> bool:
-        status = progress.read(folder)
+        status = read(folder)
         shown.value = _status_table(status)
         to_come = status.count("pending") + status.count("running") + max(0, status.total - len(status.runs))
         return bool(status.runs) and not to_come
@@ -70,14 +71,14 @@ def live(sweep_dir: str, seconds: float = 2) -> HTML:
     return shown
 
 
-def _status_table(status: progress.SweepStatus) -> str:
+def _status_table(status: SweepStatus) -> str:
     """A status as an HTML table: the runs that are under way first."""
     if not status.runs:
         return "no sweep has begun here yet"
-    names = [f"val {status.metric.replace('_', ' ')}" if name == "val" else name for name in progress.COLUMNS]
+    names = [f"val {status.metric.replace('_', ' ')}" if name == "val" else name for name in COLUMNS]
     head = "".join(f"<th style='text-align:left;padding-right:1.5em'>{html.escape(name)}</th>" for name in names)
     rows = []
-    for run in progress.in_order(status):
+    for run in in_order(status):
         cells = "".join(f"<td style='padding-right:1.5em'>{html.escape(cell)}</td>" for cell in run.row)
         weight = "600" if run.state == "running" else "400"
         rows.append(f"<tr style='font-weight:{weight}'>{cells}</tr>")

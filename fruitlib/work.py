@@ -22,14 +22,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from fruitlib import kernels, runs
+from fruitlib import kernels
 from fruitlib.core import config as configs
 from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import splits
 from fruitlib.execute import KernelLost, NotebookFailed, NotebookPruned, execute, kernel_folders
-from fruitlib.runs import OUTCOME, WORKING, Run
+from fruitlib.runs.run import OUTCOME, STOP, WORKING, Busy, Run, create_run, planned_run
+from fruitlib.runs.stages import code_of
 
 # argparse has 2; any other: it was killed. A starved one met a full disk: no fault of the run's, it can go on later.
 CODES = {"complete": 0, "failed": 1, "pruned": 3, "lost": 4, "starved": 5, "busy": 75}
@@ -37,10 +38,7 @@ FULL = 1 << 16  # bytes free, or fewer: torch says of a full disk only that it f
 HEARTBEAT = 2.0  # seconds
 SPLIT = "01_split"
 LOOK_BACK = ("07_compare", "08_insight")  # over all of a sweep's runs
-# The stages that belong to a sweep's folder, not to a run's, and the modules their pages depend on
-SWEEP_STAGES = {SPLIT: (*runs.PIXELS, "duplicates", "splits", "augment", "dataset", "audit", "plots", "plots_photos")}
-SWEEP_STAGES |= {"07_compare": ("stats", "compare", "gradcam", "plots", "plots_compare")}
-SWEEP_STAGES |= {"08_insight": ("stats", "insight", "learning", "plots", "plots_insight")}
+SWEEP_STAGES = (SPLIT, *LOOK_BACK)  # they belong to a sweep's folder, not to a run's
 
 
 def work(folder: Path, stages: list[str], kernel: str) -> str:
@@ -52,14 +50,14 @@ def work(folder: Path, stages: list[str], kernel: str) -> str:
             with files.lock(folder / lock_of(stages), timeout=0):
                 _of_the_sweep(folder, stages[0], kernel, marker)
         else:
-            run = runs.planned(folder)
+            run = planned_run(folder)
             with run.locked():
                 _clear_outcome(run, stages)
                 for stage in stages:
                     if not run.is_complete(stage):
                         _execute_stage(run, stage, kernel, marker)
         return "complete"
-    except (runs.Busy, files.Locked):
+    except (Busy, files.Locked):
         return "busy"
     except NotebookPruned as told:
         return _ended(folder, "pruned", marker.stage, str(told))
@@ -111,7 +109,7 @@ def _clear_outcome(run: Run, stages: list[str]) -> None:
     """What an earlier attempt left behind."""
     (run.path / OUTCOME).unlink(missing_ok=True)
     if "02_train" in stages and not run.is_complete("train"):
-        (run.path / runs.STOP).unlink(missing_ok=True)
+        (run.path / STOP).unlink(missing_ok=True)
     files.tidy(run.path)
     for partial in run.path.glob(".*.partial.ipynb"):
         partial.unlink(missing_ok=True)
@@ -121,7 +119,7 @@ def _execute_stage(run: Run, stage: str, kernel: str, marker: "_Marker") -> None
     if stage == "02_train" and (gone := cut_off(run)):
         print(f"{run.name}: training was cut off after epoch {gone} and goes on from there", flush=True)
     if run.is_complete("train"):  # notebooks after 02 read the knobs from params.yaml, and some may be new
-        runs.create(run.path, run.config)
+        create_run(run.path, run.config)
     marker.begins(stage)
     identity = run.identity(stage)
     facts = execute(stage, run.path / f"{stage}.ipynb", run.config, kernel, run_dir=files.display_path(run.path))
@@ -129,7 +127,7 @@ def _execute_stage(run: Run, stage: str, kernel: str, marker: "_Marker") -> None
         print(f"{run.name}: {stage} had a cold kernel ({facts['kernel'][6:]})", flush=True)
     run.complete(stage, identity, **facts)
     if stage == "02_train":
-        (run.path / runs.STOP).unlink(missing_ok=True)  # it came too late
+        (run.path / STOP).unlink(missing_ok=True)  # it came too late
 
 
 def cut_off(run: Run) -> int:
@@ -142,7 +140,7 @@ def cut_off(run: Run) -> int:
 
 def _of_the_sweep(folder: Path, stage: str, kernel: str, marker: "_Marker") -> None:
     """A notebook on the whole sweep, unless it was executed on what is there already."""
-    config = runs.planned(folder).config
+    config = planned_run(folder).config
     (folder / OUTCOME).unlink(missing_ok=True)
     if sweep_stage_is_complete(folder, stage, config):
         return
@@ -167,8 +165,7 @@ def _sweep_identity(folder: Path, stage: str, config: Config) -> str:
         rests_on += [(folder / "results.csv").read_text(encoding="utf-8"), chosen]
     else:
         rests_on.append(config.model_dump(include={*configs.SPLIT_KNOBS, *configs.PREPROCESS_KNOBS}))
-    modules = map(files.module_source, SWEEP_STAGES[stage])
-    return files.fingerprint(*rests_on, runs.notebook_source(stage), *modules)
+    return files.fingerprint(*rests_on, *code_of(stage))
 
 
 class _Marker:

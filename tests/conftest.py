@@ -85,13 +85,13 @@ def tiny(shapes) -> dict:
 @pytest.fixture
 def make_run(tiny, tmp_path):
     """`make_run("name", lr=...)` prepares a run folder with those knobs beside its manifest."""
-    from fruitlib import runs
     from fruitlib.core import config
     from fruitlib.data import splits
+    from fruitlib.runs.run import create_run
 
     def make(name="run", **knobs):
         cfg = config.make({**tiny, **knobs})
         splits.prepare(cfg, tmp_path)
-        return runs.create(tmp_path / name, cfg)
+        return create_run(tmp_path / name, cfg)
 
     return make

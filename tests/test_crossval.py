@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fruitlib import crossval, runs, train
+from fruitlib import crossval, train
 from fruitlib.core import config
 from fruitlib.data import splits
+from fruitlib.runs.run import Run, create_run
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +19,7 @@ def trained(shapes, tmp_path_factory):
     for fold in (1, 2, 3):
         cfg = config.make(knobs | {"fold": fold})
         splits.prepare(cfg, folder)
-        work[f"fold={fold}"] = runs.create(folder / f"fold={fold}", cfg)
+        work[f"fold={fold}"] = create_run(folder / f"fold={fold}", cfg)
         train.fit(work[f"fold={fold}"])
     return work, {"run": list(work)}, folder
 
@@ -49,11 +50,9 @@ def test_03_reads_the_pooled_predictions_and_says_so(trained):
 def test_pooled_predictions_of_an_earlier_training_are_not_read(trained, monkeypatch):
     work, combinations, folder = trained
     crossval.pool(work, combinations, folder)
-    before, real = work["fold=1"].identity("03_metrics"), runs.Run.record
+    before, real = work["fold=1"].identity("03_metrics"), Run.record
     newer = {"identity": "another training"}
-    monkeypatch.setattr(
-        runs.Run, "record", lambda run, stage: real(run, stage) | (newer if run.name == "fold=2" else {})
-    )
+    monkeypatch.setattr(Run, "record", lambda run, stage: real(run, stage) | (newer if run.name == "fold=2" else {}))
     own, said = crossval.out_of_sample(work["fold=1"])
     assert len(own) == len(work["fold=1"].rows("val")) and "not all trained" in said
     assert work["fold=1"].identity("03_metrics") != before  # so 03 is executed again once all are
@@ -63,11 +62,9 @@ def test_folds_that_do_not_start_from_the_same_fresh_weights_are_refused(trained
     work, combinations, folder = trained
     starts = {run.record("train")["initial_weights"] for run in work.values()}
     assert len(starts) == 1
-    real = runs.Run.record
+    real = Run.record
     weights = {"initial_weights": "continued"}
-    monkeypatch.setattr(
-        runs.Run, "record", lambda run, stage: real(run, stage) | (weights if run.name == "fold=2" else {})
-    )
+    monkeypatch.setattr(Run, "record", lambda run, stage: real(run, stage) | (weights if run.name == "fold=2" else {}))
     pooled, problems = crossval.pool(work, combinations, folder)
     assert pooled.empty and not (folder / crossval.POOLED).exists()
     assert "did not start from the same fresh weights: remove the folders" in problems[0]
@@ -75,7 +72,7 @@ def test_folds_that_do_not_start_from_the_same_fresh_weights_are_refused(trained
 
 def test_an_incomplete_combination_is_not_pooled(trained):
     work, _, folder = trained
-    assert crossval.pool({**work, "x": runs.Run(folder / "x", work["fold=1"].config)}, {"c": ["x"]}, folder)[0].empty
+    assert crossval.pool({**work, "x": Run(folder / "x", work["fold=1"].config)}, {"c": ["x"]}, folder)[0].empty
 
 
 def test_results_are_those_of_the_pooled_labels_with_n_the_number_of_photos():

@@ -20,9 +20,10 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fruitlib import distributed, evaluate, metrics, models, runs, train
+from fruitlib import distributed, evaluate, metrics, models, train
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset
+from fruitlib.runs.run import Busy, Run
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]
 
@@ -45,7 +46,7 @@ def children() -> set[int]:
 def fit(path: str) -> None:
     """The life of a process that starts a training."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
-    train.fit(runs.Run(Path(path)))
+    train.fit(Run(Path(path)))
 
 
 def start_training(run) -> tuple[multiprocessing.Process, list[psutil.Process]]:
@@ -172,7 +173,7 @@ def test_two_machines_give_the_numbers_of_one_process(make_run):
     command += [f"--log-dir={two.sweep_dir / 'torchrun'}", "-m", "fruitlib.train", str(two.path)]
     agents = [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for _ in range(2)]
     try:
-        with pytest.raises(runs.Busy):  # rank 0 holds the lock
+        with pytest.raises(Busy):  # rank 0 holds the lock
             wait_until_busy(two, agents)
         assert [agent.wait(timeout=60) for agent in agents] == [0, 0]
     finally:

@@ -9,10 +9,11 @@ from concurrent.futures import Future
 
 import pytest
 
-from fruitlib import engine, placement, runs, work
+from fruitlib import engine, placement, work
 from fruitlib.core import files
 from fruitlib.core.errors import InputError
 from fruitlib.engine import Engine, Outcome, PlacementLost, Task
+from fruitlib.runs.run import OUTCOME, WORKING, plan_run
 
 
 class Scripted:
@@ -56,7 +57,7 @@ def ended(made: Engine) -> dict[str, Outcome]:
 def test_outcomes_follow_exit_codes_and_what_was_written_down(engine_of, tmp_path):
     made, _ = engine_of(good=[0], bad=[1], crashed=[1], pruned=[3], blind=[None])
     for name in ("bad", "pruned"):
-        (tmp_path / name / runs.OUTCOME).write_text(json.dumps({"error": f"why {name}"}))
+        (tmp_path / name / OUTCOME).write_text(json.dumps({"error": f"why {name}"}))
     assert ended(made) == {
         "good": Outcome("complete"),
         "bad": Outcome("failed", "why bad"),
@@ -166,8 +167,8 @@ def test_no_dask_scheduler_is_one_clear_line(tmp_path):
 def test_a_run_process_says_by_its_exit_code_how_it_ended(make_run, monkeypatch, tmp_path):
     run = make_run()
     assert work.work(tmp_path / "run", ["02_train"], "python3") == "failed"  # nothing was planned
-    assert "planned.json: no such file" in run.read_json(runs.OUTCOME)["error"]
-    runs.plan(run.path, run.config)
+    assert "planned.json: no such file" in run.read_json(OUTCOME)["error"]
+    plan_run(run.path, run.config)
     with run.locked():
         monkeypatch.delenv("FRUITLIB_LOCK_HELD")  # as another process sees it
         assert work.work(run.path, ["02_train"], "python3") == "busy"
@@ -177,8 +178,8 @@ def test_a_run_process_says_by_its_exit_code_how_it_ended(make_run, monkeypatch,
 
     monkeypatch.setattr(work, "execute", full)
     assert work.work(run.path, ["02_train"], "python3") == "starved"
-    assert run.read_json(runs.OUTCOME)["error"].endswith("x: No space left on device")
-    assert not (run.path / runs.WORKING).exists()
+    assert run.read_json(OUTCOME)["error"].endswith("x: No space left on device")
+    assert not (run.path / WORKING).exists()
 
 
 def test_the_ending_of_a_process_in_words():

@@ -14,8 +14,10 @@ import pandas as pd
 import papermill
 import pytest
 
-from fruitlib import export, kernels, runs, sweep, work
+from fruitlib import export, kernels, sweep, work
 from fruitlib.core import config
+from fruitlib.runs import stages
+from fruitlib.runs.run import open_run
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -45,7 +47,7 @@ def test_there_are_the_notebooks_of_the_argument():
     expected = ["01_split", "02_train", "03_metrics", "04_gradcam", "05_quantize", "06_test_accuracy"]
     expected += ["07_compare", "08_insight"]
     assert [path.stem for path in NOTEBOOKS] == expected
-    assert set(runs.STAGES) >= {*sweep.RUN_STAGES, sweep.TEST_STAGE}
+    assert set(stages.STAGES) >= {*sweep.RUN_STAGES, sweep.TEST_STAGE}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -138,7 +140,7 @@ def test_every_figure_is_shown_once_and_saved(executed):
 
 
 def test_the_numbers_on_top_are_those_in_the_files(executed):
-    run = runs.open_run(executed / "run")
+    run = open_run(executed / "run")
     predictions = run.predictions("val")
     accuracy = (predictions["label"] == predictions["predicted"]).mean()
     assert headline(executed / "03_metrics.ipynb")["numbers"]["accuracy"] == pytest.approx(accuracy, abs=1e-6)
@@ -149,7 +151,7 @@ def test_the_numbers_on_top_are_those_in_the_files(executed):
 
 
 def test_the_exported_file_says_what_its_photos_must_be(executed):
-    run = runs.open_run(executed / "run")
+    run = open_run(executed / "run")
     said = json.loads(export.metadata(run.path / "model.int8.onnx")["preprocess"])
     assert said == run.config.model_dump(include=set(config.PREPROCESS_KNOBS))
 
@@ -177,7 +179,7 @@ def test_papermill_with_two_processes_as_it_stands(executed, shapes):
     command += ["-y", "overrides: {val_per_class: 4, test_per_class: 3}"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    run = runs.open_run(executed / "two" / "run")
+    run = open_run(executed / "two" / "run")
     assert (run.config.lr, run.config.optimizer, run.record("train")["processes"]) == (0.0003, "sgd", 2)
     text = "".join(o.text for o in outputs(executed / "out.ipynb") if o.output_type == "stream")
     assert "epoch 2/2" in text

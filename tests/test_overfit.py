@@ -4,9 +4,10 @@ import shutil
 
 import pytest
 
-from fruitlib import runs, train
+from fruitlib import train
 from fruitlib.core import config
 from fruitlib.data import splits
+from fruitlib.runs.run import create_run
 
 # Learning rate and epochs (of one step each) that suffice with some to spare, at 64 pixels and from fresh weights.
 FAMILIES = {
@@ -46,6 +47,6 @@ def test_twelve_photos_are_learnt_by_heart(name, dozen, tmp_path):
         knobs |= {"dropout": 0.0, "head": "gap_bn" if name.startswith("vgg") else "linear"}
     cfg = config.make(knobs)
     splits.prepare(cfg, tmp_path)
-    history = train.fit(runs.create(tmp_path / "run", cfg))
+    history = train.fit(create_run(tmp_path / "run", cfg))
     assert history["train_accuracy"].iloc[-1] == 1.0
     assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0] / 2

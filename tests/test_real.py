@@ -4,10 +4,11 @@ import shutil
 
 import pytest
 
-from fruitlib import export, models, runs, train
+from fruitlib import export, models, train
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset, splits
+from fruitlib.runs.run import Run, create_run
 
 pytestmark = pytest.mark.real
 
@@ -17,7 +18,7 @@ def test_fruit304_is_learnt(real_data, tmp_path):
     cfg = config.make({"data": str(real_data / "fruit304"), "lr": 0.003, "epochs": 30, "cam_every": 0})
     manifest = splits.prepare(cfg, tmp_path)
     assert splits.counts(manifest).loc["tomato"].tolist() == [30, 10, 10]
-    history = train.fit(runs.create(tmp_path / "run", cfg))
+    history = train.fit(create_run(tmp_path / "run", cfg))
     assert history["val_macro_f1"].max() > 0.7
 
 
@@ -34,11 +35,11 @@ def three_bodies(real_data, tmp_path):
     return target
 
 
-def until_export(photos, tmp_path) -> runs.Run:
+def until_export(photos, tmp_path) -> Run:
     """Everything that comes before 06, from the split to both ONNX files."""
     cfg = config.make({"data": str(photos), "epochs": 2, "image_size": 64, "val_per_class": 5})
     splits.prepare(cfg, tmp_path)
-    run = runs.create(tmp_path / "run", cfg)
+    run = create_run(tmp_path / "run", cfg)
     train.fit(run)
     model, _ = models.restore(run.path / "best.pt")
     fp32 = export.to_onnx(model, run.path / "model.fp32.onnx", cfg.image_size, run.class_names)

@@ -17,7 +17,8 @@ import psutil
 import pytest
 import torch
 
-from fruitlib import checkpoint, models, runs, train
+from fruitlib import checkpoint, models, train
+from fruitlib.runs.run import Run
 
 TIMES = ["seconds", "photos_per_second", "cpu_percent", "ram_gb"]  # the columns of history.csv that tell of the machine
 
@@ -59,7 +60,7 @@ def fit(path: str, dies_at: int, after: bool) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
     os.replace = counted
-    train.fit(runs.Run(Path(path)))
+    train.fit(Run(Path(path)))
     sys.stdout.flush()
 
 

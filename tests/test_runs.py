@@ -6,21 +6,22 @@ import sys
 
 import pytest
 
-from fruitlib import runs
-from fruitlib.core import config, files
+from fruitlib.core import config, files, machine, source_code
 from fruitlib.core.errors import InputError
 from fruitlib.data import splits
+from fruitlib.runs.run import Run, clear_run, create_run, mistakes, open_run
+from fruitlib.runs.stages import STAGES, notebook_path
 
 
 @pytest.fixture
 def run(tiny, tmp_path):
     cfg = config.make(tiny)
     splits.prepare(cfg, tmp_path)
-    return runs.create(tmp_path / "run", cfg)
+    return create_run(tmp_path / "run", cfg)
 
 
 def identities(run) -> dict[str, str]:
-    return {stage: run.identity(stage) for stage in runs.STAGES}
+    return {stage: run.identity(stage) for stage in STAGES}
 
 
 def changed(before: dict, after: dict) -> set[str]:
@@ -28,21 +29,21 @@ def changed(before: dict, after: dict) -> set[str]:
 
 
 def with_knobs(run, **knobs):
-    return runs.Run(run.path, run.config.model_copy(update=knobs))
+    return Run(run.path, run.config.model_copy(update=knobs))
 
 
-NOTEBOOKS = {stage for stage, spec in runs.STAGES.items() if spec.notebook}
+NOTEBOOKS = {stage for stage, spec in STAGES.items() if spec.notebook}
 
 
 def test_a_training_knob_changes_everything_an_export_knob_only_what_follows(run):
     before = identities(run)
-    assert changed(before, identities(with_knobs(run, lr=0.5))) == set(runs.STAGES)
+    assert changed(before, identities(with_knobs(run, lr=0.5))) == set(STAGES)
     after_export = {"export", "test", "05_quantize", "06_test_accuracy"}
     assert changed(before, identities(with_knobs(run, calibration_images=7))) == after_export
 
 
 def test_every_knob_belongs_to_a_stage_or_to_the_split():
-    staged = [knob for spec in runs.STAGES.values() for knob in spec.knobs]
+    staged = [knob for spec in STAGES.values() for knob in spec.knobs]
     assert sorted([*staged, *config.SPLIT_KNOBS, *config.PLACE_KNOBS]) == sorted(config.Config.model_fields)
 
 
@@ -50,34 +51,36 @@ def test_every_knob_belongs_to_a_stage_or_to_the_split():
     ("module", "stages"),
     [
         ("plots", NOTEBOOKS),
-        ("train", set(runs.STAGES)),
+        ("train", set(STAGES)),
         ("export", {"export", "test", "05_quantize", "06_test_accuracy"}),
         ("gradcam", {"04_gradcam"}),
-        ("metrics", set(runs.STAGES)),
-        ("intake", set(runs.STAGES)),
+        ("metrics", set(STAGES)),
+        ("intake", set(STAGES)),
     ],
 )
 def test_a_change_in_a_module_touches_only_what_uses_it(run, monkeypatch, module, stages):
-    before, source = identities(run), files.module_source
-    monkeypatch.setattr(files, "module_source", lambda name: source(name) + (b"changed" if name == module else b""))
+    before, source = identities(run), source_code.module_source
+    monkeypatch.setattr(
+        source_code, "module_source", lambda name: source(name) + (b"changed" if name == module else b"")
+    )
     assert changed(before, identities(run)) == stages
 
 
 def test_comments_and_docstrings_change_no_identity(monkeypatch, tmp_path):
-    monkeypatch.setattr(files, "__file__", str(tmp_path / "runtime.py"))
+    monkeypatch.setattr(source_code, "PACKAGE", tmp_path)
     sources = ['"""Doc."""\n\ndef f(x):\n    """Say."""\n    return x + 1  # why\n', "def f(x):\n\n    return x + 1\n"]
     found = []
     for source in [*sources, sources[1].replace("+ 1", "+ 2")]:
         (tmp_path / "module.py").write_text(source)
-        found.append(files.module_source("module"))
+        found.append(source_code.module_source("fruitlib.module"))
     assert found[0] != found[2] and found[1] != found[2]
     (tmp_path / "module.py").write_text(sources[0].replace("Say", "Tell").replace("why", "because"))
-    assert files.module_source("module") == found[0]
+    assert source_code.module_source("fruitlib.module") == found[0]
 
 
 def test_other_photos_make_another_training(run, tiny, tmp_path):
     splits.prepare(config.make({**tiny, "split_seed": 5}), tmp_path / "other")
-    other = runs.Run(tmp_path / "other" / "run", run.config)
+    other = Run(tmp_path / "other" / "run", run.config)
     assert other.identity("train") != run.identity("train")
 
 
@@ -85,15 +88,15 @@ def test_a_record_counts_only_under_todays_identity(run):
     assert not run.is_complete("train")
     run.complete("train", run.identity("train"), best_epoch=1)
     assert not run.is_complete("train")  # its files are not there
-    for name in runs.STAGES["train"].outputs:
+    for name in STAGES["train"].outputs:
         (run.path / name).touch()
     assert run.is_complete("train") and run.record("train")["best_epoch"] == 1
     assert not with_knobs(run, seed=9).is_complete("train")
 
 
 def test_params_yaml_holds_every_knob_and_what_it_ran_on(run):
-    assert runs.Run(run.path).config == run.config
-    record = runs.Run(run.path).params["record"]
+    assert Run(run.path).config == run.config
+    record = Run(run.path).params["record"]
     assert record["data_fingerprint"] and record["versions"]["torch"] and record["hardware"] and record["threads"] > 0
 
 
@@ -118,27 +121,27 @@ def test_clear_leaves_nothing_that_could_pass_for_a_new_result(run):
     for name in ("best.pt", "history.csv", "06_test_accuracy.ipynb", "06_test_accuracy.html", "mine.ipynb"):
         (run.path / name).write_text("x")
     run.complete("train", "x")
-    runs.clear(run)
+    clear_run(run)
     assert {p.name for p in run.path.iterdir()} - {".lock"} == {"params.yaml", "mine.ipynb"}
 
 
 def test_what_is_trained_keeps_the_record_of_what_it_ran_on(run, monkeypatch):
-    for name in runs.STAGES["train"].outputs:
+    for name in STAGES["train"].outputs:
         (run.path / name).touch()
     run.complete("train", run.identity("train"), data_fingerprint=run.data_fingerprint)
-    monkeypatch.setattr(runs.runtime, "versions", lambda: {"torch": "99"})
-    again = runs.create(run.path, run.config.model_copy(update={"calibration_images": 7}))
+    monkeypatch.setattr(machine, "versions", lambda: {"torch": "99"})
+    again = create_run(run.path, run.config.model_copy(update={"calibration_images": 7}))
     assert again.config.calibration_images == 7 and again.params["record"]["versions"]["torch"] != "99"
-    other = runs.create(run.path, run.config.model_copy(update={"lr": 0.5}))
+    other = create_run(run.path, run.config.model_copy(update={"lr": 0.5}))
     assert other.params["record"]["versions"]["torch"] == "99" and not (run.path / "best.pt").exists()
 
 
 def test_a_run_is_not_judged_on_photos_it_may_have_learnt_from(run, tiny, tmp_path):
     run.complete("train", "x", data_fingerprint=run.data_fingerprint)
-    assert runs.open_run(run.path).name == "run"
+    assert open_run(run.path).name == "run"
     splits.prepare(config.make({**tiny, "split_seed": 5}), tmp_path)
     with pytest.raises(InputError, match="split changed after training; execute 02_train again"):
-        runs.open_run(run.path)
+        open_run(run.path)
 
 
 def test_no_metric_hides_a_knob(run):
@@ -153,14 +156,14 @@ def test_a_manifest_edited_by_hand_counts(run):
     before = run.identity("train")
     path = run.sweep_dir / "manifest.csv"
     path.write_text(path.read_text().replace(",train,", ",val,", 1))
-    assert runs.Run(run.path).identity("train") != before
+    assert Run(run.path).identity("train") != before
 
 
 def test_what_jupyterlab_saves_beside_the_text_changes_no_identity(run, monkeypatch, tmp_path):
     import nbformat
 
-    source, before = runs.notebook_path("03_metrics"), run.identity("03_metrics")
-    monkeypatch.setattr(runs, "notebook_path", lambda stage: tmp_path / "copy.ipynb")
+    source, before = notebook_path("03_metrics"), run.identity("03_metrics")
+    monkeypatch.setattr("fruitlib.runs.stages.notebook_path", lambda stage: tmp_path / "copy.ipynb")
     notebook = nbformat.read(source, as_version=4)
     notebook.cells[1].execution_count = 5
     nbformat.write(notebook, tmp_path / "copy.ipynb")
@@ -179,7 +182,7 @@ def test_openings_of_the_test_set_add_up(run):
 
 def test_opening_a_run_that_is_not_there():
     with pytest.raises(InputError, match="no trained run here yet; execute 02_train first"):
-        runs.open_run("executed/never")
+        open_run("executed/never")
 
 
 def test_mistakes_come_most_confident_first(run):
@@ -187,11 +190,11 @@ def test_mistakes_come_most_confident_first(run):
 
     rows = [("a", "bar", "bar", 0.1, 0.9), ("b", "bar", "disc", 0.6, 0.4), ("c", "disc", "bar", 0.2, 0.8)]
     table = pd.DataFrame(rows, columns=["path", "label", "predicted", "p_disc", "p_bar"])
-    assert runs.mistakes(table)[["path", "confidence"]].values.tolist() == [["c", 0.8], ["b", 0.6]]
+    assert mistakes(table)[["path", "confidence"]].values.tolist() == [["c", 0.8], ["b", 0.6]]
 
 
 def test_headline_is_escaped_and_carries_its_numbers():
-    data, metadata = runs._bundle("answered", "5 < 6 & more", {"accuracy": 0.93333333})
+    data, metadata = _bundle("answered", "5 < 6 & more", {"accuracy": 0.93333333})
     assert "5 &lt; 6 &amp; more" in data["text/html"]
     assert metadata["fruitlib"]["headline"]["numbers"] == {"accuracy": 0.933333}
 
@@ -199,8 +202,8 @@ def test_headline_is_escaped_and_carries_its_numbers():
 def test_what_killed_writers_left_is_tidied_and_a_living_one_s_file_stays(tmp_path):
     killed = """
 import os, signal, sys
-from fruitlib import runtime
-with runtime.replacing(sys.argv[1]):
+from fruitlib.core import files
+with files.replacing(sys.argv[1]):
     os.kill(os.getpid(), signal.SIGKILL)
 """
     (tmp_path / "run").mkdir()

@@ -10,8 +10,9 @@ import optuna
 import pandas as pd
 import pytest
 
-from fruitlib import execute, params, report, runs, search, space, train
+from fruitlib import execute, params, report, search, space, train
 from fruitlib.core.errors import InputError
+from fruitlib.runs.run import STOP, Pruned, Run, refuse_stopped
 
 ROOT = Path(__file__).parent.parent
 TEXT = """
@@ -39,7 +40,7 @@ def plan_of(tmp_path):
 
 
 def finish(trials: search.Trials, name: str, score: float) -> None:
-    run = runs.Run(trials.sweep_dir / name)
+    run = Run(trials.sweep_dir / name)
     run.path.mkdir()
     (run.path / "metrics.json").write_text(json.dumps({"macro_f1": score}))
     trials.tell(name, "complete", run)
@@ -79,7 +80,7 @@ def test_a_sweep_that_was_killed_finds_its_open_trials_with_their_values(plan_of
         assert {name: plan.runs[name] for name in (first, second)} == before
         assert trials.ask() is None  # three there are
         finish(trials, second, 0.7)
-        trials.tell(second, "complete", runs.Run(tmp_path / second))  # told once already: no harm
+        trials.tell(second, "complete", Run(tmp_path / second))  # told once already: no harm
         assert [trial.state.name for trial in trials.study.trials] == ["COMPLETE", "COMPLETE", "RUNNING"]
 
 
@@ -113,7 +114,7 @@ def test_failed_and_pruned_are_told_and_lost_stays_open(plan_of, tmp_path):
     with search.Trials(plan_of(), tmp_path) as trials:
         names = [trials.ask() for _ in range(3)]
         for name, state in zip(names, ("failed", "pruned", "lost"), strict=True):
-            trials.tell(name, state, runs.Run(tmp_path / name))
+            trials.tell(name, state, Run(tmp_path / name))
         assert [trial.state.name for trial in trials.study.trials] == ["FAIL", "PRUNED", "RUNNING"]
 
 
@@ -176,7 +177,7 @@ def test_a_storage_of_optunas_own_kind_works_as_well(plan_of, tmp_path):
         pass
 
 
-def write_history(run: runs.Run, scores: list[float]) -> None:
+def write_history(run: Run, scores: list[float]) -> None:
     run.path.mkdir(exist_ok=True)
     pd.DataFrame({"epoch": range(1, len(scores) + 1), "val_macro_f1": scores}).to_csv(run.path / "history.csv")
 
@@ -186,21 +187,19 @@ def test_a_trial_behind_the_median_gets_a_stop_file_and_others_do_not(plan_of, t
     with search.Trials(plan, tmp_path) as trials:
         for score in (0.5, 0.6, 0.7, 0.8, 0.9):
             name = trials.ask()
-            write_history(runs.Run(tmp_path / name), [score] * 9)
-            trials.watch(name, runs.Run(tmp_path / name))
+            write_history(Run(tmp_path / name), [score] * 9)
+            trials.watch(name, Run(tmp_path / name))
             (tmp_path / name / "metrics.json").write_text(json.dumps({"macro_f1": score}))
-            trials.tell(name, "complete", runs.Run(tmp_path / name))
+            trials.tell(name, "complete", Run(tmp_path / name))
         for score, pruned in ((0.3, True), (0.95, False)):
             name = trials.ask()
-            run = runs.Run(tmp_path / name, plan.runs[name])
+            run = Run(tmp_path / name, plan.runs[name])
             write_history(run, [score] * 5)
             trials.watch(name, run)
-            assert (run.path / runs.STOP).is_file() == pruned
+            assert (run.path / STOP).is_file() == pruned
             if pruned:
-                with pytest.raises(
-                    runs.Pruned, match=r"pruned after epoch 5 of 10: macro_f1 0\.300 at epoch 2, median"
-                ):
-                    runs.refuse_stopped(run, 5)
+                with pytest.raises(Pruned, match=r"pruned after epoch 5 of 10: macro_f1 0\.300 at epoch 2, median"):
+                    refuse_stopped(run, 5)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -209,19 +208,19 @@ def test_training_stops_after_an_epoch_when_its_folder_says_so(make_run, process
 
     def stop_after_two(history):
         if len(history) == 2:
-            (run.path / runs.STOP).write_text("it is behind")
+            (run.path / STOP).write_text("it is behind")
 
-    with pytest.raises(runs.Pruned, match=r"pruned after epoch \d+ of 30: it is behind"):
+    with pytest.raises(Pruned, match=r"pruned after epoch \d+ of 30: it is behind"):
         train.fit(run, stop_after_two)
     assert 2 <= len(run.history()) < 30 and not run.is_complete("train")
     if processes == 1:
-        (run.path / runs.STOP).unlink()
+        (run.path / STOP).unlink()
         assert len(train.fit(run)) == 30  # it can be gone on from
 
 
 def test_a_pruned_notebook_says_so_on_top_and_is_no_failure(make_run, tmp_path):
     run = make_run(epochs=30)
-    (run.path / runs.STOP).write_text("it is behind")
+    (run.path / STOP).write_text("it is behind")
     with pytest.raises(execute.NotebookPruned, match=r"^pruned after epoch 0 of 30: it is behind$"):
         execute.execute("02_train", run.path / "02_train.ipynb", run.config, run_dir=str(run.path))
     page = report._load(run.path / "02_train.ipynb")

@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib import crossval, evaluate, export, metrics, models, params, report, runs, shipping, train, work
+from fruitlib import crossval, evaluate, export, metrics, models, params, report, shipping, train, work
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset, splits
+from fruitlib.runs.run import Run, clear_run, create_run, open_run
 
 HOME = Path(__file__).parent.parent
 KNOBS = {"folds": 2, "test_per_class": 4, "image_size": 32, "epochs": 2, "batch_size": 8, "cam_every": 0, "lr": 0.003}
@@ -35,15 +36,15 @@ def trained(shapes, tmp_path_factory):
     plan = plan_of(folder, data=str(shapes))
     splits.prepare(plan.config, folder)
     for name, cfg in plan.runs.items():
-        train.fit(runs.create(folder / name, cfg))
+        train.fit(create_run(folder / name, cfg))
     return folder, str(shapes)
 
 
-def folds_of(trained, tmp_path, ship: str, **knobs) -> tuple[params.Sweep, list[runs.Run], runs.Run]:
+def folds_of(trained, tmp_path, ship: str, **knobs) -> tuple[params.Sweep, list[Run], Run]:
     """A plan that ships so, its complete folds, and the run that is to be shipped."""
     folder, data = trained
     plan = plan_of(tmp_path, data=data, ship=ship, **knobs)
-    folds = [runs.Run(folder / name, cfg) for name, cfg in plan.runs.items()]
+    folds = [Run(folder / name, cfg) for name, cfg in plan.runs.items()]
     return plan, folds, shipping.planned(plan, folds)
 
 
@@ -55,7 +56,7 @@ def test_a_refit_learns_from_all_photos_of_the_folds_and_from_none_of_the_test(t
     teach, pool = set(run.rows("train")["path"]), {path for fold in folds for path in fold.rows("val")["path"]}
     assert teach == pool and len(teach) == 36 and run.rows("val").empty
     assert len(run.rows("test")) == 12 and not teach & set(run.rows("test")["path"])
-    run = runs.create(run.path, run.config)
+    run = create_run(run.path, run.config)
     history = train.fit(run)
     record = run.record("train")
     assert record["photos_per_epoch"] == 36 and "val_loss" not in history
@@ -76,7 +77,7 @@ def test_a_refit_has_the_knobs_of_the_folds(trained, tmp_path):
 def test_after_early_stopping_a_refit_takes_the_median_of_the_folds_best_epochs(shapes, tmp_path, best, epochs):
     plan = plan_of(tmp_path, data=str(shapes), epochs=50, patience=5, warmup_epochs=6)
     splits.prepare(plan.config, tmp_path)
-    folds = [runs.Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()]
+    folds = [Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()]
     for fold, epoch in zip(folds, best, strict=True):
         fold.complete("train", fold.identity("train"), best_epoch=epoch, epochs=epoch + 5)
     found = shipping.planned(plan, folds)
@@ -131,7 +132,7 @@ def test_an_ensemble_may_learn_no_more_and_is_judged_by_no_validation(ensemble):
     run, folds = ensemble
     assert run.name == "ship=ensemble" and [member.name for member in run.members] == [fold.name for fold in folds]
     assert run.is_complete("train") and shipping.stages(run) == ("05_quantize",)
-    assert runs.open_run(run.path).rows("val").empty and len(runs.open_run(run.path).rows("train")) == 36
+    assert open_run(run.path).rows("val").empty and len(open_run(run.path).rows("train")) == 36
     assert run.history().empty and run.predictions("val").empty
 
 
@@ -142,8 +143,8 @@ def test_an_ensemble_is_made_anew_when_a_member_was_trained_anew_and_not_otherwi
     assert shipping.assemble(shipping.planned(plan, folds), folds).is_complete("train")
     assert (run.path / "best.pt").stat().st_mtime_ns == written
     time.sleep(1)  # times of completion are kept in seconds
-    runs.clear(folds[1])
-    train.fit(runs.create(folds[1].path, folds[1].config))
+    clear_run(folds[1])
+    train.fit(create_run(folds[1].path, folds[1].config))
     before = shipping.planned(plan, folds)
     assert not before.is_complete("train") and before.record("train")
     assert shipping.assemble(before, folds).is_complete("train")
@@ -155,9 +156,9 @@ def test_a_member_that_cannot_be_read_is_named(trained, tmp_path):
     _, folds, _ = folds_of(trained, tmp_path, "ensemble")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "best.pt").write_text("not a checkpoint")
-    broken = runs.Run(tmp_path / "broken", folds[0].config)
+    broken = Run(tmp_path / "broken", folds[0].config)
     with pytest.raises(InputError, match=r"broken/best\.pt: not a checkpoint"):
-        shipping.assemble(runs.Run(folder / "another", config.make(folds[0].config.model_dump())), [folds[0], broken])
+        shipping.assemble(Run(folder / "another", config.make(folds[0].config.model_dump())), [folds[0], broken])
 
 
 # ---- what is said of it

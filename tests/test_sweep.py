@@ -12,10 +12,12 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib import cli, execute, params, progress, runs, shipping, summary, sweep, work
+from fruitlib import cli, execute, params, progress, shipping, summary, sweep, work
 from fruitlib.core import config
 from fruitlib.data import splits
 from fruitlib.engine import Outcome
+from fruitlib.runs.run import WORKING, Run, create_run, plan_run
+from fruitlib.runs.status import RunStatus, SweepStatus, look
 
 HOME = Path(__file__).parent.parent
 
@@ -153,14 +155,14 @@ def test_a_notebook_after_02_reads_the_knobs_its_plan_has_now(tmp_path, tiny, mo
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     nbformat.write(notebook, tmp_path / "notebooks" / "05_quantize.ipynb")
     splits.prepare(config.make(tiny), tmp_path)
-    run = runs.create(tmp_path / "run", config.make(tiny))
+    run = create_run(tmp_path / "run", config.make(tiny))
     for name in ("best.pt", "history.csv", "predictions_val.csv"):
         (run.path / name).touch()
     run.complete("train", run.identity("train"))
     before = run.params["record"]
-    runs.plan(run.path, config.make({**tiny, "int8_agreement": 0.5}))
+    plan_run(run.path, config.make({**tiny, "int8_agreement": 0.5}))
     assert work.work(run.path, ["05_quantize"], "python3") == "complete"
-    found = runs.Run(run.path)
+    found = Run(run.path)
     assert found.config.int8_agreement == 0.5 and found.params["record"] == before and found.is_complete("train")
 
 
@@ -176,7 +178,7 @@ def test_the_choice_is_the_best_on_validation_ties_to_the_lower_loss(tmp_path):
     numbers = {"a": (0.9, 0.5), "b": (0.95, 0.4), "c": (0.95, 0.2), "d": (0.99, 0.1)}
     work = {}
     for name, (score, loss) in numbers.items():
-        work[name] = runs.Run(tmp_path / name)
+        work[name] = Run(tmp_path / name)
         work[name].path.mkdir()
         (work[name].path / "metrics.json").write_text(json.dumps({"macro_f1": score, "val_loss": loss}))
     states = {name: {"state": "complete"} for name in "abc"} | {"d": {"state": "failed"}}
@@ -190,7 +192,7 @@ def folded(tmp_path):
     """A plan of two combinations with two folds each; its runs, all complete, and pooled results."""
     (tmp_path / "folds.yaml").write_text("folds: 2\ntest_per_class: 0\ngrid:\n  lr: [0.1, 0.01]\n")
     plan = params.read_params(tmp_path / "folds.yaml")
-    work = {name: runs.Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()}
+    work = {name: Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()}
     rows = [("lr=0.1", 0.7, 0.9), ("lr=0.01", 0.8, 0.6)]
     table = pd.DataFrame(rows, columns=["combination", "macro_f1", "accuracy"])
     table.to_csv(tmp_path / "results_oof.csv", index=False)
@@ -202,7 +204,7 @@ def compared(tmp_path, broken: str = "") -> pd.DataFrame:
     (tmp_path / "lrs.yaml").write_text("grid:\n  lr: [0.1, 0.01, 0.001]\n  seed: [0, 1]\n")
     plan = params.read_params(tmp_path / "lrs.yaml")
     states = {name: {"state": "complete", "error": None} for name in plan.runs}
-    work = {name: runs.Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()}
+    work = {name: Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()}
     for number, run in enumerate(work.values()):
         score = 0.5 + number / 10  # lr by lr, and within each seed by seed
         run.path.mkdir()
@@ -282,7 +284,7 @@ def test_with_folds_the_choice_is_the_best_pooled_combination(folded, tmp_path):
 def test_runs_of_a_list_that_name_different_knobs_are_compared_on_all_of_them(tmp_path):
     (tmp_path / "list.yaml").write_text("list:\n  - {}\n  - {balance: oversample}\n  - {seed: 3}\n")
     plan = params.read_params(tmp_path / "list.yaml")
-    work = {name: runs.Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()}
+    work = {name: Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()}
     table = summary.results(plan, work, {name: {"state": "pending"} for name in work})
     assert table[["balance", "seed"]].values.tolist() == [["none", 0], ["oversample", 0], ["none", 3]]
 
@@ -305,17 +307,17 @@ def test_interrupt_is_one_line_and_exit_code_130(monkeypatch, capsys):
 def test_the_progress_line_counts_the_run_that_is_made_in_the_end(folded, tmp_path):
     plan, _, _ = folded
     told = progress.Progress(plan, tmp_path)
-    status = progress.SweepStatus(runs=[progress.RunStatus(name, "complete") for name in plan.runs])
+    status = SweepStatus(runs=[RunStatus(name, "complete") for name in plan.runs])
     assert told.line(status).startswith("4/5 runs · 0:00 gone · 0:00 left")
 
 
 def test_a_runs_status_is_read_from_its_files(tmp_path):
     known = {"name": "a", "state": "pending", "epochs": 10}
-    assert progress.look(tmp_path, known, "macro_f1").state == "pending"
-    (tmp_path / runs.WORKING).write_text('{"stage": "02_train"}')
+    assert look(tmp_path, known, "macro_f1").state == "pending"
+    (tmp_path / WORKING).write_text('{"stage": "02_train"}')
     (tmp_path / "history.csv").write_text("epoch,val_macro_f1,seconds\n1,0.5,2.0\n2,0.4,4.0\n")
-    found = progress.look(tmp_path, known, "macro_f1")
+    found = look(tmp_path, known, "macro_f1")
     assert (found.state, found.stage, found.epoch, found.score) == ("running", "02_train", 2, 0.4)
     assert found.share == pytest.approx(0.7 * 0.2) and 16 < found.left < 30
-    os.utime(tmp_path / runs.WORKING, (1, 1))  # whoever touched it was killed
-    assert progress.look(tmp_path, known, "macro_f1").state == "pending"
+    os.utime(tmp_path / WORKING, (1, 1))  # whoever touched it was killed
+    assert look(tmp_path, known, "macro_f1").state == "pending"

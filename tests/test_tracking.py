@@ -17,9 +17,10 @@ import psutil
 import pytest
 import torch
 
-from fruitlib import runs, tracking
+from fruitlib import tracking
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
+from fruitlib.runs.run import Run
 
 ROWS = [
     {"epoch": e, "lr": 0.1 / e, "train_loss": 1 / e, "val_loss": 2 / e, "val_macro_f1": e / 10, "cpu_percent": 99.5}
@@ -35,7 +36,7 @@ def make_run(tmp_path):
     def make(*track, **knobs):
         folder = tmp_path / "berries" / "lr=0.1,seed=1"
         folder.mkdir(parents=True, exist_ok=True)
-        return runs.Run(folder, config.make({"track": list(track), **knobs}))
+        return Run(folder, config.make({"track": list(track), **knobs}))
 
     return make
 

@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from fruitlib import checkpoint, evaluate, metrics, models, runs, train
+from fruitlib import checkpoint, evaluate, metrics, models, train
 from fruitlib.checkpoint import Progress
 from fruitlib.core import config, files
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset, splits
 from fruitlib.data.batch import Batch
+from fruitlib.runs.run import Run, create_run
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]
 
@@ -73,7 +74,7 @@ def test_base_then_end2end(make_run, shapes, tmp_path, tiny):
             ImageOps.invert(Image.open(file)).save(five / name / file.name)
     knobs = {**tiny, "data": str(five), "model": "base", "epochs": 1}
     splits.prepare(config.make(knobs), tmp_path / "base")
-    base = runs.create(tmp_path / "base" / "run", config.make(knobs))
+    base = create_run(tmp_path / "base" / "run", config.make(knobs))
     train.fit(base)
     run = make_run(base_weights=str(base.path / "best.pt"), lr=1e-9, epochs=1)
     train.fit(run)
@@ -82,9 +83,9 @@ def test_base_then_end2end(make_run, shapes, tmp_path, tiny):
     torch.testing.assert_close(started, trained)
     before = run.identity("train")
     os.utime(base.path / "best.pt")
-    assert runs.Run(run.path).identity("train") == before
+    assert Run(run.path).identity("train") == before
     torch.save(models.load_checkpoint(base.path / "best.pt") | {"epoch": 99}, base.path / "best.pt")
-    assert runs.Run(run.path).identity("train") != before  # another base, another training
+    assert Run(run.path).identity("train") != before  # another base, another training
 
 
 @pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])

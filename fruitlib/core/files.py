@@ -1,9 +1,7 @@
 """Paths, atomic writes, locks, fingerprints."""
 
-import ast
 import contextlib
 import errno
-import functools
 import hashlib
 import json
 import os
@@ -127,27 +125,6 @@ def fingerprint(*parts) -> str:
             part = json.dumps(part, sort_keys=True, default=str).encode()
         digest.update(hashlib.sha256(part).digest())
     return digest.hexdigest()[:12]
-
-
-def module_source(module: str) -> bytes:
-    """A module's code without comments and docstrings, whose change changes no result."""
-    path = next(Path(__file__).parent.parent.rglob(f"{module}.py"))
-    return _code(path, path.stat().st_mtime_ns)
-
-
-@functools.cache  # a run's identities ask for twenty modules, twelve times
-def _code(path: Path, time: int) -> bytes:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        body = getattr(node, "body", None)
-        if (
-            isinstance(body, list)
-            and body
-            and isinstance(body[0], ast.Expr)
-            and isinstance(body[0].value, ast.Constant)
-        ):
-            body[0].value.value = None
-    return ast.dump(tree).encode()
 
 
 def file_trouble(problem: OSError) -> str:

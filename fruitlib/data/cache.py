@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from fruitlib.core import files
+from fruitlib.core import files, source_code
 from fruitlib.core.config import PREPROCESS_KNOBS, Config
 from fruitlib.core.errors import InputError
-from fruitlib.data import preprocess, sources
+from fruitlib.data import photo_checks, preprocess, sources
 
 KEEP_DAYS = 7  # a file that nobody used for so long is removed when another is made
 CHUNK = 16  # photos a thread decodes at a time: small ones, handed out one by one, would cost more in the handing out
@@ -102,7 +102,7 @@ def identity(folder: Path, paths: list[str], keys: list[str], config: Config) ->
         file, box = sources.locate(folder, path)
         content.update(f"{key or _sha256(file)} {box}\n".encode())
     knobs = {name: getattr(config, name) for name in PREPROCESS_KNOBS}
-    code = [files.module_source(module) for module in ("intake", "preprocess")]
+    code = [source_code.module_source(module.__name__) for module in (photo_checks, preprocess)]
     return files.fingerprint(content.hexdigest(), knobs, *code, preprocess.LIBRARIES)
 
 

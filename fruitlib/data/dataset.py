@@ -55,7 +55,9 @@ class DividedPhotos(Protocol):
         """The usable photos of train, val or test."""
 
 
-def of(run: DividedPhotos, split: str, progress: cache.Progress | None = None, rows: pd.DataFrame | None = None) -> Photos:
+def of(
+    run: DividedPhotos, split: str, progress: cache.Progress | None = None, rows: pd.DataFrame | None = None
+) -> Photos:
     """The photos of a run's train, val or test part, or only those of its `rows`.
 
     Training and validation share one store of all photos of the sweep that may be seen, whatever the fold; test photos

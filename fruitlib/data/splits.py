@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fruitlib.core import files
+from fruitlib.core import files, source_code
 from fruitlib.core.config import SPLIT_KNOBS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import duplicates, photo_checks, sources
@@ -34,8 +34,8 @@ def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None
     rows = subset(rows, config.subset, config.split_seed)
     knobs = config.model_dump(include=set(SPLIT_KNOBS))
     stamps = _stamps(folder, rows.loc[rows["status"] != "left_out", "path"])
-    modules = map(files.module_source, ("sources", "intake", "duplicates", "stratify", "splits"))
-    identity = files.fingerprint(knobs, notes, _digest(rows), stamps, *modules)
+    code = source_code.closure_source([__name__])
+    identity = files.fingerprint(knobs, notes, _digest(rows), stamps, *code)
     made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
     if made and record(sweep_dir)["identity"] == identity:
         return read(sweep_dir)

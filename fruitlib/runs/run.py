@@ -1,16 +1,10 @@
-"""The run folder: what is in it, what of it still holds (stage identities), who works on it, and the headline.
-
-A stage is complete when its record, `stages/<stage>.json`, bears the identity the stage would have now: a fingerprint
-of the knobs, sources and data it depends on. So a change in `plots` redraws, and does not retrain.
-"""
+"""The run folder: what is in it, which stages of it still hold, who works on it."""
 
 import contextlib
-import html
 import json
 import os
 import shutil
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -24,40 +18,7 @@ from fruitlib.core import files, machine
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import splits
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a stage's result depends on: knobs, modules, the stage before it, its notebook; and the files it leaves."""
-
-    knobs: tuple[str, ...] = ()
-    modules: tuple[str, ...] = ()
-    after: str = ""
-    outputs: tuple[str, ...] = ()
-    notebook: bool = False
-
-
-PIXELS = ("sources", "photo_checks", "preprocess", "cache")  # what makes an array of a photo
-# What training's result depends on; gradcam keeps pictures, but changes no weight.
-RECIPE = (*PIXELS, "splits", "augment", "balance", "dataset", "batch", "loader", "models", "transfer", "losses", "optim", "speed")
-RECIPE += ("metrics", "evaluate", "checkpoint", "train")
-JUDGING = ("audit", "crossval", "stats", "calibration", "thresholds", "baselines")
-STAGES = {
-    "train": Stage(configs.TRAIN_KNOBS, RECIPE, outputs=("best.pt", "history.csv", "predictions_val.csv")),
-    "export": Stage(configs.EXPORT_KNOBS, ("export",), "train", ("model.fp32.onnx", "model.int8.onnx")),
-    "test": Stage(after="export", outputs=("predictions_test.csv",)),
-    "02_train": Stage(configs.SHOW_KNOBS, ("finder", "plots", "plots_photos", "widgets"), after="train", notebook=True),
-    "03_metrics": Stage(
-        modules=("plots", "plots_metrics", "plots_photos", *JUDGING),
-        after="train",
-        outputs=("metrics.json", "doubtful_labels.csv"),
-        notebook=True,
-    ),
-    "04_gradcam": Stage(modules=("gradcam", "plots", "plots_photos", "widgets"), after="train", notebook=True),
-    "05_quantize": Stage(modules=("plots",), after="export", outputs=("export.json",), notebook=True),
-    "06_test_accuracy": Stage(modules=("plots", "stats"), after="test", outputs=("test.json",), notebook=True),
-}
-
+from fruitlib.runs.stages import STAGES, code_of
 
 POOLED = "predictions_oof.csv"  # of a sweep with folds; `crossval` writes it
 # What a training that was cut off leaves, to be gone on from
@@ -199,7 +160,7 @@ class Run:
     def identity(self, stage: str) -> str:
         """The fingerprint this stage's result would have if it were made now."""
         spec = STAGES[stage]
-        parts = [{name: getattr(self.config, name) for name in spec.knobs}, *map(files.module_source, spec.modules)]
+        parts = [{name: getattr(self.config, name) for name in spec.knobs}, *code_of(stage)]
         if spec.after:
             parts.append(self.identity(spec.after))
         else:
@@ -213,8 +174,6 @@ class Run:
             parts.append(splits.sealed_files(self.config, self.manifest))
         if stage == "03_metrics" and self.config.folds:
             parts.append(self.pooled()[["run", "trained"]].drop_duplicates().values.tolist())
-        if spec.notebook:
-            parts.append(notebook_source(stage))
         return files.fingerprint(*parts)
 
     def record(self, stage: str) -> dict:
@@ -296,7 +255,7 @@ def open_run(run_dir: str | os.PathLike) -> Run:
     return run
 
 
-def create(run_dir: str | os.PathLike, config: Config, **facts) -> Run:
+def create_run(run_dir: str | os.PathLike, config: Config, **facts) -> Run:
     """The run folder for `config`. Results of other training knobs, photos or code are cleared out of it.
 
     What is trained already keeps the record of what it was trained on; a new record has `facts` in it too.
@@ -309,7 +268,7 @@ def create(run_dir: str | os.PathLike, config: Config, **facts) -> Run:
         if run.is_complete("train") and (run.path / "params.yaml").is_file():
             record = run.params["record"]
         else:
-            clear(run, UNFINISHED if (run.path / "last.pt").is_file() else ())  # `train.fit` sees if it can go on
+            clear_run(run, UNFINISHED if (run.path / "last.pt").is_file() else ())  # `train.fit` sees if it can go on
             record = {
                 "versions": machine.versions(),
                 "hardware": machine.hardware(),
@@ -323,7 +282,7 @@ def create(run_dir: str | os.PathLike, config: Config, **facts) -> Run:
     return Run(run.path)
 
 
-def clear(run: Run, kept: Collection[str] = ()) -> None:
+def clear_run(run: Run, kept: Collection[str] = ()) -> None:
     """Remove what an earlier training left, so that no file or page of it can be taken for the new one's."""
     for name in {"stages", "cams", "figures", "tensorboard", "wandb"} - set(kept):
         shutil.rmtree(run.path / name, ignore_errors=True)
@@ -336,13 +295,13 @@ def clear(run: Run, kept: Collection[str] = ()) -> None:
             path.unlink()
 
 
-def plan(run_dir: Path, config: Config) -> Run:
+def plan_run(run_dir: Path, config: Config) -> Run:
     """A run folder that says which knobs its run is to have; its results stay until the run begins."""
     files.write_json(run_dir / PLANNED, config.model_dump())
     return Run(run_dir, config)
 
 
-def planned(run_dir: Path) -> Run:
+def planned_run(run_dir: Path) -> Run:
     """The run as it was planned last.
 
     Raises:
@@ -366,17 +325,6 @@ def refuse_stopped(run: Run, epoch: int) -> None:
         raise Pruned(f"pruned after epoch {epoch} of {run.config.epochs}: {why}")
 
 
-def notebook_path(stage: str) -> Path:
-    """The notebook a stage is named after."""
-    return files.home() / "notebooks" / f"{stage}.ipynb"
-
-
-def notebook_source(stage: str) -> list[str]:
-    """The text of its cells; outputs and counts, which JupyterLab saves too, change no result."""
-    cells = json.loads(notebook_path(stage).read_text(encoding="utf-8"))["cells"]
-    return ["".join(cell["source"]) for cell in cells]
-
-
 def _time(sweep_dir: Path) -> int:
     path = sweep_dir / "manifest.csv"
     return path.stat().st_mtime_ns if path.is_file() else 0
@@ -390,57 +338,3 @@ def _manifest(sweep_dir: Path, time: int) -> tuple[pd.DataFrame, str]:
     """
     manifest = splits.read(sweep_dir)
     return manifest, splits.fingerprint(manifest)
-
-
-class Headline:
-    """The answer on top of an executed notebook: *running* until `answer` fills it in, or an error ends it."""
-
-    def __init__(self):
-        self._shown, self._state = None, "running"
-
-    def show(self) -> "Headline":
-        """Display the headline where the cell stands."""
-        from IPython import get_ipython
-        from IPython.display import display
-
-        data, metadata = _bundle("running", "running …", {})
-        self._shown = display(data, raw=True, metadata=metadata, display_id=True)
-        if shell := get_ipython():
-            shell.events.register("post_run_cell", self._watch)
-        return self
-
-    def _watch(self, result) -> None:
-        """After each cell: where it ended in an error, say so on top."""
-        problem = result.error_in_exec or result.error_before_exec
-        if problem is None or self._shown is None or self._state == "answered":
-            return
-        if isinstance(problem, Pruned):
-            data, metadata = _bundle("pruned", str(problem), {})
-        else:
-            text = f"stopped: {type(problem).__name__}: {problem}".splitlines()[0]
-            data, metadata = _bundle("failed", text, {})
-        self._state = metadata["fruitlib"]["headline"]["state"]
-        self._shown.update(data, raw=True, metadata=metadata)
-
-    def answer(self, text: str, **numbers: float) -> None:
-        """Put the answer on top of the notebook; `numbers` are kept beside it for programs to read."""
-        from IPython.display import display
-
-        self._state = "answered"
-        data, metadata = _bundle("answered", text, numbers)
-        if self._shown is None:  # outside Jupyter
-            display(data, raw=True, metadata=metadata)
-        else:
-            self._shown.update(data, raw=True, metadata=metadata)
-
-
-def headline() -> Headline:
-    """Put a headline on top of the notebook; call its `answer` in the last cell."""
-    return Headline().show()
-
-
-def _bundle(state: str, text: str, numbers: dict) -> tuple[dict, dict]:
-    style = "font-size:1.25em;font-weight:600;padding:.5em .8em;border-left:5px solid #0072b2"
-    shown = {"text/html": f'<div style="{style}">{html.escape(text)}</div>', "text/plain": text}
-    values = {name: round(float(value), 6) for name, value in numbers.items()}
-    return shown, {"fruitlib": {"headline": {"state": state, "text": text, "numbers": values}}}

@@ -1,0 +1,59 @@
+"""The answer on top of an executed notebook."""
+
+import html
+
+from fruitlib.runs.run import Pruned
+
+
+class Headline:
+    """The answer on top of an executed notebook: *running* until `answer` fills it in, or an error ends it."""
+
+    def __init__(self):
+        self._shown, self._state = None, "running"
+
+    @classmethod
+    def start(cls) -> "Headline":
+        """Put a headline where the cell stands; call its `answer` in the notebook's last cell."""
+        return cls().show()
+
+    def show(self) -> "Headline":
+        """Display it."""
+        from IPython import get_ipython
+        from IPython.display import display
+
+        data, metadata = _bundle("running", "running …", {})
+        self._shown = display(data, raw=True, metadata=metadata, display_id=True)
+        if shell := get_ipython():
+            shell.events.register("post_run_cell", self._watch)
+        return self
+
+    def _watch(self, result) -> None:
+        """After each cell: where it ended in an error, say so on top."""
+        problem = result.error_in_exec or result.error_before_exec
+        if problem is None or self._shown is None or self._state == "answered":
+            return
+        if isinstance(problem, Pruned):
+            data, metadata = _bundle("pruned", str(problem), {})
+        else:
+            text = f"stopped: {type(problem).__name__}: {problem}".splitlines()[0]
+            data, metadata = _bundle("failed", text, {})
+        self._state = metadata["fruitlib"]["headline"]["state"]
+        self._shown.update(data, raw=True, metadata=metadata)
+
+    def answer(self, text: str, **numbers: float) -> None:
+        """Put the answer on top of the notebook; `numbers` are kept beside it for programs to read."""
+        from IPython.display import display
+
+        self._state = "answered"
+        data, metadata = _bundle("answered", text, numbers)
+        if self._shown is None:  # outside Jupyter
+            display(data, raw=True, metadata=metadata)
+        else:
+            self._shown.update(data, raw=True, metadata=metadata)
+
+
+def _bundle(state: str, text: str, numbers: dict) -> tuple[dict, dict]:
+    style = "font-size:1.25em;font-weight:600;padding:.5em .8em;border-left:5px solid #0072b2"
+    shown = {"text/html": f'<div style="{style}">{html.escape(text)}</div>', "text/plain": text}
+    values = {name: round(float(value), 6) for name, value in numbers.items()}
+    return shown, {"fruitlib": {"headline": {"state": state, "text": text, "numbers": values}}}
