@@ -115,7 +115,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from fruitlib import compare
+    from fruitlib.evaluation import compare
 
     sides = []
     for side in "ab":
@@ -125,8 +125,8 @@ def _compare(options: argparse.Namespace) -> int:
         source = getattr(options, side)
         source = os.path.abspath(os.path.expanduser(source))  # as typed: from where the person stands
         columns = dict(text.split("=", 1) for text in names)
-        sides.append(compare.read(source, options.split, getattr(options, f"backend_{side}"), columns))
-    pair = compare.match(*sides)
+        sides.append(compare.load_predictions(source, options.split, getattr(options, f"backend_{side}"), columns))
+    pair = compare.match_photos(*sides)
     print(f"A: {pair.a.name}\nB: {pair.b.name}\n{pair.matched}\n\n{compare.verdict(pair)['said']}")
     rows = compare.disagreements(pair).to_dict("records")
     for row in rows[:20]:
@@ -137,9 +137,9 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from fruitlib import sanity
+    from fruitlib.evaluation import leakage
 
-    found = sanity.check(Path(options.sweep).resolve(), progress.meter("photos read"))
+    found = leakage.check_sweep(Path(options.sweep).resolve(), progress.meter("photos read"))
     for words, lines in (("ALARM", found.alarms), ("look at", found.notes)):
         print(*(f"{words}: {line}" for line in lines), sep="\n", end="\n" if lines else "")
     if not found.alarms:

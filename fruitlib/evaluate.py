@@ -6,10 +6,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from fruitlib import metrics, models, speed
+from fruitlib import models, speed
 from fruitlib.data import dataset
 from fruitlib.data.batch import Batch
 from fruitlib.data.dataset import Photos
+from fruitlib.evaluation import metrics
 
 
 class Tally:
@@ -56,7 +57,7 @@ def judged(logits: torch.Tensor, labels: torch.Tensor, loss_of: Callable) -> dic
 
 
 def _row(prefix: str, loss: float, matrix: np.ndarray) -> dict[str, float]:
-    summary = metrics.summary(matrix)
+    summary = metrics.scores(matrix)
     names = ("accuracy", "balanced_accuracy", "macro_f1")
     return {f"{prefix}_loss": float(loss)} | {f"{prefix}_{name}": float(summary[name]) for name in names}
 

@@ -18,10 +18,11 @@ import pandas as pd
 import torch
 from onnxruntime import quantization as ort
 
-from fruitlib import metrics, models
+from fruitlib import models
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path, replacing
 from fruitlib.data import dataset, photo_checks, sources
+from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Run
 
 OPSET = 20

@@ -13,8 +13,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fruitlib import audit, metrics
 from fruitlib.core import files
+from fruitlib.evaluation import metrics
+from fruitlib.evaluation.leakage import Leakage, points_text
 
 COLOURS = {"train": "#0072b2", "val": "#d55e00", "test": "#009e73"}  # Okabe and Ito 2008
 COLOURS |= {"quarantined": "#888888", "left_out": "#555555"}
@@ -134,7 +135,7 @@ def _discs(ax: Axes, row: int, counts: pd.Series, most: int) -> None:
             ax.annotate(f"{count:,}", (size, row), fontsize=8, ha="center", va="center", color="white")
 
 
-def leakage(leak: audit.Leakage) -> Axes:
+def leakage(leak: Leakage) -> Axes:
     """Accuracy under a random and a group-safe split with 95 % intervals, and the points between them."""
     _, ax = plt.subplots(figsize=(8, 2.6 if leak.measured else 0.6))
     if not leak.measured:
@@ -150,7 +151,7 @@ def leakage(leak: audit.Leakage) -> Axes:
     span = {"arrowstyle": "|-|, widthA=0.3, widthB=0.3", "color": "#333333", "shrinkA": 0, "shrinkB": 0}
     ax.annotate("", (leak.safe, 0.5), (leak.random, 0.5), arrowprops=span)
     ax.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(1.5, -0.65), xlim=(-0.02, 1.02))
-    gap = audit.said_points(leak.points, leak.points_low, leak.points_high)
+    gap = points_text(leak.points, leak.points_low, leak.points_high)
     text = f"accuracy of a quick classifier, with 95 % interval over {leak.groups:,} groups; n = {leak.n:,} photos"
     ax.set_xlabel(f"{text}\n{gap}", fontsize=10)
     ax.set_title("What a random split would claim")

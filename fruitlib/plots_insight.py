@@ -9,8 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fruitlib import insight, metrics
-from fruitlib.learning import Curve
+from fruitlib.evaluation import metrics, study
+from fruitlib.evaluation.effects import COSTS, measure_name, measure_scale, pareto_front
+from fruitlib.evaluation.learning_curve import LearningCurve
 from fruitlib.plots import COLOURS
 
 TOLD, UNTOLD, INK = COLOURS["train"], "#8c8c8c", "#333333"
@@ -32,14 +33,14 @@ def forest(effects: pd.DataFrame) -> Figure:
         1, len(measures), figsize=(3.2 + 2.9 * len(measures), 1.5 + 0.42 * len(rows)), sharey=True, squeeze=False
     )
     for ax, measure in zip(axes[0], measures, strict=True):
-        factor, unit = insight.scale(measure)
+        factor, unit = measure_scale(measure)
         for row in table[(table["measure"] == measure) & table["name"].isin(rows)].to_dict("records"):
             at, colour = rows.index(row["name"]), TOLD if row["told"] else UNTOLD
             ax.plot([factor * row["low"], factor * row["high"]], [at, at], color=colour, linewidth=2)
             ax.plot(factor * row["gain"], at, "o", color=colour)
         _focus(ax, factor * table.loc[table["measure"] == measure, ["gain", "low", "high"]])
         ax.axvline(0, color=INK, linewidth=1)
-        ax.set(title=insight.label(measure), xlabel=f"difference, {unit}", ylim=(len(rows) - 0.5, -0.5))
+        ax.set(title=measure_name(measure), xlabel=f"difference, {unit}", ylim=(len(rows) - 0.5, -0.5))
     axes[0, 0].set_yticks(range(len(rows)), rows, fontsize=9)
     figure.tight_layout()
     handles = [plt.Line2D([], [], color=c, marker="o", linewidth=2) for c in (TOLD, UNTOLD)]
@@ -68,13 +69,13 @@ def means(results: pd.DataFrame, differs: Sequence[str], measure: str) -> Figure
 
     A knob with more than eight values that are numbers has a dot per run instead, on a log axis where they reach far.
     """
-    knobs, replicates = insight.compared(differs), [name for name in differs if name in insight.REPLICATES]
+    knobs, replicates = study.compared_settings(differs), [name for name in differs if name in study.REPLICATES]
     columns = min(3, len(knobs))
     lines = -(-len(knobs) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4.1 * columns, 3.2 * lines), sharey=True, squeeze=False)
     for ax, knob in zip(axes.flat, knobs, strict=False):
         rows = results[results[measure].notna()]
-        values = insight.ordered(rows[knob])
+        values = study.ordered_values(rows[knob])
         if len(values) > MOST_VALUES and (numbers := _numbers(rows[knob])) is not None:
             ax.plot(numbers, rows[measure], "o", color=TOLD, alpha=0.6, markersize=5)
             _log_if_wide(ax, numbers)
@@ -83,12 +84,10 @@ def means(results: pd.DataFrame, differs: Sequence[str], measure: str) -> Figure
         ax.set_xlabel(_wrapped(knob, 30))
     for ax in axes.flat[len(knobs) :]:
         ax.set_axis_off()
-    unit = {insight.CONVERGED: "epochs", "train_seconds": "seconds"}.get(
-        measure, "validation " + insight.label(measure)
-    )
+    unit = {study.CONVERGED: "epochs", "train_seconds": "seconds"}.get(measure, "validation " + measure_name(measure))
     for ax in axes[:, 0]:
         ax.set_ylabel(unit)
-    title = insight.label(measure)
+    title = measure_name(measure)
     title = f"{title[0].upper()}{title[1:]} by value: a dot per {replicates[0] if replicates else 'run'}, and the mean"
     figure.suptitle(title, fontweight="bold", fontsize=12)
     figure.tight_layout()
@@ -96,7 +95,7 @@ def means(results: pd.DataFrame, differs: Sequence[str], measure: str) -> Figure
 
 
 def _means(ax: Axes, rows: pd.DataFrame, replicates: list[str], knob: str, values: list[str], measure: str) -> None:
-    kinds = rows[knob].map(insight.text)
+    kinds = rows[knob].map(study.value_text)
     for at, value in enumerate(values):
         own = rows[kinds == value]
         dots = own.groupby(replicates)[measure].mean() if replicates else own[measure]
@@ -134,7 +133,7 @@ def parallel(results: pd.DataFrame, knobs: Sequence[str], measure: str) -> Figur
                 fontsize=9,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
             )
-    ax.set_xticks(range(len(knobs) + 1), [*(_wrapped(knob, 16) for knob in knobs), insight.label(measure)], fontsize=10)
+    ax.set_xticks(range(len(knobs) + 1), [*(_wrapped(knob, 16) for knob in knobs), measure_name(measure)], fontsize=10)
     ax.axvline(len(knobs), color=INK, linewidth=1)
     for height in (0, 0.5, 1):
         ax.text(len(knobs) + 0.04, height, f"{norm.inverse(height):.3f}", va="center", fontsize=9)
@@ -153,11 +152,11 @@ def parallel(results: pd.DataFrame, knobs: Sequence[str], measure: str) -> Figur
 
 def _places(values: pd.Series, log: bool) -> tuple[np.ndarray, list[tuple[float, str]]]:
     """Where values stand on an axis from 0 to 1, and its ticks: all of up to 8, else the ends and the middle."""
-    found, numbers = insight.ordered(values), _numbers(values)
+    found, numbers = study.ordered_values(values), _numbers(values)
     if numbers is None:
         heights = {value: (i + 0.5) / len(found) for i, value in enumerate(found)}
         chosen = found if len(found) <= 12 else found[:: -(-len(found) // 12)]
-        return values.map(insight.text).map(heights).to_numpy(float), [(heights[v], v) for v in chosen]
+        return values.map(study.value_text).map(heights).to_numpy(float), [(heights[v], v) for v in chosen]
     log = bool(numbers.min() > 0 and (log or numbers.max() / numbers.min() > WIDE))
     at = np.log(numbers) if log else numbers
     low, span = at.min(), np.ptp(at) or 1
@@ -204,7 +203,7 @@ def trade_off(results: pd.DataFrame, costs: Sequence[str]) -> Figure:
     results, letters = results[results["accuracy"].notna()], {}
     for ax, cost in zip(axes.flat, costs, strict=False):
         _front(ax, results[results[cost].notna()], cost, letters)
-        ax.set(xlabel=insight.COSTS.get(cost, cost), ylabel="validation accuracy")
+        ax.set(xlabel=COSTS.get(cost, cost), ylabel="validation accuracy")
     for ax in axes.flat[len(costs) :]:
         ax.set_axis_off()
     n = results["n"].astype(int)
@@ -220,7 +219,7 @@ def trade_off(results: pd.DataFrame, costs: Sequence[str]) -> Figure:
 
 def _front(ax: Axes, rows: pd.DataFrame, cost: str, letters: dict[str, str]) -> None:
     """One cost; runs on its front get a letter, the same one in every panel."""
-    best = insight.pareto(rows[cost], rows["accuracy"])
+    best = pareto_front(rows[cost], rows["accuracy"])
     for row, on in zip(rows.to_dict("records"), best, strict=True):
         low, high = metrics.wilson(round(row["accuracy"] * row["n"]), int(row["n"]))
         ax.plot([row[cost]] * 2, [low, high], color=TOLD if on else "#c4c4c4", linewidth=1.5, zorder=2 if on else 1)
@@ -241,7 +240,7 @@ def _letter(number: int) -> str:
     return chr(65 + number % 26) + (str(number // 26) if number >= 26 else "")
 
 
-def learning_curves(curves: Sequence[Curve], measure: str) -> Figure:
+def learning_curves(curves: Sequence[LearningCurve], measure: str) -> Figure:
     """A panel per curve of `learning.curves`: seeds as dots, means, the fit, and its band beyond the data."""
     figure, axes = plt.subplots(1, len(curves), figsize=(6 * len(curves), 3.9), sharey=True, squeeze=False)
     for ax, curve in zip(axes[0], curves, strict=True):
@@ -256,7 +255,7 @@ def learning_curves(curves: Sequence[Curve], measure: str) -> Figure:
             ax.axvline(curve.points["photos"].max(), color=INK, linewidth=1, linestyle=":", label="all there are")
         title = _wrapped(curve.said.split(";")[0], 52)
         ax.set(title=title, xlabel=f"training photos{curve.of and f' of {curve.of}'}", xlim=(0, None))
-    axes[0, 0].set_ylabel("validation " + insight.label(measure))
+    axes[0, 0].set_ylabel("validation " + measure_name(measure))
     axes[0, 0].legend(frameon=False, loc="lower right", fontsize=9)
     figure.tight_layout()
     return figure

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fruitlib import calibration, metrics
+from fruitlib.evaluation import calibration, metrics
 from fruitlib.plots import COLOURS
 
 MARKS = ("-", "--", "-.", ":")  # besides its colour, by which a class's line is known
@@ -43,7 +43,7 @@ def reliability(probs: np.ndarray, labels: np.ndarray, scaled: np.ndarray | None
     if scaled is not None:
         shown["temperature scaled"] = (scaled, COLOURS["train"], "s", 0.006)
     for name, (values, colour, mark, shift) in shown.items():
-        counts, confidence, right = calibration.bins(values, labels).sum(0).reshape(3, -1)
+        counts, confidence, right = calibration.reliability_bins(values, labels).sum(0).reshape(3, -1)
         there = counts > 0
         x, y = confidence[there] / counts[there] + shift, right[there] / counts[there]
         ends = [metrics.wilson(int(k), int(n)) for k, n in zip(right[there], counts[there], strict=True)]

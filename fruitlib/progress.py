@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fruitlib import insight
+from fruitlib.evaluation import effects
 from fruitlib.params import Sweep
 from fruitlib.runs.status import COLUMNS, SweepStatus, clock, in_order, read
 
@@ -126,7 +126,7 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         star = "*" if row["name"] == summary["chosen"] else " "
         seconds = f"{row['train_seconds']:.0f} s" if row["train_seconds"] >= 0 else "unfinished"
         print(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
-    for line in insight.in_short(_read_table(sweep_dir / "effects.csv"), plan.choose_by):
+    for line in effects.leading_effects(_read_table(sweep_dir / "effects.csv"), plan.choose_by):
         print(f"\n{line}")
     if summary["shipped"] in set(table["run"]):  # another sweep on this folder may have written the table since
         print(f"\n* {_shipped(table.set_index('run').loc[summary['shipped']], summary)}")

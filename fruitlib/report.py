@@ -28,10 +28,10 @@ from nbconvert.filters import Highlight2HTML, ansi2html, markdown2html, strip_an
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from PIL import Image
 
-from fruitlib import insight
 from fruitlib.core import source_code
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import fingerprint, resolve, write_text
+from fruitlib.evaluation.effects import leading_effects
 
 EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run that names no `stages`
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -346,7 +346,7 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
         "forest": _forest([] if pooled else ranked[:PLOTTED]),  # folds judge different photos: no ranking
         "openings": openings,
         "pooled": pooled,
-        "effects": insight.in_short(pd.DataFrame(effects), sweep["choose_by"]),
+        "effects": leading_effects(pd.DataFrame(effects), sweep["choose_by"]),
         "under_way": under_way,
         "problems": [text for text in problems if text],
     }

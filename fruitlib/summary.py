@@ -4,9 +4,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from fruitlib import crossval, insight, shipping
+from fruitlib import shipping
 from fruitlib.core import files
 from fruitlib.data import splits
+from fruitlib.evaluation import crossval, effects
+from fruitlib.evaluation.study import build_study
 from fruitlib.params import Sweep
 from fruitlib.runs.run import Run
 from fruitlib.shipping import TEST_STAGE
@@ -62,8 +64,8 @@ def write(
     """
     expected, problems = {}, []
     if plan.config.folds:
-        pooled, problems = crossval.pool(work, plan.combinations(), sweep_dir)
-        pooled = crossval.results(pooled, splits.record(sweep_dir)["class_names"])
+        pooled, problems = crossval.pool_folds(work, plan.combinations(), sweep_dir)
+        pooled = crossval.pooled_results(pooled, splits.record(sweep_dir)["class_names"])
         _write_table(pooled, sweep_dir / "results_oof.csv")
         expected = {shipped: shipping.expected(plan, shipped, chosen, pooled)} if shipped else {}
     table = results(plan, work, states, expected)
@@ -81,9 +83,9 @@ def _effects(plan: Sweep, sweep_dir: Path, table: pd.DataFrame) -> pd.DataFrame:
     """What each knob does, by the rule of 08 and with its corrections, so that the two never disagree."""
     if plan.choose_by not in table:  # nothing is complete
         return pd.DataFrame()
-    study = insight.study(sweep_dir, table, _knobs(plan), plan.choose_by)
-    found = insight.effects(study.results, study.differs, study.measures, study.folds)
-    return found.assign(said=[insight.said(row) for row in found.to_dict("records")])
+    study = build_study(sweep_dir, table, _knobs(plan), plan.choose_by)
+    found = effects.main_effects(study.results, study.differs, study.measures, study.folds)
+    return found.assign(said=[effects.effect_text(row) for row in found.to_dict("records")])
 
 
 def _knobs(plan: Sweep) -> dict[str, dict]:

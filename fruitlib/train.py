@@ -15,19 +15,7 @@ import pandas as pd
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from fruitlib import (
-    checkpoint,
-    distributed,
-    evaluate,
-    gradcam,
-    losses,
-    metrics,
-    models,
-    optim,
-    speed,
-    tracking,
-    transfer,
-)
+from fruitlib import checkpoint, distributed, evaluate, gradcam, losses, models, optim, speed, tracking, transfer
 from fruitlib.checkpoint import Progress
 from fruitlib.core import files, machine
 from fruitlib.core.config import Config
@@ -36,6 +24,7 @@ from fruitlib.core.progress import duration, meter
 from fruitlib.data import balance, dataset, loader
 from fruitlib.data.batch import Batch
 from fruitlib.data.dataset import Photos
+from fruitlib.evaluation import metrics
 from fruitlib.runs.run import UNFINISHED, Run, clear_run, refuse_stopped
 from fruitlib.speed import Speed
 
@@ -390,7 +379,7 @@ def answer(run: Run) -> tuple[str, dict[str, float]]:
     numbers = {"n": n, "seconds": trained["seconds"], "best_epoch": trained["best_epoch"]}
     if not n:
         return f"Trained on all {len(run.rows('train'))} photos, none validate; {ended}", numbers
-    accuracy = metrics.proportion(round(best["val_accuracy"] * n), n)
+    accuracy = metrics.proportion_text(round(best["val_accuracy"] * n), n)
     numbers |= {name: best[f"val_{name}"] for name in ("macro_f1", "accuracy")}
     return f"Validation macro-F1 {best['val_macro_f1']:.3f}, accuracy {accuracy}, {ended}", numbers
 

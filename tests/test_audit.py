@@ -8,10 +8,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fruitlib import audit
 from fruitlib.core.errors import InputError
 from fruitlib.data import photo_checks
-from fruitlib.stats import units
+from fruitlib.evaluation import label_errors, leakage
+from fruitlib.evaluation.intervals import units
 
 NAMES = ["apple", "cherry", "tomato"]
 
@@ -32,7 +32,7 @@ def planted(leak: bool, groups_per_class: int = 10, views: int = 6):
 
 
 def test_a_planted_leak_has_its_price():
-    leak = audit.price_of_leakage(*planted(leak=True))
+    leak = leakage.price_of_leakage(*planted(leak=True))
     assert leak.points_low > 10 and leak.random > 0.9 and leak.safe < 0.85
     assert leak.points == pytest.approx(100 * (leak.random - leak.safe))
     assert leak.random_low <= leak.random <= leak.random_high and leak.points_low < leak.points < leak.points_high
@@ -41,53 +41,53 @@ def test_a_planted_leak_has_its_price():
 
 
 def test_groups_that_share_nothing_cost_nothing():
-    leak = audit.price_of_leakage(*planted(leak=False))
+    leak = leakage.price_of_leakage(*planted(leak=False))
     assert leak.points_low < 0 < leak.points_high and "cannot be told from 0" in leak.said
     assert 0.5 < leak.safe < 1
 
 
 def test_the_price_is_the_same_for_the_same_seed():
     given = planted(leak=True, groups_per_class=5, views=4)
-    assert audit.price_of_leakage(*given, seed=1, repeats=1) == audit.price_of_leakage(*given, seed=1, repeats=1)
-    assert audit.price_of_leakage(*given, seed=1, repeats=1) != audit.price_of_leakage(*given, seed=2, repeats=1)
+    assert leakage.price_of_leakage(*given, seed=1, repeats=1) == leakage.price_of_leakage(*given, seed=1, repeats=1)
+    assert leakage.price_of_leakage(*given, seed=1, repeats=1) != leakage.price_of_leakage(*given, seed=2, repeats=1)
 
 
 def test_what_cannot_be_compared_is_said_in_a_sentence():
     pictures, labels, groups = planted(leak=True, groups_per_class=2, views=3)
-    alone = audit.price_of_leakage(pictures, labels, [""] * 18)
+    alone = leakage.price_of_leakage(pictures, labels, [""] * 18)
     assert alone.said.startswith("no groups: nothing to compare") and not alone.measured and np.isnan(alone.points)
     lone = [("all" if label == 2 else group) for label, group in zip(labels, groups, strict=True)]
-    assert audit.price_of_leakage(pictures, labels, lone).said.startswith("class 2 has 1 group, too few")
-    assert "two classes" in audit.price_of_leakage(pictures, labels * 0, groups).said
-    assert "two classes" in audit.price_of_leakage(pictures[:0], labels[:0], []).said
-    assert "2 groups, too few" in audit.price_of_leakage(pictures, labels, groups, repeats=1).said
+    assert leakage.price_of_leakage(pictures, labels, lone).said.startswith("class 2 has 1 group, too few")
+    assert "two classes" in leakage.price_of_leakage(pictures, labels * 0, groups).said
+    assert "two classes" in leakage.price_of_leakage(pictures[:0], labels[:0], []).said
+    assert "2 groups, too few" in leakage.price_of_leakage(pictures, labels, groups, repeats=1).said
 
 
 def test_groups_of_several_classes_are_compared_too():
     pictures, labels, _ = planted(leak=False, groups_per_class=4, views=3)
     sessions = [f"day{i % 3}" for i in range(len(labels))]
-    assert audit.price_of_leakage(pictures, labels, sessions, repeats=1).n == len(labels)
+    assert leakage.price_of_leakage(pictures, labels, sessions, repeats=1).n == len(labels)
 
 
 def test_pictures_all_alike_are_no_obstacle():
     blank = np.zeros((40, 32, 32, 3), np.uint8)
-    leak = audit.price_of_leakage(blank, np.arange(40) % 2, [f"g{i // 4}" for i in range(40)], repeats=1)
+    leak = leakage.price_of_leakage(blank, np.arange(40) % 2, [f"g{i // 4}" for i in range(40)], repeats=1)
     assert leak.random < 0.6 and leak.points_low <= 0
 
 
 def test_very_many_photos_are_thinned_without_losing_groups():
     rng = np.random.default_rng(0)
     units = rng.integers(0, 40, 5000)
-    chosen = audit.probe_photos(units % 3, [f"g{unit}" for unit in units], most=600)
+    chosen = leakage.probe_photos(units % 3, [f"g{unit}" for unit in units], most=600)
     counts = np.bincount(units[chosen], minlength=40)
     assert 500 < len(chosen) <= 600 and set(counts) == {15} and len(set(chosen)) == len(chosen)
-    assert audit.probe_photos(units % 3, [f"g{unit}" for unit in units], most=5000).tolist() == list(range(5000))
+    assert leakage.probe_photos(units % 3, [f"g{unit}" for unit in units], most=5000).tolist() == list(range(5000))
 
 
 def test_very_many_groups_are_drawn_and_rare_classes_stay():
     groups = [f"g{i // 5}" for i in range(20000)] + [f"rare{i // 5}" for i in range(40)]
     labels = np.array([0] * 20000 + [1] * 40)
-    chosen = audit.probe_photos(labels, groups, most=600)
+    chosen = leakage.probe_photos(labels, groups, most=600)
     assert 550 < len(chosen) < 700 and (labels[chosen] == 1).sum() == 25
     sizes = pd.Series(groups)[chosen].value_counts()
     assert set(sizes) == {5}  # what stays of a group can still leak
@@ -104,7 +104,7 @@ def test_real_fruit_leaks_as_networks_show(real_data):
         [np.asarray(photo_checks.open_photo(file).resize((32, 32), Image.Resampling.BOX)) for file in files]
     )
     labels = [NAMES.index(file.parent.name) for file in files]
-    leak = audit.price_of_leakage(pictures, labels, [file.name.split("__")[0] for file in files], repeats=2)
+    leak = leakage.price_of_leakage(pictures, labels, [file.name.split("__")[0] for file in files], repeats=2)
     assert leak.n == 304 and 8 < leak.points < 25 and leak.points_low > 3 and 0.6 < leak.safe < 0.8
 
 
@@ -129,7 +129,7 @@ def test_planted_wrong_labels_are_found_first_and_few_others_accused(n, wrong):
     found = accused = first = 0
     for seed in range(10):
         table, planted = simulated(n, wrong, seed)
-        doubts = audit.doubtful_labels(table, NAMES)
+        doubts = label_errors.doubtful_labels(table, NAMES)
         hits = doubts["path"].isin(planted)
         found, accused, first = found + hits.sum(), accused + (~hits).sum(), first + hits[:wrong].sum()
         assert doubts["quality"].is_monotonic_increasing and (doubts["suggested"] != doubts["label"]).all()
@@ -140,7 +140,7 @@ def test_planted_wrong_labels_are_found_first_and_few_others_accused(n, wrong):
 
 def test_repeats_of_a_photo_are_averaged_and_find_more():
     table, planted = simulated(200, 10, seed=3, repeats=5)
-    doubts = audit.doubtful_labels(table, NAMES)
+    doubts = label_errors.doubtful_labels(table, NAMES)
     assert doubts["path"].is_unique and set(doubts["path"]) <= planted and len(doubts) >= 9
     row = doubts.iloc[0]
     own = table[table["path"] == row["path"]]
@@ -153,18 +153,20 @@ def test_without_doubts_the_table_is_empty_and_has_its_columns():
     certain = pd.DataFrame({"path": list("abcdef"), "label": NAMES * 2})
     certain = certain.assign(**{f"p_{name}": 0.02 + 0.94 * (certain["label"] == name) for name in NAMES})
     assert (
-        audit.doubtful_labels(certain, NAMES).columns.tolist() == columns
-        and audit.doubtful_labels(certain, NAMES).empty
+        label_errors.doubtful_labels(certain, NAMES).columns.tolist() == columns
+        and label_errors.doubtful_labels(certain, NAMES).empty
     )
     one_class = certain[certain["label"] == "apple"]
-    assert audit.doubtful_labels(one_class, NAMES).empty and audit.doubtful_labels(certain[:0], NAMES).empty
+    assert (
+        label_errors.doubtful_labels(one_class, NAMES).empty and label_errors.doubtful_labels(certain[:0], NAMES).empty
+    )
 
 
 def test_a_class_of_few_photos_or_none_is_no_obstacle(capsys):
     table, _ = simulated(60, 4, seed=5, shares=(0.6, 0.38, 0.02))
-    audit.doubtful_labels(table, NAMES)
+    label_errors.doubtful_labels(table, NAMES)
     wrong = [*NAMES, "quince"]
-    doubts = audit.doubtful_labels(table.assign(p_quince=0.0), wrong)
+    doubts = label_errors.doubtful_labels(table.assign(p_quince=0.0), wrong)
     assert len(doubts) and "quince" not in set(doubts["suggested"])
     assert "".join(capsys.readouterr()) == ""
 
@@ -172,21 +174,21 @@ def test_a_class_of_few_photos_or_none_is_no_obstacle(capsys):
 def test_what_a_weak_model_doubts_is_said_to_be_weak():
     table, _ = simulated(100, 0, seed=0)
     right = table.assign(predicted=table["label"])
-    doubts = audit.doubtful_labels(table, NAMES)
-    assert audit.doubted(doubts, right).endswith(
+    doubts = label_errors.doubtful_labels(table, NAMES)
+    assert label_errors.label_error_summary(doubts, right).endswith(
         "of 100 labels are in doubt, by predictions that agree with 1.00 of the labels"
     )
-    assert "trust your eyes" in audit.doubted(doubts, right.assign(predicted="apple"))
+    assert "trust your eyes" in label_errors.label_error_summary(doubts, right.assign(predicted="apple"))
 
 
 def test_predictions_that_cannot_be_judged_are_refused_by_name():
     table, _ = simulated(30, 0, seed=0)
     with pytest.raises(InputError, match="no column p_tomato"):
-        audit.doubtful_labels(table.drop(columns="p_tomato"), NAMES)
+        label_errors.doubtful_labels(table.drop(columns="p_tomato"), NAMES)
     with pytest.raises(InputError, match="label plum"):
-        audit.doubtful_labels(table.assign(label="plum"), NAMES)
+        label_errors.doubtful_labels(table.assign(label="plum"), NAMES)
     with pytest.raises(InputError, match=r"0000\.jpg has a probability"):
-        audit.doubtful_labels(table.assign(p_apple=np.nan), NAMES)
+        label_errors.doubtful_labels(table.assign(p_apple=np.nan), NAMES)
 
 
 def test_importing_audit_loads_none_of_its_tools():

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from fruitlib import baselines, calibration, metrics, plots_metrics, stats, thresholds
+from fruitlib import plots_metrics
+from fruitlib.evaluation import baselines, calibration, intervals, metrics
 
 
 def drawn(n: int, sharper: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -27,14 +28,14 @@ def test_ece_is_the_definition():
 
 def test_an_honest_model_has_the_error_chance_gives_it_and_an_overconfident_one_more():
     honest, labels = drawn(300)
-    chance = calibration.by_chance(honest)
+    chance = calibration.error_by_chance(honest)
     assert calibration.ece(honest, labels)[0] < np.quantile(chance, 0.99)
-    assert "chance alone may explain it" in calibration.said(np.median(chance), 0, 1, chance)
+    assert "chance alone may explain it" in calibration.calibration_summary(np.median(chance), 0, 1, chance)
     sharp, labels = drawn(300, sharper=3)
     value, low, high = calibration.ece(sharp, labels)
-    assert low < value < high and low > calibration.by_chance(sharp).max()
-    assert "more than chance" in calibration.said(value, low, high, calibration.by_chance(sharp))
-    assert calibration.by_chance(drawn(30)[0]).mean() > 2 * calibration.by_chance(drawn(3000)[0]).mean()
+    assert low < value < high and low > calibration.error_by_chance(sharp).max()
+    assert "more than chance" in calibration.calibration_summary(value, low, high, calibration.error_by_chance(sharp))
+    assert calibration.error_by_chance(drawn(30)[0]).mean() > 2 * calibration.error_by_chance(drawn(3000)[0]).mean()
 
 
 def test_of_calibrated_models_one_in_twenty_is_doubted():
@@ -42,7 +43,9 @@ def test_of_calibrated_models_one_in_twenty_is_doubted():
     doubted = 0
     for seed in range(200):
         probs, labels = drawn(30, seed=seed)
-        found = calibration.said(*calibration.ece(probs, labels), calibration.by_chance(probs, draws=200))
+        found = calibration.calibration_summary(
+            *calibration.ece(probs, labels), calibration.error_by_chance(probs, draws=200)
+        )
         doubted += "more than chance" in found
     assert 1 <= doubted <= 22  # 10 expected; three standard errors
 
@@ -50,9 +53,9 @@ def test_of_calibrated_models_one_in_twenty_is_doubted():
 @pytest.mark.parametrize("sharper", [0.5, 1, 2, 4])
 def test_temperature_finds_the_sharpening(sharper):
     probs, labels = drawn(4000, sharper)
-    by = calibration.temperature(probs, labels)
+    by = calibration.fit_temperature(probs, labels)
     assert by == pytest.approx(sharper, rel=0.1)
-    scaled = calibration.scaled(probs, by)
+    scaled = calibration.scale_probs(probs, by)
     assert (scaled.argmax(1) == probs.argmax(1)).all()
     assert metrics.log_loss(scaled, labels) <= metrics.log_loss(probs, labels)
 
@@ -61,10 +64,10 @@ def test_what_is_judged_was_not_fitted():
     """A fold's temperature must not change when its own labels do."""
     probs, labels = drawn(100, 3)
     groups = [f"g{i // 4}" for i in range(100)]
-    before = calibration.cross_scaled(probs, labels, groups)
+    before = calibration.cross_fitted_probs(probs, labels, groups)
     others = labels.copy()
     others[:4] = (labels[:4] + 1) % 3
-    after = calibration.cross_scaled(probs, others, groups)
+    after = calibration.cross_fitted_probs(probs, others, groups)
     same = np.isclose(before, after, atol=1e-9).all(1)
     assert same[:4].all() and not same.all()
     assert calibration.ece(before, labels)[0] < calibration.ece(probs, labels)[0]
@@ -72,19 +75,19 @@ def test_what_is_judged_was_not_fitted():
 
 def test_without_mistakes_no_temperature_is_suggested():
     probs, _ = drawn(20)
-    assert calibration.temperature(probs, probs.argmax(1)) == 1
-    assert "none is suggested" in calibration.said_temperature(1, 0, probs.argmax(1), probs)
+    assert calibration.fit_temperature(probs, probs.argmax(1)) == 1
+    assert "none is suggested" in calibration.temperature_summary(1, 0, probs.argmax(1), probs)
 
 
 @given(st.integers(0, 10_000))
 @settings(max_examples=15, deadline=None)
 def test_curves_are_scikit_learn_s(seed):
     probs, labels = drawn(40, seed=seed)
-    for number, (name, curve) in enumerate(thresholds.curves(probs, labels, ["a", "b", "c"]).items()):
+    for number, (name, curve) in enumerate(calibration.threshold_curves(probs, labels, ["a", "b", "c"]).items()):
         true = labels == "abc".index(name)
         assert curve["auc"] == pytest.approx(roc_auc_score(true, probs[:, number]))
         assert curve["ap"] == pytest.approx(average_precision_score(true, probs[:, number]))
-        at, recall, precision = thresholds.best(curve)
+        at, recall, precision = calibration.best_threshold(curve)
         claimed = probs[:, number] >= at
         assert recall == pytest.approx((claimed & true).sum() / true.sum())
         assert f1_score(true, claimed) == pytest.approx(2 * recall * precision / (recall + precision))
@@ -95,7 +98,7 @@ def test_curves_are_scikit_learn_s(seed):
 
 def test_a_class_without_photos_has_no_curve():
     probs, labels = drawn(40)
-    assert list(thresholds.curves(probs[labels < 2], labels[labels < 2], ["a", "b", "c"])) == ["a", "b"]
+    assert list(calibration.threshold_curves(probs[labels < 2], labels[labels < 2], ["a", "b", "c"])) == ["a", "b"]
 
 
 def test_mean_colour_tells_colours_apart_and_nothing_else():
@@ -119,17 +122,17 @@ def test_mean_colour_tells_colours_apart_and_nothing_else():
 
 def test_figures_say_what_they_show():
     probs, labels = drawn(60, 2)
-    figure = plots_metrics.reliability(probs, labels, calibration.cross_scaled(probs, labels))
+    figure = plots_metrics.reliability(probs, labels, calibration.cross_fitted_probs(probs, labels))
     assert "confidence" in figure.axes[1].get_xlabel() and len(figure.axes[0].get_legend().get_texts()) == 3
     ax = plots_metrics.scores(
         {"accuracy, network": (0.9, 0.8, 0.95), "macro-F1, majority baseline": (0.2, np.nan, np.nan)}, "t", "x"
     )
     drawn_lines = [line for line in ax.lines if len(line.get_xdata()) == 2]
     assert list(drawn_lines[0].get_xdata()) == [0.8, 0.95]
-    plots_metrics.threshold_curves(thresholds.curves(probs, labels, ["a", "b", "c"]))
+    plots_metrics.threshold_curves(calibration.threshold_curves(probs, labels, ["a", "b", "c"]))
     import pandas as pd
 
     table = pd.DataFrame({"label": ["a", "b"], "predicted": ["a", "a"]}).loc[[0, 0, 1, 1]]
-    ax = plots_metrics.by_group(stats.by_group(table, ["g", "g", "h", "h"]))
+    ax = plots_metrics.by_group(intervals.accuracy_by_group(table, ["g", "g", "h", "h"]))
     assert [text.get_text() for text in ax.get_yticklabels()] == ["h", "g"]
     plt.close("all")

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
-from fruitlib import cli, compare, plots_compare
+from fruitlib import cli, plots_compare
 from fruitlib.core.errors import InputError
+from fruitlib.evaluation import compare
 
 NAMES = ["apple", "cherry", "tomato"]
 
@@ -36,14 +37,14 @@ def csv(folder, name: str, frame: pd.DataFrame):
 
 def pair_of(tmp_path, a, b, **columns) -> compare.Pair:
     sides = [csv(tmp_path, f"{name}.csv", frame) for name, frame in (("a", a), ("b", b))]
-    return compare.match(compare.read(sides[0]), compare.read(sides[1], columns=columns))
+    return compare.match_photos(compare.load_predictions(sides[0]), compare.load_predictions(sides[1], columns=columns))
 
 
 @given(st.lists(st.tuples(*[st.sampled_from(NAMES)] * 3), min_size=3, max_size=40))
 @settings(max_examples=40, deadline=None)
 def test_the_numbers_are_scipy_s_and_scikit_learn_s(rows):
     labels, a, b = (list(part) for part in zip(*rows, strict=True))
-    pair = compare.match(compare.Judged("a", table(labels, a)), compare.Judged("b", table(labels, b)))
+    pair = compare.match_photos(compare.Predictions("a", table(labels, a)), compare.Predictions("b", table(labels, b)))
     found = compare.verdict(pair)
     only_a = sum(one == label != other for label, one, other in rows)
     only_b = sum(other == label != one for label, one, other in rows)
@@ -131,7 +132,7 @@ def test_a_root_in_front_of_paths_changes_no_pair(parts):
     paths = sorted(set(paths))
     frame = pd.DataFrame({"path": paths, "label": "apple", "predicted": "apple"})
     rooted = frame.assign(path="/mnt/data/" + frame["path"])
-    pair = compare.match(compare.Judged("a", frame), compare.Judged("b", rooted))
+    pair = compare.match_photos(compare.Predictions("a", frame), compare.Predictions("b", rooted))
     assert (pair.table["path_b"] == "/mnt/data/" + pair.table["path"]).all()
 
 
@@ -179,8 +180,9 @@ def test_who_agrees_on_everything_is_told_apart_by_nothing(tmp_path, ours):
 def test_photos_of_one_group_do_not_count_as_six():
     """Six photos of one fruit, all wrong in B: McNemar's test would tell, whole groups do not."""
     labels = [NAMES[i // 6] for i in range(18)]
-    pair = compare.match(
-        compare.Judged("a", table(labels, labels)), compare.Judged("b", table(labels, ["cherry"] * 6 + labels[6:]))
+    pair = compare.match_photos(
+        compare.Predictions("a", table(labels, labels)),
+        compare.Predictions("b", table(labels, ["cherry"] * 6 + labels[6:])),
     )
     assert compare.verdict(pair)["told"] and "A is better" in compare.verdict(pair)["said"]
     pair.table["group"] = [f"{label}_{i // 2}" for i, label in enumerate(pair.table["label"])]
@@ -195,10 +197,10 @@ def test_backends_of_one_table_are_compared_and_the_command_says_what_the_notebo
     path = csv(tmp_path, "both.csv", both)
     assert cli.main(["compare", str(path), str(path), "--backend-b", "int8"]) == 0
     said = capsys.readouterr().out
-    pair = compare.of_sweep(tmp_path, str(path), str(path), backends=("", "int8"))
+    pair = compare.pair_of_sweep(tmp_path, str(path), str(path), backends=("", "int8"))
     assert compare.verdict(pair)["said"] in said and "A: " in said and "(torch)" in said and "(int8)" in said
     with pytest.raises(InputError, match="no rows of backend fp64"):
-        compare.read(path, backend="fp64")
+        compare.load_predictions(path, backend="fp64")
 
 
 def sweep_folder(folder, scores: dict[str, int], **told):
@@ -219,16 +221,16 @@ def test_a_sweep_suggests_the_chosen_run_and_the_runner_up(tmp_path, monkeypatch
     monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
     monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
     sweep_folder(tmp_path, {"bad": 12, "best": 29, "good": 27}, chosen="best", choose_by="macro_f1")
-    pair = compare.of_sweep(tmp_path)
+    pair = compare.pair_of_sweep(tmp_path)
     assert [side.name.split("/")[1] for side in (pair.a, pair.b)] == ["best (torch)", "good (torch)"]
     assert "picked out of 3" in compare.verdict(pair)["said"]
     with pytest.raises(InputError, match="name both, or neither"):
-        compare.of_sweep(tmp_path, a="bad")
-    named = compare.of_sweep(tmp_path, "bad", "good")
+        compare.pair_of_sweep(tmp_path, a="bad")
+    named = compare.pair_of_sweep(tmp_path, "bad", "good")
     assert compare.verdict(named)["only_b"] == 15
     assert "named beforehand, not picked by their results out of the sweep's 3" in compare.verdict(named)["said"]
     with pytest.raises(InputError, match="are for CSVs"):
-        compare.of_sweep(tmp_path, columns=({"label": "truth"}, {}))
+        compare.pair_of_sweep(tmp_path, columns=({"label": "truth"}, {}))
 
 
 def test_of_several_tested_runs_the_first_two_and_of_one_its_backends(tmp_path, monkeypatch, ours):
@@ -236,13 +238,13 @@ def test_of_several_tested_runs_the_first_two_and_of_one_its_backends(tmp_path, 
     monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
     sweep_folder(tmp_path, {"a": 12, "b": 20, "c": 25}, chosen="c", choose_by="macro_f1")
     with pytest.raises(InputError, match="no run here has opened its test photos"):
-        compare.of_sweep(tmp_path, split="test")
+        compare.pair_of_sweep(tmp_path, split="test")
     both = pd.concat([ours.assign(backend="torch"), ours.assign(backend="int8", predicted=ours["label"])])
     csv(tmp_path / "b", "predictions_test.csv", both)
-    pair = compare.of_sweep(tmp_path, split="test")
+    pair = compare.pair_of_sweep(tmp_path, split="test")
     assert [side.name.split("/")[1] for side in (pair.a, pair.b)] == ["b (torch, test photos)", "b (int8, test photos)"]
     csv(tmp_path / "c", "predictions_test.csv", both)
-    pair = compare.of_sweep(tmp_path, split="test")
+    pair = compare.pair_of_sweep(tmp_path, split="test")
     assert [side.name.split("/")[1][0] for side in (pair.a, pair.b)] == ["c", "b"]
     assert "picked" not in compare.verdict(pair)["said"]  # validation picked them, the test judges
 
@@ -251,33 +253,33 @@ def test_a_lone_run_is_compared_with_itself_or_by_its_test(tmp_path, monkeypatch
     monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
     monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
     sweep_folder(tmp_path, {"run": 20})
-    assert (pair := compare.of_sweep(tmp_path)).a is pair.b
+    assert (pair := compare.pair_of_sweep(tmp_path)).a is pair.b
     assert compare.verdict(pair)["said"] == "Only one run is complete: nothing to compare"
     both = [ours.assign(backend="torch"), ours.assign(backend="int8")]
     csv(tmp_path / "run", "predictions_test.csv", pd.concat(both))
-    pair = compare.of_sweep(tmp_path)
+    pair = compare.pair_of_sweep(tmp_path)
     assert "torch" in pair.a.name and "int8" in pair.b.name
     with pytest.raises(InputError, match="no trained run to compare"):
-        compare.of_sweep(tmp_path / "nowhere")
+        compare.pair_of_sweep(tmp_path / "nowhere")
 
 
 def test_repeats_of_pooled_folds_count_once(tmp_path, ours, monkeypatch):
     folds = ours.assign(combination="c", run="r", trained="t", fold=1, backend="torch")
     frame = pd.concat([folds.assign(repeat=1), folds.assign(repeat=2, predicted=folds["label"])])
     csv(tmp_path, "predictions_oof.csv", frame)
-    judged = compare.pooled(tmp_path, "c")
+    judged = compare.load_pooled(tmp_path, "c")
     told = {"runs": [], "chosen": "c"}
     (tmp_path / "sweep.json").write_text(json.dumps(told))
     csv(tmp_path, "results.csv", pd.DataFrame({"run": ["r"], "state": ["complete"]}))
     csv(tmp_path, "results_oof.csv", pd.DataFrame({"combination": ["c"], "macro_f1": [0.5]}))
     monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
     monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
-    assert (pair := compare.of_sweep(tmp_path)).a is pair.b  # the only combination
+    assert (pair := compare.pair_of_sweep(tmp_path)).a is pair.b  # the only combination
     assert len(judged.table) == 30 and "repeat 1 of 2" in judged.name
     assert (judged.table["predicted"] != judged.table["label"]).sum() == 4
     assert compare.verdict(pair)["said"] == "Only one combination is complete: nothing to compare"
     with pytest.raises(InputError, match="more than once: folds with repeats"):
-        compare.read(tmp_path / "predictions_oof.csv")
+        compare.load_predictions(tmp_path / "predictions_oof.csv")
 
 
 def test_combinations_of_folds_are_named_like_runs(tmp_path, ours, monkeypatch, capsys):
@@ -288,8 +290,8 @@ def test_combinations_of_folds_are_named_like_runs(tmp_path, ours, monkeypatch, 
     frame = pd.concat([folds.assign(combination="lr=0.1"), better.assign(combination="lr=0.2")])
     path = csv(tmp_path, "predictions_oof.csv", frame)
     with pytest.raises(InputError, match="several combinations; give two of them as SWEEP/COMBINATION"):
-        compare.read(path)
-    found = compare.verdict(compare.of_sweep(tmp_path, "lr=0.1", "lr=0.2"))
+        compare.load_predictions(path)
+    found = compare.verdict(compare.pair_of_sweep(tmp_path, "lr=0.1", "lr=0.2"))
     assert found["only_b"] == 4
     assert cli.main(["compare", str(tmp_path / "lr=0.1"), str(tmp_path / "lr=0.2")]) == 0
     assert found["said"] in capsys.readouterr().out
@@ -311,12 +313,12 @@ def test_each_side_shows_its_own_photos_and_looks_at_those_it_judged(tmp_path, m
         predicted = ours["label"] if side == "b" else ours["predicted"]
         own = ours.assign(path=root + ours["path"], predicted=predicted)
         run.__dict__ |= {"manifest": own.assign(status="ok", split="train", group=""), "class_names": NAMES}
-        sides.append(compare.Judged(side, own, run, part))
+        sides.append(compare.Predictions(side, own, run, part))
     pixels = dataset.Photos(None, np.arange(4), torch.zeros(4), [])
     monkeypatch.setattr(dataset.Photos, "images", torch.full((4, 3, 8, 8), 51, dtype=torch.uint8))
     monkeypatch.setattr(dataset, "of", lambda run, split, rows: asked.append(rows["path"].tolist()) or pixels)
     monkeypatch.setattr(compare, "_overlays", lambda run, seen: [run.path.parent.name] * len(seen))
-    pair = compare.match(*sides)
+    pair = compare.match_photos(*sides)
     shown = compare.disagreements(pair)
     photos, overlays = compare.heats(pair, shown)
     assert photos.shape == (4, 8, 8, 3) and photos.max() == pytest.approx(0.2)
@@ -335,9 +337,9 @@ def test_test_photos_stay_closed(tmp_path, monkeypatch, ours):
     monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
     for part in ("test", "val"):  # told by the part that was read, and by the manifest
         sides = [
-            compare.Judged(name, ours.assign(predicted=said), run, part) for name, said in (("a", "x"), ("b", "y"))
+            compare.Predictions(name, ours.assign(predicted=said), run, part) for name, said in (("a", "x"), ("b", "y"))
         ]
-        pair = compare.match(*sides)
+        pair = compare.match_photos(*sides)
         assert compare.heats(pair, compare.disagreements(pair)) is None
 
 

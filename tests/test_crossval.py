@@ -4,9 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fruitlib import crossval, train
+from fruitlib import train
 from fruitlib.core import config
 from fruitlib.data import splits
+from fruitlib.evaluation import crossval
 from fruitlib.runs.run import Run, create_run
 
 
@@ -26,7 +27,7 @@ def trained(shapes, tmp_path_factory):
 
 def test_every_photo_is_judged_once_by_a_fold_that_did_not_learn_from_it(trained):
     work, combinations, folder = trained
-    pooled, problems = crossval.pool(work, combinations, folder)
+    pooled, problems = crossval.pool_folds(work, combinations, folder)
     assert problems == []
     manifest = splits.read(folder)
     assert sorted(pooled["path"]) == sorted(manifest.loc[manifest["split"] == "train", "path"])
@@ -42,14 +43,14 @@ def test_03_reads_the_pooled_predictions_and_says_so(trained):
     (folder / crossval.POOLED).unlink(missing_ok=True)
     own, said = crossval.out_of_sample(work["fold=1"])
     assert len(own) == len(work["fold=1"].rows("val")) and "not all trained" in said
-    crossval.pool(work, combinations, folder)
+    crossval.pool_folds(work, combinations, folder)
     table, said = crossval.out_of_sample(work["fold=1"])
     assert len(table) == 42 and "42 photos, 3 folds" in said
 
 
 def test_pooled_predictions_of_an_earlier_training_are_not_read(trained, monkeypatch):
     work, combinations, folder = trained
-    crossval.pool(work, combinations, folder)
+    crossval.pool_folds(work, combinations, folder)
     before, real = work["fold=1"].identity("03_metrics"), Run.record
     newer = {"identity": "another training"}
     monkeypatch.setattr(Run, "record", lambda run, stage: real(run, stage) | (newer if run.name == "fold=2" else {}))
@@ -65,14 +66,14 @@ def test_folds_that_do_not_start_from_the_same_fresh_weights_are_refused(trained
     real = Run.record
     weights = {"initial_weights": "continued"}
     monkeypatch.setattr(Run, "record", lambda run, stage: real(run, stage) | (weights if run.name == "fold=2" else {}))
-    pooled, problems = crossval.pool(work, combinations, folder)
+    pooled, problems = crossval.pool_folds(work, combinations, folder)
     assert pooled.empty and not (folder / crossval.POOLED).exists()
     assert "did not start from the same fresh weights: remove the folders" in problems[0]
 
 
 def test_an_incomplete_combination_is_not_pooled(trained):
     work, _, folder = trained
-    assert crossval.pool({**work, "x": Run(folder / "x", work["fold=1"].config)}, {"c": ["x"]}, folder)[0].empty
+    assert crossval.pool_folds({**work, "x": Run(folder / "x", work["fold=1"].config)}, {"c": ["x"]}, folder)[0].empty
 
 
 def test_results_are_those_of_the_pooled_labels_with_n_the_number_of_photos():
@@ -83,7 +84,7 @@ def test_results_are_those_of_the_pooled_labels_with_n_the_number_of_photos():
             predicted = label if i >= wrong else "b"
             rows.append(("lr=1", repeat, i % 2 + 1, f"{i}.png", label, predicted))
     pooled = pd.DataFrame(rows, columns=["combination", "repeat", "fold", "path", "label", "predicted"])
-    found = crossval.results(pooled, ["a", "b"]).iloc[0]
+    found = crossval.pooled_results(pooled, ["a", "b"]).iloc[0]
     assert (found["n"], found["folds"], found["repeats"]) == (10, 2, 2)
     assert found["accuracy"] == pytest.approx(np.mean([0.8, 0.6]))
     assert found["accuracy_low"] < 0.7 < found["accuracy_high"]

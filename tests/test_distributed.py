@@ -20,9 +20,10 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fruitlib import distributed, evaluate, metrics, models, train
+from fruitlib import distributed, evaluate, models, train
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset
+from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Busy, Run
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]

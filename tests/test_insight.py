@@ -10,8 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from fruitlib import insight, stats
 from fruitlib.core.errors import InputError
+from fruitlib.evaluation import selection, significance
+from fruitlib.evaluation.effects import (
+    answer,
+    asked_pairs,
+    at_best_lr,
+    effect_text,
+    interactions,
+    leading_effects,
+    load_importances,
+    main_effects,
+)
+from fruitlib.evaluation.study import CONVERGED, epochs_to_converge, load_study, ordered_values
 
 FOUR = {"optimizer": ["adam", "sgd"], "batch_size": [8, 16], "seed": [0, 1, 2, 3]}
 
@@ -31,11 +42,11 @@ def test_a_planted_effect_is_found_and_no_other():
     found = 0
     for seed in range(8):
         table = sweep(larger, lambda row: 0.8 + 0.05 * (row["optimizer"] == "sgd"), seed=seed)
-        effects = insight.effects(table, list(larger), ["accuracy"]).set_index("knob")
+        effects = main_effects(table, list(larger), ["accuracy"]).set_index("knob")
         found += effects.loc["optimizer", "told"]
         assert effects.loc["optimizer", "gain"] == pytest.approx(0.05, abs=0.025)
     assert found >= 7
-    text = insight.answer(insight.effects(table, list(larger), ["accuracy"]), "accuracy")
+    text = answer(main_effects(table, list(larger), ["accuracy"]), "accuracy")
     assert text.startswith("optimizer sgd over adam: accuracy +") and text.endswith("5 questions asked")
 
 
@@ -44,12 +55,14 @@ def alarms(monkeypatch, times: int, luck: float) -> pd.DataFrame:
 
     Each seed favours one optimizer by chance, with a standard deviation of `luck`.
     """
-    monkeypatch.setattr("fruitlib.stats.pairs_needed", lambda _: None)  # half the time, and not asked about here
+    monkeypatch.setattr(
+        "fruitlib.evaluation.intervals.pairs_needed", lambda _: None
+    )  # half the time, and not asked about here
     rows = []
     for seed in range(times):
         favours = np.random.default_rng([seed, 1]).normal(0, luck, 4)
         table = sweep(FOUR, lambda row, own=favours: 0.8 + own[row["seed"]] * (row["optimizer"] == "sgd"), seed=seed)
-        effects = insight.effects(table, list(FOUR), ["accuracy"]).set_index("knob")
+        effects = main_effects(table, list(FOUR), ["accuracy"]).set_index("knob")
         own = effects.loc["optimizer"]
         rows.append({"any": effects["told"].any(), "own": own["told"], "pairs": own["holm_p"] <= 0.05})
     return pd.DataFrame(rows).mean()
@@ -71,7 +84,7 @@ def test_luck_that_a_seed_gives_to_one_value_is_not_taken_for_an_effect(monkeypa
 def test_one_knob_over_seeds_is_the_paired_t_test(pairs):
     runs = [(value, seed, pair[value == "b"]) for seed, pair in enumerate(pairs) for value in "ab"]
     rows = pd.DataFrame(runs, columns=["optimizer", "seed", "accuracy"])
-    row = insight.effects(rows, ["optimizer", "seed"], ["accuracy"]).iloc[0]
+    row = main_effects(rows, ["optimizer", "seed"], ["accuracy"]).iloc[0]
     a, b = np.array(pairs).T
     if np.ptp(b - a) < 1e-9:
         return
@@ -86,16 +99,16 @@ def test_one_knob_over_seeds_is_the_paired_t_test(pairs):
 def test_p_is_corrected_by_holm_over_all_measures(seed):
     table = sweep(THREE, lambda row: 0.8 + 0.02 * (row["optimizer"] == "sgd"), seed=seed)
     table["train_seconds"] = np.random.default_rng(seed).normal(60, 5, len(table)) + 9 * (table["batch_size"] == 8)
-    effects = insight.effects(table, list(THREE), ["accuracy", "train_seconds"])
+    effects = main_effects(table, list(THREE), ["accuracy", "train_seconds"])
     assert len(effects) == 6
-    assert effects["holm_p"].to_numpy() == pytest.approx(stats.holm(effects["p"]))
+    assert effects["holm_p"].to_numpy() == pytest.approx(significance.holm(effects["p"]))
 
 
 def test_pairs_never_mix_other_knobs():
     """With luck left out, a knob's difference must be exactly its own part, though runs are missing unevenly."""
     table = sweep(THREE, lambda row: 0.5 + 0.1 * (row["optimizer"] == "sgd") + 0.01 * row["batch_size"], noise=0)
     table = table.sample(frac=0.7, random_state=1).sort_index()
-    effects = insight.effects(table, list(THREE), ["accuracy"]).set_index("knob")
+    effects = main_effects(table, list(THREE), ["accuracy"]).set_index("knob")
     assert effects.loc["optimizer", "gain"] == pytest.approx(0.1)
     assert effects.loc["batch_size", "gain"] == pytest.approx(0.08)
     assert effects.loc["augment", "gain"] == pytest.approx(0)
@@ -103,78 +116,78 @@ def test_pairs_never_mix_other_knobs():
 
 
 def test_which_values_are_compared():
-    assert insight.asked(["a", "b", "c"]) == [("a", "b"), ("a", "c"), ("b", "c")]
-    assert insight.asked(list("abcd")) == [("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("c", "d")]
-    assert insight.ordered([16, 8.0, "32", 8]) == ["8", "16", "32"]
-    assert insight.ordered(["sgd", "", float("nan"), True]) == ["sgd", "empty", "True"]
+    assert asked_pairs(["a", "b", "c"]) == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert asked_pairs(list("abcd")) == [("a", "b"), ("a", "c"), ("a", "d"), ("b", "c"), ("c", "d")]
+    assert ordered_values([16, 8.0, "32", 8]) == ["8", "16", "32"]
+    assert ordered_values(["sgd", "", float("nan"), True]) == ["sgd", "empty", "True"]
 
 
 def test_one_seed_one_run_and_nothing_that_differs():
     grid = {"lr": [0.01, 0.003], "optimizer": ["adam", "sgd"]}
     table = sweep(grid, lambda row: 0.8)
-    effects = insight.effects(table, list(grid), ["accuracy"])
+    effects = main_effects(table, list(grid), ["accuracy"])
     assert set(effects["unit"]) == {"pair"} and not effects["told"].any()
-    assert "cannot tell" in insight.said(effects.iloc[0].to_dict())
-    assert insight.effects(table[:1], list(grid), ["accuracy"]).empty
-    assert insight.effects(table[:1], [], ["accuracy"]).empty
-    assert insight.interactions(table[:1], [], "accuracy").empty
-    assert insight.answer(insight.effects(table[:1], [], ["accuracy"]), "accuracy").startswith("No two runs are alike")
-    one = insight.effects(table[:2], list(grid), ["accuracy"]).iloc[0].to_dict()
-    assert "no interval, 1 pair," in insight.said(one)
+    assert "cannot tell" in effect_text(effects.iloc[0].to_dict())
+    assert main_effects(table[:1], list(grid), ["accuracy"]).empty
+    assert main_effects(table[:1], [], ["accuracy"]).empty
+    assert interactions(table[:1], [], "accuracy").empty
+    assert answer(main_effects(table[:1], [], ["accuracy"]), "accuracy").startswith("No two runs are alike")
+    one = main_effects(table[:2], list(grid), ["accuracy"]).iloc[0].to_dict()
+    assert "no interval, 1 pair," in effect_text(one)
 
 
 def test_runs_without_a_number_are_passed_over():
     table = sweep(THREE, lambda row: 0.8 + 0.1 * (row["optimizer"] == "sgd"), noise=0.001)
     table.loc[::5, "accuracy"] = np.nan
-    effects = insight.effects(table, list(THREE), ["accuracy"]).set_index("knob")
+    effects = main_effects(table, list(THREE), ["accuracy"]).set_index("knob")
     assert effects.loc["optimizer", "pairs"] < 12 and effects.loc["optimizer", "told"]
     with pytest.raises(InputError, match="no column lr"):
-        insight.effects(table, ["lr"], ["accuracy"])
+        main_effects(table, ["lr"], ["accuracy"])
 
 
 def test_folds_widen_the_interval():
     grid = {"loss": ["ce", "focal"], "fold": [1, 2, 3, 4, 5]}
     table = sweep(grid, lambda row: 0.8)
-    plain, folded = (insight.effects(table, list(grid), ["accuracy"], folds).iloc[0] for folds in (0, 5))
+    plain, folded = (main_effects(table, list(grid), ["accuracy"], folds).iloc[0] for folds in (0, 5))
     assert folded["unit"] == "fold"
     assert (folded["high"] - folded["low"]) / (plain["high"] - plain["low"]) == pytest.approx(1.5)  # Nadeau, Bengio
 
 
 def test_more_seeds_are_asked_for_where_they_would_help():
     table = sweep(THREE, lambda row: 0.8 + 0.01 * (row["optimizer"] == "sgd"), seed=3)
-    row = insight.effects(table, list(THREE), ["accuracy"]).set_index("knob", drop=False).loc["optimizer"]
+    row = main_effects(table, list(THREE), ["accuracy"]).set_index("knob", drop=False).loc["optimizer"]
     assert not row["told"] and row["more"] >= 1
-    assert insight.said(row.to_dict()).endswith("more seeds would") or row["more"] == 1
+    assert effect_text(row.to_dict()).endswith("more seeds would") or row["more"] == 1
 
 
 def test_an_interaction_is_found_and_said():
     grid = {"optimizer": ["adam", "sgd"], "lr": [0.001, 0.01], "seed": list(range(8))}
     table = sweep(grid, lambda row: 0.8 + 0.08 * (row["optimizer"] == "sgd") * (row["lr"] == 0.01), noise=0.01)
-    row = insight.interactions(table, list(grid), "accuracy").iloc[0].to_dict()
+    row = interactions(table, list(grid), "accuracy").iloc[0].to_dict()
     assert row["told"] and row["gain"] == pytest.approx(0.08, abs=0.02)
-    assert insight.said(row).startswith("optimizer sgd over adam, with lr 0.01 rather than 0.001: accuracy +")
+    assert effect_text(row).startswith("optimizer sgd over adam, with lr 0.01 rather than 0.001: accuracy +")
     flat = sweep(grid, lambda row: 0.8 + 0.08 * (row["lr"] == 0.01), noise=0.01)
-    assert not insight.interactions(flat, list(grid), "accuracy")["told"].any()
+    assert not interactions(flat, list(grid), "accuracy")["told"].any()
 
 
 def test_optimizers_at_their_own_best_lr_and_at_a_shared_one():
     best = {"adam": 0.001, "sgd": 0.1}
     grid = {"optimizer": ["adam", "sgd"], "lr": [0.001, 0.01, 0.1], "seed": [0, 1, 2]}
     table = sweep(grid, lambda row: 0.9 - 0.1 * abs(np.log10(row["lr"] / best[row["optimizer"]])), noise=0.001)
-    found, text = insight.at_best_lr(table, list(grid), "accuracy")
+    found, text = at_best_lr(table, list(grid), "accuracy")
     assert found["own_lr"].to_dict() == {"adam": "0.001", "sgd": "0.1"}
     assert found["own"].to_numpy() == pytest.approx([0.9, 0.9], abs=0.005)
     assert "each at its own best lr" in text and "all at lr" in text and "validation photos" in text
     apart = table[table["lr"] == table["optimizer"].map(best)]
-    assert "there is no shared one" in insight.at_best_lr(apart, list(grid), "accuracy")[1]
-    assert insight.at_best_lr(table, ["optimizer", "seed"], "accuracy")[0].empty
+    assert "there is no shared one" in at_best_lr(apart, list(grid), "accuracy")[1]
+    assert at_best_lr(table, ["optimizer", "seed"], "accuracy")[0].empty
 
 
 def test_when_a_run_has_converged():
     history = pd.DataFrame({"epoch": [1, 2, 3, 4], "val_accuracy": [0.3, 0.8, 0.96, 1.0]})
-    assert insight.converged(history, chance=1 / 3) == 3
-    assert np.isnan(insight.converged(history.assign(val_accuracy=1 / 3), chance=1 / 3))
-    assert np.isnan(insight.converged(pd.DataFrame(), chance=1 / 3))
+    assert epochs_to_converge(history, chance=1 / 3) == 3
+    assert np.isnan(epochs_to_converge(history.assign(val_accuracy=1 / 3), chance=1 / 3))
+    assert np.isnan(epochs_to_converge(pd.DataFrame(), chance=1 / 3))
 
 
 @pytest.fixture
@@ -199,45 +212,45 @@ def folder(tmp_path):
 
 
 def test_a_sweep_is_read_from_its_folder(folder):
-    study = insight.read(folder)
+    study = load_study(folder)
     assert (study.differs, study.knobs, study.measure, study.folds) == (["lr", "seed"], ["lr"], "accuracy", 0)
     assert len(study.results) == 3 and study.missing == {"failed": 1} and not study.searched
-    assert list(study.results[insight.CONVERGED]) == [2, 2, 2]
+    assert list(study.results[CONVERGED]) == [2, 2, 2]
     assert study.said.startswith("3 complete runs, 1 failed; what differs: lr, seed")
     with pytest.raises(InputError, match="measure = test_accuracy"):
-        insight.read(folder, "test_accuracy")
+        load_study(folder, "test_accuracy")
 
 
 def test_choosing_among_runs_flatters_the_best(folder):
-    points, text = insight.flattery(insight.read(folder))
+    points, text = selection.optimism_of_study(load_study(folder))
     assert 0.01 < points < 0.15  # three runs, each with one mistake of its own among ten photos
     assert text.startswith("the best of 3 runs has an accuracy of 0.900 on 10 photos; choosing it among 3 flatters it")
     path = folder / "lr=0.1,seed=0" / "predictions_val.csv"
     pd.read_csv(path)[:9].to_csv(path, index=False)
-    points, text = insight.flattery(insight.read(folder))
+    points, text = selection.optimism_of_study(load_study(folder))
     assert np.isnan(points) and "not available" in text
 
 
 def test_a_folder_without_runs_says_so(tmp_path):
     with pytest.raises(InputError, match="no complete run yet"):
-        insight.read(tmp_path)
+        load_study(tmp_path)
 
 
 def test_importances_are_read_where_there_are_some(folder):
-    assert insight.importances(folder).empty
+    assert load_importances(folder).empty
     (folder / "importances.csv").write_text("knob,importance\nseed,0.1\nlr,0.9\n")
-    assert list(insight.importances(folder)["knob"]) == ["lr", "seed"]
+    assert list(load_importances(folder)["knob"]) == ["lr", "seed"]
     (folder / "importances.csv").write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="columns knob and importance"):
-        insight.importances(folder)
+        load_importances(folder)
 
 
 def test_a_first_page_says_what_can_be_told_first_and_counts_the_rest():
     rows = [("accuracy", 3, False, f"knob {n}") for n in range(7)] + [("accuracy", 3, True, "it matters")]
     rows += [("accuracy", 2, False, "two pairs"), ("train_seconds", 3, True, "takes longer")]
     table = pd.DataFrame(rows, columns=["measure", "units", "told", "said"]).assign(knob="lr")
-    lines = insight.in_short(table, "accuracy")
+    lines = leading_effects(table, "accuracy")
     assert lines[:2] == ["it matters", "knob 0"] and lines[-1].startswith("… and 2 more") and len(lines) == 7
     few = "fewer than 3 pairs, seeds or folds cannot tell what lr did: add seeds or folds"
-    assert insight.in_short(table[table["units"] < 3], "accuracy") == [few]
-    assert insight.in_short(pd.DataFrame(), "accuracy") == []
+    assert leading_effects(table[table["units"] < 3], "accuracy") == [few]
+    assert leading_effects(pd.DataFrame(), "accuracy") == []

@@ -8,7 +8,7 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fruitlib import metrics
+from fruitlib.evaluation import metrics
 
 LOGITS = np.array([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-2.0, 1.0, 4.0]])
 LABELS = np.array([0, 2, 1])
@@ -29,7 +29,7 @@ def test_counts_and_rates_agree_with_scikit_learn(pairs):
         assert [counts[k][c] for k in ("tn", "fp", "fn", "tp")] == reference[c].ravel().tolist()
     present = sorted(set(labels.tolist()))
     kwargs = {"labels": present, "average": "macro", "zero_division": 0}
-    summary = metrics.summary(matrix)
+    summary = metrics.scores(matrix)
     assert math.isclose(summary["macro_f1"], sklearn.metrics.f1_score(labels, predicted, **kwargs))
     assert math.isclose(summary["macro_precision"], sklearn.metrics.precision_score(labels, predicted, **kwargs))
     assert math.isclose(summary["macro_recall"], sklearn.metrics.recall_score(labels, predicted, **kwargs))
@@ -44,7 +44,7 @@ def test_rates_by_hand_and_undefined_ones():
 
 
 def test_names_become_indexes_in_the_given_order():
-    matrix = metrics.from_labels(["b", "a", "b"], ["a", "a", "b"], ["b", "a"])
+    matrix = metrics.confusion_from_names(["b", "a", "b"], ["a", "a", "b"], ["b", "a"])
     assert matrix.tolist() == [[1, 1], [0, 1]]
 
 
@@ -58,7 +58,7 @@ def test_wilson_is_where_the_score_test_just_rejects(correct, n):
 
 
 def test_the_founding_example():
-    assert metrics.proportion(27, 30) == "0.900 (95 % CI 0.74–0.97, n = 30)"
+    assert metrics.proportion_text(27, 30) == "0.900 (95 % CI 0.74–0.97, n = 30)"
 
 
 def test_log_loss_agrees_with_scikit_learn():

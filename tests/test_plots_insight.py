@@ -8,7 +8,9 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib import insight, learning, plots, plots_insight
+from fruitlib import plots, plots_insight
+from fruitlib.evaluation import learning_curve, study
+from fruitlib.evaluation.effects import cost_measures, main_effects, pareto_front
 
 
 @pytest.fixture(autouse=True)
@@ -28,33 +30,33 @@ def results(values: int = 2, seeds: int = 2) -> pd.DataFrame:
 
 def test_the_pareto_front_is_right():
     costs, scores = [1, 2, 3, 3, 2, np.nan], [0.5, 0.9, 0.9, 1.0, 0.4, 1.0]
-    assert insight.pareto(costs, scores).tolist() == [True, True, False, True, False, False]
-    assert insight.pareto([1, 1], [0.5, 0.5]).tolist() == [True, True]  # equals do not beat each other
+    assert pareto_front(costs, scores).tolist() == [True, True, False, True, False, False]
+    assert pareto_front([1, 1], [0.5, 0.5]).tolist() == [True, True]  # equals do not beat each other
     rng = np.random.default_rng(0)
     cost, score = rng.integers(0, 9, 60), rng.integers(0, 9, 60)
     beaten = [
         any(c <= cost[i] and s >= score[i] and (c, s) != (cost[i], score[i]) for c, s in zip(cost, score, strict=True))
         for i in range(60)
     ]
-    assert (insight.pareto(cost, score) == ~np.array(beaten)).all()
+    assert (pareto_front(cost, score) == ~np.array(beaten)).all()
 
 
 def test_only_costs_that_vary_get_a_panel():
     table = results()
-    chosen, said = insight.costs(table)
+    chosen, said = cost_measures(table)
     assert chosen == ["latency_ms_int8"] and "same network" in said
     table["parameters"] = np.arange(len(table)) + 1000 * (table["optimizer"] == "sgd")
-    assert insight.costs(table) == (["parameters"], "")
-    assert insight.costs(table[["run", "accuracy"]])[0] == []
+    assert cost_measures(table) == (["parameters"], "")
+    assert cost_measures(table[["run", "accuracy"]])[0] == []
     figure = plots_insight.trade_off(table, ["parameters", "latency_ms_int8"])
-    front = table[insight.pareto(table["parameters"], table["accuracy"])].drop_duplicates("accuracy")
+    front = table[pareto_front(table["parameters"], table["accuracy"])].drop_duplicates("accuracy")
     assert all(run.split(",")[0] in figure.texts[-1].get_text() for run in front["run"])
 
 
 @pytest.mark.parametrize("values", [1, 2, 10])
 def test_effects_are_drawn_whatever_their_number(values):
     table, differs = results(values), ["lr", "optimizer", "seed"]
-    effects = insight.effects(table, differs, ["accuracy"])
+    effects = main_effects(table, differs, ["accuracy"])
     figure = plots_insight.forest(effects)
     assert len(figure.axes[0].get_yticks()) == len(effects)
     assert len(plots_insight.means(table, differs, "accuracy").axes) == 2
@@ -62,7 +64,7 @@ def test_effects_are_drawn_whatever_their_number(values):
 
 
 def test_an_effect_without_interval_is_a_dot_in_the_picture():
-    effects = insight.effects(results(seeds=1)[:2], ["optimizer"], ["accuracy"])
+    effects = main_effects(results(seeds=1)[:2], ["optimizer"], ["accuracy"])
     assert np.isnan(effects["low"]).all()
     figure = plots_insight.forest(effects)
     left, right = figure.axes[0].get_xlim()
@@ -72,7 +74,7 @@ def test_an_effect_without_interval_is_a_dot_in_the_picture():
 
 def test_one_run_has_a_picture_of_its_cost():
     table = results()[:1]
-    figure = plots_insight.trade_off(table, insight.costs(table)[0])
+    figure = plots_insight.trade_off(table, cost_measures(table)[0])
     figure.canvas.draw()
     assert table["run"][0] in figure.texts[-1].get_text().replace("\n", "")
 
@@ -80,7 +82,7 @@ def test_one_run_has_a_picture_of_its_cost():
 @pytest.mark.parametrize(("a", "b", "c"), [(0.05, 1.5, 0.5), (0.0, 3.0, 0.8), (0.1, 8.0, 1.2)])
 def test_a_learning_curve_recovers_a_power_law(a, b, c):
     photos = np.repeat([20, 40, 80, 160, 320], 3)
-    curve = learning.learning_curve(photos, 1 - (a + b * photos**-c))
+    curve = learning_curve.fit_learning_curve(photos, 1 - (a + b * photos**-c))
     at = curve.line.set_index("photos")["score"]
     assert at[370.0] == pytest.approx(1 - (a + b * 370**-c), abs=0.003)
     assert "50 more photos" in curve.said
@@ -89,16 +91,16 @@ def test_a_learning_curve_recovers_a_power_law(a, b, c):
 def test_a_learning_curve_grows_less_sure_beyond_the_data():
     photos = np.repeat([20, 40, 80, 160], 4)
     scores = 1 - (0.05 + 2 * photos**-0.6) + np.random.default_rng(0).normal(0, 0.02, len(photos))
-    line = learning.learning_curve(photos, scores, more=2000).line
+    line = learning_curve.fit_learning_curve(photos, scores, more=2000).line
     width = (line["high"] - line["low"]).to_numpy()
     inside, beyond = line["photos"].between(40, 160), line["photos"] > 1500
     assert width[beyond].min() > width[inside].max()
 
 
 def test_a_learning_curve_refuses_two_shares_and_says_when_seeds_are_missing():
-    few = learning.learning_curve([20, 40, 40], [0.7, 0.8, 0.81], of="tomato")
+    few = learning_curve.fit_learning_curve([20, 40, 40], [0.7, 0.8, 0.81], of="tomato")
     assert few.line.empty and "2 shares of the training photos" in few.said
-    single = learning.learning_curve([20, 40, 80], [0.7, 0.8, 0.85], of="tomato")
+    single = learning_curve.fit_learning_curve([20, 40, 80], [0.7, 0.8, 0.85], of="tomato")
     assert "50 more photos of tomato" in single.said and "no interval: one seed" in single.said
 
 
@@ -119,21 +121,23 @@ def test_curves_are_counted_in_photos_of_the_class_that_was_thinned(tmp_path):
     photos = {"path": [f"{i}.png" for i in range(25)], "label": ["apple"] * 5 + ["tomato"] * 20}
     photos = pd.DataFrame(photos).assign(group="", split="train", fold="", status="ok", reason="", width=8, height=8)
     photos.assign(sha256="", phash="").to_csv(tmp_path / "manifest.csv", index=False)
-    (curve,) = learning.curves(insight.Study(tmp_path, table, differs, "accuracy"))
+    (curve,) = learning_curve.learning_curves(study.Study(tmp_path, table, differs, "accuracy"))
     assert curve.of == "tomato" and sorted(set(curve.points["photos"])) == [5, 10, 20]
     every = table.drop(columns="share_class")
-    (curve,) = learning.curves(insight.Study(tmp_path, every, ["train_share", "seed"], "accuracy"))
+    (curve,) = learning_curve.learning_curves(study.Study(tmp_path, every, ["train_share", "seed"], "accuracy"))
     assert curve.of == "tomato"  # the same class in all runs stands in their params.yaml
-    (curve,) = learning.curves(insight.Study(tmp_path / "none", every, ["train_share", "seed"], "accuracy"))
+    (curve,) = learning_curve.learning_curves(
+        study.Study(tmp_path / "none", every, ["train_share", "seed"], "accuracy")
+    )
     assert curve.of == "" and sorted(set(curve.points["photos"])) == [91, 96, 105]
-    assert learning.curves(insight.Study(tmp_path, table, ["seed"], "accuracy")) == []
+    assert learning_curve.learning_curves(study.Study(tmp_path, table, ["seed"], "accuracy")) == []
 
 
 def test_a_learning_curve_is_drawn_with_and_without_a_fit():
     photos = np.repeat([20, 40, 80], 2)
     curves = [
-        learning.learning_curve(photos, 1 - photos**-0.5),
-        learning.learning_curve([20, 40], [0.7, 0.8], of="kiwi"),
+        learning_curve.fit_learning_curve(photos, 1 - photos**-0.5),
+        learning_curve.fit_learning_curve([20, 40], [0.7, 0.8], of="kiwi"),
     ]
     figure = plots_insight.learning_curves(curves, "macro_f1")
     assert "50 more photos" in figure.axes[0].get_title()

@@ -12,7 +12,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fruitlib import audit, gradcam, plots, widgets
+from fruitlib import gradcam, plots, widgets
+from fruitlib.evaluation import leakage
 
 NAMES = ["apple", "sour $_1$ cherry", "tomato"]
 MATRIX = np.array([[9, 1, 0], [2, 8, 0], [0, 0, 0]])  # a class without photos must not break a figure
@@ -117,12 +118,12 @@ def test_group_sizes_takes_no_groups_and_hundreds():
 
 
 def test_leakage_shows_both_accuracies_and_what_lies_between():
-    leak = audit.Leakage("said", 274, 49, 0.86, 0.8, 0.9, 0.72, 0.6, 0.8, 14.2, 9.3, 19.1)
+    leak = leakage.Leakage("said", 274, 49, 0.86, 0.8, 0.9, 0.72, 0.6, 0.8, 14.2, 9.3, 19.1)
     ax = plots.leakage(leak)
     assert "0.86" in texts(ax) and "0.72" in texts(ax) and "n = 274" in ax.get_xlabel()
     assert "14 points (95 % interval 9 to 19) are leakage" in ax.get_xlabel()
     assert [line.get_xdata().tolist() for line in ax.lines[::2]] == [[0.8, 0.9], [0.6, 0.8]]
-    assert texts(plots.leakage(audit.Leakage("no groups: nothing to compare"))) == ["no groups: nothing to compare"]
+    assert texts(plots.leakage(leakage.Leakage("no groups: nothing to compare"))) == ["no groups: nothing to compare"]
 
 
 def test_live_curves_are_one_output_and_do_not_outweigh_training(monkeypatch):

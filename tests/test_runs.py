@@ -9,6 +9,7 @@ import pytest
 from fruitlib.core import config, files, machine, source_code
 from fruitlib.core.errors import InputError
 from fruitlib.data import splits
+from fruitlib.runs.headline import _bundle
 from fruitlib.runs.run import Run, clear_run, create_run, mistakes, open_run
 from fruitlib.runs.stages import STAGES, notebook_path
 
@@ -147,9 +148,9 @@ def test_a_run_is_not_judged_on_photos_it_may_have_learnt_from(run, tiny, tmp_pa
 def test_no_metric_hides_a_knob(run):
     import numpy as np
 
-    from fruitlib import metrics
+    from fruitlib.evaluation import metrics
 
-    assert not {*metrics.summary(np.eye(3, dtype=int)), "val_loss"} & set(config.Config.model_fields)
+    assert not {*metrics.scores(np.eye(3, dtype=int)), "val_loss"} & set(config.Config.model_fields)
 
 
 def test_a_manifest_edited_by_hand_counts(run):

@@ -8,10 +8,11 @@ import pytest
 from conftest import draw_shapes
 from PIL import Image
 
-from fruitlib import cli, sanity, train
+from fruitlib import cli, train
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
 from fruitlib.data import splits
+from fruitlib.evaluation import leakage
 
 
 @pytest.fixture
@@ -29,7 +30,7 @@ def of(sweep: Path, split: str) -> str:
 
 
 def test_silence_where_nothing_is_wrong(divided):
-    found = sanity.check(divided[0])
+    found = leakage.check_sweep(divided[0])
     assert found.n == 48 and found.alarms == []
 
 
@@ -37,7 +38,7 @@ def test_a_test_photo_in_training_rings(divided, capsys):
     sweep, photos = divided
     test, train = of(sweep, "test"), of(sweep, "train")
     shutil.copyfile(photos / test, photos / train)
-    alarms = sanity.check(sweep).alarms
+    alarms = leakage.check_sweep(sweep).alarms
     assert f"{test} (test) is found in train: {train}, the same file" in alarms
     assert f"{train}: another picture than the one that was divided" in alarms
     assert cli.main(["check", str(sweep)]) == 1
@@ -49,16 +50,16 @@ def test_a_resaved_copy_is_a_look_alike(divided):
     test, train = of(sweep, "test"), of(sweep, "train")
     picture = np.asarray(Image.open(photos / test)).astype(int) + 1
     Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(photos / train)
-    found = sanity.check(sweep)
+    found = leakage.check_sweep(sweep)
     assert any(test in note and train in note and "looks like" in note for note in found.notes)
 
 
 def test_a_lost_photo_rings_and_a_wrong_folder_is_refused(divided, tmp_path, capsys):
     sweep, photos = divided
     (photos / (lost := of(sweep, "val"))).unlink()
-    assert any(alarm.startswith(lost) for alarm in sanity.check(sweep).alarms)
+    assert any(alarm.startswith(lost) for alarm in leakage.check_sweep(sweep).alarms)
     with pytest.raises(InputError, match="no manifest"):
-        sanity.check(tmp_path)
+        leakage.check_sweep(tmp_path)
     assert cli.main(["check", str(tmp_path)]) == 2
     assert "no manifest.json" in capsys.readouterr().err
 

@@ -13,10 +13,11 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib import crossval, evaluate, export, metrics, models, params, report, shipping, train, work
+from fruitlib import evaluate, export, models, params, report, shipping, train, work
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset, splits
+from fruitlib.evaluation import crossval, metrics
 from fruitlib.runs.run import Run, clear_run, create_run, open_run
 
 HOME = Path(__file__).parent.parent
@@ -176,8 +177,8 @@ def test_without_folds_or_with_ship_fold_a_run_of_the_plan_is_shipped_as_it_is(t
 def test_what_is_expected_of_it_is_its_combinations_out_of_fold_numbers(trained, tmp_path):
     folder, _ = trained
     plan, folds, run = folds_of(trained, tmp_path, "refit")
-    table, _ = crossval.pool({fold.name: fold for fold in folds}, plan.combinations(), folder)
-    found = shipping.expected(plan, run.name, "run", crossval.results(table, run.class_names))
+    table, _ = crossval.pool_folds({fold.name: fold for fold in folds}, plan.combinations(), folder)
+    found = shipping.expected(plan, run.name, "run", crossval.pooled_results(table, run.class_names))
     right = (table["label"] == table["predicted"]).mean()
     assert (found["shipped"], found["oof_n"], found["oof_accuracy"]) == ("refit", 36, pytest.approx(right))
     assert found["oof_low"] < right < found["oof_high"] and found["agreement_on"] == "training photos"

@@ -10,12 +10,13 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from fruitlib import checkpoint, evaluate, metrics, models, train
+from fruitlib import checkpoint, evaluate, models, train
 from fruitlib.checkpoint import Progress
 from fruitlib.core import config, files
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset, splits
 from fruitlib.data.batch import Batch
+from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Run, create_run
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]

@@ -14,7 +14,7 @@ def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int
     return np.bincount(pairs, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
-def from_labels(labels, predicted, class_names: list[str]) -> np.ndarray:
+def confusion_from_names(labels, predicted, class_names: list[str]) -> np.ndarray:
     """Confusion matrix of class names, such as the columns of a predictions file."""
     index = {name: i for i, name in enumerate(class_names)}
     return confusion_matrix([index[name] for name in labels], [index[name] for name in predicted], len(class_names))
@@ -41,7 +41,7 @@ def rates(matrix: np.ndarray) -> dict[str, np.ndarray]:
     }
 
 
-def summary(matrix: np.ndarray) -> dict[str, float]:
+def scores(matrix: np.ndarray) -> dict[str, float]:
     """accuracy with its Wilson interval and n, balanced_accuracy, and macro averages over the classes present.
 
     A class that is never predicted has precision 0 in the macro average, as an F1 of 0 has it too.
@@ -74,7 +74,7 @@ def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float
     return float(centre - half) if correct else 0.0, float(centre + half) if correct < n else 1.0
 
 
-def proportion(correct: int, n: int) -> str:
+def proportion_text(correct: int, n: int) -> str:
     """`0.933 (95 % CI 0.79–0.98, n = 30)`."""
     low, high = wilson(correct, n)
     return f"{correct / n:.3f} (95 % CI {low:.2f}–{high:.2f}, n = {n})" if n else "no photos"

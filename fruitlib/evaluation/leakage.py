@@ -4,15 +4,18 @@ scikit-learn and cleanlab are imported where they are used, so that this module 
 """
 
 import bisect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from PIL import Image
 
-from fruitlib import stats
+from fruitlib.core import files
 from fruitlib.core.errors import InputError
+from fruitlib.data import duplicates, photo_checks, sources, splits
+from fruitlib.evaluation import intervals
 
 PROBE = "an RBF support vector machine on 40 principal components of 16 × 16 pixels"
 SIDE, COMPONENTS, FOLDS = 16, 40, 5
@@ -74,7 +77,7 @@ def price_of_leakage(
     """
     labels, groups = np.asarray(labels), list(groups)
     chosen = probe_photos(labels, groups, seed)
-    total, labels, units = total or len(labels), labels[chosen], stats.units([groups[i] for i in chosen])
+    total, labels, units = total or len(labels), labels[chosen], intervals.units([groups[i] for i in chosen])
     groups_of_class = pd.Series(units).groupby(labels).nunique()
     if reason := _nothing_to_compare(labels, units, groups_of_class):
         return Leakage(said=reason)
@@ -95,7 +98,7 @@ def probe_photos(labels: np.ndarray, groups: list[str], seed: int = 0, most: int
     Large groups are thinned at random first, to no fewer than 5 photos; if that does not do, whole groups are left
     out, at least 5 a class staying; if that does not do, whole classes. Call it before reading very many pictures.
     """
-    units, classes = stats.units(groups), pd.factorize(np.asarray(labels))[0]
+    units, classes = intervals.units(groups), pd.factorize(np.asarray(labels))[0]
     if len(units) <= most:
         return np.arange(len(units))
     order = np.random.default_rng([seed, 1]).permutation(len(units))
@@ -164,11 +167,11 @@ def _interval_over_groups(values: np.ndarray, units: np.ndarray, seed: int) -> t
 
 
 def _say(numbers: dict[str, float]) -> str:
-    gap = said_points(numbers["points"], numbers["points_low"], numbers["points_high"])
+    gap = points_text(numbers["points"], numbers["points_low"], numbers["points_high"])
     return f"a random split would claim {numbers['random']:.2f}; the group-safe one finds {numbers['safe']:.2f}: {gap}"
 
 
-def said_points(points: float, low: float, high: float) -> str:
+def points_text(points: float, low: float, high: float) -> str:
     """A difference with its interval, and whether it can be told from none: `17 points (…) are leakage`."""
     points, low, high = (round(number) for number in (points, low, high))
     verdict = "is leakage" if points == 1 else "are leakage"
@@ -178,72 +181,62 @@ def said_points(points: float, low: float, high: float) -> str:
     return f"{points} point{'s' * (points != 1)} (95 % interval {low} to {high}) {verdict}"
 
 
-def doubtful_labels(predictions: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:
-    """Photos whose label is probably wrong, most doubtful first, by confident learning (Northcutt et al. 2021).
+SHOWN = 10  # photos or pairs named, at most
+WORDS = {
+    "exact": "{path_b} ({split_b}) is found in {split_a}: {path_a}, the same file",
+    "near": "{path_b} ({split_b}) looks like {path_a} ({split_a}), distance {distance} of 128",
+}
 
-    Confident learning counts the photos that a model which has not seen them gives to another class with the
-    confidence it usually has in that class; that many photos, those with the least probability of their own label,
-    are listed (cleanlab's `low_self_confidence`: in simulation it found more planted errors and accused fewer right
-    labels than the other filters). The list is as good as the model. In simulation, one right on 0.94 of the photos
-    accused 1 right label in 100, one right on 0.76 ten; a linear model that was right on 0.63 of fruit of unseen
-    varieties accused thirty, since it took whole varieties for another class. So someone should look, and `doubted`
-    says how far to trust the list; nothing is changed.
 
-    Args:
-        predictions: out-of-sample rows with path, label, p_<class>…; several rows of a photo (repeats,
-            backends) are averaged.
-        class_names: the classes, in any order.
+@dataclass(frozen=True)
+class LeakageCheck:
+    """What was found: `alarms` are reasons not to trust a result, `notes` are to be looked at; n photos were read."""
 
-    Returns:
-        path, label, suggested (the likelier class), probability (of it), quality (probability of the label as it
-        is); empty where no label is in doubt or where fewer than two classes have photos.
+    n: int
+    alarms: list[str]
+    notes: list[str]
+
+
+def check_sweep(sweep_dir: Path, progress: Callable[[int, int], None] | None = None) -> LeakageCheck:
+    """Read every photo of a sweep's manifest as it lies on the disk today, test photos too, and compare the sides.
+
+    No label is looked at but for its name, so this is no opening of the test: nothing is chosen by it.
 
     Raises:
-        InputError: a column that is missing, a label that is no class, a probability that is not a number.
+        InputError: there is no manifest, or the photos are gone.
     """
-    from cleanlab.filter import find_label_issues
-    from cleanlab.rank import get_label_quality_scores
-
-    photos, probs = _averaged(predictions, class_names)
-    given = pd.Categorical(photos["label"], categories=class_names).codes.astype(int)
-    present = np.unique(given)
-    if len(present) < 2:
-        return _doubts(photos[:0], [], [], [])
-    shares = probs[:, present] / probs[:, present].sum(1, keepdims=True).clip(1e-12)  # only classes somebody gave
-    codes = np.searchsorted(present, given)
-    options = {"filter_by": "low_self_confidence", "return_indices_ranked_by": "self_confidence", "n_jobs": 1}
-    order = find_label_issues(codes, shares, **options)
-    order = order[shares[order].argmax(1) != codes[order]]  # a label that is the likeliest class is in no doubt
-    quality = get_label_quality_scores(codes, shares, method="self_confidence")
-    suggested = shares[order].argmax(1)
-    names = [class_names[present[i]] for i in suggested]
-    return _doubts(photos.iloc[order], names, shares[order, suggested], quality[order])
+    if not (sweep_dir / "manifest.json").is_file():
+        raise InputError(f"{files.display_path(sweep_dir)}: no manifest.json; give a sweep's folder, executed/<sweep>")
+    record, manifest = splits.record(sweep_dir), splits.read(sweep_dir)
+    used = manifest[manifest["status"].isin(splits.USABLE)].reset_index(drop=True)
+    found = photo_checks.check(sources.root(record["data"]), used.assign(split="", status="", reason=""), 1, progress)
+    found = found.assign(split=used["split"])
+    pairs = _across(duplicates.pairs(found), found).to_dict("records")
+    said = {kind: [words.format(**pair) for pair in pairs if pair["kind"] == kind] for kind, words in WORDS.items()}
+    return LeakageCheck(len(used), [*_changed(used, found), *_shown(said["exact"])], _shown(said["near"]))
 
 
-def doubted(doubts: pd.DataFrame, predictions: pd.DataFrame) -> str:
-    """How many labels `doubtful_labels` doubts and how good the predictions behind it are, in one line."""
-    n, agree = predictions["path"].nunique(), (predictions["label"] == predictions["predicted"]).mean()
-    text = f"{len(doubts):,} of {n:,} labels are in doubt, by predictions that agree with {agree:.2f} of the labels"
-    return text + ("; so weak a model doubts many right labels: look, and trust your eyes" if agree < 0.9 else "")
+def _changed(used: pd.DataFrame, found: pd.DataFrame) -> list[str]:
+    """Photos that do not open, or are no longer what was divided."""
+    bad = found["status"] != "ok"
+    gone = [f"{path}: {reason}" for path, reason in zip(found["path"][bad], found["reason"][bad], strict=True)]
+    other = (used["sha256"] != "") & (used["sha256"] != found["sha256"]) & ~bad
+    changed = [f"{path}: another picture than the one that was divided" for path in found["path"][other]]
+    return _shown(gone) + _shown(changed)
 
 
-def _doubts(photos: pd.DataFrame, suggested, probability, quality) -> pd.DataFrame:
-    columns = {"suggested": suggested, "probability": probability, "quality": quality}
-    return photos[["path", "label"]].assign(**columns).reset_index(drop=True)
+def _across(pairs: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """The pairs whose photos stand on two sides, the one that teaches first; a fold's photos all teach and judge."""
+    side = found.set_index("path")["split"]
+    pairs = pairs.assign(split_a=pairs["path_a"].map(side), split_b=pairs["path_b"].map(side))
+    rank = {"train": 0, "val": 1, "test": 2}
+    swapped = pairs["split_a"].map(rank) > pairs["split_b"].map(rank)
+    for name in ("path", "split"):
+        one, other = f"{name}_a", f"{name}_b"
+        pairs.loc[swapped, [one, other]] = pairs.loc[swapped, [other, one]].to_numpy()
+    return pairs[pairs["split_a"] != pairs["split_b"]]
 
 
-def _averaged(predictions: pd.DataFrame, class_names: list[str]) -> tuple[pd.DataFrame, np.ndarray]:
-    """One row a photo: path and label, and probabilities (n, C) averaged over its rows, summing to 1."""
-    columns = [f"p_{name}" for name in class_names]
-    if missing := [name for name in ("path", "label", *columns) if name not in predictions]:
-        raise InputError(f"predictions: no column {missing[0]}; doubtful labels need path, label and p_<class> of all")
-    if strangers := set(predictions["label"]) - set(class_names):
-        raise InputError(
-            f"predictions: label {min(map(str, strangers))} is none of the classes {', '.join(class_names)}"
-        )
-    table = predictions.groupby(["path", "label"], sort=False)[columns].mean().reset_index()
-    probs = table[columns].to_numpy(float)
-    if not np.isfinite(probs).all():
-        bad = table["path"][~np.isfinite(probs).all(1)].iloc[0]
-        raise InputError(f"predictions: {bad} has a probability that is not a number: run that prediction again")
-    return table, probs / probs.sum(1, keepdims=True).clip(1e-12)
+def _shown(said: list[str]) -> list[str]:
+    more = len(said) - SHOWN
+    return said[:SHOWN] + ([f"and {more} more of these"] if more > 0 else [])

@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from fruitlib import insight, stats
+from fruitlib.evaluation import intervals
+from fruitlib.evaluation.study import REPLICATES, Study, value_text
 from fruitlib.runs.run import Run
 
 FEWEST_SHARES, MORE_PHOTOS, REFITS = 3, 50, 200
 
 
 @dataclass(frozen=True)
-class Curve:
+class LearningCurve:
     """A learning curve in words, with its `points` (photos, score) and fitted `line` (photos, score, low, high)."""
 
     points: pd.DataFrame
@@ -23,7 +24,9 @@ class Curve:
     of: str = ""  # the class whose photos are counted; empty: all
 
 
-def learning_curve(photos: Sequence[float], scores: Sequence[float], more: int = MORE_PHOTOS, of: str = "") -> Curve:
+def fit_learning_curve(
+    photos: Sequence[float], scores: Sequence[float], more: int = MORE_PHOTOS, of: str = ""
+) -> LearningCurve:
     """The score over the number of training photos, and what `more` of them would bring.
 
     error = a + b n^-c (Cortes et al. 1994; Hestness et al. 2017), least squares within bounds. The band is the middle
@@ -34,7 +37,7 @@ def learning_curve(photos: Sequence[float], scores: Sequence[float], more: int =
     sizes, at = np.unique(points["photos"], return_inverse=True)
     if len(sizes) < FEWEST_SHARES:
         few = f"{len(sizes)} share{'s' * (len(sizes) != 1)} of the training photos: a curve wants {FEWEST_SHARES}"
-        return Curve(points, f"{few}; nothing is extrapolated", of=of)
+        return LearningCurve(points, f"{few}; nothing is extrapolated", of=of)
     ends = sizes[-1], sizes[-1] + more
     grid = np.unique([*np.geomspace(sizes[0], ends[1], 60).round(3), *ends])
     errors, many = 1 - points["score"].to_numpy(), np.bincount(at)
@@ -47,15 +50,15 @@ def learning_curve(photos: Sequence[float], scores: Sequence[float], more: int =
         drawn.append((means + rest[chosen]).clip(0, 1))
     a, b, c = np.transpose([power_law(points["photos"], one) for one in drawn])[..., None]
     scores = 1 - (a + b * (grid / sizes[0]) ** -c)
-    fitted, (low, high) = scores[0], np.transpose([stats.interval(column) for column in scores[1:].T])
+    fitted, (low, high) = scores[0], np.transpose([intervals.percentile_interval(column) for column in scores[1:].T])
     line = pd.DataFrame({"photos": grid, "score": fitted, "low": low, "high": high})
     now, later = (line[line["photos"] == end].iloc[0] for end in ends)
     span = f"{later['low']:.2f} to {later['high']:.2f}" if math.isfinite(later["low"]) else "no interval: one seed"
     told = f"{more} more photos{of and f' of {of}'}: {now['score']:.2f} -> {later['score']:.2f} ({span})"
-    return Curve(points, told, line, of)
+    return LearningCurve(points, told, line, of)
 
 
-def curves(study: insight.Study) -> list[Curve]:
+def learning_curves(study: Study) -> list[LearningCurve]:
     """A curve for every class that `share_class` thins, or one for all photos; none where `train_share` is the same."""
     if "train_share" not in study.differs:
         return []
@@ -64,22 +67,22 @@ def curves(study: insight.Study) -> list[Curve]:
     for of in [name for name in dict.fromkeys(thinned) if name] or [""]:
         own = results[(np.array(thinned) == of) | (results["train_share"] == 1)]
         own = own.assign(taught=_taught(study, own, of))
-        seeds = own.groupby([own["train_share"], *(own[name] for name in study.differs if name in insight.REPLICATES)])
-        seeds = seeds[["taught", study.measure]].mean() if set(insight.REPLICATES) & set(study.differs) else own
+        seeds = own.groupby([own["train_share"], *(own[name] for name in study.differs if name in REPLICATES)])
+        seeds = seeds[["taught", study.measure]].mean() if set(REPLICATES) & set(study.differs) else own
         photos = seeds.groupby("train_share")["taught"].transform("mean")  # whole groups teach: seeds differ a little
-        found.append(learning_curve(photos.round(), seeds[study.measure], of=of))
+        found.append(fit_learning_curve(photos.round(), seeds[study.measure], of=of))
     return found
 
 
-def _share_class(study: insight.Study, row: dict) -> str:
+def _share_class(study: Study, row: dict) -> str:
     """The class whose photos a run had fewer of; empty: all of them."""
     if "share_class" not in row and (study.folder / row["run"] / "params.yaml").is_file():  # the same in all runs
         row = Run(study.folder / row["run"]).params["knobs"] | {"train_share": row["train_share"]}
-    name = insight.text(row.get("share_class"))
+    name = value_text(row.get("share_class"))
     return name if name != "empty" and row["train_share"] < 1 else ""
 
 
-def _taught(study: insight.Study, own: pd.DataFrame, of: str) -> list[float]:
+def _taught(study: Study, own: pd.DataFrame, of: str) -> list[float]:
     """How many photos taught each run; of one class where it is named."""
     if not of and "train_photos" in own and own["train_photos"].notna().all():
         return list(own["train_photos"])

@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fruitlib import metrics, stats
 from fruitlib.core import errors, files
 from fruitlib.core.errors import InputError
+from fruitlib.evaluation import intervals, metrics, significance
 from fruitlib.runs.run import POOLED, Run
 
 COLUMNS = ("path", "label", "predicted", "backend")
@@ -22,7 +22,7 @@ DEEPEST = 8  # parts of a path that are looked at where whole paths do not fit
 
 
 @dataclass(frozen=True)
-class Judged:
+class Predictions:
     """One side: a row per photo with path, predicted, label where known, and p_<class> where known."""
 
     name: str
@@ -40,15 +40,17 @@ class Judged:
 class Pair:
     """Two sides on the photos both judged: path, path_b, label, a, b (predicted), group; and how they were matched."""
 
-    a: Judged
-    b: Judged
+    a: Predictions
+    b: Predictions
     table: pd.DataFrame
     class_names: list[str]
     matched: str
     chosen_among: int = 0  # runs, out of which these two were picked by their results
 
 
-def read(source: str | Path, split: str = "val", backend: str = "", columns: Mapping[str, str] | None = None) -> Judged:
+def load_predictions(
+    source: str | Path, split: str = "val", backend: str = "", columns: Mapping[str, str] | None = None
+) -> Predictions:
     """A run folder's predictions of `split`, a CSV, or SWEEP/COMBINATION of a sweep with folds.
 
     Args:
@@ -60,7 +62,7 @@ def read(source: str | Path, split: str = "val", backend: str = "", columns: Map
     """
     path, run = files.resolve(source), None
     if not path.exists() and path.name in _combinations(path.parent):
-        return pooled(path.parent, path.name)
+        return load_pooled(path.parent, path.name)
     if path.is_dir():
         run = Run(path)
         if not run.record("train"):
@@ -76,7 +78,7 @@ def read(source: str | Path, split: str = "val", backend: str = "", columns: Map
     table, used = _checked(table, str(source), backend, columns or {})
     name = f"{run.sweep_dir.name}/{run.name}" if run else files.display_path(path)
     told = ", ".join([*([used] if used else []), *(["test photos"] if run and split == "test" else [])])
-    return Judged(name + (f" ({told})" if told else ""), table, run, split if run else "")
+    return Predictions(name + (f" ({told})" if told else ""), table, run, split if run else "")
 
 
 def _checked(table: pd.DataFrame, source: str, backend: str, columns: Mapping[str, str]) -> tuple[pd.DataFrame, str]:
@@ -139,17 +141,17 @@ def _combinations(folder: Path) -> list[str]:
     return pd.read_csv(path, dtype=str)["combination"].unique().tolist() if path.is_file() else []
 
 
-def pooled(sweep_dir: Path, combination: str) -> Judged:
+def load_pooled(sweep_dir: Path, combination: str) -> Predictions:
     """The out-of-fold predictions of a combination; of several repeats the first."""
     table = pd.read_csv(sweep_dir / POOLED, dtype=str, keep_default_na=False)
     own = table[(table["combination"] == combination) & (table["repeat"] == table["repeat"].min())]
     run = Run(sweep_dir / own["run"].iloc[0])
     own = own.drop(columns=["combination", "run", "trained", "repeat", "fold"])
     more = f", repeat 1 of {table['repeat'].nunique()}" if table["repeat"].nunique() > 1 else ""
-    return Judged(f"{combination} (out of fold{more})", _checked(own, combination, "", {})[0], run, "oof")
+    return Predictions(f"{combination} (out of fold{more})", _checked(own, combination, "", {})[0], run, "oof")
 
 
-def match(a: Judged, b: Judged, chosen_among: int = 0) -> Pair:
+def match_photos(a: Predictions, b: Predictions, chosen_among: int = 0) -> Pair:
     """Bring two sides together, photo by photo: by whole paths, else by the ends of them (`_keys`).
 
     Raises:
@@ -243,8 +245,8 @@ def verdict(pair: Pair, seed: int = 0) -> dict:
     labels, a, b = (table[name].map(index).to_numpy() for name in ("label", "a", "b"))
     groups = table["group"].tolist() if (table["group"] != "").any() else None
     found = {"n": len(table), "a_correct": int((a == labels).sum()), "b_correct": int((b == labels).sum())}
-    found |= stats.mcnemar(a == labels, b == labels) | {"disagree": int((a != b).sum())}
-    for name, (value, low, high) in stats.paired_difference(labels, a, b, len(index), groups, seed).items():
+    found |= significance.mcnemar(a == labels, b == labels) | {"disagree": int((a != b).sum())}
+    for name, (value, low, high) in significance.paired_difference(labels, a, b, len(index), groups, seed).items():
         found |= {f"{name}_difference": value, f"{name}_low": low, f"{name}_high": high}
     apart = found["accuracy_low"] > 0 or found["accuracy_high"] < 0
     found["told"] = found["p"] < 0.05 and (apart or groups is None)
@@ -268,7 +270,7 @@ def _said(found: dict, pair: Pair, grouped: bool) -> str:
         text += "cannot tell"
         text += " (six that all speak for one side are the fewest that could). " if sided < 6 else ". "
     low, high = found["macro_f1_low"], found["macro_f1_high"]
-    text += f"B less A: macro-F1 {found['macro_f1_difference']:+.3f} ({stats.span(low, high)}"
+    text += f"B less A: macro-F1 {found['macro_f1_difference']:+.3f} ({intervals.interval_text(low, high)}"
     text += ", whole groups drawn)" if grouped else ")"
     if found["p"] >= 0.05 and (low > 0 or high < 0):
         text += "; a bootstrap of so few disagreements is too sure of itself: McNemar decides"
@@ -343,13 +345,13 @@ def two_by_two(pair: Pair) -> np.ndarray:
     return metrics.confusion_matrix(~a, ~b, 2)
 
 
-def accuracies(pair: Pair) -> dict[str, int]:
+def correct_counts(pair: Pair) -> dict[str, int]:
     """How many each has right, by name."""
     right = {side: int((pair.table[side] == pair.table["label"]).sum()) for side in "ab"}
     return {f"A: {pair.a.name}": right["a"], f"B: {pair.b.name}": right["b"]}
 
 
-def of_sweep(
+def pair_of_sweep(
     sweep_dir: str | Path, a: str = "", b: str = "", split: str = "val", backends=("", ""), columns=({}, {})
 ) -> Pair:
     """The two sides that were named, or those a sweep suggests: the chosen run and the runner-up.
@@ -365,29 +367,31 @@ def of_sweep(
         raise InputError("a and b: name both, or neither")
     if a:
         given = zip((a, b), backends, columns, strict=True)
-        return match(*(read(_inside(folder, one), split, *of) for one, *of in given))
+        return match_photos(*(load_predictions(_inside(folder, one), split, *of) for one, *of in given))
     if any(columns):
         raise InputError("columns_a and columns_b: they are for CSVs; name these by a and b")
     ranked, folds = _ranked(folder)
     if folds and ranked and split == "val":
-        sides = [pooled(folder, name) for name in ranked[:2]]
-        return match(sides[0], sides[-1], len(ranked))
+        sides = [load_pooled(folder, name) for name in ranked[:2]]
+        return match_photos(sides[0], sides[-1], len(ranked))
     tested = [path.parent.name for path in sorted(folder.glob("*/predictions_test.csv"))]
     tested.sort(key=lambda name: [*ranked, name].index(name))
     names = tested if split == "test" else ranked
     if len(names) > 1:
-        sides = (read(folder / name, split, backend) for name, backend in zip(names, backends, strict=False))
+        sides = (
+            load_predictions(folder / name, split, backend) for name, backend in zip(names, backends, strict=False)
+        )
         picked = len(names) if split == "val" and (folder / "sweep.json").is_file() else 0
-        return match(*sides, picked)
+        return match_photos(*sides, picked)
     if tested:
         both = zip(backends, ("torch", "int8"), strict=True)
-        return match(*(read(folder / tested[0], "test", named or usual) for named, usual in both))
+        return match_photos(*(load_predictions(folder / tested[0], "test", named or usual) for named, usual in both))
     if split == "test":
         raise InputError(f"{where}: no run here has opened its test photos; execute 06_test_accuracy first")
     if not ranked:
         raise InputError(f"{where}: no trained run to compare; execute 02_train first")
-    only = read(folder / ranked[0], split)
-    return match(only, only)
+    only = load_predictions(folder / ranked[0], split)
+    return match_photos(only, only)
 
 
 def _inside(folder: Path, name: str) -> Path | str:

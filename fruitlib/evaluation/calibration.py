@@ -5,13 +5,13 @@ Confidence is the probability of the predicted class. Probabilities are (n, C), 
 
 import numpy as np
 
-from fruitlib import metrics, stats
+from fruitlib.evaluation import intervals, metrics
 
 BINS = 10
 LEAST = 1e-6  # files keep six decimals
 
 
-def bins(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def reliability_bins(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Per photo, one-hot by bin of confidence: 1, confidence, and whether it is right; (n, 3 · BINS)."""
     probs = np.asarray(probs)
     confidence, right = probs.max(1), probs.argmax(1) == labels
@@ -21,7 +21,7 @@ def bins(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return table.reshape(len(probs), -1)
 
 
-def error(sums: np.ndarray) -> np.ndarray:
+def calibration_error(sums: np.ndarray) -> np.ndarray:
     """Expected calibration error (draws,) of summed `bins` (draws, 3 · BINS), in shares.
 
     ECE = sum over bins of n_bin / n · |accuracy - mean confidence| (Guo et al. 2017, equation 3; 10 bins of equal
@@ -36,25 +36,25 @@ def ece(probs: np.ndarray, labels: np.ndarray, groups=None, seed: int = 0) -> tu
 
     The error is never negative and chance adds to it, so the interval lies too high: compare with `by_chance`.
     """
-    table = bins(probs, labels)
-    drawn = error(stats.resampled(table, labels, groups, seed=seed))
-    return (float(error(table.sum(0)[None])[0]), *stats.interval(drawn))
+    table = reliability_bins(probs, labels)
+    drawn = calibration_error(intervals.bootstrap_sums(table, labels, groups, seed=seed))
+    return (float(calibration_error(table.sum(0)[None])[0]), *intervals.percentile_interval(drawn))
 
 
-def by_chance(probs: np.ndarray, seed: int = 0, draws: int = 1000) -> np.ndarray:
+def error_by_chance(probs: np.ndarray, seed: int = 0, draws: int = 1000) -> np.ndarray:
     """Calibration errors (draws,) these probabilities would have by chance alone, were every one of them right.
 
     Whether a photo is right is drawn from its own confidence (Vaicenavicius et al. 2019, consistency resampling).
     """
     probs, rng = np.asarray(probs, float), np.random.default_rng([seed, 8])
     confidence = probs.max(1) / probs.sum(1)
-    table = bins(probs, probs.argmax(1)).reshape(len(probs), 3, BINS)
+    table = reliability_bins(probs, probs.argmax(1)).reshape(len(probs), 3, BINS)
     right = rng.random((draws, len(probs))) < confidence
     counted = right.astype(float) @ table[:, 0]
     return np.abs(counted - table[:, 1].sum(0)).sum(1) / len(probs)
 
 
-def temperature(probs: np.ndarray, labels: np.ndarray) -> float:
+def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
     """The T that makes softmax(log(probs) / T) likeliest (Guo et al. 2017, 4.2): above 1, the model is overconfident.
 
     Between 0.05 and 20. Without a mistake the least would be the likeliest, which tells nothing: 1 then.
@@ -71,40 +71,72 @@ def temperature(probs: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 
 
-def scaled(probs: np.ndarray, by: float) -> np.ndarray:
+def scale_probs(probs: np.ndarray, by: float) -> np.ndarray:
     """Probabilities at temperature `by`; the predicted class stays."""
     return metrics.softmax(np.log(np.clip(probs, LEAST, 1)) / by)
 
 
-def cross_scaled(probs: np.ndarray, labels: np.ndarray, groups=None, seed: int = 0, parts: int = 5) -> np.ndarray:
+def cross_fitted_probs(probs: np.ndarray, labels: np.ndarray, groups=None, seed: int = 0, parts: int = 5) -> np.ndarray:
     """Probabilities at temperatures fitted on the other photos, so that what is judged was not fitted.
 
     Whole groups fall into one of `parts` parts.
     """
     probs, labels = np.asarray(probs), np.asarray(labels)
-    of = stats.units(groups) if groups is not None else np.arange(len(labels))
+    of = intervals.units(groups) if groups is not None else np.arange(len(labels))
     numbers = np.random.default_rng([seed, 9]).permutation(of.max(initial=0) + 1)[of] % parts
     found = probs.astype(float)
     for part in np.unique(numbers):
         own = numbers == part
         if not own.all():
-            found[own] = scaled(probs[own], temperature(probs[~own], labels[~own]))
+            found[own] = scale_probs(probs[own], fit_temperature(probs[~own], labels[~own]))
     return found
 
 
-def said(value: float, low: float, high: float, chance: np.ndarray) -> str:
+def calibration_summary(value: float, low: float, high: float, chance: np.ndarray) -> str:
     """The calibration error in words, beside what chance alone makes (`by_chance`)."""
     share = (1 + (chance >= value).sum()) / (1 + len(chance))
     verdict = "more than chance explains" if share < 0.05 else "chance alone may explain it"
     return (
-        f"calibration error {stats.said(value, low, high)}; so few photos give a perfectly calibrated model "
-        f"{chance.mean():.3f} on average, and this much in {share:.1%} of draws: {verdict}"
+        f"calibration error {intervals.value_with_interval(value, low, high)}; so few photos give a perfectly "
+        f"calibrated model {chance.mean():.3f} on average, and this much in {share:.1%} of draws: {verdict}"
     )
 
 
-def said_temperature(by: float, after: float, labels: np.ndarray, probs: np.ndarray) -> str:
+def temperature_summary(by: float, after: float, labels: np.ndarray, probs: np.ndarray) -> str:
     """The temperature in words; `after` is the error with temperatures fitted on other photos."""
     if (np.asarray(probs).argmax(1) == labels).all():
         return "temperature: nothing is wrong, so any confidence is too low for these photos; none is suggested"
     way = "overconfident" if by > 1 else "not sure enough"
     return f"temperature {by:.2f}: it is {way}; scaled, fitted on other photos, the error is {after:.3f}"
+
+
+def threshold_curves(probs: np.ndarray, labels: np.ndarray, class_names: list[str]) -> dict[str, dict]:
+    """Curves of each class against the rest, for classes that some photo has and some has not.
+
+    Args:
+        probs: (n, C); labels: class indexes (n,).
+
+    Returns:
+        by class name: `false_alarms` and `recall_roc` (the ROC, k points) with `auc`; `recall` and `precision` (m + 1
+        points) over `threshold` (m) with `ap`, average precision. scikit-learn's definitions.
+    """
+    from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
+
+    found = {}
+    for number, name in enumerate(class_names):
+        true, score = np.asarray(labels) == number, np.asarray(probs)[:, number]
+        if true.any() and not true.all():
+            false_alarms, recall_roc, _ = roc_curve(true, score)
+            precision, recall, threshold = precision_recall_curve(true, score)
+            found[name] = {"false_alarms": false_alarms, "recall_roc": recall_roc, "auc": roc_auc_score(true, score)}
+            found[name] |= {"recall": recall, "precision": precision, "threshold": threshold}
+            found[name]["ap"] = average_precision_score(true, score)
+    return found
+
+
+def best_threshold(curve: dict) -> tuple[float, float, float]:
+    """The threshold with the highest F1 on a class's curve: (threshold, recall there, precision there)."""
+    recall, precision = curve["recall"][:-1], curve["precision"][:-1]
+    f1 = 2 * recall * precision / np.maximum(recall + precision, 1e-12)
+    at = int(f1.argmax())
+    return float(curve["threshold"][at]), float(recall[at]), float(precision[at])

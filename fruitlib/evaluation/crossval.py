@@ -5,12 +5,14 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fruitlib import metrics
 from fruitlib.core import files
+from fruitlib.evaluation import metrics
 from fruitlib.runs.run import POOLED, Run
 
 
-def pool(work: dict[str, Run], combinations: dict[str, list[str]], sweep_dir: Path) -> tuple[pd.DataFrame, list[str]]:
+def pool_folds(
+    work: dict[str, Run], combinations: dict[str, list[str]], sweep_dir: Path
+) -> tuple[pd.DataFrame, list[str]]:
     """Write `predictions_oof.csv`: the validation predictions of every combination all of whose folds are trained.
 
     Columns combination, run, trained (the training's identity), repeat, fold, path, label, predicted, p_<class>…,
@@ -66,7 +68,7 @@ def out_of_sample(run: Run) -> tuple[pd.DataFrame, str]:
     return table, f"validation predictions on {len(table)} photos; {why}"
 
 
-def results(pooled: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:
+def pooled_results(pooled: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:
     """A row per combination: n photos, accuracy with its interval, balanced_accuracy and macro_f1, from pooled labels.
 
     With repeats the numbers are means over the repeats; n stays the number of photos.
@@ -74,7 +76,7 @@ def results(pooled: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:
     rows = []
     for combination, table in pooled.groupby("combination", sort=False) if len(pooled) else ():
         found = [
-            metrics.summary(metrics.from_labels(part["label"], part["predicted"], class_names))
+            metrics.scores(metrics.confusion_from_names(part["label"], part["predicted"], class_names))
             for _, part in table.groupby("repeat")
         ]
         n, correct = found[0]["n"], float(np.mean([one["correct"] for one in found]))

@@ -1,0 +1,19 @@
+"""Predictions -> numbers one may trust. Nothing here needs torch.
+
+In: `predictions_*.csv`, results tables, labels and probabilities as arrays. Out: numbers with intervals, as dataclasses
+and tables, and the sentences that say them. Read `metrics` and `intervals` first.
+
+    metrics         counts and rates from labels and predictions (NumPy only)
+    intervals       bootstrap intervals, whole groups drawn
+    significance    paired tests: McNemar, sign flips, Holm
+    selection       what the best of many runs owes to having been chosen
+    baselines       what is to be beaten: the commonest class, the mean colour
+    calibration     reliability, calibration error, temperature; thresholds
+    crossval        folds pooled: every photo judged by a model that never saw it
+    leakage         the price of leakage; is a test photo found in training?
+    label_errors    which labels are doubtful
+    compare         two runs, or any two CSVs of predictions: matched, tested
+    study           a sweep's runs as a table
+    effects         what each setting did: paired effects, interactions, costs
+    learning_curve  what more photos would bring
+"""
