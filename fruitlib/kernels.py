@@ -43,7 +43,7 @@ sklearn.linear_model cv2 onnx onnxscript torch.onnx._internal.exporter._core pyt
 ipykernel.ipkernel ipykernel.zmqshell ipykernel.debugger IPython.core.completerlib IPython.core.debugger
 IPython.extensions.storemagic tornado.platform.asyncio nbclient papermill
 sklearn.metrics statsmodels.stats.contingency_tables
-fruitlib.finder fruitlib.evaluation.leakage fruitlib.evaluation.compare
+fruitlib.training.lr_finder fruitlib.evaluation.leakage fruitlib.evaluation.compare
 fruitlib.plots_metrics fruitlib.plots_compare fruitlib.plots_insight
 fruitlib.work fruitlib.report"""
 INLINE = "module://matplotlib_inline.backend_inline"

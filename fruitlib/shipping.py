@@ -101,7 +101,7 @@ def assemble(run: Run, folds: list[Run]) -> Run:
     """
     import torch  # which takes seconds; a sweep that ships no ensemble needs none
 
-    from fruitlib import models
+    from fruitlib.training import models
 
     with run.locked(timeout=-1):
         run = create_run(run.path, run.config, members=[fold.name for fold in folds])

@@ -136,12 +136,12 @@ def _check_with_torch(plan: Sweep) -> None:
     starts = {(c.model, c.weights, c.base_weights): c for c in planned if c.weights != "none" or c.base_weights}
     lower = [config for config in planned if config.precision in ("bf16", "fp16")]
     if starts or lower:
-        from fruitlib import models, speed
+        from fruitlib.training import models, precision
 
         for config in starts.values():
             models.check_start(config)
         for config in lower:
-            speed.check(config, machine.device())
+            precision.check(config, machine.device())
 
 
 def _check_classes(plan: Sweep, progress: Progress) -> None:

@@ -13,8 +13,9 @@ import pandas as pd
 from IPython.display import display
 from ipywidgets import HTML, Dropdown, HBox, Image, SelectionSlider, VBox
 
-from fruitlib import gradcam, plots
+from fruitlib import plots
 from fruitlib.core import files
+from fruitlib.explain import gradcam
 from fruitlib.runs.status import COLUMNS, SweepStatus, in_order, read
 
 

@@ -4,11 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fruitlib import train
 from fruitlib.core import config
 from fruitlib.data import splits
 from fruitlib.evaluation import crossval
 from fruitlib.runs.run import Run, create_run
+from fruitlib.training import train
 
 
 @pytest.fixture(scope="module")

@@ -20,17 +20,17 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fruitlib import distributed, evaluate, models, train
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset
 from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Busy, Run
+from fruitlib.training import distributed, evaluate, models, train, weights
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]
 
 
 def weights_of(run) -> dict[str, torch.Tensor]:
-    return models.load_checkpoint(run.path / "best.pt")["state_dict"]
+    return weights.load_checkpoint(run.path / "best.pt")["state_dict"]
 
 
 def assert_same_training(run, other) -> None:
@@ -53,7 +53,7 @@ def fit(path: str) -> None:
 def start_training(run) -> tuple[multiprocessing.Process, list[psutil.Process]]:
     """`train.fit` in a process of its own; returns it, and torchrun's agent and workers below it, in this order."""
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["fruitlib.train"])
+    server.set_forkserver_preload(["fruitlib.training.train"])
     child = server.Process(target=fit, args=(str(run.path),))
     child.start()
     deadline = time.monotonic() + 60
@@ -171,7 +171,7 @@ def test_two_machines_give_the_numbers_of_one_process(make_run):
     environment = os.environ | {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1", "--max-restarts=3"]
     command += ["--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{free_port()}", "--local-addr=127.0.0.1"]
-    command += [f"--log-dir={two.sweep_dir / 'torchrun'}", "-m", "fruitlib.train", str(two.path)]
+    command += [f"--log-dir={two.sweep_dir / 'torchrun'}", "-m", "fruitlib.training.train", str(two.path)]
     agents = [subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) for _ in range(2)]
     try:
         with pytest.raises(Busy):  # rank 0 holds the lock
@@ -255,11 +255,14 @@ def test_the_first_reason_stands_and_an_echo_gives_none(make_run, monkeypatch):
 
 def test_workers_that_could_not_say_why_are_told_by_torchruns_log():
     line = "E1123 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: -9) local_rank: 1 (pid: 7)\n"
-    assert distributed._how_lost(line * 4, 1) == "a worker was lost 4 times, last by SIGKILL; often too little memory"
     assert (
-        distributed._how_lost(line + line.replace("-9", "3"), 1) == "a worker was lost 2 times, last with exit code 3"
+        distributed._loss_reason(line * 4, 1) == "a worker was lost 4 times, last by SIGKILL; often too little memory"
     )
-    assert distributed._how_lost("", -9) == "torchrun ended by SIGKILL"
+    assert (
+        distributed._loss_reason(line + line.replace("-9", "3"), 1)
+        == "a worker was lost 2 times, last with exit code 3"
+    )
+    assert distributed._loss_reason("", -9) == "torchrun ended by SIGKILL"
 
 
 def test_a_run_too_small_for_several_processes_is_said_to_be():

@@ -10,8 +10,8 @@ import torch
 import torchvision
 from torch import nn
 
-from fruitlib import export
 from fruitlib.core.errors import InputError
+from fruitlib.deploy import export, quantize
 
 NAMES = ["apple", "cherry", "tomato"]
 
@@ -91,7 +91,7 @@ def fp32(trained, tmp_path_factory):
 @pytest.fixture(scope="module")
 def int8(fp32, tmp_path_factory):
     folder = tmp_path_factory.mktemp("int8")
-    return export.quantize(fp32, folder / "model.int8.onnx", separable(64, 500)[0])
+    return quantize.quantize(fp32, folder / "model.int8.onnx", separable(64, 500)[0])
 
 
 # ---- fp32 ----
@@ -193,7 +193,7 @@ def test_int8_is_smaller_and_agrees(trained, fp32, int8):
 
 def test_large_layers_shrink_to_about_a_quarter(tmp_path):
     fp32 = export.to_onnx(Net(width=128), tmp_path / "a.onnx", 32, NAMES)
-    int8 = export.quantize(fp32, tmp_path / "b.onnx", separable(4, 0)[0])
+    int8 = quantize.quantize(fp32, tmp_path / "b.onnx", separable(4, 0)[0])
     assert export.size_mb(int8) < 0.3 * export.size_mb(fp32)
 
 
@@ -202,7 +202,7 @@ def test_int8_is_what_the_docstring_says(int8):
     made_by = {output: node for node in graph.node for output in node.output}
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     shapes = {tensor.name: tensor.dims for tensor in graph.initializer}
-    heavy = [node for node in graph.node if node.op_type in export.OP_TYPES]
+    heavy = [node for node in graph.node if node.op_type in quantize.OP_TYPES]
     assert len(heavy) == 3 and not any(node.op_type == "BatchNormalization" for node in graph.node)
     for node in heavy:
         activation, weight = (made_by[name] for name in node.input[:2])
@@ -222,9 +222,9 @@ def test_metadata_survives_quantizing(fp32, int8):
 
 def test_order_and_batches_of_calibration_images_do_not_matter(fp32, tmp_path):
     images, _ = separable(20, 3)
-    one = export.quantize(fp32, tmp_path / "one.onnx", images)
-    other = export.quantize(fp32, tmp_path / "other.onnx", images[::-1], batch_size=7)
-    darker = export.quantize(fp32, tmp_path / "darker.onnx", images / 4)
+    one = quantize.quantize(fp32, tmp_path / "one.onnx", images)
+    other = quantize.quantize(fp32, tmp_path / "other.onnx", images[::-1], batch_size=7)
+    darker = quantize.quantize(fp32, tmp_path / "darker.onnx", images / 4)
     test_images, _ = separable(20, 4)
     np.testing.assert_allclose(export.run_onnx(one, test_images), export.run_onnx(other, test_images), atol=1e-6)
     assert np.abs(export.run_onnx(one, test_images) - export.run_onnx(darker, test_images)).max() > 0.1
@@ -235,7 +235,7 @@ def test_quantizing_is_quiet_and_leaves_nothing_behind(fp32, tmp_path, monkeypat
     work.mkdir(), scratch.mkdir()
     monkeypatch.chdir(work)
     monkeypatch.setattr("tempfile.tempdir", str(scratch))
-    export.quantize(fp32, out / "model.int8.onnx", separable(4, 0)[0])
+    quantize.quantize(fp32, out / "model.int8.onnx", separable(4, 0)[0])
     assert [p.name for p in out.iterdir()] == ["model.int8.onnx"]
     assert not list(work.iterdir()) and not list(scratch.iterdir())
     assert [p.name for p in fp32.parent.iterdir()] == ["model.fp32.onnx"]
@@ -256,7 +256,7 @@ def test_quantizing_is_quiet_and_leaves_nothing_behind(fp32, tmp_path, monkeypat
 )
 def test_images_that_do_not_fit_are_refused(fp32, tmp_path, spoil):
     with pytest.raises(InputError, match="calibration_images"):
-        export.quantize(fp32, tmp_path / "model.onnx", spoil(separable(2, 0)[0]))
+        quantize.quantize(fp32, tmp_path / "model.onnx", spoil(separable(2, 0)[0]))
     with pytest.raises(InputError, match="images"):
         export.run_onnx(fp32, spoil(separable(2, 0)[0]))
     assert not list(tmp_path.iterdir())

@@ -10,8 +10,9 @@ import pandas as pd
 import pytest
 import torch
 
-from fruitlib import finder, plots
+from fruitlib import plots
 from fruitlib.core.errors import InputError
+from fruitlib.training import lr_finder
 
 
 def curve(losses: list[float]) -> pd.DataFrame:
@@ -20,7 +21,7 @@ def curve(losses: list[float]) -> pd.DataFrame:
 
 
 def test_the_lr_rises_by_the_same_factor_from_a_thousandth_until_the_loss_blows_up(make_run):
-    table = finder.find_lr(make_run(lr=0.01), 60)
+    table = lr_finder.find_lr(make_run(lr=0.01), 60)
     assert list(table.columns) == ["lr", "loss"]
     assert table["lr"].to_numpy() == pytest.approx(1e-5 * 1e6 ** (np.arange(len(table)) / 59))
     assert table["loss"].iloc[0] == pytest.approx(math.log(3), abs=0.7)  # fresh, of three classes
@@ -29,9 +30,9 @@ def test_the_lr_rises_by_the_same_factor_from_a_thousandth_until_the_loss_blows_
 
 
 def test_what_it_learns_lowers_the_loss_and_a_good_rate_is_suggested(make_run):
-    table = finder.find_lr(make_run(lr=0.001, augment="none"), 120)
+    table = lr_finder.find_lr(make_run(lr=0.001, augment="none"), 120)
     assert table["loss"].min() < 0.9 * table["loss"].iloc[:10].mean()
-    assert 1e-5 < finder.suggest(table) < 1e-1
+    assert 1e-5 < lr_finder.suggest(table) < 1e-1
 
 
 @pytest.mark.parametrize(
@@ -45,17 +46,17 @@ def test_it_leaves_the_run_and_all_random_states_as_they_were(make_run, knobs):
     run = make_run(**knobs)
     files = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
     states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
-    first = finder.find_lr(run, 20)
+    first = lr_finder.find_lr(run, 20)
     assert files == {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
     assert torch.equal(torch.get_rng_state(), states[0])
     assert (random.getstate(), str(np.random.get_state())) == states[1:]
     assert not [thread for thread in threading.enumerate() if thread.name == "fruitlib-ahead"]
     torch.manual_seed(99)
-    pd.testing.assert_frame_equal(finder.find_lr(run, 20), first)  # nor do they change the curve
+    pd.testing.assert_frame_equal(lr_finder.find_lr(run, 20), first)  # nor do they change the curve
 
 
 def test_slices_of_a_batch_give_the_curve_of_the_whole(make_run):
-    whole, sliced = (finder.find_lr(make_run(micro_batch=size, lr=1e-4), 20)[:8] for size in ("auto", 3))
+    whole, sliced = (lr_finder.find_lr(make_run(micro_batch=size, lr=1e-4), 20)[:8] for size in ("auto", 3))
     np.testing.assert_allclose(sliced, whole, rtol=1e-3)
 
 
@@ -65,20 +66,20 @@ def test_layers_keep_the_ratios_of_their_rates(make_run, monkeypatch):
     monkeypatch.setattr(
         torch.optim.SGD, "step", lambda self: (seen.append([g["lr"] for g in self.param_groups]), step(self))
     )
-    table = finder.find_lr(make_run(optimizer="sgd", layer_decay=0.5), 20)
+    table = lr_finder.find_lr(make_run(optimizer="sgd", layer_decay=0.5), 20)
     for lr, rates in zip(table["lr"], seen[10:], strict=False):
         assert rates[-1] == pytest.approx(lr) and rates[0] == pytest.approx(lr * 0.5**4)  # conv1 of four blocks
 
 
 def test_the_suggestion_is_a_tenth_of_the_lr_of_the_least_loss():
-    assert finder.suggest(curve([1.1, 1.0, 0.7, 0.5, 0.9])) == pytest.approx(1e-3 / 10)
-    assert math.isnan(finder.suggest(curve([1.1, 1.2, 1.3, 9.0])))  # it never fell
-    assert math.isnan(finder.suggest(curve([])))
+    assert lr_finder.suggest(curve([1.1, 1.0, 0.7, 0.5, 0.9])) == pytest.approx(1e-3 / 10)
+    assert math.isnan(lr_finder.suggest(curve([1.1, 1.2, 1.3, 9.0])))  # it never fell
+    assert math.isnan(lr_finder.suggest(curve([])))
 
 
 def test_too_few_steps_are_refused(make_run):
     with pytest.raises(InputError, match="lr_find = 5: a curve needs at least 20 steps"):
-        finder.find_lr(make_run(), 5)
+        lr_finder.find_lr(make_run(), 5)
 
 
 def test_the_figure_marks_both_rates():

@@ -6,8 +6,8 @@ import torch
 import torchvision
 from torch import nn
 
-from fruitlib import gradcam
 from fruitlib.core.errors import InputError
+from fruitlib.explain import gradcam
 
 SIZE, PATCH = 48, 12
 

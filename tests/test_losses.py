@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
-from fruitlib import losses
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
 from fruitlib.data import balance
 from fruitlib.data.batch import Batch
+from fruitlib.training import losses
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-2.0, 1.0, 4.0]], dtype=torch.float64)
 LABELS = torch.tensor([0, 2, 1])
@@ -164,7 +164,7 @@ def test_accumulated_slices_have_the_gradient_of_the_whole_batch(micro_batch, na
 
 @pytest.mark.parametrize("name", ALL)
 def test_validation_is_judged_by_the_same_loss_without_smoothing(name):
-    judged = losses.judge(config.make({"loss": name, "label_smoothing": 0.4}))(LOGITS, LABELS)
+    judged = losses.build_validation_loss(config.make({"loss": name, "label_smoothing": 0.4}))(LOGITS, LABELS)
     assert isinstance(judged, float)
     assert judged == pytest.approx(loss_of(LOGITS, batch_of(LABELS), loss=name).item())
 

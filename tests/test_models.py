@@ -10,10 +10,13 @@ import torch
 import torchvision
 from torch import nn
 
-from fruitlib import gradcam, models
 from fruitlib.core import config
 from fruitlib.core.config import BASE_CLASSES, MODELS, OURS
 from fruitlib.core.errors import InputError
+from fruitlib.explain import gradcam
+from fruitlib.training import models, zoo
+from fruitlib.training.blocks import blocks_of, target_layers
+from fruitlib.training.weights import load_checkpoint
 
 THEIRS = [name for name in MODELS if name not in OURS]
 # The smallest of each of torchvision's families
@@ -67,18 +70,18 @@ def watching(layers: dict[str, nn.Module], blocks: dict[str, nn.Module] | None =
 @pytest.mark.parametrize("name", MODELS)
 def test_every_weight_and_batchnorm_is_in_one_block_or_in_the_head(name):
     model = hollow(name)
-    parts = [*models.blocks(model).values(), models.head(model)]
+    parts = [*blocks_of(model).values(), models.head_of(model)]
     for kind in ("parameters", "buffers"):
         held = [id(tensor) for part in parts for tensor in getattr(part, kind)()]
         wanted = [id(tensor) for tensor in getattr(model.net, kind)()]
         assert sorted(held) == sorted(wanted)
-    assert 3 <= len(models.blocks(model)) <= 5
+    assert 3 <= len(blocks_of(model)) <= 5
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_blocks_run_one_after_the_other_and_layers_for_cams_lose_resolution(name):
     model, images = hollow(name), torch.empty(2, 3, 96, 96, device="meta")
-    layers, blocks = models.target_layers(model), models.blocks(model)
+    layers, blocks = target_layers(model), blocks_of(model)
     with watching(layers, blocks) as (found, begun), torch.no_grad():
         assert model(images).shape == (2, BASE_CLASSES)
     assert list(dict.fromkeys(begun)) == list(blocks)
@@ -93,7 +96,7 @@ def test_sides_are_those_the_weights_were_made_at(name):
     expects = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     assert [MODELS[name]] == expects.crop_size
     if name != "efficientnet_v2_l":  # the one that is why weights bring mean and spread of their own
-        assert (tuple(expects.mean), tuple(expects.std)) == (models.MEAN, models.STD)
+        assert (tuple(expects.mean), tuple(expects.std)) == (zoo.MEAN, zoo.STD)
 
 
 def test_models_are_all_of_torchvisions_common_convolutional_ones():
@@ -121,8 +124,8 @@ def test_models_are_all_of_torchvisions_common_convolutional_ones():
     ],
 )
 def test_names_of_blocks_and_layers(name, blocks, layers):
-    assert list(models.blocks(hollow(name))) == blocks.split()
-    assert list(models.target_layers(hollow(name))) == layers.split()
+    assert list(blocks_of(hollow(name))) == blocks.split()
+    assert list(target_layers(hollow(name))) == layers.split()
 
 
 # ---- one of each family ----
@@ -156,12 +159,12 @@ def test_torchvisions_own_file_gives_torchvisions_own_answers(name, tmp_path):
     with torch.no_grad():
         ours.weight.copy_(theirs.weight[:3])
         ours.bias.copy_(theirs.bias[:3])
-        expected = net((images - torch.tensor(models.MEAN)[:, None, None]) / torch.tensor(models.STD)[:, None, None])
+        expected = net((images - torch.tensor(zoo.MEAN)[:, None, None]) / torch.tensor(zoo.STD)[:, None, None])
         torch.testing.assert_close(model(images), expected[:, :3])
         channels_last = model.to(memory_format=torch.channels_last)
         rearranged = channels_last(images.contiguous(memory_format=torch.channels_last))
         torch.testing.assert_close(rearranged, expected[:, :3], rtol=1e-3, atol=1e-5)
-    assert "theirs.pth" in model.said and "fresh last layer" in model.said
+    assert "theirs.pth" in model.weights_origin and "fresh last layer" in model.weights_origin
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -173,12 +176,12 @@ def test_activations_in_place_do_not_change_heatmaps(name, monkeypatch):
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0  # statistics of these images: those of fresh deep networks let hardly any signal pass
     model.train()(images)
-    maps = gradcam.heatmaps(model, images, models.target_layers(model), targets=[0, 1, 2, 0])
+    maps = gradcam.heatmaps(model, images, target_layers(model), targets=[0, 1, 2, 0])
     for module in model.modules():
         if hasattr(module, "inplace"):
             module.inplace = False
     monkeypatch.setattr(torchvision.models.densenet.F, "relu", lambda x, inplace=False: torch.relu(x))
-    again = gradcam.heatmaps(model, images, models.target_layers(model), targets=[0, 1, 2, 0])
+    again = gradcam.heatmaps(model, images, target_layers(model), targets=[0, 1, 2, 0])
     np.testing.assert_allclose(maps.heatmap, again.heatmap, atol=1e-4)
     np.testing.assert_allclose(maps.peak, again.peak, rtol=1e-3, atol=1e-7)
     assert (maps.peak.max(axis=0) > 1e-4).all()
@@ -188,7 +191,7 @@ def test_activations_in_place_do_not_change_heatmaps(name, monkeypatch):
 
 
 def kinds(model: models.Normalized) -> list[str]:
-    return [type(part).__name__ for part in models.head(model).modules() if not isinstance(part, nn.Sequential)]
+    return [type(part).__name__ for part in models.head_of(model).modules() if not isinstance(part, nn.Sequential)]
 
 
 @pytest.mark.parametrize(
@@ -204,12 +207,12 @@ def test_a_linear_head_is_torchvisions_with_dropout_as_wanted(name, auto, droppe
     assert kinds(make(name)) == auto.split()
     model = make(name, dropout=0.7)
     assert kinds(model) == dropped.split()
-    assert {part.p for part in models.head(model).modules() if isinstance(part, nn.Dropout)} == {0.7}
+    assert {part.p for part in models.head_of(model).modules() if isinstance(part, nn.Dropout)} == {0.7}
 
 
 def test_dropout_sets_every_dropout_of_vggs_classifier():
     with torch.device("meta"):
-        heads = [models.head(make("vgg11", dropout=d)) for d in ("auto", 0.1)]
+        heads = [models.head_of(make("vgg11", dropout=d)) for d in ("auto", 0.1)]
     assert [[part.p for part in head if isinstance(part, nn.Dropout)] for head in heads] == [[0.5, 0.5], [0.1, 0.1]]
 
 
@@ -218,19 +221,19 @@ def test_gap_bn_stands_on_average_pooled_features(name):
     """Channel means of the last layer for CAMs (after what DenseNet and VGG still do to it), one for each channel."""
     model, images = make(name, head="gap_bn").eval(), torch.rand(2, 3, 64, 64)
     seen: list[torch.Tensor] = []
-    models.head(model).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
-    last = list(models.target_layers(model).items())[-1]
+    models.head_of(model).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
+    last = list(target_layers(model).items())[-1]
     with torch.no_grad(), watching(dict([last])) as (found, _):
         model(images)
     after = {"densenet121": torch.relu, "vgg11": nn.MaxPool2d(2)}.get(name, nn.Identity())
     torch.testing.assert_close(seen[0], after(found[last[0]]).mean((2, 3)), rtol=1e-4, atol=1e-6)
-    assert kinds(model) == ["BatchNorm1d", "Dropout", "Linear"] and models.head(model)[1].p == 0.5
+    assert kinds(model) == ["BatchNorm1d", "Dropout", "Linear"] and models.head_of(model)[1].p == 0.5
 
 
 def test_gap_bn_with_a_hidden_layer():
     model = make("resnet18", head="gap_bn", head_width=20, dropout=0.25)
     assert kinds(model) == ["BatchNorm1d", "Linear", "ReLU", "BatchNorm1d", "Dropout", "Linear"]
-    head = models.head(model)
+    head = models.head_of(model)
     assert (head[1].in_features, head[1].out_features, head[-1].in_features, head[-2].p) == (512, 20, 20, 0.25)
 
 
@@ -249,7 +252,7 @@ def trained(path, name="mobilenet_v3_small", classes="abc", seed=3, **knobs) -> 
 
 
 def backbone(model: models.Normalized) -> dict[str, torch.Tensor]:
-    blocks = models.blocks(model).items()
+    blocks = blocks_of(model).items()
     return {f"{name}.{key}": value for name, block in blocks for key, value in block.state_dict().items()}
 
 
@@ -262,7 +265,7 @@ def test_a_checkpoint_of_the_same_model_gives_all_its_weights(tmp_path, changes)
     model = trained(tmp_path / "best.pt")
     started = make("mobilenet_v3_small", 3, weights=str(tmp_path / "best.pt"), **changes)
     assert models.fingerprint(started) == models.fingerprint(model)
-    assert started.said == f"all weights from {tmp_path / 'best.pt'} (classes a, b, c)"
+    assert started.weights_origin == f"all weights from {tmp_path / 'best.pt'} (classes a, b, c)"
 
 
 @pytest.mark.parametrize(("classes", "knobs"), [(4, {}), (3, {"head": "gap_bn"})])
@@ -270,24 +273,24 @@ def test_of_another_head_the_backbone_alone_is_taken_and_that_is_said(tmp_path, 
     model = trained(tmp_path / "best.pt")
     started = make("mobilenet_v3_small", classes, weights=str(tmp_path / "best.pt"), **knobs)
     assert same(backbone(started), backbone(model))
-    theirs = models.head(model).state_dict()  # no part of it, hidden layers neither
-    own = models.head(started).state_dict()
+    theirs = models.head_of(model).state_dict()  # no part of it, hidden layers neither
+    own = models.head_of(started).state_dict()
     assert not any(key in theirs and torch.equal(own[key], theirs[key]) for key in own)
-    assert started.said.startswith("backbone from ") and "fresh head" in started.said
+    assert started.weights_origin.startswith("backbone from ") and "fresh head" in started.weights_origin
 
 
 def test_our_own_networks_start_from_a_path_too(tmp_path):
     model = trained(tmp_path / "best.pt", "end2end")
     started = make("end2end", 4, weights=str(tmp_path / "best.pt"))
     assert same(started.net.base.state_dict(), model.net.base.state_dict())
-    assert models.head(started).out_features == 4
+    assert models.head_of(started).out_features == 4
 
 
 def test_base_weights_start_end2end_from_the_trained_base(tmp_path):
     model = trained(tmp_path / "best.pt", "base", "abcde")
     started = make("end2end", base_weights=str(tmp_path / "best.pt"))
     assert same(started.net.base.state_dict(), model.net.state_dict())
-    assert "best.pt" in started.said
+    assert "best.pt" in started.weights_origin
 
 
 def state(name, classes=1000):
@@ -397,9 +400,9 @@ def test_pretrained_weights_come_from_torchvisions_cache(name, published):
     first = next(iter(content))
     assert torch.equal(model.net.state_dict()[first], content[first])
     if name == "mobilenet_v3_small":  # the classifier's hidden layer is pretrained, too
-        assert torch.equal(models.head(model)[0].weight, content["classifier.0.weight"])
+        assert torch.equal(models.head_of(model)[0].weight, content["classifier.0.weight"])
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    assert model.said == f"torchvision's {weights}, fresh last layer"
+    assert model.weights_origin == f"torchvision's {weights}, fresh last layer"
     assert model(torch.rand(2, 3, 64, 64)).shape == (2, 3)
 
 
@@ -433,7 +436,7 @@ def no_network(*_, **__):
 
 def test_normalisation_is_inside():
     model = models.Normalized(nn.Identity())
-    seen = model(torch.stack([torch.full((8, 8), m) for m in models.MEAN])[None])
+    seen = model(torch.stack([torch.full((8, 8), m) for m in zoo.MEAN])[None])
     assert seen.abs().max() < 1e-6
 
 
@@ -450,7 +453,7 @@ def test_weights_bring_the_normalisation_they_were_made_with(published, monkeypa
         from_file = make(name, weights=str(tmp_path / "theirs.pth"))
         fresh = make(name)
     assert all(torch.equal(m.mean, halves) and torch.equal(m.std, halves) for m in (model, from_file))
-    assert torch.equal(fresh.mean.flatten(), torch.tensor(models.MEAN))
+    assert torch.equal(fresh.mean.flatten(), torch.tensor(zoo.MEAN))
     torch.save(models.checkpoint(model, config.make({"model": name}), list("abc")), tmp_path / "best.pt")
     restored, _ = models.restore(tmp_path / "best.pt")
     started = make(name, 5, weights=str(tmp_path / "best.pt"))
@@ -502,7 +505,7 @@ def test_an_ensembles_probabilities_are_the_mean_of_its_members(tmp_path):
     assert len(content["members"]) == 3 and "state_dict" not in content
     assert models.fingerprint(restored) == models.fingerprint(together)
     with pytest.raises(InputError, match="an ensemble of 3 models: Grad-CAM looks at single networks"):
-        models.target_layers(restored)
+        target_layers(restored)
 
 
 def test_an_ensemble_of_very_sure_members_stays_finite():
@@ -519,7 +522,7 @@ def test_a_checkpoint_cut_short_at_any_length_is_named(tmp_path, length):
     torch.save({"state_dict": {"a": torch.zeros(20_000)}}, whole)
     short.write_bytes(whole.read_bytes()[:length])
     with pytest.raises(InputError, match=r"short\.pt: not a checkpoint that can be read"):
-        models.load_checkpoint(short)
+        load_checkpoint(short)
 
 
 def test_weights_are_refused_before_anything_is_trained(tmp_path):

@@ -14,8 +14,9 @@ import pandas as pd
 import papermill
 import pytest
 
-from fruitlib import export, kernels, sweep, work
+from fruitlib import kernels, sweep, work
 from fruitlib.core import config
+from fruitlib.deploy import export
 from fruitlib.runs import stages
 from fruitlib.runs.run import open_run
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
-from fruitlib import models, optim, transfer
 from fruitlib.core import config
+from fruitlib.training import blocks, models, optim
 
 SCHEDULES = ("step", "exponential", "cosine", "plateau", "one_cycle", "constant")
 
@@ -20,7 +20,7 @@ def network(**knobs) -> tuple:
     cfg = config.make(knobs)
     torch.manual_seed(0)
     model = models.build(cfg, 3)
-    transfer.freeze(model, cfg)
+    blocks.freeze_blocks(model, cfg)
     return cfg, model
 
 
@@ -75,8 +75,8 @@ def test_each_block_learns_slower_than_the_next_and_the_head_at_lr(name):
     optimizer = optim.build(cfg, model)
     found = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     assert found.keys() == {id(p) for p in model.parameters()}
-    assert {found[id(p)] for p in models.head(model).parameters()} == {0.01}
-    parts = list(models.blocks(model).values())
+    assert {found[id(p)] for p in models.head_of(model).parameters()} == {0.01}
+    parts = list(blocks.blocks_of(model).values())
     for distance, block in enumerate(reversed(parts), start=1):
         assert {found[id(p)] for p in block.parameters()} == {0.01 * 0.5**distance}
     assert optim.Schedule(cfg, optimizer, 5).lr == 0.01  # the head's
@@ -108,7 +108,7 @@ def test_sgd_without_momentum_is_plain():
 
 
 def a_step(cfg, model, optimizer) -> None:
-    transfer.learning(model)
+    blocks.set_modes(model)
     model(torch.rand(4, 3, 64, 64)).square().sum().backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -123,10 +123,10 @@ def test_frozen_weights_stay_until_their_turn_though_the_optimizer_holds_them(re
     optimizer = optim.build(cfg, model)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(model.parameters()))
     for epoch in (1, 3):
-        learns = transfer.freeze(model, cfg, epoch)
+        learns = blocks.freeze_blocks(model, cfg, epoch)
         before = {key: value.clone() for key, value in model.state_dict().items()}
         a_step(cfg, model, optimizer)
-        for block, part in models.blocks(model).items():
+        for block, part in blocks.blocks_of(model).items():
             same = [torch.equal(before[key], value) for key, value in state_of(model, part)]
             assert all(same) == (block not in learns), f"{block} in epoch {epoch}"
 

@@ -4,10 +4,10 @@ import shutil
 
 import pytest
 
-from fruitlib import train
 from fruitlib.core import config
 from fruitlib.data import splits
 from fruitlib.runs.run import create_run
+from fruitlib.training import train
 
 # Learning rate and epochs (of one step each) that suffice with some to spare, at 64 pixels and from fresh weights.
 FAMILIES = {

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fruitlib import gradcam, plots, widgets
+from fruitlib import plots, widgets
 from fruitlib.evaluation import leakage
+from fruitlib.explain import gradcam
 
 NAMES = ["apple", "sour $_1$ cherry", "tomato"]
 MATRIX = np.array([[9, 1, 0], [2, 8, 0], [0, 0, 0]])  # a class without photos must not break a figure

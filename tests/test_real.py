@@ -4,11 +4,12 @@ import shutil
 
 import pytest
 
-from fruitlib import export, models, train
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset, splits
+from fruitlib.deploy import export, quantize, test_set
 from fruitlib.runs.run import Run, create_run
+from fruitlib.training import models, train
 
 pytestmark = pytest.mark.real
 
@@ -43,7 +44,7 @@ def until_export(photos, tmp_path) -> Run:
     train.fit(run)
     model, _ = models.restore(run.path / "best.pt")
     fp32 = export.to_onnx(model, run.path / "model.fp32.onnx", cfg.image_size, run.class_names)
-    export.quantize(fp32, run.path / "model.int8.onnx", dataset.to_array(dataset.of(run, "train").images))
+    quantize.quantize(fp32, run.path / "model.int8.onnx", dataset.to_array(dataset.of(run, "train").images))
     run.complete("export", run.identity("export"))
     return run
 
@@ -52,15 +53,15 @@ def test_varieties_stay_whole_and_test_predictions_cover_the_test_part(three_bod
     run = until_export(three_bodies, tmp_path)
     assert run.manifest.groupby("group")["split"].nunique().max() == 1
     assert splits.counts(run.manifest).loc["Apple"].tolist() == [20, 10, 10]
-    predictions = export.test(run)
+    predictions = test_set.predict_test_photos(run)
     assert predictions.groupby("backend").size().to_dict() == {"torch": 30, "fp32": 30, "int8": 30}
     assert predictions["path"].str.startswith("Test/").all()
     assert len(run.test_openings()) == 1
-    export.test(run)
+    test_set.predict_test_photos(run)
     assert len(run.test_openings()) == 1  # read, not opened
     photo = next((three_bodies / "Test").rglob("*.jpg"))
     photo.write_bytes(photo.read_bytes() + b" ")
-    export.test(run)
+    test_set.predict_test_photos(run)
     assert len(run.test_openings()) == 2  # another photo, another test
 
 
@@ -68,7 +69,7 @@ def test_without_this_models_onnx_files_the_test_stays_shut(three_bodies, tmp_pa
     run = until_export(three_bodies, tmp_path)
     (run.path / "model.int8.onnx").unlink()
     with pytest.raises(InputError, match="execute 05_quantize first"):
-        export.test(run)
+        test_set.predict_test_photos(run)
     assert len(run.test_openings()) == 0
 
 
@@ -79,7 +80,7 @@ def test_no_test_photo_is_opened_before_06(three_bodies, tmp_path):
     run = until_export(three_bodies, tmp_path)
     assert len(run.test_openings()) == 0
     with pytest.raises(InputError, match=r"no test photo can be used: Test.*not an image"):
-        export.test(run)
+        test_set.predict_test_photos(run)
     assert len(run.test_openings()) == 0
 
 
@@ -89,7 +90,7 @@ def test_a_broken_test_photo_and_a_copy_of_a_training_photo_are_counted(three_bo
     before = run.identity("train")
     broken.write_bytes(b"not an image at all")
     shutil.copy(three_bodies / run.rows("train")["path"][0], copy)
-    predictions = export.test(run)
+    predictions = test_set.predict_test_photos(run)
     assert len(predictions) == 3 * 29 and run.identity("train") == before
     said = capsys.readouterr().out
     assert "1 test photos are left out" in said and "1 test photos are copies of photos that taught" in said

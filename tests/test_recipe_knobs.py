@@ -7,9 +7,9 @@ import pytest
 import torch
 import torchvision
 
-from fruitlib import evaluate, models, train, transfer
 from fruitlib.core import config
 from fruitlib.data import dataset
+from fruitlib.training import blocks, evaluate, models, train, weights
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1"]
 
@@ -74,8 +74,8 @@ def test_two_processes_mix_the_same_pairs_as_one(make_run, mixing):
 def test_a_frozen_backbone_stays_and_its_head_learns(make_run, base):
     run = make_run(freeze="backbone", base_weights=base, lr=0.05)
     train.fit(run)
-    before = models.load_checkpoint(base)["state_dict"]
-    after = models.load_checkpoint(run.path / "best.pt")["state_dict"]
+    before = weights.load_checkpoint(base)["state_dict"]
+    after = weights.load_checkpoint(run.path / "best.pt")["state_dict"]
     for name in ("conv1.weight", "conv3.bias", "fc.weight"):
         assert torch.equal(after[f"net.base.{name}"], before[f"net.{name}"])
     assert run.record("train")["parameters"] == 5 * 3 + 3
@@ -84,9 +84,9 @@ def test_a_frozen_backbone_stays_and_its_head_learns(make_run, base):
 def test_batchnorm_of_a_frozen_backbone_stays_as_it_is():
     cfg = config.make({"model": "resnet18", "weights": "DEFAULT", "freeze": "backbone"})
     model = models.Normalized(torchvision.models.resnet18(weights=None, num_classes=3))
-    transfer.freeze(model, cfg)
+    blocks.freeze_blocks(model, cfg)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    transfer.learning(model)
+    blocks.set_modes(model)
     assert model.net.fc.training
     model(torch.rand(4, 3, 64, 64)).sum().backward()
     assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
@@ -113,7 +113,7 @@ def test_the_head_of_the_features_is_the_model(name, make_run):
     model = models.build(config.make({"model": name}), 3)
     photos = dataset.of(make_run(), "val")
     with torch.no_grad():
-        found = models.head(model.eval())(transfer.features(model, photos))
+        found = models.head_of(model.eval())(blocks.backbone_features(model, photos))
         torch.testing.assert_close(found, evaluate.predict(model, photos), atol=1e-5, rtol=1e-4)
 
 

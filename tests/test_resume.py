@@ -17,8 +17,8 @@ import psutil
 import pytest
 import torch
 
-from fruitlib import checkpoint, models, train
 from fruitlib.runs.run import Run
+from fruitlib.training import checkpoint, train, weights
 
 TIMES = ["seconds", "photos_per_second", "cpu_percent", "ram_gb"]  # the columns of history.csv that tell of the machine
 
@@ -29,7 +29,7 @@ def server():
     before = os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fruitlib.train"])
+    context.set_forkserver_preload(["fruitlib.training.train"])
     yield context
     os.environ.pop("OMP_NUM_THREADS")
     if before:
@@ -85,7 +85,7 @@ def assert_bit_for_bit(run, other) -> None:
     mine, theirs = run.history(), other.history()
     assert list(mine.columns) == list(theirs.columns) and mine["epoch"].tolist() == list(range(1, len(theirs) + 1))
     pd.testing.assert_frame_equal(mine.drop(columns=TIMES), theirs.drop(columns=TIMES), check_exact=True)
-    best, expected = (models.load_checkpoint(one.path / "best.pt") for one in (run, other))
+    best, expected = (weights.load_checkpoint(one.path / "best.pt") for one in (run, other))
     assert best["epoch"] == expected["epoch"] and list(best["state_dict"]) == list(expected["state_dict"])
     assert all(torch.equal(best["state_dict"][name], tensor) for name, tensor in expected["state_dict"].items())
     assert (run.path / "predictions_val.csv").read_bytes() == (other.path / "predictions_val.csv").read_bytes()
@@ -169,7 +169,7 @@ def test_gradual_unfreezing_goes_on_where_it_was(make_run, server):
     whole, run = undisturbed(server, make_run("whole", **knobs)), cut_off(server, make_run("killed", **knobs))
     undisturbed(server, cut_off(server, run))
     assert_bit_for_bit(run, whole)
-    before, after = (models.load_checkpoint(one.path / "best.pt")["state_dict"] for one in (first, run))
+    before, after = (weights.load_checkpoint(one.path / "best.pt")["state_dict"] for one in (first, run))
     still = [name for name in before if torch.equal(before[name], after[name])]
     assert [name for name in still if "conv" in name] == []  # all blocks thawed in the end
 

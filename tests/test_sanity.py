@@ -8,11 +8,12 @@ import pytest
 from conftest import draw_shapes
 from PIL import Image
 
-from fruitlib import cli, train
+from fruitlib import cli
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
 from fruitlib.data import splits
 from fruitlib.evaluation import leakage
+from fruitlib.training import train
 
 
 @pytest.fixture

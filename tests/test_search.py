@@ -10,9 +10,10 @@ import optuna
 import pandas as pd
 import pytest
 
-from fruitlib import execute, params, report, search, space, train
+from fruitlib import execute, params, report, search, space
 from fruitlib.core.errors import InputError
 from fruitlib.runs.run import STOP, Pruned, Run, refuse_stopped
+from fruitlib.training import train
 
 ROOT = Path(__file__).parent.parent
 TEXT = """

@@ -13,12 +13,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib import evaluate, export, models, params, report, shipping, train, work
+from fruitlib import params, report, shipping, work
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset, splits
+from fruitlib.deploy import export, quantize
 from fruitlib.evaluation import crossval, metrics
 from fruitlib.runs.run import Run, clear_run, create_run, open_run
+from fruitlib.training import evaluate, models, train
 
 HOME = Path(__file__).parent.parent
 KNOBS = {"folds": 2, "test_per_class": 4, "image_size": 32, "epochs": 2, "batch_size": 8, "cam_every": 0, "lr": 0.003}
@@ -122,7 +124,7 @@ def test_an_ensembles_onnx_files_answer_as_it_does(ensemble, tmp_path):
     model, _ = models.restore(run.path / "best.pt")
     photos = dataset.to_array(dataset.of(run, "train").images)
     fp32 = export.to_onnx(model, tmp_path / "fp32.onnx", run.config.image_size, run.class_names)
-    int8 = export.quantize(fp32, tmp_path / "int8.onnx", photos)
+    int8 = quantize.quantize(fp32, tmp_path / "int8.onnx", photos)
     logits = export.run_torch(model, photos)
     parity = [export.parity(logits, export.run_onnx(path, photos)) for path in (fp32, int8)]
     verdict = export.check(*parity, min_agreement=run.config.int8_agreement)

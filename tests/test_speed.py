@@ -9,9 +9,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from fruitlib import speed
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
+from fruitlib.training.precision import (
+    FORMATS,
+    GAIN,
+    NEAR,
+    Speed,
+    _measured,
+    autocast,
+    choose,
+    compile_problem,
+    compiled,
+    fastest,
+    images_per_step,
+    speed_from_names,
+    step_times,
+    uncompiled,
+)
 
 CPU = torch.device("cpu")
 
@@ -23,7 +38,7 @@ def knobs(**changed):
 def times(fp32=None, bf16=None, fp16=None):
     """Times by (precision, memory format) of (channels_last, contiguous) pairs."""
     given = {"fp32": fp32, "bf16": bf16, "fp16": fp16}
-    return {(p, f): t for p, both in given.items() if both for f, t in zip(speed.FORMATS, both, strict=True)}
+    return {(p, f): t for p, both in given.items() if both for f, t in zip(FORMATS, both, strict=True)}
 
 
 @pytest.mark.parametrize(
@@ -43,25 +58,25 @@ def times(fp32=None, bf16=None, fp16=None):
     ],
 )
 def test_lower_precision_only_for_a_gain_of_30_percent_and_channels_last_among_equals(timed, chosen):
-    assert " ".join(speed.best(timed)) == chosen
+    assert " ".join(fastest(timed)) == chosen
 
 
 @given(st.lists(st.floats(0.1, 1000), min_size=6, max_size=6))
 def test_what_is_chosen_is_never_slow(values):
     timed = times(values[:2], values[2:4], values[4:])
-    chosen = speed.best(timed)
-    assert timed[chosen] <= speed.NEAR * min(t for (precision, _), t in timed.items() if precision == chosen[0])
+    chosen = fastest(timed)
+    assert timed[chosen] <= NEAR * min(t for (precision, _), t in timed.items() if precision == chosen[0])
     plain = min(values[:2])
     if chosen[0] == "fp32":
-        assert plain < speed.GAIN * speed.NEAR * min(values[2:])
+        assert plain < GAIN * NEAR * min(values[2:])
     else:
-        assert plain >= speed.GAIN * min(t for (precision, _), t in timed.items() if precision == chosen[0])
+        assert plain >= GAIN * min(t for (precision, _), t in timed.items() if precision == chosen[0])
 
 
 def test_auto_is_timed_once_written_down_and_read_afterwards(tmp_path):
-    first = speed.choose(knobs(), 3, CPU, tmp_path)
+    first = choose(knobs(), 3, CPU, tmp_path)
     written = (tmp_path / "auto.json").stat().st_mtime_ns
-    assert speed.choose(knobs(lr=0.1, seed=3, epochs=7, augment="none"), 3, CPU, tmp_path) == first
+    assert choose(knobs(lr=0.1, seed=3, epochs=7, augment="none"), 3, CPU, tmp_path) == first
     assert (tmp_path / "auto.json").stat().st_mtime_ns == written
     assert set(first.step_ms) == {f"{p} {f}" for p in ("fp32", "bf16") for f in ("channels_last", "contiguous")}
     assert all(0 < ms < 5000 for ms in first.step_ms.values())
@@ -76,9 +91,9 @@ def test_other_networks_sides_and_sweeps_are_timed_for_themselves_batches_and_th
 
     def noted(cfg, num_classes, device, candidates):
         timed.append(candidates)
-        return dict.fromkeys(candidates, 1.0), speed.images_per_step(cfg)
+        return dict.fromkeys(candidates, 1.0), images_per_step(cfg)
 
-    monkeypatch.setattr(speed, "step_times", noted)
+    monkeypatch.setattr("fruitlib.training.precision.step_times", noted)
     for number, changed in enumerate(
         (
             {},
@@ -90,75 +105,77 @@ def test_other_networks_sides_and_sweeps_are_timed_for_themselves_batches_and_th
         )
     ):
         for _ in range(2):
-            speed.choose(knobs(**changed), 3, CPU, tmp_path)
+            choose(knobs(**changed), 3, CPU, tmp_path)
         assert len(timed) == number + 1, changed
-    speed.choose(knobs(), 3, CPU, tmp_path / "another")
+    choose(knobs(), 3, CPU, tmp_path / "another")
     assert len(timed) == number + 2
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
-    speed.choose(knobs(batch_size=8, processes=2), 3, CPU, tmp_path)  # a grid over these must not compare precisions
+    choose(knobs(batch_size=8, processes=2), 3, CPU, tmp_path)  # a grid over these must not compare precisions
     assert len(timed) == number + 2
 
 
 def test_a_training_that_was_cut_off_goes_on_as_it_began():
-    assert speed.recall(speed.Speed("bf16", torch.contiguous_format, {}, "timed").names).precision == "bf16"
-    assert speed.recall({"precision": "fp32", "memory_format": "contiguous"}).memory_format == torch.contiguous_format
+    assert speed_from_names(Speed("bf16", torch.contiguous_format, {}, "timed").names).precision == "bf16"
+    assert (
+        speed_from_names({"precision": "fp32", "memory_format": "contiguous"}).memory_format == torch.contiguous_format
+    )
 
 
 def test_a_process_times_its_own_share(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert speed.images_per_step(knobs(batch_size=16, processes=3)) == 6
-    assert speed.images_per_step(knobs(batch_size=16, processes=3, micro_batch=4)) == 4
+    assert images_per_step(knobs(batch_size=16, processes=3)) == 6
+    assert images_per_step(knobs(batch_size=16, processes=3, micro_batch=4)) == 4
 
 
 def test_a_named_knob_is_kept_and_with_both_nothing_is_timed(tmp_path):
-    both = speed.choose(knobs(precision="bf16", memory_format="contiguous"), 3, CPU, tmp_path)
+    both = choose(knobs(precision="bf16", memory_format="contiguous"), 3, CPU, tmp_path)
     assert (both.precision, both.memory_format, both.step_ms) == ("bf16", torch.contiguous_format, {})
     assert both.said == "precision bf16 (as asked), contiguous (as asked): nothing was timed"
     assert not (tmp_path / "auto.json").exists()
-    named = speed.choose(knobs(precision="bf16"), 3, CPU, tmp_path)
+    named = choose(knobs(precision="bf16"), 3, CPU, tmp_path)
     assert named.precision == "bf16" and set(named.step_ms) == {"bf16 channels_last", "bf16 contiguous"}
-    layout = speed.choose(knobs(memory_format="contiguous"), 3, CPU, tmp_path)
+    layout = choose(knobs(memory_format="contiguous"), 3, CPU, tmp_path)
     assert layout.memory_format == torch.contiguous_format
     assert set(layout.step_ms) == {"fp32 contiguous", "bf16 contiguous"}
 
 
 def test_features_computed_once_are_not_timed(tmp_path):
     frozen = knobs(model="resnet18", weights="DEFAULT", freeze="backbone", augment="none")
-    found = speed.choose(frozen, 3, CPU, tmp_path)
+    found = choose(frozen, 3, CPU, tmp_path)
     assert (found.precision, found.memory_format, found.step_ms) == ("fp32", torch.channels_last, {})
 
 
 @pytest.mark.parametrize("memory_format", ["auto", "contiguous"])
 def test_fp16_on_a_cpu_is_refused(tmp_path, memory_format):
     with pytest.raises(InputError, match=r"^precision = fp16: needs a CUDA device.*; use bf16 or fp32$"):
-        speed.choose(knobs(precision="fp16", memory_format=memory_format), 3, CPU, tmp_path)
+        choose(knobs(precision="fp16", memory_format=memory_format), 3, CPU, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"a": {"step_ms": {}}}', '{"a": 1}'])
 def test_a_broken_file_is_named(tmp_path, text):
     (tmp_path / "auto.json").write_text(text)
     with pytest.raises(InputError, match=r"auto\.json: .* remove it"):
-        speed.choose(knobs(), 3, CPU, tmp_path)
+        choose(knobs(), 3, CPU, tmp_path)
 
 
 def test_random_state_is_as_before(tmp_path):
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    speed.choose(knobs(model="efficientnet_b0"), 3, CPU, tmp_path)  # draws weights, dropout and dropped paths
+    choose(knobs(model="efficientnet_b0"), 3, CPU, tmp_path)  # draws weights, dropout and dropped paths
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("changed", [{"model": "resnet18", "head": "gap_bn", "batch_size": 2}, {"micro_batch": 1}])
 def test_a_share_of_one_or_two_images_can_be_timed(changed):
     """BatchNorm after the last pooling has no variance of one image."""
-    timed, images = speed.step_times(knobs(**changed), 3, CPU, [("fp32", "contiguous")])
+    timed, images = step_times(knobs(**changed), 3, CPU, [("fp32", "contiguous")])
     assert images == 2 and timed[("fp32", "contiguous")] > 0
 
 
 def test_weights_to_start_from_are_not_looked_for():
     cfg = knobs(model="resnet18", weights="nowhere/best.pt", freeze="backbone", unfreeze_every=1)
-    speed.step_times(cfg, 3, CPU, [("fp32", "contiguous")])
+    step_times(cfg, 3, CPU, [("fp32", "contiguous")])
 
 
 def test_a_slow_model_is_timed_on_fewer_images_and_rounds(monkeypatch):
@@ -171,9 +188,9 @@ def test_a_slow_model_is_timed_on_fewer_images_and_rounds(monkeypatch):
         clock[0] += seconds
         return seconds
 
-    monkeypatch.setattr(speed.time, "perf_counter", lambda: clock[0])
-    pairs = [(p, f) for p in ("fp32", "bf16") for f in speed.FORMATS]
-    timed, images = speed._measured(step, pairs, 64)
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
+    pairs = [(p, f) for p in ("fp32", "bf16") for f in FORMATS]
+    timed, images = _measured(step, pairs, 64)
     assert images == 10 and set(timed) == {p for p in pairs if p[0] == "fp32"}
     assert max(taken.count((pair, images)) for pair in pairs if pair[0] == "bf16") == 2
 
@@ -186,9 +203,9 @@ def test_two_at_once_agree_and_one_of_them_times(tmp_path, monkeypatch):
         timed.append(len(timed) + 1.0)
         return dict.fromkeys(candidates, timed[-1]), 4
 
-    monkeypatch.setattr(speed, "step_times", slowly)
+    monkeypatch.setattr("fruitlib.training.precision.step_times", slowly)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: speed.choose(knobs(), 3, CPU, tmp_path), range(4)))
+        found = list(pool.map(lambda _: choose(knobs(), 3, CPU, tmp_path), range(4)))
     assert timed == [1.0] and found == [found[0]] * 4
 
 
@@ -198,34 +215,34 @@ def test_in_a_group_rank_0_decides(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda found, **_: found.__setitem__(0, told))
-    assert speed.choose(knobs(), 3, CPU, tmp_path).precision == "bf16"
+    assert choose(knobs(), 3, CPU, tmp_path).precision == "bf16"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_autocast_computes_in_the_chosen_precision():
     layer, inputs = nn.Linear(4, 2), torch.rand(3, 4)
     for precision, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
-        with speed.autocast(speed.Speed(precision, torch.channels_last, {}, ""), CPU):
+        with autocast(Speed(precision, torch.channels_last, {}, ""), CPU):
             assert layer(inputs).dtype == dtype
     assert layer(inputs).dtype == torch.float32
 
 
 def test_compiled_gives_the_same_logits_and_uncompiled_calls_hooks(request):
-    if problem := speed.compile_problem(CPU):
+    if problem := compile_problem(CPU):
         pytest.skip(problem)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8, 3))
     images, names = torch.rand(2, 3, 4, 4), list(model.state_dict())
     plain = model(images)
     request.addfinalizer(torch._dynamo.reset)
-    speed.compiled(model, knobs())
+    compiled(model, knobs())
     assert model._compiled_call_impl is None  # compile: none
-    speed.compiled(model, knobs(compile="default"))
+    compiled(model, knobs(compile="default"))
     torch.testing.assert_close(model(images), plain, rtol=1e-4, atol=1e-6)
     assert list(model.state_dict()) == names
     seen = []
     hook = model[0].register_forward_hook(lambda *_: seen.append(1))
-    with speed.uncompiled(model):
+    with uncompiled(model):
         assert torch.equal(model(images), plain)
     hook.remove()
     assert seen == [1]
@@ -237,7 +254,7 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     with pytest.raises(InputError, match=r"^compile = default: .*C\+\+ compiler.* install g\+\+.*compile: none$"):
-        speed.compiled(nn.Linear(2, 2), knobs(compile="default"))
+        compiled(nn.Linear(2, 2), knobs(compile="default"))
 
 
 @pytest.mark.gpu
@@ -245,6 +262,6 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch):
 def test_a_gpu_times_fp16_too_and_keeps_its_random_state(tmp_path):
     device = torch.device("cuda", 0)
     before = torch.cuda.get_rng_state(device)
-    found = speed.choose(knobs(model="resnet18"), 3, device, tmp_path)
+    found = choose(knobs(model="resnet18"), 3, device, tmp_path)
     assert {"fp32", "fp16"} <= {name.split()[0] for name in found.step_ms}
     assert torch.equal(torch.cuda.get_rng_state(device), before)

@@ -17,10 +17,10 @@ import psutil
 import pytest
 import torch
 
-from fruitlib import tracking
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
 from fruitlib.runs.run import Run
+from fruitlib.training import tracking
 
 ROWS = [
     {"epoch": e, "lr": 0.1 / e, "train_loss": 1 / e, "val_loss": 2 / e, "val_macro_f1": e / 10, "cpu_percent": 99.5}

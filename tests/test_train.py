@@ -10,14 +10,15 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from fruitlib import checkpoint, evaluate, models, train
-from fruitlib.checkpoint import Progress
 from fruitlib.core import config, files
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset, splits
 from fruitlib.data.batch import Batch
 from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Run, create_run
+from fruitlib.training import checkpoint, evaluate, models, train
+from fruitlib.training.checkpoint import TrainingState
+from fruitlib.training.weights import load_checkpoint
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]
 
@@ -79,13 +80,13 @@ def test_base_then_end2end(make_run, shapes, tmp_path, tiny):
     train.fit(base)
     run = make_run(base_weights=str(base.path / "best.pt"), lr=1e-9, epochs=1)
     train.fit(run)
-    trained = models.load_checkpoint(base.path / "best.pt")["state_dict"]["net.conv2.weight"]
-    started = models.load_checkpoint(run.path / "best.pt")["state_dict"]["net.base.conv2.weight"]
+    trained = load_checkpoint(base.path / "best.pt")["state_dict"]["net.conv2.weight"]
+    started = load_checkpoint(run.path / "best.pt")["state_dict"]["net.base.conv2.weight"]
     torch.testing.assert_close(started, trained)
     before = run.identity("train")
     os.utime(base.path / "best.pt")
     assert Run(run.path).identity("train") == before
-    torch.save(models.load_checkpoint(base.path / "best.pt") | {"epoch": 99}, base.path / "best.pt")
+    torch.save(load_checkpoint(base.path / "best.pt") | {"epoch": 99}, base.path / "best.pt")
     assert Run(run.path).identity("train") != before  # another base, another training
 
 
@@ -182,11 +183,11 @@ def test_training_stops_early_and_keeps_the_best(make_run, capsys):
 def test_a_gain_below_min_delta_does_not_count():
     cfg = config.make({"patience": 2, "min_delta": 0.05})
     rows = [{"val_macro_f1": value, "val_loss": 1.0} for value in (0.5, 0.52, 0.54, 0.6)]
-    progress = Progress()
-    assert [train.note(progress, row, cfg) for row in rows[:3]] == [True, True, True]  # better all the same
-    assert train.stopped(cfg, progress)
-    train.note(progress, rows[3], cfg)
-    assert not train.stopped(cfg, progress)
+    progress = TrainingState()
+    assert [train.update_best(progress, row, cfg) for row in rows[:3]] == [True, True, True]  # better all the same
+    assert train.should_stop_early(cfg, progress)
+    train.update_best(progress, rows[3], cfg)
+    assert not train.should_stop_early(cfg, progress)
 
 
 @pytest.mark.parametrize(("monitor", "ascending"), [("loss", True), ("accuracy", False), ("balanced_accuracy", False)])
@@ -213,7 +214,7 @@ def test_averaged_weights_are_judged_and_kept(make_run):
 def weights(run) -> torch.Tensor:
     if not (run.path / "best.pt").is_file():
         train.fit(run)
-    return models.load_checkpoint(run.path / "best.pt")["state_dict"]["net.base.conv2.weight"]
+    return load_checkpoint(run.path / "best.pt")["state_dict"]["net.base.conv2.weight"]
 
 
 def test_without_a_fold_to_judge_all_photos_teach_and_the_last_epoch_is_kept(make_run):
@@ -230,7 +231,7 @@ def test_sixteen_bits_train_and_are_recorded(make_run):
     run = make_run(precision="bf16")
     history = train.fit(run)
     assert np.isfinite(history[VALUES].to_numpy()).all() and run.record("train")["precision"] == "bf16"
-    kept = models.load_checkpoint(run.path / "best.pt")["state_dict"]
+    kept = load_checkpoint(run.path / "best.pt")["state_dict"]
     assert {tensor.dtype for tensor in kept.values() if tensor.is_floating_point()} == {torch.float32}
 
 
@@ -277,11 +278,11 @@ def test_a_best_epoch_that_last_pt_does_not_know_is_dropped(make_run):
     run = make_run(epochs=1)
     train.fit(run)
     kept = (run.path / "best.pt").read_bytes()
-    content = models.load_checkpoint(run.path / "best.pt")
+    content = load_checkpoint(run.path / "best.pt")
     for epoch, stays in ((8, True), (7, False)):
         torch.save(content | {"epoch": epoch}, run.path / "best.next.pt")
         (run.path / "predictions_val.next.csv").write_text("next")
-        checkpoint.settle(run, Progress(epoch=7, best_epoch=7))
+        checkpoint.settle(run, TrainingState(epoch=7, best_epoch=7))
         assert not (run.path / "best.next.pt").exists() and not (run.path / "predictions_val.next.csv").exists()
         assert ((run.path / "best.pt").read_bytes() == kept) == stays
     assert (run.path / "predictions_val.csv").read_text() == "next"

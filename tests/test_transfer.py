@@ -9,11 +9,12 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fruitlib import models, optim, params, transfer
+from fruitlib import params
 from fruitlib.core import config
 from fruitlib.data import balance, dataset
 from fruitlib.data.cache import Store
 from fruitlib.data.dataset import Photos
+from fruitlib.training import blocks, models, optim
 
 ROOT = Path(__file__).parent.parent
 RESNET = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
@@ -53,7 +54,7 @@ def settled(model: models.Normalized, pixels: torch.Tensor) -> models.Normalized
 def learns(model: models.Normalized) -> list[str]:
     """The parts whose weights may change, all of them or none."""
     found = []
-    for name, part in {**models.blocks(model), "head": models.head(model)}.items():
+    for name, part in {**blocks.blocks_of(model), "head": models.head_of(model)}.items():
         flags = {p.requires_grad for p in part.parameters()}
         assert len(flags) == 1
         found += [name] * flags.pop()
@@ -70,7 +71,7 @@ def learns(model: models.Normalized) -> list[str]:
 def test_freeze_leaves_what_it_says_to_learn(freeze, expected):
     model, cfg = fresh(freeze=freeze)
     for epoch in (1, 2, 50):
-        assert transfer.freeze(model, cfg, epoch) == expected == learns(model)
+        assert blocks.freeze_blocks(model, cfg, epoch) == expected == learns(model)
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,7 @@ def test_freeze_leaves_what_it_says_to_learn(freeze, expected):
 def test_gradual_unfreezing_adds_a_block_from_the_head_down(freeze, every, learning_parts):
     model, cfg = fresh(freeze=freeze, unfreeze_every=every)
     for epoch, count in enumerate(learning_parts, start=1):
-        assert transfer.freeze(model, cfg, epoch) == RESNET[-count:] == learns(model)
+        assert blocks.freeze_blocks(model, cfg, epoch) == RESNET[-count:] == learns(model)
 
 
 @settings(max_examples=30, deadline=None)
@@ -93,9 +94,9 @@ def test_gradual_unfreezing_adds_a_block_from_the_head_down(freeze, every, learn
 def test_what_learns_depends_on_the_epoch_alone(small, freeze, every, epochs):
     """Not on what learnt before: a training that is resumed in any epoch goes on as it would have."""
     cfg = config.make({"model": "mobilenet_v3_small", "weights": "x.pt", "freeze": freeze, "unfreeze_every": every})
-    by_epoch = {epoch: transfer.freeze(small, cfg, epoch) for epoch in range(1, 31)}
+    by_epoch = {epoch: blocks.freeze_blocks(small, cfg, epoch) for epoch in range(1, 31)}
     for epoch in epochs:
-        assert transfer.freeze(small, cfg, epoch) == by_epoch[epoch] == learns(small)
+        assert blocks.freeze_blocks(small, cfg, epoch) == by_epoch[epoch] == learns(small)
     counts = [len(parts) for parts in by_epoch.values()]
     assert counts == sorted(counts) and (every or len(set(counts)) == 1)
 
@@ -103,7 +104,7 @@ def test_what_learns_depends_on_the_epoch_alone(small, freeze, every, epochs):
 def step(model: models.Normalized, cfg: config.Config) -> None:
     """One step of the optimizer, in which everything that may change does."""
     optimizer = optim.build(cfg, model)
-    transfer.learning(model)
+    blocks.set_modes(model)
     torch.manual_seed(0)
     torch.nn.functional.cross_entropy(model(torch.rand(4, 3, 64, 64)), torch.tensor([0, 1, 2, 0])).backward()
     optimizer.step()
@@ -114,8 +115,8 @@ def step(model: models.Normalized, cfg: config.Config) -> None:
 def test_a_step_changes_what_learns_and_nothing_else(name, knobs):
     """Weights (of decay, too) and BatchNorm's running statistics."""
     model, cfg = fresh(name, lr=0.05, optimizer="adamw", weight_decay=0.5, **knobs)
-    parts = {**models.blocks(model), "head": models.head(model)}
-    learning = transfer.freeze(model, cfg)
+    parts = {**blocks.blocks_of(model), "head": models.head_of(model)}
+    learning = blocks.freeze_blocks(model, cfg)
     before = {name: {key: value.clone() for key, value in part.state_dict().items()} for name, part in parts.items()}
     step(model, cfg)
     for part, tensors in before.items():
@@ -133,14 +134,14 @@ def test_frozen_blocks_drop_nothing_and_the_head_does():
     model, cfg = fresh("efficientnet_b0", freeze="backbone")
     images = torch.rand(4, 3, 64, 64)
     settled(model, images)
-    transfer.freeze(model, cfg)
-    transfer.learning(model)
+    blocks.freeze_blocks(model, cfg)
+    blocks.set_modes(model)
     seen: list[torch.Tensor] = []
-    models.head(model).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
+    models.head_of(model).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
     first, second = model(images), model(images)
     assert torch.equal(*seen) and not torch.equal(first, second)
     thawed, _ = fresh("efficientnet_b0")
-    transfer.learning(thawed)
+    blocks.set_modes(thawed)
     assert not torch.equal(thawed(images), thawed(images)) and all(m.training for m in thawed.modules())
 
 
@@ -154,20 +155,20 @@ def test_the_head_of_the_features_is_the_model(name, head):
         return
     some = photos()
     model = settled(models.build(config.make({"model": name, "head": head}), 5), dataset.to_float(some.images))
-    found = transfer.features(model, some, batch_size=4)
+    found = blocks.backbone_features(model, some, batch_size=4)
     assert found.ndim == 2 and not found.requires_grad and found.std(0).max() > 1e-3
     with torch.no_grad():
         expected = model(dataset.to_float(some.images))
-        torch.testing.assert_close(models.head(model)(found), expected, atol=1e-5, rtol=1e-4)
-    assert not models.head(model)._forward_pre_hooks
+        torch.testing.assert_close(models.head_of(model)(found), expected, atol=1e-5, rtol=1e-4)
+    assert not models.head_of(model)._forward_pre_hooks
 
 
 def test_smote_takes_the_features_of_every_family():
     """Flat ones, from ConvNeXt as well."""
     model = models.build(config.make({"model": "convnext_tiny"}), 3).eval()
-    found, labels = transfer.features(model, photos(7)), torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    found, labels = blocks.backbone_features(model, photos(7)), torch.tensor([0, 0, 0, 1, 1, 2, 2])
     more, names = balance.smote(found, labels)
-    assert models.head(model)(more).shape == (9, 3) and names.bincount().tolist() == [3, 3, 3]
+    assert models.head_of(model)(more).shape == (9, 3) and names.bincount().tolist() == [3, 3, 3]
 
 
 # ---- the story in params/ ----
@@ -196,7 +197,7 @@ def test_every_way_of_params_transfer_starts_as_it_says(published):
     for cfg in ways:
         model = models.build(cfg, 3)
         assert torch.equal(model.net.conv1.weight, published) == (cfg.weights == "DEFAULT")
-        sizes.append(len(transfer.freeze(model, cfg)))
+        sizes.append(len(blocks.freeze_blocks(model, cfg)))
         step(model, cfg)
         assert torch.equal(model.net.conv1.weight, published) == (cfg.freeze != "none")
     assert sizes == [1, 2, 6, 6, 1, 6]
@@ -205,7 +206,7 @@ def test_every_way_of_params_transfer_starts_as_it_says(published):
 
 
 def learns_at(cfg: config.Config, epoch: int) -> list[str]:
-    return transfer.freeze(fresh()[0], cfg, epoch)
+    return blocks.freeze_blocks(fresh()[0], cfg, epoch)
 
 
 def test_params_models_sets_models_side_by_side():

@@ -329,11 +329,12 @@ def heats(pair: Pair, shown: pd.DataFrame) -> tuple[np.ndarray, dict[str, list]]
 
 def _overlays(run: Run, seen) -> list[np.ndarray]:
     """Heatmaps of the last layer over photos uint8 (n, 3, S, S)."""
-    from fruitlib import gradcam, models
     from fruitlib.data import dataset
+    from fruitlib.explain import gradcam
+    from fruitlib.training import blocks, models
 
     model, _ = models.restore(run.path / "best.pt")
-    name, layer = list(models.target_layers(model).items())[-1]
+    name, layer = list(blocks.target_layers(model).items())[-1]
     maps = gradcam.heatmaps(model, dataset.to_float(seen), {name: layer})
     pictures = dataset.to_pictures(seen) / 255
     return [gradcam.overlay(photo, heat[0]) for photo, heat in zip(pictures, maps.heatmap, strict=True)]

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pandas as pd
 
-from fruitlib.evaluation import selection
 from fruitlib.evaluation.intervals import bootstrap_sums
 from fruitlib.evaluation.study import Study
 from fruitlib.runs.run import POOLED, Run
@@ -62,9 +61,7 @@ def optimism_of_study(study: Study) -> tuple[float, str]:
         return math.nan, "one run: nothing was chosen, so nothing is flattered"
     if (study.folder / "manifest.csv").is_file():
         groups = Run(study.folder / study.results["run"][0]).groups(right.index.get_level_values("path"))
-    found = selection.selection_optimism(
-        right.to_numpy(), pd.factorize(right.index.get_level_values("label"))[0], groups
-    )
+    found = selection_optimism(right.to_numpy(), pd.factorize(right.index.get_level_values("label"))[0], groups)
     told = f"the best of {k} {what} has an accuracy of {found['best']:.3f} on {len(right)} photos; "
     told += f"choosing it among {k} flatters it by about {100 * found['points']:.1f} points"
     told += " (at least: drawing photos again cannot show the mistakes it would make)" * (found["best"] == 1)

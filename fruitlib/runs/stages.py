@@ -26,11 +26,13 @@ class Stage:
 
 
 STAGES = {
-    "train": Stage(configs.TRAIN_KNOBS, "fruitlib.train", outputs=("best.pt", "history.csv", "predictions_val.csv")),
-    "export": Stage(
-        configs.EXPORT_KNOBS, "fruitlib.export", after="train", outputs=("model.fp32.onnx", "model.int8.onnx")
+    "train": Stage(
+        configs.TRAIN_KNOBS, "fruitlib.training.train", outputs=("best.pt", "history.csv", "predictions_val.csv")
     ),
-    "test": Stage(entry="fruitlib.export", after="export", outputs=("predictions_test.csv",)),
+    "export": Stage(
+        configs.EXPORT_KNOBS, "fruitlib.deploy.quantize", after="train", outputs=("model.fp32.onnx", "model.int8.onnx")
+    ),
+    "test": Stage(entry="fruitlib.deploy.test_set", after="export", outputs=("predictions_test.csv",)),
     "02_train": Stage(configs.SHOW_KNOBS, after="train", notebook=True),
     "03_metrics": Stage(after="train", outputs=("metrics.json", "doubtful_labels.csv"), notebook=True),
     "04_gradcam": Stage(after="train", notebook=True),

@@ -30,12 +30,12 @@ from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from fruitlib import losses, models
 from fruitlib.core import machine
 from fruitlib.core.config import Config
 from fruitlib.data import cache, dataset, photo_checks
 from fruitlib.data.batch import Batch
 from fruitlib.data.loader import Feed
+from fruitlib.training import losses, models
 
 BATCH, SIDE, CLASSES = 16, 96, ("apple", "cherry", "tomato")
 

@@ -6,7 +6,6 @@ The gate comes before use: fp32 that differs from torch is an error, INT8 that d
 
 import copy
 import json
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,19 +13,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
-import pandas as pd
 import torch
-from onnxruntime import quantization as ort
 
-from fruitlib import models
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path, replacing
-from fruitlib.data import dataset, photo_checks, sources
-from fruitlib.evaluation import metrics
-from fruitlib.runs.run import Run
 
 OPSET = 20
-OP_TYPES = ("Conv", "Gemm", "MatMul")
 RESERVED = {"class_names", "image_size", "quantization"}
 
 
@@ -73,46 +65,6 @@ def _graph(model: torch.nn.Module, images: torch.Tensor) -> onnx.ModelProto:
 
 def _cpu_copy(model: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(model).cpu().eval()
-
-
-def quantize(
-    fp32: Path, int8: Path, calibration_images: np.ndarray, op_types=OP_TYPES, batch_size=32, reduce_range=False
-) -> Path:
-    """Write the INT8 version of `fp32` to `int8`, calibrated on images (n, 3, S, S) float32 in [0, 1].
-
-    Static quantization by ONNX Runtime in the QDQ format: activations unsigned, weights signed and per
-    channel, its advice for x86. Ranges run from the smallest to the largest value seen (MinMax), so neither
-    the order nor the batches of the images matter. Only `op_types`, where the weights are, become INT8:
-    quantizing SiLU, x * sigmoid(x), as well is reported to collapse trained EfficientNets.
-    `reduce_range` keeps weights to 7 bits, for x86 without VNNI, where sums of 8-bit products can saturate.
-    The metadata is kept, "quantization" added. Jacob et al. 2018, "Quantization and Training of Neural
-    Networks for Efficient Integer-Arithmetic-Only Inference", equation 1 and section 3.
-    """
-    images = _checked_images(fp32, session(fp32), calibration_images, "calibration_images")
-    scheme = {"quant_format": ort.QuantFormat.QDQ, "calibrate_method": ort.CalibrationMethod.MinMax}
-    scheme |= {"op_types_to_quantize": list(op_types), "per_channel": True, "reduce_range": reduce_range}
-    types = {"activation_type": ort.QuantType.QUInt8, "weight_type": ort.QuantType.QInt8}
-    with tempfile.TemporaryDirectory() as folder:
-        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
-        ort.quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
-        ort.quantize_static(prepared, quantized, _Calibration(images, batch_size), **scheme, **types)
-        proto = onnx.load(quantized)
-    note = f"static QDQ, {'/'.join(op_types)}, calibrated on {len(images)} images"
-    onnx.helper.set_model_props(proto, metadata(fp32) | {"quantization": note})
-    with replacing(int8) as partial:
-        onnx.save(proto, partial)
-    return Path(int8)
-
-
-class _Calibration(ort.CalibrationDataReader):
-    """Hands the quantizer its images, a batch at a time."""
-
-    def __init__(self, images: np.ndarray, batch_size: int):
-        self.batches = iter(_batches(images, batch_size))
-
-    def get_next(self) -> dict | None:
-        batch = next(self.batches, None)
-        return None if batch is None else {"images": batch}
 
 
 def _batches(images: np.ndarray, batch_size: int) -> list[np.ndarray]:
@@ -255,52 +207,3 @@ def mflops(model: torch.nn.Module, image: np.ndarray) -> float:
     with FlopCounterMode(display=False) as counter:
         run_torch(model, image)
     return counter.get_total_flops() / 1e6
-
-
-def test(run: Run) -> pd.DataFrame:
-    """Open the test photos and write `predictions_test.csv`: torch, fp32 and INT8, each on every photo.
-
-    Sealed photos are opened now: those that cannot be used are left out and counted, and so are copies of photos that
-    taught or validated. Where the same model has been tested already, its predictions are read instead.
-
-    Raises:
-        InputError: the ONNX files are missing, or not those of this model; no test photo can be used.
-    """
-    if run.is_complete("test"):
-        said = run.record("test").get("said", [])
-        print("tested already; predictions read from predictions_test.csv, the photos stay closed", *said, sep="\n")
-        return run.predictions("test")
-    if not run.is_complete("export"):
-        raise InputError(f"{display_path(run.path)}: no ONNX files of this model; execute 05_quantize first")
-    identity = run.identity("test")
-    rows, said = unsealed(run)
-    print(*said, sep="\n", end="\n" if said else "")
-    run.record_test_opening(len(rows))
-    model, _ = models.restore(run.path / "best.pt")
-    photos = dataset.to_array(dataset.of(run, "test", rows=rows).images)
-    logits = {"torch": run_torch(model, photos)}
-    logits |= {name: run_onnx(run.path / f"model.{name}.onnx", photos) for name in ("fp32", "int8")}
-    table = run.write_predictions("test", {name: metrics.softmax(values) for name, values in logits.items()}, rows)
-    run.complete("test", identity, said=said)
-    return table
-
-
-def unsealed(run: Run) -> tuple[pd.DataFrame, list[str]]:
-    """The test photos that can be used, sealed ones opened and checked; and what was found, in words.
-
-    Raises:
-        InputError: none of them can be used.
-    """
-    rows = run.rows("test")
-    checked = photo_checks.check(sources.root(run.config.data), rows.assign(split=""), run.config.min_side)
-    bad = checked[checked["status"] == "quarantined"]
-    said = []
-    if len(bad):
-        said.append(f"{len(bad)} test photos are left out; the first is {bad['path'].iloc[0]}: {bad['reason'].iloc[0]}")
-    if len(bad) == len(rows):
-        raise InputError(f"no test photo can be used: {bad['path'].iloc[0]}: {bad['reason'].iloc[0]}")
-    seen = run.manifest.loc[run.manifest["split"].isin(["train", "val"]), "sha256"]
-    rows = rows[(checked["status"] == "ok").to_numpy()].reset_index(drop=True)
-    if copies := checked.loc[checked["status"] == "ok", "sha256"].isin(set(seen) - {""}).sum():
-        said.append(f"{copies} test photos are copies of photos that taught or validated: the result flatters")
-    return rows, said

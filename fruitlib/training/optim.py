@@ -7,8 +7,8 @@ from torch import nn
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from fruitlib import models
 from fruitlib.core.config import Config
+from fruitlib.training import blocks, models
 
 FLOOR = 0.01  # cosine and exponential end at this share of the peak
 RISE = 0.3  # of one_cycle, as a share of all steps; with the two below it is torch's OneCycleLR
@@ -36,7 +36,7 @@ def build(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 def parameter_groups(config: Config, model: nn.Module) -> list[dict]:
     """The groups of `build`, input to output, each with name, params, lr and weight_decay; the head's come last."""
-    parts = {**models.blocks(model), "head": models.head(model)}
+    parts = {**blocks.blocks_of(model), "head": models.head_of(model)}
     groups = []
     for distance, (name, part) in zip(reversed(range(len(parts))), parts.items(), strict=True):
         some = [p for p in part.parameters() if p.requires_grad or config.unfreeze_every]

@@ -10,7 +10,7 @@ does it learn?": it divides the photos and writes the run folder. Then, on every
 
     export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1
     python -m torch.distributed.run --nnodes=2 --nproc-per-node=1 --max-restarts=3 --rdzv-backend=c10d \\
-        --rdzv-endpoint=HOST:29400 -m fruitlib.train executed/dev/run
+        --rdzv-endpoint=HOST:29400 -m fruitlib.training.train executed/dev/run
 
 HOST is one of the machines, the same everywhere. Only the worker of rank 0 writes to the run folder, and holds its
 lock. The rest of 02 then finds the run trained. `processes` in the params does not matter here: `batch_size` counts
@@ -93,7 +93,7 @@ def launch(run: Run, on_epoch: OnEpoch) -> None:
         _follow(child, mark, run, on_epoch)
         if child.wait() or marker.is_file():
             where = files.display_path(run.path / "train.log")
-            reason = _read(marker) or _how_lost(_read(run.path / "train.log"), child.returncode)
+            reason = _read_text(marker) or _loss_reason(_read_text(run.path / "train.log"), child.returncode)
             raise RuntimeError(f"training in {processes} processes failed: {reason} (all they said: {where})")
     finally:
         end_tree(child, mark=mark)
@@ -115,7 +115,7 @@ def _start_agent(run: Run, processes: int, threads: int, mark: str) -> subproces
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
     }
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8", "errors": "replace"}
-    command += ["-m", "fruitlib.train", str(run.path)]
+    command += ["-m", "fruitlib.training.train", str(run.path)]
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
@@ -136,12 +136,12 @@ def _follow(child: subprocess.Popen, mark: str, run: Run, on_epoch: OnEpoch, pat
                 on_epoch(run.history())
 
 
-def _read(path: Path) -> str:
+def _read_text(path: Path) -> str:
     """A text file without its last line break; empty where there is none."""
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
 
 
-def _how_lost(said: str, code: int) -> str:
+def _loss_reason(said: str, code: int) -> str:
     """What torchrun's log says of workers that could not give a reason themselves."""
     codes = [int(found) for found in re.findall(r"failed \(exitcode: (-?\d+)\)", said)]
     if not codes:
@@ -248,7 +248,7 @@ def _meet(run: Run, first: bool) -> None:
     if enough_gpus:
         torch.cuda.set_device(machine.device())
     dist.init_process_group("cpu:gloo,cuda:nccl" if enough_gpus else "gloo", timeout=PATIENCE)
-    if reason := _read(run.path / FAILED):
+    if reason := _read_text(run.path / FAILED):
         _leave(1, f"error: {reason}")
     if first and restarts:
         print(f"a worker was lost: all start again (restart {restarts} of {_max_restarts()})", flush=True)

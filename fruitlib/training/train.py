@@ -15,8 +15,6 @@ import pandas as pd
 import torch
 from torch.nn.parallel import DistributedDataParallel
 
-from fruitlib import checkpoint, distributed, evaluate, gradcam, losses, models, optim, speed, tracking, transfer
-from fruitlib.checkpoint import Progress
 from fruitlib.core import files, machine
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
@@ -25,8 +23,11 @@ from fruitlib.data import balance, dataset, loader
 from fruitlib.data.batch import Batch
 from fruitlib.data.dataset import Photos
 from fruitlib.evaluation import metrics
+from fruitlib.explain import gradcam
 from fruitlib.runs.run import UNFINISHED, Run, clear_run, refuse_stopped
-from fruitlib.speed import Speed
+from fruitlib.training import blocks, checkpoint, distributed, evaluate, losses, models, optim, precision, tracking
+from fruitlib.training.checkpoint import TrainingState
+from fruitlib.training.precision import Speed
 
 OnEpoch = Callable[[pd.DataFrame], None]
 CAM_PHOTOS_PER_CLASS = 2
@@ -51,7 +52,7 @@ def fit(run: Run, on_epoch: OnEpoch | None = None) -> pd.DataFrame:
             print(f"{files.display_path(run.path)} is trained already, nothing to do; history read from its files")
             (run.path / checkpoint.NAME).unlink(missing_ok=True)  # where a kill came just before its removal
             return run.history()
-        resumes, said = checkpoint.read(run, run.identity("train"))
+        resumes, said = checkpoint.load_unfinished(run, run.identity("train"))
         clear_run(run, ("figures", *(UNFINISHED if resumes else ())))  # 02 has drawn some by now
         if not resumes:
             print(said, end="\n" if said else "", flush=True)
@@ -84,22 +85,26 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     )
 
     # The network, alike in every process; what of it learns is settled epoch by epoch.
-    unfinished, resumed = checkpoint.read(run, identity)
-    fast = speed.recall(unfinished["speed"]) if unfinished else speed.choose(config, len(names), device, run.sweep_dir)
+    unfinished, resumed = checkpoint.load_unfinished(run, identity)
+    fast = (
+        precision.speed_from_names(unfinished["speed"])
+        if unfinished
+        else precision.choose(config, len(names), device, run.sweep_dir)
+    )
     machine.seed_everything(config.seed)
     model = models.build(config, len(names)).to(device, memory_format=fast.memory_format)
     initial_weights = models.fingerprint(model)
-    learning = transfer.freeze(model, config)
-    speed.compiled(model, config)
-    say(fast.said, model.said, sep="\n", end="\n" if model.said else "", flush=True)
+    learning = blocks.freeze_blocks(model, config)
+    precision.compiled(model, config)
+    say(fast.said, model.weights_origin, sep="\n", flush=True)
 
     # What it learns from and by.
     learner, feed, judge_features = model, loader.Feed(teach, config, device, rank, world_size), None
     if config.features_once:
-        learner, feed = models.head(model), feature_feed(model, teach, config, device)
+        learner, feed = models.head_of(model), feature_feed(model, teach, config, device)
         judge_features = features_of(model, judge)
     weights = balance.class_weights(teach.labels, len(names)) if config.balance == "class_weights" else None
-    objective, judge_loss = losses.build(config, weights), losses.judge(config)
+    objective, judge_loss = losses.build(config, weights), losses.build_validation_loss(config)
     optimizer = optim.build(config, model)
     schedule = optim.Schedule(config, optimizer, feed.steps)
     scaler = torch.amp.GradScaler(device.type, enabled=fast.precision == "fp16")
@@ -109,7 +114,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     # Where an earlier attempt was cut off.
     parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     parts |= {"average": average} if average else {}
-    progress = Progress(micro_batch=None if config.micro_batch == "auto" else config.micro_batch)
+    progress = TrainingState(micro_batch=None if config.micro_batch == "auto" else config.micro_batch)
     if unfinished:
         progress = checkpoint.restore(unfinished, parts)
         say(resumed, flush=True)
@@ -123,17 +128,17 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     network, meters = None, tracking.Meters(device)
     say(meters.said, end="\n" if meters.said else "", flush=True)
     with tracking.Mirrors(run, progress.history) if rank == 0 else contextlib.nullcontext() as mirrors:
-        while progress.epoch < config.epochs and not stopped(config, progress):
+        while progress.epoch < config.epochs and not should_stop_early(config, progress):
             distributed.in_step(lambda: refuse_stopped(run, progress.epoch))
             epoch, epoch_started = progress.epoch + 1, time.perf_counter()
             machine.seed_everything(machine.seed_of(config.seed, epoch, rank))
 
             # Thaw what is to learn from this epoch on.
-            learns = transfer.freeze(model, config, epoch)
+            learns = blocks.freeze_blocks(model, config, epoch)
             if network is None or learns != learning:
                 learning = learns
                 network = DistributedDataParallel(learner) if world_size > 1 else learner
-            transfer.learning(model)
+            blocks.set_modes(model)
 
             # Learn: every process takes its share of each batch, in parts that fit its device; the loss is the mean
             # over the whole batch, so that gradients depend on neither.
@@ -161,10 +166,10 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
             better, logits = True, torch.empty(0, len(names))  # where nothing validates the last epoch is kept
             if len(judge):
                 logits = evaluate.predict_shared(judged_model, judge, judge_features)
-                row |= evaluate.judged(logits, judge.labels, judge_loss)
+                row |= evaluate.validation_row(logits, judge.labels, judge_loss)
                 if not math.isfinite(row["val_loss"]):
                     raise diverged(config, f"epoch {epoch}, on validation")
-                better = note(progress, row, config)
+                better = update_best(progress, row, config)
                 schedule.judged(score(row, config))
             elif not all(weight.isfinite().all() for weight in judged_model.parameters()):
                 raise diverged(config, f"epoch {epoch}, after its last step")
@@ -206,7 +211,7 @@ def gradients(
     objective: losses.Objective,
     fast: Speed,
     scaler: torch.amp.GradScaler,
-    progress: Progress,
+    progress: TrainingState,
     config: Config,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add the gradients of a batch's loss to the network's, at most `progress.micro_batch` images at a time.
@@ -221,7 +226,7 @@ def gradients(
         try:
             return _gradients(network, batch.parts(progress.micro_batch), objective, fast, scaler)
         except torch.OutOfMemoryError:
-            progress.micro_batch = fewer(progress.micro_batch or len(batch.labels), config)
+            progress.micro_batch = halve_micro_batch(progress.micro_batch or len(batch.labels), config)
             network.zero_grad(set_to_none=True)
             torch.cuda.empty_cache()
             print(f"GPU memory ran out: micro_batch is {progress.micro_batch} from now on", flush=True)
@@ -239,7 +244,7 @@ def _gradients(network, parts: list[Batch], objective, fast: Speed, scaler) -> t
             inputs = inputs.contiguous(memory_format=fast.memory_format)
         alone = part is parts[-1] or not isinstance(network, DistributedDataParallel)
         with contextlib.nullcontext() if alone else network.no_sync():  # one exchange per batch is enough
-            with speed.autocast(fast, inputs.device):
+            with precision.autocast(fast, inputs.device):
                 logits = network(inputs)
             loss = objective(logits.float(), part)
             # DDP averages gradients over processes where the loss asks for their sum, hence the factor.
@@ -249,7 +254,7 @@ def _gradients(network, parts: list[Batch], objective, fast: Speed, scaler) -> t
     return torch.stack(shares).sum(), torch.cat(outputs)
 
 
-def fewer(images_at_a_time: int, config: Config) -> int:
+def halve_micro_batch(images_at_a_time: int, config: Config) -> int:
     """Half as many images at a time, after a GPU's memory ran out; or an error that names the knob.
 
     Raises:
@@ -301,7 +306,7 @@ def score(row: dict[str, float], config: Config) -> float:
     return -row["val_loss"] if config.monitor == "loss" else row[f"val_{config.monitor}"]
 
 
-def note(progress: Progress, row: dict[str, float], config: Config) -> bool:
+def update_best(progress: TrainingState, row: dict[str, float], config: Config) -> bool:
     """Count an epoch towards early stopping; whether it is the best so far (among equals, the lowest loss)."""
     found = (score(row, config), -row["val_loss"])
     progress.waited += 1
@@ -312,15 +317,15 @@ def note(progress: Progress, row: dict[str, float], config: Config) -> bool:
     return better
 
 
-def stopped(config: Config, progress: Progress) -> bool:
+def should_stop_early(config: Config, progress: TrainingState) -> bool:
     """Whether early stopping has had enough."""
     return bool(config.patience) and progress.waited >= config.patience
 
 
 def features_of(model: torch.nn.Module, photos: Photos) -> torch.Tensor | None:
     """A frozen backbone's features (n, D) of these photos; None without photos."""
-    with speed.uncompiled(model):
-        return transfer.features(model, photos) if len(photos) else None
+    with precision.uncompiled(model):
+        return blocks.backbone_features(model, photos) if len(photos) else None
 
 
 def feature_feed(model: torch.nn.Module, teach: Photos, config: Config, device: torch.device) -> loader.FeatureFeed:
@@ -351,8 +356,8 @@ def keep_cams(run: Run, model: torch.nn.Module, judge: Photos, epoch: int) -> No
     """Heatmaps of this epoch for the fixed photos, towards each photo's true class, in `cams/epoch_NNNN.npz`."""
     photos = cam_photos(judge)
     pixels = dataset.to_float(photos.images, next(model.parameters()).device)
-    with speed.uncompiled(model):
-        maps = gradcam.heatmaps(model, pixels, models.target_layers(model), targets=photos.labels.tolist())
+    with precision.uncompiled(model):
+        maps = gradcam.heatmaps(model, pixels, blocks.target_layers(model), targets=photos.labels.tolist())
     gradcam.save(run.path / "cams" / f"epoch_{epoch:04d}.npz", maps, paths=np.array(photos.paths))
 
 

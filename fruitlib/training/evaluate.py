@@ -6,11 +6,11 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from fruitlib import models, speed
 from fruitlib.data import dataset
 from fruitlib.data.batch import Batch
 from fruitlib.data.dataset import Photos
 from fruitlib.evaluation import metrics
+from fruitlib.training import models, precision
 
 
 class Tally:
@@ -50,7 +50,7 @@ class Tally:
         return _row(prefix, sums[0].item() / self.images, matrix)
 
 
-def judged(logits: torch.Tensor, labels: torch.Tensor, loss_of: Callable) -> dict[str, float]:
+def validation_row(logits: torch.Tensor, labels: torch.Tensor, loss_of: Callable) -> dict[str, float]:
     """val_loss, val_accuracy … of logits (n, C) for labels (n,)."""
     matrix = metrics.confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), logits.shape[1])
     return _row("val", loss_of(logits, labels), matrix)
@@ -67,7 +67,7 @@ def predict(model: torch.nn.Module, photos: Photos, batch_size: int = 64) -> tor
     """Logits float32 (n, C) on the CPU for these photos, the model in eval mode."""
     device = next(model.parameters()).device
     model.eval()
-    with speed.uncompiled(model):  # compiling for other sizes than training's costs more than it saves
+    with precision.uncompiled(model):  # compiling for other sizes than training's costs more than it saves
         parts = [model(pixels).float().cpu() for pixels in dataset.in_parts(photos, batch_size, device)]
     return torch.cat(parts)
 
@@ -80,7 +80,7 @@ def predict_shared(model: torch.nn.Module, photos: Photos, features: torch.Tenso
     """
     if features is not None:
         with torch.inference_mode():
-            return models.head(model).eval()(features.to(next(model.parameters()).device)).float().cpu()
+            return models.head_of(model).eval()(features.to(next(model.parameters()).device)).float().cpu()
     if not dist.is_initialized():
         return predict(model, photos)
     for buffer in model.buffers():  # BatchNorm's statistics differ by process; rank 0's are the ones that are kept

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from fruitlib import losses, models, optim, transfer
 from fruitlib.core import machine
 from fruitlib.core.errors import InputError
 from fruitlib.data import balance, dataset
 from fruitlib.data.batch import Batch
 from fruitlib.data.loader import Feed
 from fruitlib.runs.run import Run
+from fruitlib.training import blocks, losses, models, optim
 
 BELOW, HIGHEST = 1000, 10.0  # from a thousandth of the run's lr to the largest lr the knob allows
 FEWEST = 20  # steps; with fewer there is no curve to read
@@ -47,8 +47,8 @@ def find_lr(run: Run, steps: int) -> pd.DataFrame:
     rows, smoothed, best = [], 0.0, float("inf")
     with _own_randomness(config.seed), contextlib.closing(_batches(Feed(teach, config, device))) as feed:
         model = models.build(config, num_classes).to(device, memory_format=torch.channels_last)
-        transfer.freeze(model, config)
-        transfer.learning(model)
+        blocks.freeze_blocks(model, config)
+        blocks.set_modes(model)
         weights = balance.class_weights(teach.labels, num_classes) if config.balance == "class_weights" else None
         objective, optimizer = losses.build(config, weights), optim.build(config, model)
         ratios = [group["lr"] / config.lr for group in optimizer.param_groups]

@@ -9,18 +9,18 @@ from typing import Any
 
 import torch
 
-from fruitlib import models
 from fruitlib.core import files
 from fruitlib.core.config import TRAIN_KNOBS
 from fruitlib.core.errors import InputError
 from fruitlib.runs.run import Run
+from fruitlib.training.weights import load_checkpoint
 
 NAME = "last.pt"
 NEXT_BEST = ("best.next.pt", "predictions_val.next.csv")  # written in this order, renamed in the other
 
 
 @dataclass
-class Progress:
+class TrainingState:
     """How far a training has come."""
 
     epoch: int = 0  # the last one completed
@@ -32,7 +32,7 @@ class Progress:
     micro_batch: int | None = None  # images at a time; None: a whole share of a batch
 
 
-def save(run: Run, identity: str, progress: Progress, parts: dict[str, Any], speed: dict[str, str]) -> None:
+def save(run: Run, identity: str, progress: TrainingState, parts: dict[str, Any], speed: dict[str, str]) -> None:
     """Write `last.pt`: the progress, the state of each of `parts` (whatever has a `state_dict`), and in what precision
     and memory format they came about. Then the new best, kept aside so far, takes the place of the old one."""
     content = {
@@ -48,14 +48,14 @@ def save(run: Run, identity: str, progress: Progress, parts: dict[str, Any], spe
     settle(run, progress)
 
 
-def settle(run: Run, progress: Progress) -> None:
+def settle(run: Run, progress: TrainingState) -> None:
     """Let the best epoch kept aside become `best.pt` and `predictions_val.csv`, if it is the one `progress` names.
 
     Killed between the two, a training finds here what it was about to do. One that `last.pt` does not know is
     dropped: its epoch comes again, on a GPU perhaps not quite as it was, and the best before it still stands.
     """
     weights, predictions = run.path / NEXT_BEST[0], run.path / NEXT_BEST[1]
-    if not weights.is_file() or models.load_checkpoint(weights)["epoch"] != progress.best_epoch:
+    if not weights.is_file() or load_checkpoint(weights)["epoch"] != progress.best_epoch:
         weights.unlink(missing_ok=True)
         predictions.unlink(missing_ok=True)
         return
@@ -64,7 +64,7 @@ def settle(run: Run, progress: Progress) -> None:
     weights.replace(run.path / "best.pt")
 
 
-def read(run: Run, identity: str) -> tuple[dict | None, str]:
+def load_unfinished(run: Run, identity: str) -> tuple[dict | None, str]:
     """What `last.pt` holds, if it is of this very training; else None. And in words, what was found.
 
     A file that is damaged, or of other knobs, photos or code, is named as such: training then starts anew. A disk that
@@ -75,7 +75,7 @@ def read(run: Run, identity: str) -> tuple[dict | None, str]:
         return None, ""
     where = files.display_path(path)
     try:
-        content = models.load_checkpoint(path)
+        content = load_checkpoint(path)
         found = content["identity"]
     except (InputError, KeyError, TypeError):
         return None, f"{where} is damaged and cannot be gone on from: training starts anew"
@@ -98,10 +98,10 @@ def _difference(content: dict, run: Run) -> str:
     return "by other code, or from other starting weights"
 
 
-def restore(content: dict, parts: dict[str, Any]) -> Progress:
+def restore(content: dict, parts: dict[str, Any]) -> TrainingState:
     """Put the states `last.pt` holds into `parts`; returns how far the training had come."""
     for name, part in parts.items():
         part.load_state_dict(content["parts"][name])
-    progress = Progress(**content["progress"])
+    progress = TrainingState(**content["progress"])
     progress.best = tuple(progress.best)
     return progress

@@ -18,10 +18,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from fruitlib import models
 from fruitlib.core import files, machine
 from fruitlib.core.config import NETWORK_KNOBS, Config
 from fruitlib.core.errors import InputError
+from fruitlib.training import models
 
 GAIN = 1.3  # rounding costs a little accuracy, and numbers then differ between machines: only for a real gain
 NEAR = 1.05  # differences below are noise
@@ -79,7 +79,7 @@ def check(config: Config, device: torch.device) -> None:
     _candidates(config, device)
 
 
-def recall(names: dict[str, str]) -> Speed:
+def speed_from_names(names: dict[str, str]) -> Speed:
     """What a training that was cut off computed with, to go on alike; from `Speed.names`."""
     precision, memory_format = names["precision"], names["memory_format"]
     said = f"precision {precision}, {memory_format}, as before the training was cut off"
@@ -144,7 +144,12 @@ def _once(config: Config, num_classes: int, device: torch.device, candidates: li
         if key not in entries:
             timed, images = step_times(config, num_classes, device, candidates)
             step_ms = {" ".join(pair): round(1000 * seconds, 3) for pair, seconds in timed.items()}
-            entries[key] = {"chosen": " ".join(best(timed)), "step_ms": step_ms, "timed_images": images, "for": facts}
+            entries[key] = {
+                "chosen": " ".join(fastest(timed)),
+                "step_ms": step_ms,
+                "timed_images": images,
+                "for": facts,
+            }
             files.write_json(path, entries)
     return entries[key]
 
@@ -163,7 +168,7 @@ def _read(path: Path) -> dict:
     return entries
 
 
-def best(timed: dict[Pair, float]) -> Pair:
+def fastest(timed: dict[Pair, float]) -> Pair:
     """The pair to train with, of times by (precision, memory format).
 
     fp32, unless bf16 or fp16 is `GAIN` times as fast; fp16 only where it beats bf16 clearly, as it needs loss scaling;

@@ -16,7 +16,7 @@ from fruitlib.core.errors import InputError
 from fruitlib.data.batch import Batch
 
 Objective = Callable[[torch.Tensor, Batch], torch.Tensor]
-Judge = Callable[[torch.Tensor, torch.Tensor], float]
+ValidationLoss = Callable[[torch.Tensor, torch.Tensor], float]
 SMALLEST = 1e-12  # below it, 1 - p is 0 as far as focal loss is concerned
 
 
@@ -44,7 +44,7 @@ def build(config: Config, class_weights: torch.Tensor | None = None) -> Objectiv
     return objective
 
 
-def judge(config: Config) -> Judge:
+def build_validation_loss(config: Config) -> ValidationLoss:
     """The same loss for validation: a number from logits (n, C) and labels (n,), without class weights or smoothing."""
     per_image = _per_image(config)
 

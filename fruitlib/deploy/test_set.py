@@ -1,0 +1,60 @@
+"""The test photos: opened, checked, predicted once by every file of the model, and written down."""
+
+import pandas as pd
+
+from fruitlib.core.errors import InputError
+from fruitlib.core.files import display_path
+from fruitlib.data import dataset, photo_checks, sources
+from fruitlib.deploy.export import run_onnx, run_torch
+from fruitlib.evaluation import metrics
+from fruitlib.runs.run import Run
+from fruitlib.training import models
+
+
+def predict_test_photos(run: Run) -> pd.DataFrame:
+    """Open the test photos and write `predictions_test.csv`: torch, fp32 and INT8, each on every photo.
+
+    Sealed photos are opened now: those that cannot be used are left out and counted, and so are copies of photos that
+    taught or validated. Where the same model has been tested already, its predictions are read instead.
+
+    Raises:
+        InputError: the ONNX files are missing, or not those of this model; no test photo can be used.
+    """
+    if run.is_complete("test"):
+        said = run.record("test").get("said", [])
+        print("tested already; predictions read from predictions_test.csv, the photos stay closed", *said, sep="\n")
+        return run.predictions("test")
+    if not run.is_complete("export"):
+        raise InputError(f"{display_path(run.path)}: no ONNX files of this model; execute 05_quantize first")
+    identity = run.identity("test")
+    rows, said = open_test_photos(run)
+    print(*said, sep="\n", end="\n" if said else "")
+    run.record_test_opening(len(rows))
+    model, _ = models.restore(run.path / "best.pt")
+    photos = dataset.to_array(dataset.of(run, "test", rows=rows).images)
+    logits = {"torch": run_torch(model, photos)}
+    logits |= {name: run_onnx(run.path / f"model.{name}.onnx", photos) for name in ("fp32", "int8")}
+    table = run.write_predictions("test", {name: metrics.softmax(values) for name, values in logits.items()}, rows)
+    run.complete("test", identity, said=said)
+    return table
+
+
+def open_test_photos(run: Run) -> tuple[pd.DataFrame, list[str]]:
+    """The test photos that can be used, sealed ones opened and checked; and what was found, in words.
+
+    Raises:
+        InputError: none of them can be used.
+    """
+    rows = run.rows("test")
+    checked = photo_checks.check(sources.root(run.config.data), rows.assign(split=""), run.config.min_side)
+    bad = checked[checked["status"] == "quarantined"]
+    said = []
+    if len(bad):
+        said.append(f"{len(bad)} test photos are left out; the first is {bad['path'].iloc[0]}: {bad['reason'].iloc[0]}")
+    if len(bad) == len(rows):
+        raise InputError(f"no test photo can be used: {bad['path'].iloc[0]}: {bad['reason'].iloc[0]}")
+    seen = run.manifest.loc[run.manifest["split"].isin(["train", "val"]), "sha256"]
+    rows = rows[(checked["status"] == "ok").to_numpy()].reset_index(drop=True)
+    if copies := checked.loc[checked["status"] == "ok", "sha256"].isin(set(seen) - {""}).sum():
+        said.append(f"{copies} test photos are copies of photos that taught or validated: the result flatters")
+    return rows, said

@@ -1,0 +1,18 @@
+"""Photos -> a trained network: `best.pt`, `history.csv`, `predictions_val.csv` in the run folder.
+
+Read `train` first: the recipe from first line to last.
+
+    weights       weights from files, taken only where they fit
+    zoo           torchvision's networks by name, their published weights, their heads
+    models        the 3-convolution base, End2End, ensembles; building, saving, restoring
+    blocks        a network's blocks and layers; which of them learn in which epoch
+    losses        cross-entropy, focal, their mix, soft F1; smoothing, class weights
+    optim         optimizers with groups by block, schedules, averaged weights
+    precision     precision and memory format, timed once per sweep; compilation
+    evaluate      an epoch in numbers: batches tallied, validation photos predicted, each once
+    checkpoint    last.pt: all that a training that was cut off needs to resume
+    tracking      history.csv, the machine's load, TensorBoard, W&B
+    distributed   several processes: started, followed, restarted, nothing left behind
+    lr_finder     which learning rate? a range test
+    train         the recipe
+"""

@@ -1,0 +1,250 @@
+"""The networks: a three-convolution base, `End2End` around it, torchvision's by name; their weights and checkpoints.
+
+Every model takes float images (N, 3, S, S) in [0, 1] and gives logits (N, num_classes); normalisation is inside,
+so that an exported file needs no instructions. A model is a backbone, whose `blocks` run one after the other, and a
+`head`, which turns the backbone's features (N, D) into logits.
+"""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchvision
+from torch import nn
+
+from fruitlib.core import files
+from fruitlib.core.config import BASE_CLASSES, NETWORK_KNOBS, OURS, PREPROCESS_KNOBS, Config, make
+from fruitlib.core.errors import InputError
+from fruitlib.training.weights import load_checkpoint, take_weights
+from fruitlib.training.zoo import MEAN, STD, build_torchvision, head_name, load_published
+
+
+class Base(nn.Module):
+    """Three convolutions, a 4 by 4 average pooling, five classes.
+
+    No BatchNorm, so that one process and many compute the same; sixteen cells rather than one average, since where a
+    stem or a calyx sits tells fruits apart.
+    """
+
+    def __init__(self, num_classes: int = BASE_CLASSES):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 32, 5, stride=2, padding=2)
+        self.conv2 = nn.Conv2d(32, 64, 3, padding=1)
+        self.conv3 = nn.Conv2d(64, 128, 3, padding=1)
+        self.pool = nn.MaxPool2d(2)
+        self.grid = nn.AdaptiveAvgPool2d(4)
+        self.fc = nn.Linear(128 * 16, num_classes)
+        for conv in (self.conv1, self.conv2, self.conv3):
+            nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
+            nn.init.zeros_(conv.bias)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, S, S) normalised -> logits (N, num_classes)."""
+        x = self.pool(torch.relu(self.conv1(images)))
+        x = self.pool(torch.relu(self.conv2(x)))
+        x = torch.relu(self.conv3(x))
+        return self.fc(self.grid(x).flatten(1))
+
+
+class End2End(nn.Module):
+    """`head(act(base(x)))`: a base model's logits, an activation, and a linear head for the classes at hand."""
+
+    def __init__(self, base: nn.Module, num_classes: int, base_classes: int = BASE_CLASSES):
+        super().__init__()
+        self.base = base
+        self.act = nn.LeakyReLU(0.1)  # a plain ReLU can shut off all of so few units for good
+        self.head = nn.Linear(base_classes, num_classes)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, S, S) -> logits (N, num_classes)."""
+        return self.head(self.act(self.base(images)))
+
+
+class Normalized(nn.Module):
+    """A network preceded by `(x - mean) / std` per channel, kept in its state.
+
+    `weights_origin` says where its weights come from.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        mean: tuple[float, ...] = MEAN,
+        std: tuple[float, ...] = STD,
+        weights_origin: str = "fresh weights",
+    ):
+        super().__init__()
+        self.net, self.weights_origin = net, weights_origin
+        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, S, S) in [0, 1] -> logits (N, num_classes)."""
+        return self.net((images - self.mean) / self.std)
+
+
+class Ensemble(nn.Module):
+    """Several models that answer together: the mean of their softmax (Lakshminarayanan et al. 2017, section 2.4)."""
+
+    def __init__(self, members: list[Normalized]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, S, S) in [0, 1] -> log of the mean probabilities (N, num_classes), whose softmax is that mean."""
+        answers = torch.stack([member(images).log_softmax(1) for member in self.members])
+        return answers.logsumexp(0) - math.log(len(self.members))
+
+
+# ---- building ----
+
+
+def build(config: Config, num_classes: int) -> Normalized:
+    """The network that `config.model` names, freshly initialised or from the weights that the knobs name.
+
+    `weights`: none; DEFAULT, torchvision's own, from its cache or downloaded into it; or a path, to a checkpoint of
+    the same model (its head is taken where it has the same shape) or to a state_dict of torchvision's. Fresh weights
+    are drawn from torch's global generator. What was loaded stands in `.weights_origin`.
+
+    Raises:
+        InputError: weights that cannot be loaded or belong to another model, a base model for other than five classes.
+    """
+    path, content = _start(config)
+    ours = "network" in content
+    if config.model in OURS:
+        model = _ours(config, num_classes)
+        if content and not ours:
+            raise InputError(f"weights {path}: no checkpoint of {config.model} written by fruitlib")
+    else:
+        model = Normalized(*build_torchvision(config, num_classes, path, {} if ours else content))
+    if ours:
+        model.weights_origin = _continue(model, content, path)
+    return model
+
+
+def _ours(config: Config, num_classes: int) -> Normalized:
+    if config.model == "base":
+        if num_classes != BASE_CLASSES:
+            raise InputError(f"model base has {BASE_CLASSES} classes, the photos have {num_classes}: use model end2end")
+        return Normalized(Base())
+    base, origin = Base(), "fresh weights"
+    if config.base_weights:
+        path = files.resolve(config.base_weights)
+        if not path.is_file():
+            raise InputError(f"base_weights {path}: no such file; `fruitlib sweep params/base_model.yaml` trains one")
+        content = _own_checkpoint(load_checkpoint(path), "base", f"base_weights {path}")
+        state = content["state_dict"]
+        state = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
+        take_weights(base, state, f"base_weights {path}")
+        origin = f"base from {files.display_path(path)}, fresh head"
+    return Normalized(End2End(base, num_classes), weights_origin=origin)
+
+
+# ---- weights from files ----
+
+
+def check_start(config: Config) -> None:
+    """Refuse weights that could not be started from, before anything is trained; DEFAULT ones are downloaded now.
+
+    Raises:
+        InputError: as `build` does.
+    """
+    _start(config)
+    if config.base_weights:
+        _ours(config, num_classes=2)
+    if config.weights == "DEFAULT":
+        load_published(config.model, torchvision.models.get_model_weights(config.model).DEFAULT)
+
+
+def _start(config: Config) -> tuple[Path, dict]:
+    """The file that `weights` names and what it holds: a checkpoint of ours of this model, a state_dict, or nothing."""
+    if config.weights in ("none", "DEFAULT"):
+        return Path(), {}
+    path = files.resolve(config.weights)
+    if not path.is_file():
+        raise InputError(f"weights {path}: no such file; wanted: none, DEFAULT or a checkpoint's path")
+    content = load_checkpoint(path)
+    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        return path, content
+    return path, _own_checkpoint(content, config.model, f"weights {path}")
+
+
+def _own_checkpoint(content: dict, model: str, where: str) -> dict:
+    """`content` where it is a checkpoint of a single `model`; anything else is named."""
+    if "network" not in content:
+        raise InputError(f"{where}: neither a best.pt of this fruitlib nor a state_dict; name one of them")
+    if (held := content["network"]["model"]) != model:
+        raise InputError(f"{where}: holds model {held}, not {model}: set model: {held}, or name another file")
+    if "members" in content:
+        raise InputError(f"{where}: an ensemble of {len(content['members'])}; name the best.pt of one of its runs")
+    return content
+
+
+def _continue(model: Normalized, content: dict, path: Path) -> str:
+    """Take a checkpoint's weights, its head only where every shape is the same; says which of the two it was."""
+    own, state, head_prefix = model.state_dict(), content["state_dict"], f"net.{head_name(model.net)}."
+    heads = {name for name in {*own, *state} if name.startswith(head_prefix)}
+    same = all(name in own and name in state and own[name].shape == state[name].shape for name in heads)
+    kept = {name: tensor for name, tensor in state.items() if same or name not in heads}
+    take_weights(model, kept, f"weights {path}", head_prefix)
+    part, rest = ("all weights", "") if same else ("backbone", ", fresh head: the file's has another shape")
+    return f"{part} from {files.display_path(path)} (classes {', '.join(content['class_names'])}){rest}"
+
+
+def checkpoint(model: Normalized | Ensemble, config: Config, class_names: list[str], **facts: Any) -> dict:
+    """What a file needs to hold for `restore` to give the model back: network and photo knobs, classes, weights."""
+    content = {
+        "network": config.model_dump(include=set(NETWORK_KNOBS)),
+        "image_size": config.image_size,
+        "preprocess": config.model_dump(include=set(PREPROCESS_KNOBS)),
+        "class_names": list(class_names),
+        **facts,
+    }
+    if isinstance(model, Ensemble):
+        return content | {"members": [_on_cpu(member) for member in model.members]}
+    return content | {"state_dict": _on_cpu(model)}
+
+
+def _on_cpu(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in model.state_dict().items()}
+
+
+def restore(path: Path) -> tuple[Normalized | Ensemble, dict]:
+    """The trained model (or ensemble) that a checkpoint holds, in eval mode, and the checkpoint itself.
+
+    Raises:
+        InputError: a file that is no checkpoint, or one of another version of fruitlib.
+    """
+    content = load_checkpoint(path)
+    if "network" not in content:
+        raise InputError(f"{path}: says nothing of its network (another version of fruitlib wrote it): train it again")
+    states = content["members"] if "members" in content else [content["state_dict"]]
+    members = []
+    with torch.random.fork_rng(devices=[]):  # the fresh weights, soon replaced, are not to cost anybody's random state
+        for state in states:
+            members.append(build(make(content["network"], str(path)), len(content["class_names"])))
+            take_weights(members[-1], state, str(path))
+    for member in members:
+        member.weights_origin = f"all weights from {files.display_path(path)}"
+    model = Ensemble(members) if "members" in content else members[0]
+    return model.eval(), content
+
+
+# ---- parts of a network ----
+
+
+def head_of(model: Normalized) -> nn.Module:
+    """The last part, which turns features (N, D) into logits; what stands before it is the backbone."""
+    return getattr(model.net, head_name(model.net))
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Twelve hex digits of all weights and buffers; tells fresh weights from those of another run."""
+    tensors = [tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in model.state_dict().values()]
+    return files.fingerprint(*model.state_dict(), *tensors)
+
+
+def num_parameters(model: nn.Module) -> int:
+    """How many numbers training may change."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
