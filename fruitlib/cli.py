@@ -108,9 +108,9 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from fruitlib import report
+    from fruitlib.reporting import site
 
-    print(files.display_path(report.build(Path(options.sweep).resolve())))
+    print(files.display_path(site.build_site(Path(options.sweep).resolve())))
     return 0
 
 

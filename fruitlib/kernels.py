@@ -44,8 +44,8 @@ ipykernel.ipkernel ipykernel.zmqshell ipykernel.debugger IPython.core.completerl
 IPython.extensions.storemagic tornado.platform.asyncio nbclient papermill
 sklearn.metrics statsmodels.stats.contingency_tables
 fruitlib.training.lr_finder fruitlib.evaluation.leakage fruitlib.evaluation.compare
-fruitlib.plots_metrics fruitlib.plots_compare fruitlib.plots_insight
-fruitlib.work fruitlib.report"""
+fruitlib.reporting.metrics_figures fruitlib.reporting.compare_figures fruitlib.reporting.effects_figures
+fruitlib.work fruitlib.reporting.site"""
 INLINE = "module://matplotlib_inline.backend_inline"
 FRESH = ("tqdm.auto", "tqdm.autonotebook")  # they look for a notebook when they are imported
 

@@ -334,9 +334,9 @@ class Driver:
 
     def _write_pages(self) -> None:
         with self._bringing("pages"):
-            from fruitlib import report  # three seconds of imports, which bad input need not wait for
+            from fruitlib.reporting import site  # three seconds of imports, which bad input need not wait for
 
-            report.build(self.sweep_dir, changed_only=True)
+            site.build_site(self.sweep_dir, changed_only=True)
 
     def _write_summary(self, chosen: str | None = None, shipped: str | None = None) -> dict:
         with self._bringing("summary"):

@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from fruitlib import plots_metrics
 from fruitlib.evaluation import baselines, calibration, intervals, metrics
+from fruitlib.reporting import metrics_figures
 
 
 def drawn(n: int, sharper: float = 1.0, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -122,17 +122,17 @@ def test_mean_colour_tells_colours_apart_and_nothing_else():
 
 def test_figures_say_what_they_show():
     probs, labels = drawn(60, 2)
-    figure = plots_metrics.reliability(probs, labels, calibration.cross_fitted_probs(probs, labels))
+    figure = metrics_figures.reliability(probs, labels, calibration.cross_fitted_probs(probs, labels))
     assert "confidence" in figure.axes[1].get_xlabel() and len(figure.axes[0].get_legend().get_texts()) == 3
-    ax = plots_metrics.scores(
+    ax = metrics_figures.scores(
         {"accuracy, network": (0.9, 0.8, 0.95), "macro-F1, majority baseline": (0.2, np.nan, np.nan)}, "t", "x"
     )
     drawn_lines = [line for line in ax.lines if len(line.get_xdata()) == 2]
     assert list(drawn_lines[0].get_xdata()) == [0.8, 0.95]
-    plots_metrics.threshold_curves(calibration.threshold_curves(probs, labels, ["a", "b", "c"]))
+    metrics_figures.threshold_curves(calibration.threshold_curves(probs, labels, ["a", "b", "c"]))
     import pandas as pd
 
     table = pd.DataFrame({"label": ["a", "b"], "predicted": ["a", "a"]}).loc[[0, 0, 1, 1]]
-    ax = plots_metrics.by_group(intervals.accuracy_by_group(table, ["g", "g", "h", "h"]))
+    ax = metrics_figures.by_group(intervals.accuracy_by_group(table, ["g", "g", "h", "h"]))
     assert [text.get_text() for text in ax.get_yticklabels()] == ["h", "g"]
     plt.close("all")

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn.metrics import f1_score
 
-from fruitlib import cli, plots_compare
+from fruitlib import cli
 from fruitlib.core.errors import InputError
 from fruitlib.evaluation import compare
+from fruitlib.reporting import compare_figures
 
 NAMES = ["apple", "cherry", "tomato"]
 
@@ -317,15 +318,15 @@ def test_each_side_shows_its_own_photos_and_looks_at_those_it_judged(tmp_path, m
     pixels = dataset.Photos(None, np.arange(4), torch.zeros(4), [])
     monkeypatch.setattr(dataset.Photos, "images", torch.full((4, 3, 8, 8), 51, dtype=torch.uint8))
     monkeypatch.setattr(dataset, "of", lambda run, split, rows: asked.append(rows["path"].tolist()) or pixels)
-    monkeypatch.setattr(compare, "_overlays", lambda run, seen: [run.path.parent.name] * len(seen))
+    monkeypatch.setattr(compare_figures, "_overlays", lambda run, seen: [run.path.parent.name] * len(seen))
     pair = compare.match_photos(*sides)
     shown = compare.disagreements(pair)
-    photos, overlays = compare.heats(pair, shown)
+    photos, overlays = compare_figures.disagreement_heatmaps(pair, shown)
     assert photos.shape == (4, 8, 8, 3) and photos.max() == pytest.approx(0.2)
     assert asked == [shown["path"].tolist(), [f"theirs/{path}" for path in shown["path"]]]
     assert overlays == ({"a": ["a"] * 4, "b": ["b"] * 4} if part == "val" else {})
     monkeypatch.setattr(dataset, "of", lambda *a, **k: (_ for _ in ()).throw(InputError("the folder is gone")))
-    assert compare.heats(pair, shown) is None  # the table will do
+    assert compare_figures.disagreement_heatmaps(pair, shown) is None  # the table will do
 
 
 def test_test_photos_stay_closed(tmp_path, monkeypatch, ours):
@@ -340,20 +341,20 @@ def test_test_photos_stay_closed(tmp_path, monkeypatch, ours):
             compare.Predictions(name, ours.assign(predicted=said), run, part) for name, said in (("a", "x"), ("b", "y"))
         ]
         pair = compare.match_photos(*sides)
-        assert compare.heats(pair, compare.disagreements(pair)) is None
+        assert compare_figures.disagreement_heatmaps(pair, compare.disagreements(pair)) is None
 
 
 def test_figures(tmp_path, ours):
     pair = pair_of(tmp_path, ours, ours.assign(predicted=ours["label"], p_apple=0.9, p_cherry=0.05, p_tomato=0.05))
-    ax = plots_compare.two_by_two(compare.two_by_two(pair))
+    ax = compare_figures.two_by_two(compare.two_by_two(pair))
     assert [text.get_text() for text in ax.texts] == ["26", "0", "4", "0"]
     rows = {"accuracy": (0.1, 0.02, 0.2), "macro-F1": (0.0, np.nan, np.nan)}
-    ax = plots_compare.differences(rows, 30)
+    ax = compare_figures.differences(rows, 30)
     assert "n = 30" in ax.get_xlabel() and [text.get_text() for text in ax.texts] == ["+10.0", "+0.0 (no interval)"]
-    colours = [plots_compare.differences(rows, 30, told=told).lines[1].get_color() for told in (True, False)]
-    assert colours == [plots_compare.SIDES["b"], "#666666"]  # the interval alone tells nothing
+    colours = [compare_figures.differences(rows, 30, told=told).lines[1].get_color() for told in (True, False)]
+    assert colours == [compare_figures.SIDES["b"], "#666666"]  # the interval alone tells nothing
     shown = compare.disagreements(pair)
-    figure = plots_compare.disagreements(shown, NAMES, np.zeros((4, 8, 8, 3)), {"a": [np.zeros((8, 8, 3))] * 4})
+    figure = compare_figures.disagreements(shown, NAMES, np.zeros((4, 8, 8, 3)), {"a": [np.zeros((8, 8, 3))] * 4})
     assert len(figure.axes) == 12 and [text.get_text() for text in figure.axes[2].texts] == [
         "A: cherry",
         "B: apple (right)",
@@ -368,7 +369,7 @@ def test_figures(tmp_path, ours):
         "p_a_class 3": 0.6,
         "p_a_class 9": 0.3,
     }
-    ax = plots_compare.disagreements(pd.DataFrame([record]), many).axes[0]
+    ax = compare_figures.disagreements(pd.DataFrame([record]), many).axes[0]
     shown = [text.get_text() for text in ax.get_yticklabels()]
-    assert len(shown) == plots_compare.SHOWN and {"class 3", "class 4", "class 9", "class 29"} <= set(shown)
+    assert len(shown) == compare_figures.SHOWN and {"class 3", "class 4", "class 9", "class 29"} <= set(shown)
     plt.close("all")

@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 import torch
 
-from fruitlib import plots
 from fruitlib.core.errors import InputError
+from fruitlib.reporting import style, training_figures
 from fruitlib.training import lr_finder
 
 
@@ -83,8 +83,8 @@ def test_too_few_steps_are_refused(make_run):
 
 
 def test_the_figure_marks_both_rates():
-    plots.use_style()
-    figure = plots.lr_finder(curve([1.1] * 8 + [1.0, 0.7, 0.5, 0.9, 40.0]), 1e-4, 0.003)
+    style.use_style()
+    figure = training_figures.lr_finder_curve(curve([1.1] * 8 + [1.0, 0.7, 0.5, 0.9, 40.0]), 1e-4, 0.003)
     ax = figure.axes[0]
     assert ax.get_xscale() == "log"
     assert [line.get_xdata()[0] for line in ax.lines[1:]] == [1e-4, 0.003]
@@ -93,7 +93,7 @@ def test_the_figure_marks_both_rates():
     assert ax.get_ylim()[1] < 40  # the fall is still to be seen
     figure.canvas.draw()
     assert not [tick.get_text() for tick in ax.get_xticklabels() if "$" in tick.get_text()]
-    plots.lr_finder(curve([]), float("nan"), 0.003).canvas.draw()
-    none = plots.lr_finder(curve([1.1, 1.2]), float("nan"), 0.003).axes[0]
+    training_figures.lr_finder_curve(curve([]), float("nan"), 0.003).canvas.draw()
+    none = training_figures.lr_finder_curve(curve([1.1, 1.2]), float("nan"), 0.003).axes[0]
     assert len(none.lines) == 2 and none.get_title() == "No learning rate lowers the loss"
     plt.close("all")

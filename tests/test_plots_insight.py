@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib import plots, plots_insight
 from fruitlib.evaluation import learning_curve, study
 from fruitlib.evaluation.effects import cost_measures, main_effects, pareto_front
+from fruitlib.reporting import effects_figures, style
 
 
 @pytest.fixture(autouse=True)
 def close():
-    plots.use_style()
+    style.use_style()
     yield
     plt.close("all")
 
@@ -48,7 +48,7 @@ def test_only_costs_that_vary_get_a_panel():
     table["parameters"] = np.arange(len(table)) + 1000 * (table["optimizer"] == "sgd")
     assert cost_measures(table) == (["parameters"], "")
     assert cost_measures(table[["run", "accuracy"]])[0] == []
-    figure = plots_insight.trade_off(table, ["parameters", "latency_ms_int8"])
+    figure = effects_figures.trade_off(table, ["parameters", "latency_ms_int8"])
     front = table[pareto_front(table["parameters"], table["accuracy"])].drop_duplicates("accuracy")
     assert all(run.split(",")[0] in figure.texts[-1].get_text() for run in front["run"])
 
@@ -57,16 +57,16 @@ def test_only_costs_that_vary_get_a_panel():
 def test_effects_are_drawn_whatever_their_number(values):
     table, differs = results(values), ["lr", "optimizer", "seed"]
     effects = main_effects(table, differs, ["accuracy"])
-    figure = plots_insight.forest(effects)
+    figure = effects_figures.forest(effects)
     assert len(figure.axes[0].get_yticks()) == len(effects)
-    assert len(plots_insight.means(table, differs, "accuracy").axes) == 2
-    plots_insight.parallel(table, ["lr", "optimizer"], "accuracy")
+    assert len(effects_figures.means(table, differs, "accuracy").axes) == 2
+    effects_figures.parallel(table, ["lr", "optimizer"], "accuracy")
 
 
 def test_an_effect_without_interval_is_a_dot_in_the_picture():
     effects = main_effects(results(seeds=1)[:2], ["optimizer"], ["accuracy"])
     assert np.isnan(effects["low"]).all()
-    figure = plots_insight.forest(effects)
+    figure = effects_figures.forest(effects)
     left, right = figure.axes[0].get_xlim()
     assert left < 100 * effects["gain"][0] < right
     figure.canvas.draw()
@@ -74,7 +74,7 @@ def test_an_effect_without_interval_is_a_dot_in_the_picture():
 
 def test_one_run_has_a_picture_of_its_cost():
     table = results()[:1]
-    figure = plots_insight.trade_off(table, cost_measures(table)[0])
+    figure = effects_figures.trade_off(table, cost_measures(table)[0])
     figure.canvas.draw()
     assert table["run"][0] in figure.texts[-1].get_text().replace("\n", "")
 
@@ -139,11 +139,11 @@ def test_a_learning_curve_is_drawn_with_and_without_a_fit():
         learning_curve.fit_learning_curve(photos, 1 - photos**-0.5),
         learning_curve.fit_learning_curve([20, 40], [0.7, 0.8], of="kiwi"),
     ]
-    figure = plots_insight.learning_curves(curves, "macro_f1")
+    figure = effects_figures.learning_curves(curves, "macro_f1")
     assert "50 more photos" in figure.axes[0].get_title()
     assert figure.axes[1].get_xlabel() == "training photos of kiwi"
 
 
 def test_importances_are_bars():
-    ax = plots_insight.importances(pd.DataFrame({"knob": ["lr", "dropout"], "importance": [0.8, 0.2]}))
+    ax = effects_figures.importances(pd.DataFrame({"knob": ["lr", "dropout"], "importance": [0.8, 0.2]}))
     assert [bar.get_width() for bar in ax.patches] == [0.8, 0.2]

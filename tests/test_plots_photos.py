@@ -6,14 +6,15 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 
-from fruitlib import plots, plots_photos
+from fruitlib.reporting import photo_sheets
+from fruitlib.reporting.style import save_figure, use_style
 
 NAMES = ["apple", "sour $_1$ cherry", "tomato"]
 
 
 @pytest.fixture(autouse=True)
 def style():
-    plots.use_style()
+    use_style()
     yield
     plt.close("all")
 
@@ -44,32 +45,32 @@ def apart(figure) -> bool:
 
 def test_a_contact_sheet_has_each_title_above_its_photo():
     photos = np.arange(5, dtype=np.uint8)[:, None, None, None] * np.ones((8, 8, 3), np.uint8)
-    figure = plots_photos.contact_sheet(photos, ["a", "b\nsecond line", "c", "d", "e"], columns=3, title="Five")
+    figure = photo_sheets.contact_sheet(photos, ["a", "b\nsecond line", "c", "d", "e"], columns=3, title="Five")
     assert [int(image.get_array().max()) for image in figure.axes[0].images] == [0, 1, 2, 3, 4]
     for (x, y), (left, right, upper, _) in zip(words(figure).values(), boxes(figure), strict=True):
         assert x == pytest.approx((left + right) / 2) and 0 < upper - y < 0.1
     rows = [round(upper, 3) for _, _, upper, _ in boxes(figure)]
     assert rows[0] == rows[1] == rows[2] < rows[3] == rows[4] and apart(figure)
     assert figure.get_suptitle() == "Five"
-    assert len(boxes(plots_photos.contact_sheet(photos[:0], []))) == 0
+    assert len(boxes(photo_sheets.contact_sheet(photos[:0], []))) == 0
 
 
 def test_long_titles_and_captions_are_wrapped_and_cut():
     photos, name = np.zeros((4, 8, 8, 3), np.uint8), "Apple Red Delicious 1 (45 %) called\nCherry Wax Black 2"
-    assert apart(plots_photos.contact_sheet(photos, [name] * 4, columns=2))
+    assert apart(photo_sheets.contact_sheet(photos, [name] * 4, columns=2))
     layers = ["features.denseblock3.denselayer24.norm2"] * 4
-    assert apart(plots_photos.picture_table([list(photos)] * 2, ["a", "b"], layers, "CAM"))
+    assert apart(photo_sheets.picture_table([list(photos)] * 2, ["a", "b"], layers, "CAM"))
     endless = "fruit/" + "_".join(["a_long_name"] * 30) + ".jpg\nwhat is wrong"
     for figure in (
-        plots_photos.quarantine_sheet([photos[0]] * 8, [endless] * 8),
-        plots_photos.pair_sheet([photos[:2]] * 4, [endless] * 4),
+        photo_sheets.quarantine_sheet([photos[0]] * 8, [endless] * 8),
+        photo_sheets.pair_sheet([photos[:2]] * 4, [endless] * 4),
     ):
         assert apart(figure) and {text.get_text().count("\n") for text in figure.axes[0].texts} == {5}
 
 
 def test_a_table_of_pictures_names_rows_and_columns():
     photo = np.random.default_rng(0).random((16, 16, 3))
-    figure = plots_photos.picture_table([[photo, photo]] * 3, NAMES, ["photo", "conv1"], "CAM")
+    figure = photo_sheets.picture_table([[photo, photo]] * 3, NAMES, ["photo", "conv1"], "CAM")
     found, pictures = words(figure), boxes(figure)
     for name, (left, right, upper, _) in zip(["photo", "conv1"], pictures[:2], strict=True):
         assert found[name][0] == pytest.approx((left + right) / 2) and found[name][1] < upper
@@ -81,7 +82,7 @@ def test_a_table_of_pictures_names_rows_and_columns():
 def test_feature_maps_have_a_row_a_layer_beside_the_photo():
     photo = np.random.default_rng(0).random((16, 16, 3))
     maps = {"conv1": np.ones((4, 8, 8)), "conv2": np.ones((3, 4, 4))}
-    figure = plots_photos.feature_maps(maps, photo, "maps")
+    figure = photo_sheets.feature_maps(maps, photo, "maps")
     (_, right, *_), *rest = boxes(figure)
     assert len(rest) == 4 + 3 and right < min(box[0] for box in rest) and apart(figure)
     for name, row in zip(["conv1\n8 × 8", "conv2\n4 × 4"], (rest[:4], rest[4:]), strict=True):
@@ -90,7 +91,7 @@ def test_feature_maps_have_a_row_a_layer_beside_the_photo():
 
 def test_the_quarantine_sheet_shows_what_can_be_shown_and_names_the_rest():
     titles = [f"apple/a_rather_long_file_name_{i}.jpg\nthe file is empty (0 bytes)" for i in range(20)]
-    figure = plots_photos.quarantine_sheet([None, np.zeros((9, 30, 3), np.uint8)] * 10, titles)
+    figure = photo_sheets.quarantine_sheet([None, np.zeros((9, 30, 3), np.uint8)] * 10, titles)
     ax = figure.axes[0]
     assert figure.get_suptitle() == "20 quarantined photos, the first 18" and len(ax.images) == 18
     assert len(ax.lines) == 2 * 9  # a cross where there is no picture
@@ -99,12 +100,12 @@ def test_the_quarantine_sheet_shows_what_can_be_shown_and_names_the_rest():
     assert max(map(len, caption.splitlines())) <= 24 and apart(figure)
     left, right, upper, lower = boxes(figure)[1]
     assert (right - left) / (lower - upper) == pytest.approx(30 / 9)
-    assert plots_photos.quarantine_sheet(None, titles[:1]).get_suptitle() == "1 quarantined photo"
+    assert photo_sheets.quarantine_sheet(None, titles[:1]).get_suptitle() == "1 quarantined photo"
 
 
 def test_the_pair_sheet_sets_two_of_any_size_side_by_side():
     pair = (np.zeros((9, 30, 3), np.uint8), np.zeros((20, 20, 3), np.uint8))
-    figure = plots_photos.pair_sheet([pair] * 14, [f"pair {i}" for i in range(14)], title="near duplicates")
+    figure = photo_sheets.pair_sheet([pair] * 14, [f"pair {i}" for i in range(14)], title="near duplicates")
     assert len(boxes(figure)) == 2 * 12 and list(words(figure)) == [f"pair {i}" for i in range(12)]
     left, right = boxes(figure)[:2]
     assert left[1] < right[0] and left[2] == right[2] and apart(figure)
@@ -112,7 +113,7 @@ def test_the_pair_sheet_sets_two_of_any_size_side_by_side():
 
 def test_the_policy_sheet_has_a_row_a_policy_and_the_originals_on_top():
     originals, changed = np.zeros((3, 8, 8, 3), np.uint8), np.full((3, 8, 8, 3), 255, np.uint8)
-    figure = plots_photos.policy_sheet(originals, {"crop": originals, "full": changed})
+    figure = photo_sheets.policy_sheet(originals, {"crop": originals, "full": changed})
     named = [name for name in words(figure) if name]
     assert named == ["original", "crop", "full"]
     assert [int(image.get_array().max()) for image in figure.axes[0].images] == [0] * 6 + [255] * 3
@@ -123,6 +124,6 @@ def test_what_stands_beyond_the_sheet_is_saved_too(tmp_path):
     sizes = []
     for name in ("a", "a very long name of a row of pictures"):
         path = tmp_path / "sheet.png"
-        plots.save(plots_photos.picture_table([[photo]], [name], ["photo"], ""), path)
+        save_figure(photo_sheets.picture_table([[photo]], [name], ["photo"], ""), path)
         sizes.append(plt.imread(path).shape)
     assert sizes[1][0] == pytest.approx(sizes[0][0], abs=3) and sizes[1][1] > sizes[0][1] + 100

@@ -12,9 +12,10 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fruitlib import plots, widgets
 from fruitlib.evaluation import leakage
 from fruitlib.explain import gradcam
+from fruitlib.reporting import export_figures, metrics_figures, split_figures, training_figures, widgets
+from fruitlib.reporting.style import InteractiveShell, save_figure, use_style
 
 NAMES = ["apple", "sour $_1$ cherry", "tomato"]
 MATRIX = np.array([[9, 1, 0], [2, 8, 0], [0, 0, 0]])  # a class without photos must not break a figure
@@ -22,7 +23,7 @@ MATRIX = np.array([[9, 1, 0], [2, 8, 0], [0, 0, 0]])  # a class without photos m
 
 @pytest.fixture(autouse=True)
 def style():
-    plots.use_style()
+    use_style()
     yield
     plt.close("all")
 
@@ -33,30 +34,30 @@ def texts(ax) -> list[str]:
 
 def test_split_counts_shows_each_number_once():
     table = pd.DataFrame({"train": [107, 30], "val": [10, 10], "test": [10, 0]}, index=["apple", "tomato"])
-    ax = plots.split_counts(table)
+    ax = split_figures.split_counts(table)
     assert sorted(filter(None, texts(ax)), key=int) == ["10", "10", "10", "30", "107"]
 
 
 def test_confusion_shows_counts_and_shares():
-    assert texts(plots.confusion(MATRIX, NAMES))[:3] == ["9\n90%", "1\n10%", "0\n0%"]
+    assert texts(metrics_figures.confusion(MATRIX, NAMES))[:3] == ["9\n90%", "1\n10%", "0\n0%"]
 
 
 def test_class_counts_and_rates_name_their_fractions():
-    heights = [bar.get_height() for bars in plots.class_counts(MATRIX, NAMES).containers for bar in bars]
+    heights = [bar.get_height() for bars in metrics_figures.class_counts(MATRIX, NAMES).containers for bar in bars]
     assert heights == [9, 8, 0, 1, 2, 0, 2, 1, 0]  # tp, fn, fp
-    axes = plots.class_rates(MATRIX, NAMES).axes
+    axes = metrics_figures.class_rates(MATRIX, NAMES).axes
     assert texts(axes[0]) == ["9/11", "8/9", "no photos"] and texts(axes[1])[:2] == ["9/10", "8/10"]
 
 
 def test_proportions_stand_where_they_should():
-    ax = plots.proportions({"torch": 27, "int8": 15}, 30, "accuracy")
+    ax = metrics_figures.proportions({"torch": 27, "int8": 15}, 30, "accuracy")
     dots = [line.get_xdata()[0] for line in ax.lines if len(np.atleast_1d(line.get_xdata())) == 1]
     assert dots == [0.9, 0.5] and texts(ax) == ["27/30", "15/30"]
 
 
 def test_history_marks_the_kept_epoch():
     rows = {f"{s}_{m}": [0.5, 0.6] for s in ("train", "val") for m in ("loss", "accuracy", "macro_f1")}
-    figure = plots.history(pd.DataFrame({"epoch": [1, 2], **rows}), epochs=9, best_epoch=2)
+    figure = training_figures.training_curves(pd.DataFrame({"epoch": [1, 2], **rows}), epochs=9, best_epoch=2)
     assert [ax.get_title() for ax in figure.axes] == ["loss", "accuracy", "macro-F1"]
     assert figure.axes[0].get_xlim() == (0.5, 9.5)
     assert "kept (epoch 2)" in [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
@@ -64,15 +65,15 @@ def test_history_marks_the_kept_epoch():
 
 def test_save_shows_the_very_picture_that_it_writes(tmp_path, monkeypatch):
     shown, path = [], tmp_path / "deep" / "figure.png"
-    monkeypatch.setattr(plots, "display", shown.append)
+    monkeypatch.setattr("fruitlib.reporting.style.display", shown.append)
     spread = {"fp32": (0.3, 0.5), "int8": (0.1, 0.1)}
-    figure = plots.cost_bars({"fp32": 0.4, "int8": 0.1}, "size", "MB", spread).figure
-    plots.save(figure, path)
+    figure = export_figures.cost_bars({"fp32": 0.4, "int8": 0.1}, "size", "MB", spread).figure
+    save_figure(figure, path)
     with Image.open(path) as picture:
         assert picture.size[0] > 300
     assert not shown and not plt.get_fignums()  # no notebook here; and the figure will not be shown a second time
-    monkeypatch.setattr(plots.InteractiveShell, "initialized", lambda: True)
-    plots.save(plots.cost_bars({"fp32": 0.4}, "Size of the file", "MB").figure, path)
+    monkeypatch.setattr(InteractiveShell, "initialized", lambda: True)
+    save_figure(export_figures.cost_bars({"fp32": 0.4}, "Size of the file", "MB").figure, path)
     data, facts = shown[0]._repr_png_()
     assert base64.b64decode(data) == path.read_bytes() and facts["alt"] == "Size of the file"
 
@@ -83,14 +84,14 @@ def shown(ax) -> str:
 
 def test_left_out_and_quarantined_photos_have_their_colour():
     table = pd.DataFrame({"train": [100], "quarantined": [1], "left_out": [30]}, index=["apple"])
-    ax = plots.split_counts(table)
+    ax = split_figures.split_counts(table)
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["train", "quarantined", "left out"]
     assert texts(ax) == ["100", "", "30"]  # no number where it would not fit
 
 
 def test_fold_counts_shows_rare_classes_as_large_as_common_ones():
     table = pd.DataFrame({1: [1400, 7, 1407], 2: [1400, 3, 1403]}, index=["apple", "cherry", "all"])
-    ax = plots.fold_counts(table)
+    ax = split_figures.fold_counts(table)
     assert texts(ax) == ["1,400", "7", "1,400", "3"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["apple (2,800)", "cherry (10)"]
     assert [bar.get_width() for bars in ax.containers for bar in bars] == pytest.approx([0.5, 0.7, 0.5, 0.3])
@@ -99,7 +100,9 @@ def test_fold_counts_shows_rare_classes_as_large_as_common_ones():
 def test_group_sizes_counts_groups_and_photos_that_stand_alone():
     groups = {"apple": ["a"] * 4 + ["b"] * 4 + ["c"] * 2, "cherry": ["d", "", ""], "tomato": ["a"] * 2}
     rows = [(label, group, "ok") for label, names in groups.items() for group in names]
-    ax = plots.group_sizes(pd.DataFrame([*rows, ("apple", "z", "quarantined")], columns=["label", "group", "status"]))
+    ax = split_figures.group_sizes(
+        pd.DataFrame([*rows, ("apple", "z", "quarantined")], columns=["label", "group", "status"])
+    )
     assert [text for text in texts(ax) if "alone" in text] == [
         "3 groups\n0 alone",
         "0 groups\n3 alone",
@@ -111,20 +114,22 @@ def test_group_sizes_counts_groups_and_photos_that_stand_alone():
 
 def test_group_sizes_takes_no_groups_and_hundreds():
     alone = pd.DataFrame({"label": ["a", "b"], "group": "", "status": "ok"})
-    assert shown(plots.group_sizes(alone)) == "1 0 groups 1 alone 1 0 groups 1 alone"
+    assert shown(split_figures.group_sizes(alone)) == "1 0 groups 1 alone 1 0 groups 1 alone"
     sizes = np.random.default_rng(0).integers(1, 900, 300)
     many = pd.DataFrame({"group": np.repeat([f"g{i}" for i in range(300)], sizes), "label": "a", "status": "ok"})
-    ax = plots.group_sizes(many)
+    ax = split_figures.group_sizes(many)
     assert f"{(sizes > 1).sum()} groups" in shown(ax) and ax.get_xscale() == "log"
 
 
 def test_leakage_shows_both_accuracies_and_what_lies_between():
     leak = leakage.Leakage("said", 274, 49, 0.86, 0.8, 0.9, 0.72, 0.6, 0.8, 14.2, 9.3, 19.1)
-    ax = plots.leakage(leak)
+    ax = split_figures.leakage_bars(leak)
     assert "0.86" in texts(ax) and "0.72" in texts(ax) and "n = 274" in ax.get_xlabel()
     assert "14 points (95 % interval 9 to 19) are leakage" in ax.get_xlabel()
     assert [line.get_xdata().tolist() for line in ax.lines[::2]] == [[0.8, 0.9], [0.6, 0.8]]
-    assert texts(plots.leakage(leakage.Leakage("no groups: nothing to compare"))) == ["no groups: nothing to compare"]
+    assert texts(split_figures.leakage_bars(leakage.Leakage("no groups: nothing to compare"))) == [
+        "no groups: nothing to compare"
+    ]
 
 
 def test_live_curves_are_one_output_and_do_not_outweigh_training(monkeypatch):

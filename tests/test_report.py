@@ -15,8 +15,8 @@ import pytest
 from nbformat import v4
 from PIL import Image
 
-from fruitlib import report
 from fruitlib.core.errors import InputError
+from fruitlib.reporting import site
 
 BEST, WORSE, FAILED, PENDING = "lr=0.001,optimizer=adam", "과일 #1 사진,lr=0.0003", "lr=1.0,optimizer=sgd", "lr=0.1"
 PNG = base64.b64encode(
@@ -125,7 +125,7 @@ def sweep(tmp_path: Path) -> Path:
     folder = tmp_path / "a sweep"
     write(folder / "01_split.ipynb", notebook("1 · Which photos?", answer="304 photos, 0 leak"))
     for run in (BEST, WORSE):
-        for stem in report.EXPECTED:
+        for stem in site.EXPECTED:
             write(
                 folder / run / f"{stem}.ipynb",
                 notebook(f"{stem} <u>asks</u>?", *evidence(), accuracy=0.93333, photos=12345.0),
@@ -152,7 +152,7 @@ def page(sweep: Path, run: str = BEST, stem: str = "03_metrics") -> Markup:
 
 
 def test_every_page_is_whole_and_needs_nothing_from_elsewhere(sweep):
-    assert report.build(sweep) == sweep / "index.html"
+    assert site.build_site(sweep) == sweep / "index.html"
     pages = sorted(sweep.rglob("*.html"))
     assert len(pages) == 1 + 1 + 2 * 4 + 1
     for path in pages:
@@ -166,7 +166,7 @@ def test_every_page_is_whole_and_needs_nothing_from_elsewhere(sweep):
 
 
 def test_a_page_reads_question_answer_settings_evidence(sweep):
-    report.build(sweep)
+    site.build_site(sweep)
     markup = page(sweep)
     order = [
         "03_metrics <u>asks</u>?",
@@ -185,7 +185,7 @@ def test_a_page_reads_question_answer_settings_evidence(sweep):
 
 
 def test_outputs_keep_pictures_and_tables_and_lose_widgets(sweep):
-    report.build(sweep)
+    site.build_site(sweep)
     markup = page(sweep)
     assert markup.addresses.count(f"data:image/png;base64,{PNG}") == 2
     assert "0.25" in markup.text and "<i>cherry</i>" in markup.text
@@ -195,14 +195,14 @@ def test_outputs_keep_pictures_and_tables_and_lose_widgets(sweep):
 
 
 def test_links_in_markdown_lead_to_pages_or_become_text(sweep):
-    report.build(sweep)
+    site.build_site(sweep)
     markup = page(sweep)
     assert "04_gradcam.html" in markup.addresses and "no.csv" not in markup.addresses
     assert "Wilson https://example.org/w" in markup.text
 
 
 def test_neighbours_and_the_way_back(sweep):
-    report.build(sweep)
+    site.build_site(sweep)
     assert {"../index.html", "02_train.html", "04_gradcam.html"} <= set(page(sweep).addresses)
     first, last = page(sweep, stem="02_train").text, page(sweep, stem="05_quantize").text
     assert "←" not in first and "03_metrics <u>asks</u>? →" in first
@@ -210,7 +210,7 @@ def test_neighbours_and_the_way_back(sweep):
 
 
 def test_the_index_states_the_result_and_its_uncertainty(sweep):
-    report.build(sweep)
+    site.build_site(sweep)
     text = read(sweep / "index.html").text
     assert "Test accuracy 0.900 (0.74–0.97), n = 30" in text
     assert "4 runs of params/demo.yaml on the data sample (2 complete, 1 failed, 1 pending), on two cores" in text
@@ -224,7 +224,7 @@ def test_the_index_states_the_result_and_its_uncertainty(sweep):
 def test_the_best_run_comes_first(sweep, choose_by, first):
     sweep_file(sweep, choose_by=choose_by, chosen=first)
     results(sweep, val_loss=[0.2, 0.4])
-    report.build(sweep)
+    site.build_site(sweep)
     table = (sweep / "index.html").read_text("utf-8").partition('class="results"')[2]
     rows = table.partition("<tbody>")[2].split("</tr>")
     assert "chosen" in rows[0] and first.split(",")[0] in rows[0]
@@ -237,15 +237,15 @@ def test_the_plot_places_each_interval_on_its_axis(sweep):
         {"row": {"accuracy": 0.7}},
         {"row": {}},
     ]
-    forest = report._forest(runs)
+    forest = site._forest(runs)
     axis = {label: place for place, label in forest["ticks"]}
     assert [mark[1:] for mark in forest["marks"]] == [(axis["0.80"], axis["0.60"], axis["1.00"]), (axis["0.70"],) * 3]
-    report.build(sweep)
+    site.build_site(sweep)
     assert read(sweep / "index.html").tags.count("circle") == 1  # the chosen run has a diamond
 
 
 def test_a_failed_run_says_why(sweep):
-    report.build(sweep)
+    site.build_site(sweep)
     index, markup = read(sweep / "index.html").text, page(sweep, FAILED, "02_train")
     assert "Stopped by OutOfMemoryError: no <room>" in index and "waits for <a> device" in index
     assert "Stopped by OutOfMemoryError: no <room>" in markup.text and "#failure" in markup.addresses
@@ -255,14 +255,14 @@ def test_a_failed_run_says_why(sweep):
 
 def test_nothing_chosen_and_nothing_opened_is_said(sweep):
     sweep_file(sweep, chosen=None)
-    report.build(sweep)
+    site.build_site(sweep)
     text = read(sweep / "index.html").text
     assert "No test photo has been opened." in text and "No run has been chosen yet." in text
 
 
 def test_openings_are_listed(sweep):
     pd.DataFrame({"when": ["Monday", "Tuesday"], "run": [BEST, WORSE]}).to_csv(sweep / "test_openings.csv", index=False)
-    report.build(sweep)
+    site.build_site(sweep)
     text = read(sweep / "index.html").text
     assert "Opened 2 times" in text and "Tuesday" in text
 
@@ -271,7 +271,7 @@ def test_openings_are_listed(sweep):
 def test_a_broken_notebook_is_named_and_breaks_nothing(sweep, content):
     (sweep / BEST / "04_gradcam.ipynb").write_text(content, encoding="latin-1")
     (sweep / WORSE / "05_quantize.ipynb").unlink()
-    report.build(sweep)
+    site.build_site(sweep)
     index = read(sweep / "index.html").text
     assert f"{BEST}: 04_gradcam.ipynb cannot be read" in index
     assert f"{WORSE}: 05_quantize.ipynb is missing" in index
@@ -283,7 +283,7 @@ def test_a_missing_or_broken_results_table_is_no_crash(sweep, content):
     (sweep / "results.csv").unlink()
     if content is not None:
         (sweep / "results.csv").write_text(content)
-    report.build(sweep)
+    site.build_site(sweep)
     text = read(sweep / "index.html").text
     assert "results.csv" in text and "02 train" in text
 
@@ -293,28 +293,28 @@ def test_hostile_output_neither_runs_nor_loads(sweep):
       <img src="https://x/y.png" onerror="alert(2)"><a href="javascript:alert(3)">go</a><div></div></section></main>
       <p style="color: red; background: url(https://x)">kept</p><img src='//cdn/z.png'><iframe src="//x"></iframe>"""
     write(sweep / BEST / "03_metrics.ipynb", notebook("3", code("x", show({"text/html": hostile}))))
-    report.build(sweep)
+    site.build_site(sweep)
     text = (sweep / BEST / "03_metrics.html").read_text("utf-8")
     assert "kept" in text and Markup(text).open == []
     assert not any(part in text for part in ("alert", "https:", "//cdn", "onerror", "url("))
 
 
 def test_the_same_inputs_give_the_same_bytes(sweep):
-    report.build(sweep)
+    site.build_site(sweep)
     before = {path: path.read_bytes() for path in sweep.rglob("*") if path.suffix in (".html", ".css")}
-    report.build(sweep)
+    site.build_site(sweep)
     assert before == {path: path.read_bytes() for path in before}
 
 
 def test_only_folders_with_a_changed_notebook_are_written_again_when_so_asked(sweep):
-    report.build(sweep)
+    site.build_site(sweep)
     pages = {run: sweep / run / "03_metrics.html" for run in (BEST, WORSE)}
     before = {run: page.stat().st_mtime_ns for run, page in pages.items()}
     write(sweep / WORSE / "02_train.ipynb", notebook("2 · Trained anew?"))
-    report.build(sweep, changed_only=True)
+    site.build_site(sweep, changed_only=True)
     assert pages[BEST].stat().st_mtime_ns == before[BEST] and pages[WORSE].stat().st_mtime_ns > before[WORSE]
     sweep_file(sweep, title="Another title")  # stands on every page
-    report.build(sweep, changed_only=True)
+    site.build_site(sweep, changed_only=True)
     assert "Another title" in pages[BEST].read_text("utf-8")
 
 
@@ -322,31 +322,31 @@ def test_the_index_says_what_made_a_difference_to_the_score(sweep):
     rows = [("macro_f1", 3, "lr: can tell"), ("train_seconds", 3, "took longer"), ("macro_f1", 2, "two pairs")]
     table = pd.DataFrame(rows, columns=["measure", "units", "said"]).assign(told=True, knob="lr")
     table.to_csv(sweep / "effects.csv", index=False)
-    report.build(sweep)
+    site.build_site(sweep)
     text = read(sweep / "index.html").text
     assert "lr: can tell" in text and "took longer" not in text and "two pairs" not in text
     (sweep / "effects.csv").unlink()
-    report.build(sweep)
+    site.build_site(sweep)
     assert "made a difference" not in read(sweep / "index.html").text
 
 
 def test_while_a_sweep_is_under_way_what_is_yet_to_come_is_not_missing(sweep):
     (sweep / "01_split.ipynb").unlink()
-    report.build(sweep)
+    site.build_site(sweep)
     assert "01_split.ipynb is missing" not in (sweep / "index.html").read_text("utf-8")  # a run is pending
     over = [{"name": BEST, "state": "complete", "knobs": {}, "error": None}]
     sweep_file(sweep, runs=over)
-    report.build(sweep)
+    site.build_site(sweep)
     assert ", finished 2026-11-22 03:00" in read(sweep / "index.html").text
     assert "01_split.ipynb is missing" in (sweep / "index.html").read_text("utf-8")
 
 
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"sweep\.json"):
-        report.build(tmp_path)
+        site.build_site(tmp_path)
     (tmp_path / "sweep.json").write_text('{"runs": [{}]}')
     with pytest.raises(InputError, match="cannot be read"):
-        report.build(tmp_path)
+        site.build_site(tmp_path)
     assert not list(tmp_path.glob("*.html"))
 
 
@@ -356,11 +356,11 @@ def test_a_large_png_becomes_a_small_webp_that_looks_the_same():
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "PNG")
     content = base64.b64encode(buffer.getvalue()).decode()
-    assert len(content) > report.LARGE
-    mime, lighter = report._lighter("image/png", content)
+    assert len(content) > site.LARGE
+    mime, lighter = site._lighter("image/png", content)
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(lighter))), dtype=float)
     assert mime == "image/webp" and len(lighter) < len(content) / 2
     assert (
         abs(shown[:, :95].mean() - noise[:, :95].mean()) < 4 and abs(shown[:, 105:].mean() - noise[:, 105:].mean()) < 4
     )
-    assert report._lighter("image/png", PNG) == ("image/png", PNG)
+    assert site._lighter("image/png", PNG) == ("image/png", PNG)

@@ -10,8 +10,9 @@ import optuna
 import pandas as pd
 import pytest
 
-from fruitlib import execute, params, report, search, space
+from fruitlib import execute, params, search, space
 from fruitlib.core.errors import InputError
+from fruitlib.reporting import site
 from fruitlib.runs.run import STOP, Pruned, Run, refuse_stopped
 from fruitlib.training import train
 
@@ -224,7 +225,7 @@ def test_a_pruned_notebook_says_so_on_top_and_is_no_failure(make_run, tmp_path):
     (run.path / STOP).write_text("it is behind")
     with pytest.raises(execute.NotebookPruned, match=r"^pruned after epoch 0 of 30: it is behind$"):
         execute.execute("02_train", run.path / "02_train.ipynb", run.config, run_dir=str(run.path))
-    page = report._load(run.path / "02_train.ipynb")
+    page = site._load(run.path / "02_train.ipynb")
     assert page.state == "pruned" and page.headline["text"] == "pruned after epoch 0 of 30: it is behind"
 
 
@@ -236,4 +237,4 @@ def test_a_notebook_that_fails_says_so_on_top(tmp_path, monkeypatch):
     nbformat.write(notebook, tmp_path / "notebooks" / "bad.ipynb")
     with pytest.raises(execute.NotebookFailed, match="bad: ZeroDivisionError: division by zero"):
         execute.execute("bad", tmp_path / "bad.ipynb", params.Config())
-    assert report._load(tmp_path / "bad.ipynb").headline["text"] == "stopped: ZeroDivisionError: division by zero"
+    assert site._load(tmp_path / "bad.ipynb").headline["text"] == "stopped: ZeroDivisionError: division by zero"

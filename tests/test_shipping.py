@@ -13,12 +13,13 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib import params, report, shipping, work
+from fruitlib import params, shipping, work
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset, splits
 from fruitlib.deploy import export, quantize
 from fruitlib.evaluation import crossval, metrics
+from fruitlib.reporting import site
 from fruitlib.runs.run import Run, clear_run, create_run, open_run
 from fruitlib.training import evaluate, models, train
 
@@ -284,5 +285,5 @@ def test_a_shipped_run_that_failed_is_listed_and_not_praised(swept, tmp_path):
     (folder / "sweep.json").write_text(json.dumps(found | {"made": "trained once more"}))
     for name in ("results_oof.csv", "results.csv"):
         (folder / name).write_bytes((swept[0] / "executed/story" / name).read_bytes())
-    page = report.build(folder).read_text()
+    page = site.build_site(folder).read_text()
     assert "02_train: Diverged: no number" in page and "The shipped model" not in page

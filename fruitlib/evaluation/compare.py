@@ -300,46 +300,6 @@ def disagreements(pair: Pair) -> pd.DataFrame:
     return table.assign(right=right).iloc[np.argsort(-sure, kind="stable")].reset_index(drop=True)
 
 
-def heats(pair: Pair, shown: pd.DataFrame) -> tuple[np.ndarray, dict[str, list]] | None:
-    """The photos of rows of `Pair.table`, (n, S, S, 3), and Grad-CAM of each side that is a run, towards what it says.
-
-    None where no side is a run or a photo is not at hand, and of test photos, which stay closed: only what 06 wrote
-    down about them is read. Of pooled folds, each photo of which another network judged, the photos alone.
-    """
-    from fruitlib.data import dataset
-
-    sides = {side: judged for side, judged in (("a", pair.a), ("b", pair.b)) if judged.run}
-    if not len(shown) or not sides or any(judged.part == "test" for judged in sides.values()):
-        return None
-    photos, overlays = None, {}
-    try:
-        for side, judged in sides.items():
-            paths = shown["path" if side == "a" else "path_b"]
-            rows = judged.run.manifest.set_index("path").reindex(paths).rename_axis("path").reset_index()
-            if rows["status"].ne("ok").any() or rows["split"].eq("test").any():
-                return None
-            seen = dataset.of(judged.run, "val", rows=rows).images
-            photos = dataset.to_pictures(seen) / 255 if photos is None else photos
-            if judged.part == "val" and (judged.run.path / "best.pt").is_file():
-                overlays[side] = _overlays(judged.run, seen)
-    except (InputError, OSError):
-        return None
-    return photos, overlays
-
-
-def _overlays(run: Run, seen) -> list[np.ndarray]:
-    """Heatmaps of the last layer over photos uint8 (n, 3, S, S)."""
-    from fruitlib.data import dataset
-    from fruitlib.explain import gradcam
-    from fruitlib.training import blocks, models
-
-    model, _ = models.restore(run.path / "best.pt")
-    name, layer = list(blocks.target_layers(model).items())[-1]
-    maps = gradcam.heatmaps(model, dataset.to_float(seen), {name: layer})
-    pictures = dataset.to_pictures(seen) / 255
-    return [gradcam.overlay(photo, heat[0]) for photo, heat in zip(pictures, maps.heatmap, strict=True)]
-
-
 def two_by_two(pair: Pair) -> np.ndarray:
     """Photos by whether A (rows: right, wrong) and B (columns) are right, int (2, 2)."""
     a, b = (pair.table[side] == pair.table["label"] for side in "ab")

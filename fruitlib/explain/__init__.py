@@ -1,4 +1,4 @@
 """Where a network looks. In: a model and images; out: heatmaps and feature maps, the model left as it was found.
 
-    gradcam    heatmaps by pytorch-grad-cam, layer by layer
+gradcam    heatmaps by pytorch-grad-cam, layer by layer
 """

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from fruitlib.evaluation import metrics, study
 from fruitlib.evaluation.effects import COSTS, measure_name, measure_scale, pareto_front
 from fruitlib.evaluation.learning_curve import LearningCurve
-from fruitlib.plots import COLOURS
+from fruitlib.reporting.style import COLOURS
 
 TOLD, UNTOLD, INK = COLOURS["train"], "#8c8c8c", "#333333"
 MOST_ROWS, MOST_VALUES, MOST_NAMES, WIDE = 24, 8, 6, 30  # WIDE: highest over lowest value for a log axis

@@ -63,7 +63,7 @@ class Page:
         return "failed" if self.failure else self.headline.get("state", "running")
 
 
-def build(sweep_dir: Path, changed_only: bool = False) -> Path:
+def build_site(sweep_dir: Path, changed_only: bool = False) -> Path:
     """Write the site of one sweep and return its `index.html`.
 
     `changed_only` leaves the pages of folders in which no notebook changed since they were written.
@@ -77,7 +77,7 @@ def build(sweep_dir: Path, changed_only: bool = False) -> Path:
     folders = sorted(path for path in sweep_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
     pages = {folder.name: write_folder(folder, sweep["title"], folder.name, changed_only) for folder in folders}
     pages[""] = write_folder(sweep_dir, sweep["title"], "", changed_only)
-    write_text(sweep_dir / "assets/report.css", files("fruitlib").joinpath("assets/report.css").read_text("utf-8"))
+    write_text(sweep_dir / "assets/report.css", files("fruitlib.reporting").joinpath("assets/report.css").read_text("utf-8"))
     write_text(sweep_dir / "index.html", _template().render(root="", **_index(sweep_dir, sweep, pages)))
     return sweep_dir / "index.html"
 
@@ -97,7 +97,7 @@ def _read_sweep(sweep_dir: Path) -> dict:
 
 @functools.cache
 def _template() -> jinja2.Template:
-    loader = jinja2.PackageLoader("fruitlib", "assets")
+    loader = jinja2.PackageLoader("fruitlib.reporting", "assets")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"quote": quote, "fixed": _fixed}
     environment.globals |= {"EXPECTED": EXPECTED, "NONE": NONE}
@@ -134,7 +134,7 @@ def write_folder(folder: Path, title: str, run: str, changed_only: bool = False)
 @functools.cache
 def _look() -> str:
     """Changes when pages would look otherwise."""
-    template = files("fruitlib").joinpath("assets/report.html.j2").read_text("utf-8")
+    template = files("fruitlib.reporting").joinpath("assets/report.html.j2").read_text("utf-8")
     return fingerprint(template, source_code.module_source(__name__))
 
 

@@ -6,7 +6,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fruitlib.plots import COLOURS
+from fruitlib.core.errors import InputError
+from fruitlib.evaluation.compare import Pair
+from fruitlib.reporting.style import COLOURS
+from fruitlib.runs.run import Run
 
 SIDES = {"a": COLOURS["train"], "b": COLOURS["val"]}
 SHOWN = 6  # classes that have bars for a photo, where there are more
@@ -126,3 +129,43 @@ def _strongest(record: dict, class_names: list[str]) -> list[str]:
 
 def _short(text: str, letters: int) -> str:
     return text if len(text) <= letters else f"{text[: letters - 1]}…"
+
+
+def disagreement_heatmaps(pair: Pair, shown: pd.DataFrame) -> tuple[np.ndarray, dict[str, list]] | None:
+    """The photos of rows of `Pair.table`, (n, S, S, 3), and Grad-CAM of each side that is a run, towards what it says.
+
+    None where no side is a run or a photo is not at hand, and of test photos, which stay closed: only what 06 wrote
+    down about them is read. Of pooled folds, each photo of which another network judged, the photos alone.
+    """
+    from fruitlib.data import dataset
+
+    sides = {side: judged for side, judged in (("a", pair.a), ("b", pair.b)) if judged.run}
+    if not len(shown) or not sides or any(judged.part == "test" for judged in sides.values()):
+        return None
+    photos, overlays = None, {}
+    try:
+        for side, judged in sides.items():
+            paths = shown["path" if side == "a" else "path_b"]
+            rows = judged.run.manifest.set_index("path").reindex(paths).rename_axis("path").reset_index()
+            if rows["status"].ne("ok").any() or rows["split"].eq("test").any():
+                return None
+            seen = dataset.of(judged.run, "val", rows=rows).images
+            photos = dataset.to_pictures(seen) / 255 if photos is None else photos
+            if judged.part == "val" and (judged.run.path / "best.pt").is_file():
+                overlays[side] = _overlays(judged.run, seen)
+    except (InputError, OSError):
+        return None
+    return photos, overlays
+
+
+def _overlays(run: Run, seen) -> list[np.ndarray]:
+    """Heatmaps of the last layer over photos uint8 (n, 3, S, S)."""
+    from fruitlib.data import dataset
+    from fruitlib.explain import gradcam
+    from fruitlib.training import blocks, models
+
+    model, _ = models.restore(run.path / "best.pt")
+    name, layer = list(blocks.target_layers(model).items())[-1]
+    maps = gradcam.heatmaps(model, dataset.to_float(seen), {name: layer})
+    pictures = dataset.to_pictures(seen) / 255
+    return [gradcam.overlay(photo, heat[0]) for photo, heat in zip(pictures, maps.heatmap, strict=True)]

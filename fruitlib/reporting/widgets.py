@@ -13,9 +13,9 @@ import pandas as pd
 from IPython.display import display
 from ipywidgets import HTML, Dropdown, HBox, Image, SelectionSlider, VBox
 
-from fruitlib import plots
 from fruitlib.core import files
 from fruitlib.explain import gradcam
+from fruitlib.reporting import training_figures
 from fruitlib.runs.status import COLUMNS, SweepStatus, in_order, read
 
 
@@ -41,7 +41,7 @@ class LiveCurves:
             self._draw(history)
 
     def _draw(self, history: pd.DataFrame) -> None:
-        figure = plots.history(history, self.epochs)
+        figure = training_figures.training_curves(history, self.epochs)
         if self._shown is None:
             self._shown = display(figure, display_id=True)
         else:

@@ -6,12 +6,13 @@ probs are (n, C), labels class indexes (n,), right booleans (n,).
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fruitlib.evaluation import calibration, metrics
-from fruitlib.plots import COLOURS
+from fruitlib.reporting.style import COLOURS
 
 MARKS = ("-", "--", "-.", ":")  # besides its colour, by which a class's line is known
 INKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito 2008
@@ -119,4 +120,92 @@ def by_group(table: pd.DataFrame) -> Axes:
         title=f"Right by group{more}", xlabel="share of the group's photos that are right, with 95 % Wilson interval"
     )
     ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.1, 1))
+    return ax
+
+
+TRUTH = {"tp": "#0072b2", "fn": "#d55e00", "fp": "#e69f00"}
+LONG = {"tp": "true positive", "fn": "false negative", "fp": "false positive", "tn": "true negative"}
+
+
+def class_counts(matrix: np.ndarray, class_names: list[str]) -> Axes:
+    """TP, FN and FP per class as bars; TN, many times larger, is in the table beside."""
+    counts = metrics.counts(matrix)
+    table = pd.DataFrame({LONG[k]: counts[k] for k in TRUTH}, index=class_names).rename_axis("class").reset_index()
+    table = table.melt(id_vars="class", var_name="kind", value_name="photos")
+    _, ax = plt.subplots(figsize=(1.6 + 1.7 * len(class_names), 3.4))
+    sns.barplot(table, x="class", y="photos", hue="kind", palette=list(TRUTH.values()), ax=ax)
+    for bars in ax.containers:
+        ax.bar_label(bars, fontsize=9)
+    ax.yaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.set(title="Right, missed, and wrongly claimed", xlabel="", ylabel="photos")
+    ax.legend(title="", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
+    return ax
+
+
+def class_rates(matrix: np.ndarray, class_names: list[str]) -> Figure:
+    """Precision, recall and miss rate per class, each with its n and 95 % Wilson interval; F1 as a point."""
+    counts, rates = metrics.counts(matrix), metrics.rates(matrix)
+    of = {
+        "precision": (counts["tp"], counts["tp"] + counts["fp"]),
+        "recall": (counts["tp"], counts["tp"] + counts["fn"]),
+        "miss_rate": (counts["fn"], counts["tp"] + counts["fn"]),
+        "f1": None,
+    }
+    figure, axes = plt.subplots(1, 4, figsize=(10, 1.3 + 0.55 * len(class_names)), sharey=True)
+    rows = np.arange(len(class_names))
+    for ax, (name, fraction) in zip(axes, of.items(), strict=True):
+        if fraction:
+            for row, k, n in zip(rows, *fraction, strict=True):
+                _interval(ax, row, int(k), int(n))
+        else:
+            ax.plot(rates["f1"], rows, "o", color=COLOURS["val"])
+            for row, value in zip(rows, rates["f1"], strict=True):
+                ax.annotate(
+                    f"{value:.2f}", (value, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center"
+                )
+        title = {"miss_rate": "miss rate", "f1": "F1"}.get(name, name)
+        ax.set(title=title, xlim=(-0.06, 1.06), yticks=rows, yticklabels=class_names, ylim=(len(rows) - 0.4, -0.7))
+        ax.set_xticks([0, 0.5, 1])
+    figure.supxlabel("share of photos, with 95 % Wilson interval (F1 is no proportion and has none here)", fontsize=10)
+    figure.tight_layout()
+    return figure
+
+
+def _interval(ax: Axes, row: float, correct: int, n: int, colour: str = COLOURS["val"], text: bool = True) -> None:
+    """One proportion as a dot on its Wilson interval, labelled correct/n."""
+    if n == 0:
+        ax.annotate("no photos", (0.5, row), fontsize=9, ha="center", va="center", color="#666666")
+        return
+    low, high = metrics.wilson(correct, n)
+    ax.plot([low, high], [row, row], color=colour, linewidth=2)
+    ax.plot(correct / n, row, "o", color=colour)
+    if text:
+        at = min(max(correct / n, 0.08), 0.92)
+        ax.annotate(f"{correct}/{n}", (at, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center")
+
+
+def proportions(correct: dict[str, int], n: int, title: str, xlabel: str = "accuracy") -> Axes:
+    """Several proportions of the same n photos, each with its Wilson interval, one a row."""
+    _, ax = plt.subplots(figsize=(8, 1.2 + 0.55 * len(correct)))
+    for row, (_, k) in enumerate(correct.items()):
+        _interval(ax, row, k, n, COLOURS["test"])
+    ax.set(
+        title=title, xlabel=f"{xlabel} of n = {n} photos, with 95 % Wilson interval", ylim=(len(correct) - 0.5, -0.7)
+    )
+    ax.set(yticks=range(len(correct)), yticklabels=list(correct), xlim=(-0.02, 1.02))
+    return ax
+
+
+def confusion(matrix: np.ndarray, class_names: list[str]) -> Axes:
+    """Confusion matrix: photos, true classes as rows, predicted as columns."""
+    size = 2.2 + 0.85 * len(class_names)
+    _, ax = plt.subplots(figsize=(size, size * 0.86))
+    share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
+    texts = [[f"{n}\n{s:.0%}" for n, s in zip(*row, strict=True)] for row in zip(matrix, share, strict=True)]
+    sns.heatmap(
+        share, annot=np.array(texts), fmt="", cmap="Blues", vmin=0, vmax=1, square=True, ax=ax, linewidths=1,
+        xticklabels=class_names, yticklabels=class_names, cbar_kws={"label": "share of the true class", "shrink": 0.8},
+    )  # fmt: skip
+    ax.set(title="Confusion matrix", xlabel="predicted", ylabel="true")
+    ax.tick_params(axis="y", rotation=0)
     return ax

@@ -1,0 +1,15 @@
+"""What people see: figures, widgets, and the offline site made of executed notebooks.
+
+In: arrays and tables. Out: figures, which `style.save_figure` saves and shows, and HTML pages. Read `style` first.
+
+    style             one look for all figures; saving
+    split_figures     01: how the photos are divided
+    training_figures  02: curves of a training, the learning rate finder
+    metrics_figures   03, 06: intervals, confusion, reliability, thresholds, groups
+    export_figures    05: size and latency
+    compare_figures   07: who is right where, what both say and look at
+    effects_figures   08: effects, means, costs, learning curves
+    photo_sheets      sheets of photographs, of heatmaps and of feature maps
+    widgets           live curves, the live table, the Grad-CAM browser
+    site              executed notebooks -> an offline site
+"""

@@ -1,0 +1,51 @@
+"""Figures of 02: the curves of a training, and of the learning rate finder."""
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from fruitlib.reporting.style import COLOURS
+
+
+def training_curves(table: pd.DataFrame, epochs: int | None = None, best_epoch: int | None = None) -> Figure:
+    """Loss, accuracy and macro-F1 by epoch, train and validation, from `history.csv`."""
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.1))
+    panels = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro-F1"}
+    for ax, (column, title) in zip(axes, panels.items(), strict=True):
+        for split, style in (("train", "--"), ("val", "-")):
+            if f"{split}_{column}" not in table:  # nothing validates
+                continue
+            colour = COLOURS[split]
+            ax.plot(table["epoch"], table[f"{split}_{column}"], style, color=colour, label=split, marker=".")
+        if best_epoch:
+            ax.axvline(best_epoch, color="#666666", linewidth=1, linestyle=":", label=f"kept (epoch {best_epoch})")
+        ax.set(title=title, xlabel="epoch", xlim=(0.5, (epochs or table["epoch"].max()) + 0.5))
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.set_ylim((0, None) if column == "loss" else (0, 1.03))
+    axes[0].legend(frameon=True)
+    figure.tight_layout()
+    return figure
+
+
+def lr_finder_curve(table: pd.DataFrame, suggested: float, lr: float) -> Figure:
+    """Smoothed loss over lr (log axis) from `finder.find_lr`, with the suggested lr (NaN: none) and the run's own."""
+    figure, ax = plt.subplots(figsize=(7.5, 3.4))
+    ax.plot(table["lr"], table["loss"], color=COLOURS["train"], label="loss of the batch, smoothed")
+    if np.isfinite(suggested):
+        ax.axvline(
+            suggested,
+            color=COLOURS["test"],
+            linewidth=2,
+            label=f"suggested, a tenth of the lowest point's: {suggested:.2g}",
+        )
+    ax.axvline(lr, color=COLOURS["val"], linewidth=2, linestyle="--", label=f"lr of this run: {lr:.2g}")
+    ax.set(xscale="log", xlabel="lr, rising step by step", ylabel="loss")
+    top = 1.5 * max(table["loss"].iloc[:10], default=1)  # where it blows up, the fall before would look flat
+    ax.set_ylim(top=min(top, 1.05 * max(table["loss"], default=1)))
+    ax.xaxis.set_major_formatter("{x:g}")  # the usual 10^-3 needs the math that `use_style` turns off
+    ax.set_title("Loss while the learning rate rises" if np.isfinite(suggested) else "No learning rate lowers the loss")
+    ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2))
+    figure.tight_layout()
+    return figure
