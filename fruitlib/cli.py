@@ -93,7 +93,7 @@ def _add_data(commands) -> None:
 
 def _sweep(options: argparse.Namespace) -> int:
     from fruitlib.data import sources
-    from fruitlib.sweep import Options, sweep
+    from fruitlib.sweep.driver import Options, run_sweep
 
     if options.jobs < 0:
         raise InputError(f"--jobs {options.jobs}: a number of runs is wanted")
@@ -104,7 +104,7 @@ def _sweep(options: argparse.Namespace) -> int:
         data = os.path.abspath(os.path.expanduser(data))  # as typed: from where the person stands, not from home()
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does, it ends the runs too
-    return sweep(options.params, data, Options(options.out, options.jobs, options.scheduler))
+    return run_sweep(options.params, data, Options(options.out, options.jobs, options.scheduler))
 
 
 def _report(options: argparse.Namespace) -> int:

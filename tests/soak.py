@@ -54,7 +54,7 @@ def write_search(folder: Path, knobs: dict) -> None:
 
 def victims(house: House, name: str, sweep: subprocess.Popen, kind: str) -> list[int]:
     """The processes to kill: one, or all there are."""
-    found = {"sweep": [sweep.pid], "run": [p.pid for p in house.starters("fruitlib.work")]}
+    found = {"sweep": [sweep.pid], "run": [p.pid for p in house.starters("fruitlib.sweep.worker")]}
     found["kernel"] = [p.pid for p in house.starters("ipykernel_launcher")]
     found["zygote"] = [p.pid for p in house.zygotes()]
     if kind == "everything":
@@ -103,7 +103,7 @@ def check_search(house: House) -> None:
     """Let the search end with the trials it has begun, and compare journal, folders and results."""
     folder = house.folder / "executed" / "search"
     backend = optuna.storages.journal.JournalFileBackend(str(folder / "search.journal"))
-    from fruitlib import search
+    from fruitlib.sweep import search
 
     search.repair(folder / "search.journal")
     begun = len(optuna.load_study(study_name="fruitlib", storage=optuna.storages.JournalStorage(backend)).trials)

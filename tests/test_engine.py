@@ -9,11 +9,11 @@ from concurrent.futures import Future
 
 import pytest
 
-from fruitlib import engine, placement, work
 from fruitlib.core import files
 from fruitlib.core.errors import InputError
-from fruitlib.engine import Engine, Outcome, PlacementLost, Task
 from fruitlib.runs.run import OUTCOME, WORKING, plan_run
+from fruitlib.sweep import executors, queue, worker
+from fruitlib.sweep.queue import Engine, Outcome, PlacementLost, Task
 
 
 class Scripted:
@@ -26,7 +26,7 @@ class Scripted:
         raise AssertionError("remarks were said already")
 
     def submit(self, function, job):
-        assert function is placement.perform
+        assert function is executors.perform
         self.jobs.append(job)
         future, code = Future(), self.codes[job["folder"].rsplit("/", 1)[-1]].pop(0)
         if code == "cancelled":
@@ -68,7 +68,7 @@ def test_outcomes_follow_exit_codes_and_what_was_written_down(engine_of, tmp_pat
 
 
 def test_what_is_lost_is_tried_once_more_and_then_told(engine_of):
-    made, said = engine_of(unlucky=[-9, 0], doomed=[-9, work.CODES["lost"]])
+    made, said = engine_of(unlucky=[-9, 0], doomed=[-9, worker.CODES["lost"]])
     found = ended(made)
     assert found["unlucky"] == Outcome("complete") and found["doomed"].state == "lost"
     assert "unlucky: its process was lost (killed by SIGKILL, often too little memory): last words; once more" in said
@@ -76,7 +76,7 @@ def test_what_is_lost_is_tried_once_more_and_then_told(engine_of):
 
 
 def test_a_run_that_another_process_holds_is_waited_for(engine_of, tmp_path):
-    made, said = engine_of(busy=[work.CODES["busy"], 0])
+    made, said = engine_of(busy=[worker.CODES["busy"], 0])
     looks = []
 
     def idle():
@@ -95,7 +95,7 @@ def test_stopping_lets_workers_see_the_stop_file_and_works_without_one(tmp_path)
     """Dask's futures can be cancelled at once, and then nobody would look; a full disk may refuse the file."""
     process = {"folder": str(tmp_path), "home": str(tmp_path), "environment": {}, "stages": ["x"], "kernel": "python3"}
     for folder in (tmp_path, tmp_path / "gone"):
-        pool = placement.Local(1, print, threads=1)
+        pool = executors.Local(1, print, threads=1)
         made = Engine(pool, folder, lambda: "python3", print)
         seen = []
 
@@ -121,7 +121,7 @@ def test_an_executor_that_is_gone_is_told_apart_from_a_run_that_failed(engine_of
 
 
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
-    told = placement.perform({"folder": str(tmp_path / "elsewhere")})
+    told = executors.perform({"folder": str(tmp_path / "elsewhere")})
     assert told["code"] is None and f"does not see the folder {tmp_path / 'elsewhere'}" in told["error"]
 
 
@@ -142,7 +142,7 @@ def test_cores_and_gpus_are_shared_out(monkeypatch, cores, gpus, wanted, runs_, 
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(cores)), raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
-    pool, _ = placement.local(wanted, runs_, processes, print)
+    pool, _ = executors.local(wanted, runs_, processes, print)
     slots = [pool._slots.get() for _ in range(width)]
     assert pool.width == width and {slot["OMP_NUM_THREADS"] for slot in slots} == {str(threads)}
     assert [slot.get("CUDA_VISIBLE_DEVICES") for slot in slots] == (devices or [None] * width)
@@ -150,7 +150,7 @@ def test_cores_and_gpus_are_shared_out(monkeypatch, cores, gpus, wanted, runs_, 
 
 
 def test_a_slot_goes_to_one_run_at_a_time(monkeypatch):
-    pool = placement.Local(2, print, threads=1, gpus=["0", "1"])
+    pool = executors.Local(2, print, threads=1, gpus=["0", "1"])
     job = {"environment": {"MINE": "1"}}
     futures = [pool.submit(lambda job, say, told: job["environment"], job) for _ in range(6)]
     found = [future.result() for future in futures]
@@ -161,33 +161,33 @@ def test_a_slot_goes_to_one_run_at_a_time(monkeypatch):
 def test_no_dask_scheduler_is_one_clear_line(tmp_path):
     pytest.importorskip("distributed")
     with pytest.raises(InputError, match="--scheduler nonsense://x: no Dask scheduler answers there"):
-        placement.cluster("nonsense://x", tmp_path)
+        executors.cluster("nonsense://x", tmp_path)
 
 
 def test_a_run_process_says_by_its_exit_code_how_it_ended(make_run, monkeypatch, tmp_path):
     run = make_run()
-    assert work.work(tmp_path / "run", ["02_train"], "python3") == "failed"  # nothing was planned
+    assert worker.execute_stages(tmp_path / "run", ["02_train"], "python3") == "failed"  # nothing was planned
     assert "planned.json: no such file" in run.read_json(OUTCOME)["error"]
     plan_run(run.path, run.config)
     with run.locked():
         monkeypatch.delenv("FRUITLIB_LOCK_HELD")  # as another process sees it
-        assert work.work(run.path, ["02_train"], "python3") == "busy"
+        assert worker.execute_stages(run.path, ["02_train"], "python3") == "busy"
 
     def full(*_, **__):
         raise OSError(28, "No space left on device", str(run.path / "x"))
 
-    monkeypatch.setattr(work, "execute", full)
-    assert work.work(run.path, ["02_train"], "python3") == "starved"
+    monkeypatch.setattr(worker, "execute_notebook", full)
+    assert worker.execute_stages(run.path, ["02_train"], "python3") == "starved"
     assert run.read_json(OUTCOME)["error"].endswith("x: No space left on device")
     assert not (run.path / WORKING).exists()
 
 
 def test_the_ending_of_a_process_in_words():
-    assert engine._ending(-signal.SIGTERM) == "killed by SIGTERM" and engine._ending(5) == "exit code 5"
+    assert queue._ending(-signal.SIGTERM) == "killed by SIGTERM" and queue._ending(5) == "exit code 5"
 
 
 def test_what_a_job_takes_along(monkeypatch):
     monkeypatch.setenv("FRUITLIB_CACHE", "/somewhere")
-    assert placement.environment() == {"FRUITLIB_CACHE": "/somewhere"}
+    assert executors.environment() == {"FRUITLIB_CACHE": "/somewhere"}
     monkeypatch.delenv("FRUITLIB_CACHE")
-    assert placement.environment() == {}
+    assert executors.environment() == {}

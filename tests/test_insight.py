@@ -56,7 +56,7 @@ def alarms(monkeypatch, times: int, luck: float) -> pd.DataFrame:
     Each seed favours one optimizer by chance, with a standard deviation of `luck`.
     """
     monkeypatch.setattr(
-        "fruitlib.evaluation.intervals.pairs_needed", lambda _: None
+        "fruitlib.evaluation.significance.pairs_needed", lambda _: None
     )  # half the time, and not asked about here
     rows = []
     for seed in range(times):

@@ -18,7 +18,8 @@ import psutil
 import pytest
 from jupyter_client.manager import KernelManager
 
-from fruitlib import kernels, warm
+from fruitlib.kernels import launcher
+from fruitlib.kernels.zygote import NAME
 
 if not hasattr(os, "fork"):
     pytest.skip("this system has no fork: processes start cold", allow_module_level=True)
@@ -57,10 +58,10 @@ class Place:
     def __init__(self, folder: Path, preloaded: str = "json", **environment: str):
         self.folder = folder
         (folder / "runtime").mkdir(parents=True)
-        package = Path(kernels.__file__).parent
+        package = Path(launcher.__file__).parent.parent
         shutil.copytree(package, folder / "fruitlib", ignore=shutil.ignore_patterns("__pycache__", "assets"))
         if preloaded:  # little enough for a zygote to be there in a moment
-            path = folder / "fruitlib" / "kernels.py"
+            path = folder / "fruitlib" / "kernels" / "zygote.py"
             text, found = re.subn('PRELOADED = """.*?"""', f"PRELOADED = {preloaded!r}", path.read_text(), flags=re.S)
             assert found == 1
             path.write_text(text)
@@ -127,7 +128,7 @@ def gone(*pids: int) -> bool:
 
 
 def cold_words(err: str) -> list[str]:
-    return [line.removeprefix(warm.COLD) for line in err.splitlines() if line.startswith(warm.COLD)]
+    return [line.removeprefix(launcher.COLD) for line in err.splitlines() if line.startswith(launcher.COLD)]
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +157,7 @@ def coming_up(short):
 def full(coming_up):
     """That place, its zygote there and its kernel installed; `os.environ` is that of its processes."""
     place, asking, *_ = coming_up
-    assert ended(asking)[:2] == (0, f"{kernels.NAME} warm\n")
+    assert ended(asking)[:2] == (0, f"{NAME} warm\n")
     with pytest.MonkeyPatch.context() as patch:
         for name, value in place.environment.items():
             patch.setenv(name, value)
@@ -249,7 +250,7 @@ print(json.dumps([dict(os.environ), os.getcwd(), os.umask(0), sys.argv, sys.path
 
     *found, files = seen(cold=False)
     *wanted, few = seen(cold=True)
-    wanted[0] = {**warm.SET_BY_IMPORT, **wanted[0]}
+    wanted[0] = {**launcher.SET_BY_IMPORT, **wanted[0]}
     assert found == wanted
     assert found[1:3] == [str(tmp_path), 0o027] and found[9][0] == 200
     with cheap.waiting(), cheap.waiting():  # whose files are none of its
@@ -398,7 +399,7 @@ def test_it_leaves_when_it_is_idle(other_place):
 
 def test_another_environment_has_another_zygote(cheap):
     def address(**environment: str) -> str:
-        return warm.address({**cheap.environment, **environment}, sys.executable)
+        return launcher.address({**cheap.environment, **environment}, sys.executable)
 
     for name in ("LD_LIBRARY_PATH", "PYTHONWARNINGS", "LANG", "OMP_WAIT_POLICY", "HOME", "SLURM_JOB_ID"):
         assert address(**{name: "other"}) != address()
@@ -411,7 +412,7 @@ def test_another_environment_has_another_zygote(cheap):
 def test_cold_on_request(cheap):
     code, out, err = cheap.run("print(os.getppid())", FRUITLIB_KERNELS="cold")
     assert (code, out) == (0, f"{os.getpid()}\n")
-    assert err == f"{warm.COLD}$FRUITLIB_KERNELS is cold\n"
+    assert err == f"{launcher.COLD}$FRUITLIB_KERNELS is cold\n"
 
 
 def test_cold_where_others_could_put_a_socket(cheap, tmp_path):
@@ -420,14 +421,14 @@ def test_cold_where_others_could_put_a_socket(cheap, tmp_path):
     folder.chmod(0o777)
     code, out, err = cheap.run("print(os.getppid())", XDG_RUNTIME_DIR=str(tmp_path))
     assert (code, out) == (0, f"{os.getpid()}\n")
-    assert err == f"{warm.COLD}{folder} is open to others than this user: remove it\n"
+    assert err == f"{launcher.COLD}{folder} is open to others than this user: remove it\n"
 
 
 def test_cold_where_no_zygote_comes_up_which_not_everybody_tries(other_place):
     place = other_place()
     tries = place.folder / "tries"
     code = f"import time\nprint('x', file=open({str(tries)!r}, 'a'))\ntime.sleep(2)\nraise OSError('no such luck')\n"
-    (place.folder / "fruitlib" / "kernels.py").write_text(code)
+    (place.folder / "fruitlib" / "kernels" / "zygote.py").write_text(code)
     for code, out, err in map(ended, [place.start("print('ran')") for _ in range(4)]):
         assert (code, out) == (0, "ran\n")
         (why,) = cold_words(err)
@@ -485,7 +486,7 @@ def test_what_an_import_took_from_the_environment_is_taken_from_its_own(full, tm
 @contextlib.contextmanager
 def kernel():
     """A kernel that is about to answer: its manager and a client."""
-    manager = KernelManager(kernel_name=kernels.NAME)
+    manager = KernelManager(kernel_name=NAME)
     manager.start_kernel(stderr=subprocess.DEVNULL)
     client = manager.client()
     client.start_channels()
@@ -560,15 +561,15 @@ def test_a_zygote_killed_while_it_starts_is_started_once_more(monkeypatch, tmp_p
     def started(*_):
         tries.append(1)
         if len(tries) < kills + 1:
-            raise warm.Killed("the zygote was killed before it came up")
+            raise launcher.Killed("the zygote was killed before it came up")
         return "connection"
 
-    monkeypatch.setattr(warm, "_started", started)
+    monkeypatch.setattr(launcher, "_started", started)
     kills, path = 1, str(tmp_path / "zygote.sock")
-    assert warm.connect(path, {}, sys.executable) == "connection" and len(tries) == 2
+    assert launcher.connect(path, {}, sys.executable) == "connection" and len(tries) == 2
     kills, tries[:] = 9, []
-    with pytest.raises(warm.Unavailable, match="killed"):
-        warm.connect(path, {}, sys.executable)
+    with pytest.raises(launcher.Unavailable, match="killed"):
+        launcher.connect(path, {}, sys.executable)
     assert len(tries) == 2
 
 
@@ -586,5 +587,5 @@ def test_a_zygote_that_is_killed_says_so(monkeypatch, tmp_path):
 
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", shot)
-    with pytest.raises(warm.Killed, match="killed before it came up"):
-        warm._started(str(place / "zygote.sock"), dict(os.environ), sys.executable)
+    with pytest.raises(launcher.Killed, match="killed before it came up"):
+        launcher._started(str(place / "zygote.sock"), dict(os.environ), sys.executable)

@@ -14,11 +14,12 @@ import pandas as pd
 import papermill
 import pytest
 
-from fruitlib import kernels, sweep, work
 from fruitlib.core import config
 from fruitlib.deploy import export
+from fruitlib.kernels import zygote
 from fruitlib.runs import stages
 from fruitlib.runs.run import open_run
+from fruitlib.sweep import driver, worker
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -48,7 +49,7 @@ def test_there_are_the_notebooks_of_the_argument():
     expected = ["01_split", "02_train", "03_metrics", "04_gradcam", "05_quantize", "06_test_accuracy"]
     expected += ["07_compare", "08_insight"]
     assert [path.stem for path in NOTEBOOKS] == expected
-    assert set(stages.STAGES) >= {*sweep.RUN_STAGES, sweep.TEST_STAGE}
+    assert set(stages.STAGES) >= {*driver.RUN_STAGES, driver.TEST_STAGE}
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -100,11 +101,11 @@ def executed(shapes, tmp_path_factory):
         "01_split": {"sweep_dir": str(folder), **tiny, "val_per_class": 4, "test_per_class": 4, "overrides": {}},
         "02_train": {"run_dir": str(folder / "run"), **tiny, "epochs": 4, "batch_size": 8, "lr": 0.003, "cam_every": 2},
     }
-    knobs |= {stage: {"sweep_dir": str(folder)} for stage in work.LOOK_BACK}
-    kernels.install()
+    knobs |= {stage: {"sweep_dir": str(folder)} for stage in worker.LOOK_BACK}
+    zygote.install()
     for path in NOTEBOOKS:
         parameters = knobs.get(path.stem, {"run_dir": str(folder / "run")})
-        options = {"kernel_name": kernels.NAME, "progress_bar": False}
+        options = {"kernel_name": zygote.NAME, "progress_bar": False}
         papermill.execute_notebook(path, folder / path.name, parameters, **options)
     return folder
 

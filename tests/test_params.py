@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fruitlib import params
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
+from fruitlib.sweep import params
 
 ROOT = Path(__file__).parent.parent
 

@@ -10,10 +10,11 @@ import optuna
 import pandas as pd
 import pytest
 
-from fruitlib import execute, params, search, space
 from fruitlib.core.errors import InputError
 from fruitlib.reporting import site
 from fruitlib.runs.run import STOP, Pruned, Run, refuse_stopped
+from fruitlib.sweep import params, search, space
+from fruitlib.sweep.notebook import NotebookFailed, NotebookPruned, execute_notebook
 from fruitlib.training import train
 
 ROOT = Path(__file__).parent.parent
@@ -223,8 +224,8 @@ def test_training_stops_after_an_epoch_when_its_folder_says_so(make_run, process
 def test_a_pruned_notebook_says_so_on_top_and_is_no_failure(make_run, tmp_path):
     run = make_run(epochs=30)
     (run.path / STOP).write_text("it is behind")
-    with pytest.raises(execute.NotebookPruned, match=r"^pruned after epoch 0 of 30: it is behind$"):
-        execute.execute("02_train", run.path / "02_train.ipynb", run.config, run_dir=str(run.path))
+    with pytest.raises(NotebookPruned, match=r"^pruned after epoch 0 of 30: it is behind$"):
+        execute_notebook("02_train", run.path / "02_train.ipynb", run.config, run_dir=str(run.path))
     page = site._load(run.path / "02_train.ipynb")
     assert page.state == "pruned" and page.headline["text"] == "pruned after epoch 0 of 30: it is behind"
 
@@ -235,6 +236,6 @@ def test_a_notebook_that_fails_says_so_on_top(tmp_path, monkeypatch):
     sources = ["from fruitlib import runs\nheadline = runs.headline()", "1 / 0"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     nbformat.write(notebook, tmp_path / "notebooks" / "bad.ipynb")
-    with pytest.raises(execute.NotebookFailed, match="bad: ZeroDivisionError: division by zero"):
-        execute.execute("bad", tmp_path / "bad.ipynb", params.Config())
+    with pytest.raises(NotebookFailed, match="bad: ZeroDivisionError: division by zero"):
+        execute_notebook("bad", tmp_path / "bad.ipynb", params.Config())
     assert site._load(tmp_path / "bad.ipynb").headline["text"] == "stopped: ZeroDivisionError: division by zero"

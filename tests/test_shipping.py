@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib import params, shipping, work
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset, splits
@@ -21,6 +20,7 @@ from fruitlib.deploy import export, quantize
 from fruitlib.evaluation import crossval, metrics
 from fruitlib.reporting import site
 from fruitlib.runs.run import Run, clear_run, create_run, open_run
+from fruitlib.sweep import final_model, params, worker
 from fruitlib.training import evaluate, models, train
 
 HOME = Path(__file__).parent.parent
@@ -49,7 +49,7 @@ def folds_of(trained, tmp_path, ship: str, **knobs) -> tuple[params.Sweep, list[
     folder, data = trained
     plan = plan_of(tmp_path, data=data, ship=ship, **knobs)
     folds = [Run(folder / name, cfg) for name, cfg in plan.runs.items()]
-    return plan, folds, shipping.planned(plan, folds)
+    return plan, folds, final_model.plan_final(plan, folds)
 
 
 # ---- refit
@@ -73,8 +73,8 @@ def test_a_refit_has_the_knobs_of_the_folds(trained, tmp_path):
     plan, folds, run = folds_of(trained, tmp_path, "refit")
     ours, theirs = run.config.model_dump(), folds[1].config.model_dump()
     assert {name for name in ours if ours[name] != theirs[name]} == {"fold"}
-    assert (ours["fold"], run.name, shipping.stages(run)) == (0, "ship=refit", ("02_train", "05_quantize"))
-    assert "all 36 photos of the folds, for 2 epochs; the last is kept" in shipping.said(plan, run, folds)
+    assert (ours["fold"], run.name, final_model.stages(run)) == (0, "ship=refit", ("02_train", "05_quantize"))
+    assert "all 36 photos of the folds, for 2 epochs; the last is kept" in final_model.origin_summary(plan, run, folds)
 
 
 @pytest.mark.parametrize(("best", "epochs"), [([3, 9], 6), ([4, 9], 7), ([1, 1], 1)])
@@ -84,21 +84,21 @@ def test_after_early_stopping_a_refit_takes_the_median_of_the_folds_best_epochs(
     folds = [Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()]
     for fold, epoch in zip(folds, best, strict=True):
         fold.complete("train", fold.identity("train"), best_epoch=epoch, epochs=epoch + 5)
-    found = shipping.planned(plan, folds)
+    found = final_model.plan_final(plan, folds)
     assert (found.config.epochs, found.config.patience) == (epochs, 0)
     assert found.config.warmup_epochs == min(6, epochs - 1)
-    said = shipping.said(plan, found, folds)
+    said = final_model.origin_summary(plan, found, folds)
     assert f"for {epochs} epoch" in said and "the median of the folds' best" in said
     assert ("the warm-up is cut" in said) == (epochs <= 6)
 
 
 def test_a_refit_by_a_schedule_that_watches_validation_is_refused_before_anything_is_trained(tmp_path):
     with pytest.raises(InputError, match=r"story.yaml: ship: refit .* plateau .* set ship: ensemble"):
-        shipping.check(plan_of(tmp_path, scheduler="plateau"))
+        final_model.check_final(plan_of(tmp_path, scheduler="plateau"))
     with pytest.raises(InputError, match="plateau"):
-        shipping.check(plan_of(tmp_path, grid={"scheduler": ["cosine", "plateau"]}))
-    shipping.check(plan_of(tmp_path, scheduler="plateau", ship="ensemble"))
-    shipping.check(plan_of(tmp_path, scheduler="plateau", folds=0))
+        final_model.check_final(plan_of(tmp_path, grid={"scheduler": ["cosine", "plateau"]}))
+    final_model.check_final(plan_of(tmp_path, scheduler="plateau", ship="ensemble"))
+    final_model.check_final(plan_of(tmp_path, scheduler="plateau", folds=0))
 
 
 # ---- ensemble
@@ -107,7 +107,7 @@ def test_a_refit_by_a_schedule_that_watches_validation_is_refused_before_anythin
 @pytest.fixture(scope="module")
 def ensemble(trained, tmp_path_factory):
     _, folds, run = folds_of(trained, tmp_path_factory.mktemp("ensemble"), "ensemble")
-    return shipping.assemble(run, folds), folds
+    return final_model.assemble(run, folds), folds
 
 
 def test_an_ensembles_logits_are_the_log_of_the_members_mean_softmax(ensemble):
@@ -135,23 +135,23 @@ def test_an_ensembles_onnx_files_answer_as_it_does(ensemble, tmp_path):
 def test_an_ensemble_may_learn_no_more_and_is_judged_by_no_validation(ensemble):
     run, folds = ensemble
     assert run.name == "ship=ensemble" and [member.name for member in run.members] == [fold.name for fold in folds]
-    assert run.is_complete("train") and shipping.stages(run) == ("05_quantize",)
+    assert run.is_complete("train") and final_model.stages(run) == ("05_quantize",)
     assert open_run(run.path).rows("val").empty and len(open_run(run.path).rows("train")) == 36
     assert run.history().empty and run.predictions("val").empty
 
 
 def test_an_ensemble_is_made_anew_when_a_member_was_trained_anew_and_not_otherwise(trained, tmp_path):
     plan, folds, run = folds_of(trained, tmp_path, "ensemble")
-    shipping.assemble(run, folds)
+    final_model.assemble(run, folds)
     written = (run.path / "best.pt").stat().st_mtime_ns
-    assert shipping.assemble(shipping.planned(plan, folds), folds).is_complete("train")
+    assert final_model.assemble(final_model.plan_final(plan, folds), folds).is_complete("train")
     assert (run.path / "best.pt").stat().st_mtime_ns == written
     time.sleep(1)  # times of completion are kept in seconds
     clear_run(folds[1])
     train.fit(create_run(folds[1].path, folds[1].config))
-    before = shipping.planned(plan, folds)
+    before = final_model.plan_final(plan, folds)
     assert not before.is_complete("train") and before.record("train")
-    assert shipping.assemble(before, folds).is_complete("train")
+    assert final_model.assemble(before, folds).is_complete("train")
     assert (run.path / "best.pt").stat().st_mtime_ns > written
 
 
@@ -162,7 +162,7 @@ def test_a_member_that_cannot_be_read_is_named(trained, tmp_path):
     (tmp_path / "broken" / "best.pt").write_text("not a checkpoint")
     broken = Run(tmp_path / "broken", folds[0].config)
     with pytest.raises(InputError, match=r"broken/best\.pt: not a checkpoint"):
-        shipping.assemble(Run(folder / "another", config.make(folds[0].config.model_dump())), [folds[0], broken])
+        final_model.assemble(Run(folder / "another", config.make(folds[0].config.model_dump())), [folds[0], broken])
 
 
 # ---- what is said of it
@@ -170,18 +170,24 @@ def test_a_member_that_cannot_be_read_is_named(trained, tmp_path):
 
 def test_without_folds_or_with_ship_fold_a_run_of_the_plan_is_shipped_as_it_is(trained, tmp_path):
     plan, folds, run = folds_of(trained, tmp_path, "fold")
-    assert run is folds[0] and shipping.stages(run) == shipping.RUN_STAGES
-    assert shipping.said(plan, run, folds) == "the first fold's model as it is, which learnt from 18 of 36 photos"
+    assert run is folds[0] and final_model.stages(run) == final_model.RUN_STAGES
+    assert (
+        final_model.origin_summary(plan, run, folds)
+        == "the first fold's model as it is, which learnt from 18 of 36 photos"
+    )
     plain = plan_of(tmp_path, folds=0)
-    assert shipping.planned(plain, folds[1:]) is folds[1] and shipping.said(plain, folds[1], folds[1:]) == ""
-    assert shipping.expected(plain, "run", "run", pd.DataFrame()) == {}
+    assert (
+        final_model.plan_final(plain, folds[1:]) is folds[1]
+        and final_model.origin_summary(plain, folds[1], folds[1:]) == ""
+    )
+    assert final_model.expected(plain, "run", "run", pd.DataFrame()) == {}
 
 
 def test_what_is_expected_of_it_is_its_combinations_out_of_fold_numbers(trained, tmp_path):
     folder, _ = trained
     plan, folds, run = folds_of(trained, tmp_path, "refit")
     table, _ = crossval.pool_folds({fold.name: fold for fold in folds}, plan.combinations(), folder)
-    found = shipping.expected(plan, run.name, "run", crossval.pooled_results(table, run.class_names))
+    found = final_model.expected(plan, run.name, "run", crossval.pooled_results(table, run.class_names))
     right = (table["label"] == table["predicted"]).mean()
     assert (found["shipped"], found["oof_n"], found["oof_accuracy"]) == ("refit", 36, pytest.approx(right))
     assert found["oof_low"] < right < found["oof_high"] and found["agreement_on"] == "training photos"
@@ -206,7 +212,7 @@ def swept(tmp_path_factory, shapes):
         (house / f"{ship}.csv").write_bytes((house / "executed/story/results.csv").read_bytes())
         (house / f"{ship}.html").write_bytes((house / "executed/story/index.html").read_bytes())
         files = [path for path in (house / "executed/story").rglob("*") if path.suffix in {".ipynb", ".pt", ".onnx"}]
-        files = [path for path in files if path.stem not in work.LOOK_BACK]  # looked at anew with each shipped model
+        files = [path for path in files if path.stem not in worker.LOOK_BACK]  # looked at anew with each shipped model
         times.append({path: path.stat().st_mtime_ns for path in files})
     return house, said, times
 

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from fruitlib import space
 from fruitlib.core.errors import InputError
+from fruitlib.sweep import space
 
 
 def test_a_range_is_drawn_evenly_in_its_logarithm():
@@ -25,7 +25,7 @@ def test_whole_numbers_and_steps_reach_both_ends():
 
 
 def test_draws_differ_from_each_other_and_repeat_with_their_seed():
-    found = space.read({"optimizer": ["adam", "sgd"], "lr": {"low": 0.001, "high": 0.1, "log": True}}, "file")
+    found = space.read_space({"optimizer": ["adam", "sgd"], "lr": {"low": 0.001, "high": 0.1, "log": True}}, "file")
     rows = space.draw(found, 20, seed=3)
     assert len({tuple(row.values()) for row in rows}) == 20 and rows == space.draw(found, 20, seed=3)
     assert rows != space.draw(found, 20, seed=4)
@@ -42,7 +42,7 @@ def test_corners_hold_every_listed_value_and_both_ends():
 
 
 def test_a_knob_that_takes_a_word_besides_numbers_is_whole_all_the_same():
-    found = space.read({"micro_batch": {"low": 4, "high": 64}, "dropout": {"low": 0, "high": 0.5}}, "file")
+    found = space.read_space({"micro_batch": {"low": 4, "high": 64}, "dropout": {"low": 0, "high": 0.5}}, "file")
     assert found["micro_batch"].whole and not found["dropout"].whole
 
 
@@ -61,4 +61,4 @@ def test_a_knob_that_takes_a_word_besides_numbers_is_whole_all_the_same():
 )
 def test_what_is_no_range_is_refused_by_name(choice, words):
     with pytest.raises(InputError, match=f"file: space lr: .*{words}"):
-        space.read({"lr": choice}, "file")
+        space.read_space({"lr": choice}, "file")

@@ -12,12 +12,15 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib import cli, execute, params, progress, shipping, summary, sweep, work
+from fruitlib import cli
 from fruitlib.core import config
 from fruitlib.data import splits
-from fruitlib.engine import Outcome
 from fruitlib.runs.run import WORKING, Run, create_run, plan_run
-from fruitlib.runs.status import RunStatus, SweepStatus, look
+from fruitlib.runs.status import RunStatus, SweepStatus, load_run_status
+from fruitlib.sweep import final_model, params, summary, terminal, worker
+from fruitlib.sweep.driver import RUN_STAGES, TEST_STAGE, Driver, sweep_name
+from fruitlib.sweep.notebook import KernelLost, execute_notebook, parameters
+from fruitlib.sweep.queue import Outcome
 
 HOME = Path(__file__).parent.parent
 
@@ -56,7 +59,7 @@ def test_one_failure_does_not_stop_the_rest(swept, house):
     assert table["state"].to_dict() == {"lr=0.003": "complete", WILD: "failed"}
     assert table.loc["lr=0.003", ["accuracy", "macro_f1", "size_mb_int8", "test_accuracy"]].notna().all()
     good, bad = (house / "executed" / "tiny" / name for name in ("lr=0.003", WILD))
-    assert {path.stem for path in good.glob("*.ipynb")} == {*sweep.RUN_STAGES, sweep.TEST_STAGE}
+    assert {path.stem for path in good.glob("*.ipynb")} == {*RUN_STAGES, TEST_STAGE}
     assert "the loss is no number any more" in (bad / "02_train.ipynb").read_text()
 
 
@@ -142,10 +145,10 @@ def test_what_a_kernel_says_outside_of_its_notebook_is_kept_off_the_terminal(tmp
         notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source)])
         notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3"}
         nbformat.write(notebook, tmp_path / "notebooks" / f"{name}.ipynb")
-    execute.execute("quiet", tmp_path / "quiet.ipynb", config.Config())
+    execute_notebook("quiet", tmp_path / "quiet.ipynb", config.Config())
     assert "last words" not in "".join(capfd.readouterr())
-    with pytest.raises(execute.KernelLost, match=r"dying: the kernel died \(last words\)"):
-        execute.execute("dying", tmp_path / "dying.ipynb", config.Config())
+    with pytest.raises(KernelLost, match=r"dying: the kernel died \(last words\)"):
+        execute_notebook("dying", tmp_path / "dying.ipynb", config.Config())
 
 
 def test_a_notebook_after_02_reads_the_knobs_its_plan_has_now(tmp_path, tiny, monkeypatch):
@@ -161,16 +164,16 @@ def test_a_notebook_after_02_reads_the_knobs_its_plan_has_now(tmp_path, tiny, mo
     run.complete("train", run.identity("train"))
     before = run.params["record"]
     plan_run(run.path, config.make({**tiny, "int8_agreement": 0.5}))
-    assert work.work(run.path, ["05_quantize"], "python3") == "complete"
+    assert worker.execute_stages(run.path, ["05_quantize"], "python3") == "complete"
     found = Run(run.path)
     assert found.config.int8_agreement == 0.5 and found.params["record"] == before and found.is_complete("train")
 
 
 def test_parameters_follow_the_notebooks_cell():
     cfg = config.make({"lr": 0.5, "weight_decay": 0.3, "data": "sample5"})
-    found = execute.parameters(HOME / "notebooks" / "02_train.ipynb", cfg, {"run_dir": "x"})
+    found = parameters(HOME / "notebooks" / "02_train.ipynb", cfg, {"run_dir": "x"})
     assert found["lr"] == 0.5 and found["run_dir"] == "x" and found["overrides"] == {"weight_decay": 0.3}
-    found = execute.parameters(HOME / "notebooks" / "03_metrics.ipynb", cfg, {"run_dir": "x"})
+    found = parameters(HOME / "notebooks" / "03_metrics.ipynb", cfg, {"run_dir": "x"})
     assert found == {"run_dir": "x"}
 
 
@@ -183,8 +186,8 @@ def test_the_choice_is_the_best_on_validation_ties_to_the_lower_loss(tmp_path):
         (work[name].path / "metrics.json").write_text(json.dumps({"macro_f1": score, "val_loss": loss}))
     states = {name: {"state": "complete"} for name in "abc"} | {"d": {"state": "failed"}}
     plan = params.Sweep("s", "s", "t", "chosen", "macro_f1", "refit", config.Config(), {}, {})
-    assert shipping.choose(plan, work, states, tmp_path) == "c"
-    assert shipping.choose(plan, work, {name: {"state": "failed"} for name in work}, tmp_path) is None
+    assert final_model.choose(plan, work, states, tmp_path) == "c"
+    assert final_model.choose(plan, work, {name: {"state": "failed"} for name in work}, tmp_path) is None
 
 
 @pytest.fixture
@@ -217,9 +220,9 @@ def compared(tmp_path, broken: str = "") -> pd.DataFrame:
     states[run.name]["state"] = "failed"
     if broken:
         (next(iter(work.values())).path / "history.csv").write_text(broken)
-    summary.write(plan, tmp_path, work, states)
+    summary.write_summary(plan, tmp_path, work, states)
     found = pd.read_csv(tmp_path / "effects.csv")
-    summary.write(plan, tmp_path, work, {name: {"state": "pending", "error": None} for name in work})
+    summary.write_summary(plan, tmp_path, work, {name: {"state": "pending", "error": None} for name in work})
     assert not (tmp_path / "effects.csv").exists()  # nothing is complete: nothing to say
     return found
 
@@ -261,9 +264,9 @@ class Recorder:
 
 def test_with_folds_all_of_a_combination_are_trained_before_any_is_looked_at(folded, tmp_path, monkeypatch):
     plan, _, _ = folded
-    monkeypatch.setattr(sweep, "_is_complete", lambda run: False)
-    monkeypatch.setattr(work, "sweep_stage_is_complete", lambda *_: True)
-    driver = sweep.Driver(plan, tmp_path, progress.Progress(plan, tmp_path), engine := Recorder())
+    monkeypatch.setattr("fruitlib.sweep.driver._is_complete", lambda run: False)
+    monkeypatch.setattr(worker, "sweep_stage_is_complete", lambda *_: True)
+    driver = Driver(plan, tmp_path, terminal.Terminal(plan, tmp_path), engine := Recorder())
     monkeypatch.setattr(driver, "_publish", lambda *_, **__: None)
     monkeypatch.setattr(driver, "_write_summary", lambda *_: None)
     driver._explore()
@@ -274,50 +277,50 @@ def test_with_folds_all_of_a_combination_are_trained_before_any_is_looked_at(fol
 
 def test_with_folds_the_choice_is_the_best_pooled_combination(folded, tmp_path):
     plan, work, states = folded
-    assert shipping.choose(plan, work, states, tmp_path) == "lr=0.01"
+    assert final_model.choose(plan, work, states, tmp_path) == "lr=0.01"
     states["fold=2,lr=0.01"] = {"state": "failed"}  # half a cross-validation is none
-    assert shipping.choose(plan, work, states, tmp_path) == "lr=0.1"
+    assert final_model.choose(plan, work, states, tmp_path) == "lr=0.1"
     (tmp_path / "results_oof.csv").unlink()
-    assert shipping.choose(plan, work, states, tmp_path) is None
+    assert final_model.choose(plan, work, states, tmp_path) is None
 
 
 def test_runs_of_a_list_that_name_different_knobs_are_compared_on_all_of_them(tmp_path):
     (tmp_path / "list.yaml").write_text("list:\n  - {}\n  - {balance: oversample}\n  - {seed: 3}\n")
     plan = params.read_params(tmp_path / "list.yaml")
     work = {name: Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()}
-    table = summary.results(plan, work, {name: {"state": "pending"} for name in work})
+    table = summary.results_table(plan, work, {name: {"state": "pending"} for name in work})
     assert table[["balance", "seed"]].values.tolist() == [["none", 0], ["oversample", 0], ["none", 3]]
 
 
 def test_sweeps_on_other_photos_get_a_folder_of_their_own():
     plan = params.Sweep("demo", "s", "t", "chosen", "macro_f1", "refit", config.Config(), {}, {})
-    assert sweep.sweep_name(plan, None) == "demo"
-    assert sweep.sweep_name(plan, "/photos/my fruit") == "demo-my fruit"
+    assert sweep_name(plan, None) == "demo"
+    assert sweep_name(plan, "/photos/my fruit") == "demo-my fruit"
 
 
 def test_interrupt_is_one_line_and_exit_code_130(monkeypatch, capsys):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(sweep, "sweep", interrupted)
+    monkeypatch.setattr("fruitlib.sweep.driver.run_sweep", interrupted)
     assert cli.main(["sweep", "x.yaml"]) == 130
     assert "Run the same command again" in capsys.readouterr().err
 
 
 def test_the_progress_line_counts_the_run_that_is_made_in_the_end(folded, tmp_path):
     plan, _, _ = folded
-    told = progress.Progress(plan, tmp_path)
+    told = terminal.Terminal(plan, tmp_path)
     status = SweepStatus(runs=[RunStatus(name, "complete") for name in plan.runs])
     assert told.line(status).startswith("4/5 runs · 0:00 gone · 0:00 left")
 
 
 def test_a_runs_status_is_read_from_its_files(tmp_path):
     known = {"name": "a", "state": "pending", "epochs": 10}
-    assert look(tmp_path, known, "macro_f1").state == "pending"
+    assert load_run_status(tmp_path, known, "macro_f1").state == "pending"
     (tmp_path / WORKING).write_text('{"stage": "02_train"}')
     (tmp_path / "history.csv").write_text("epoch,val_macro_f1,seconds\n1,0.5,2.0\n2,0.4,4.0\n")
-    found = look(tmp_path, known, "macro_f1")
+    found = load_run_status(tmp_path, known, "macro_f1")
     assert (found.state, found.stage, found.epoch, found.score) == ("running", "02_train", 2, 0.4)
     assert found.share == pytest.approx(0.7 * 0.2) and 16 < found.left < 30
     os.utime(tmp_path / WORKING, (1, 1))  # whoever touched it was killed
-    assert look(tmp_path, known, "macro_f1").state == "pending"
+    assert load_run_status(tmp_path, known, "macro_f1").state == "pending"

@@ -83,7 +83,7 @@ def test_history_is_written_whole(make_run):
 
 
 def test_importing_loads_no_tracker():
-    probe = "import sys, fruitlib.tracking; print({'wandb', 'tensorboard'} & set(sys.modules))"
+    probe = "import sys, fruitlib.training.tracking; print({'wandb', 'tensorboard'} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
     assert said.stdout.strip() == "set()"
 

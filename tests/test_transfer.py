@@ -9,11 +9,11 @@ import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fruitlib import params
 from fruitlib.core import config
 from fruitlib.data import balance, dataset
 from fruitlib.data.cache import Store
 from fruitlib.data.dataset import Photos
+from fruitlib.sweep import params
 from fruitlib.training import blocks, models, optim
 
 ROOT = Path(__file__).parent.parent

@@ -77,7 +77,9 @@ def build_site(sweep_dir: Path, changed_only: bool = False) -> Path:
     folders = sorted(path for path in sweep_dir.iterdir() if path.is_dir() and not path.name.startswith("."))
     pages = {folder.name: write_folder(folder, sweep["title"], folder.name, changed_only) for folder in folders}
     pages[""] = write_folder(sweep_dir, sweep["title"], "", changed_only)
-    write_text(sweep_dir / "assets/report.css", files("fruitlib.reporting").joinpath("assets/report.css").read_text("utf-8"))
+    write_text(
+        sweep_dir / "assets/report.css", files("fruitlib.reporting").joinpath("assets/report.css").read_text("utf-8")
+    )
     write_text(sweep_dir / "index.html", _template().render(root="", **_index(sweep_dir, sweep, pages)))
     return sweep_dir / "index.html"
 

@@ -16,7 +16,7 @@ from ipywidgets import HTML, Dropdown, HBox, Image, SelectionSlider, VBox
 from fruitlib.core import files
 from fruitlib.explain import gradcam
 from fruitlib.reporting import training_figures
-from fruitlib.runs.status import COLUMNS, SweepStatus, in_order, read
+from fruitlib.runs.status import COLUMNS, SweepStatus, in_order, load_status
 
 
 class LiveCurves:
@@ -58,7 +58,7 @@ def live(sweep_dir: str, seconds: float = 2) -> HTML:
     folder, shown = files.resolve(sweep_dir), HTML()
 
     def refresh() -> bool:
-        status = read(folder)
+        status = load_status(folder)
         shown.value = _status_table(status)
         to_come = status.count("pending") + status.count("running") + max(0, status.total - len(status.runs))
         return bool(status.runs) and not to_come

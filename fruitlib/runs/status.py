@@ -60,19 +60,19 @@ class SweepStatus:
         return ", ".join(told)
 
 
-def read(sweep_dir: Path) -> SweepStatus:
+def load_status(sweep_dir: Path) -> SweepStatus:
     """The status of a sweep from its folder; without runs where none has begun."""
     path = sweep_dir / "sweep.json"
     try:
         sweep = json.loads(path.read_text(encoding="utf-8"))
         metric = sweep["choose_by"]
-        found = [look(sweep_dir / run["name"], run, metric) for run in sweep["runs"]]
+        found = [load_run_status(sweep_dir / run["name"], run, metric) for run in sweep["runs"]]
         return SweepStatus(sweep["title"], metric, sweep.get("total", len(found)), found)
     except (OSError, ValueError, KeyError):
         return SweepStatus(str(sweep_dir.name))
 
 
-def look(folder: Path, known: dict, metric: str) -> RunStatus:
+def load_run_status(folder: Path, known: dict, metric: str) -> RunStatus:
     """One run's status: `known` is what the sweep last said of it (name, state, epochs, error)."""
     found = RunStatus(known["name"], known["state"], epochs=known.get("epochs", 0), error=known.get("error") or "")
     with contextlib.suppress(OSError, ValueError, KeyError, IndexError):

@@ -24,9 +24,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 import nbformat
 import yaml
 
-from fruitlib import execute, kernels, placement
 from fruitlib.core import machine
 from fruitlib.core.config import Config
+from fruitlib.kernels import zygote
+from fruitlib.sweep import executors
+from fruitlib.sweep.notebook import execute_notebook
 
 ROOT = Path(__file__).resolve().parents[2]
 TURNS = 5
@@ -55,13 +57,13 @@ def own_seconds(path: Path) -> float:
 
 def overheads(folder: Path) -> tuple[list[float], list[float]]:
     """Seconds beyond the notebook's own, (ours, stock papermill's), in turns after one of each that does not count."""
-    kernel, said = kernels.ready()
+    kernel, said = zygote.ready()
     print(f"kernels: {said}")
     source, out = folder / "notebooks" / "sample.ipynb", folder / "out.ipynb"
 
     def ours() -> float:
         started = time.perf_counter()
-        execute.execute("sample", out, Config(), kernel)
+        execute_notebook("sample", out, Config(), kernel)
         return time.perf_counter() - started - own_seconds(out)
 
     def stock() -> float:
@@ -91,7 +93,7 @@ def grid(folder: Path, runs: int, epochs: int) -> tuple[float, float, int]:
     wall = time.perf_counter() - started
     records = [json.loads(path.read_text()) for path in (folder / "executed" / "grid").glob("*/stages/0[2345]_*.json")]
     assert len(records) == 4 * runs, "not every run is complete"
-    executor, _ = placement.local(0, runs, 1, print)
+    executor, _ = executors.local(0, runs, 1, print)
     return wall, sum(record["computed"] for record in records), executor.width
 
 

@@ -12,18 +12,19 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from fruitlib import kernels, placement, search, shipping, summary, work
 from fruitlib.core import config as configs
 from fruitlib.core import files, machine
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import sources, splits
-from fruitlib.engine import Engine, Outcome, PlacementLost, Task
-from fruitlib.params import Sweep, read_params
-from fruitlib.progress import Progress, print_results
+from fruitlib.kernels import zygote
 from fruitlib.runs.run import OUTCOME, Run, plan_run
 from fruitlib.runs.stages import notebook_path
-from fruitlib.shipping import RUN_STAGES, TEST_STAGE
+from fruitlib.sweep import executors, final_model, search, summary, worker
+from fruitlib.sweep.final_model import RUN_STAGES, TEST_STAGE
+from fruitlib.sweep.params import Sweep, read_params
+from fruitlib.sweep.queue import Engine, Outcome, PlacementLost, Task
+from fruitlib.sweep.terminal import Terminal, print_results
 
 FAILURES = 5  # trials in a row, after which a search asks for no more
 PUBLISH_SHARE = 0.05  # of the time, at most, that bringing summary and report up to date may take while runs go on
@@ -38,7 +39,7 @@ class Options:
     scheduler: str = ""  # address of a Dask scheduler
 
 
-def sweep(params_file: Path, data: str | None = None, options: Options = Options()) -> int:
+def run_sweep(params_file: Path, data: str | None = None, options: Options = Options()) -> int:
     """Execute a params file; returns 0, or 1 when a run failed.
 
     Raises:
@@ -51,7 +52,7 @@ def sweep(params_file: Path, data: str | None = None, options: Options = Options
     count = plan.search.trials if plan.search else len(plan.runs)
     number = f"{count} {'trial' if plan.search else 'run'}{'s' * (count > 1)}"
     print(f"{plan.title}\n{number} in {files.display_path(sweep_dir)}, photos: {plan.config.data}", flush=True)
-    with Progress(plan, sweep_dir) as progress:
+    with Terminal(plan, sweep_dir) as progress:
         _check_classes(plan, progress)
         executor, placed = _executor(plan, options, count, progress)
         kernel = Kernel(progress, placed)
@@ -67,10 +68,10 @@ def sweep(params_file: Path, data: str | None = None, options: Options = Options
 class Kernel:
     """The kernel that notebooks are executed with, made ready when the first one is to be."""
 
-    def __init__(self, progress: Progress, placed: str):
+    def __init__(self, progress: Terminal, placed: str):
         self.progress, self.placed = progress, placed
         self._found: list[tuple[str, str]] = []
-        self._warming = threading.Thread(target=lambda: self._found.append(kernels.ready()), daemon=True)
+        self._warming = threading.Thread(target=lambda: self._found.append(zygote.ready()), daemon=True)
         self._said = False
 
     def warm_up(self) -> None:
@@ -91,13 +92,13 @@ class Kernel:
         return name
 
 
-def _executor(plan: Sweep, options: Options, count: int, progress: Progress):
+def _executor(plan: Sweep, options: Options, count: int, progress: Terminal):
     if options.scheduler:
         if options.jobs:
             raise InputError("--jobs is for this machine, --scheduler for others: give one of them")
-        return placement.cluster(options.scheduler, files.home())
+        return executors.cluster(options.scheduler, files.home())
     processes = max(config.processes for config in _configs(plan))
-    return placement.local(options.jobs, count, processes, progress.say)
+    return executors.local(options.jobs, count, processes, progress.say)
 
 
 def sweep_name(plan: Sweep, data: str | None) -> str:
@@ -118,10 +119,10 @@ def _configs(plan: Sweep) -> list[Config]:
 
 def _check_before(plan: Sweep) -> None:
     """What every run needs and only a look at the disk can tell."""
-    for stage in (*work.SWEEP_STAGES, *RUN_STAGES, TEST_STAGE):
+    for stage in (*worker.SWEEP_STAGES, *RUN_STAGES, TEST_STAGE):
         if not notebook_path(stage).is_file():
             raise InputError(f"{notebook_path(stage)}: no such notebook; set FRUITLIB_HOME to the project folder")
-    shipping.check(plan)
+    final_model.check_final(plan)
     for config in _configs(plan):
         if config.base_weights and not files.resolve(config.base_weights).is_file():
             raise InputError(f"base_weights {config.base_weights}: no such file; params/base_model.yaml trains one")
@@ -144,7 +145,7 @@ def _check_with_torch(plan: Sweep) -> None:
             precision.check(config, machine.device())
 
 
-def _check_classes(plan: Sweep, progress: Progress) -> None:
+def _check_classes(plan: Sweep, progress: Terminal) -> None:
     """The base model's five classes, before anything is written."""
     if all(config.model != "base" for config in _configs(plan)):
         return
@@ -157,7 +158,7 @@ def _check_classes(plan: Sweep, progress: Progress) -> None:
 class Driver:
     """One sweep on its way: which tasks come next, what has become of each run, and what all of it amounts to."""
 
-    def __init__(self, plan: Sweep, sweep_dir: Path, progress: Progress, engine: Engine):
+    def __init__(self, plan: Sweep, sweep_dir: Path, progress: Terminal, engine: Engine):
         self.plan, self.sweep_dir, self.progress, self.engine = plan, sweep_dir, progress, engine
         self.work: dict[str, Run] = {}
         self.states: dict[str, dict] = {}
@@ -177,7 +178,7 @@ class Driver:
             ):
                 self.trials = trials
                 self._explore()
-            chosen = shipping.choose(self.plan, self.work, self.states, self.sweep_dir)
+            chosen = final_model.choose(self.plan, self.work, self.states, self.sweep_dir)
             shipped = self._ship(chosen)
             self._test(shipped)
             self._publish(chosen, shipped)
@@ -206,8 +207,8 @@ class Driver:
     def _explore(self) -> None:
         """01, and every run of the plan or of the search."""
         plan_run(self.sweep_dir, self.plan.config)
-        if not work.sweep_stage_is_complete(self.sweep_dir, work.SPLIT, self.plan.config):
-            self.engine.add(Task(work.SPLIT, self.sweep_dir, (work.SPLIT,)))
+        if not worker.sweep_stage_is_complete(self.sweep_dir, worker.SPLIT, self.plan.config):
+            self.engine.add(Task(worker.SPLIT, self.sweep_dir, (worker.SPLIT,)))
         known = self.trials.earlier() if self.trials else {}
         for name in self.plan.runs:
             self._join(name, known.get(name, "pending"))
@@ -258,7 +259,7 @@ class Driver:
     def _note(self, task: Task, outcome: Outcome) -> None:
         """What has become of a task, and what follows from it."""
         self._changed = dict.fromkeys(self._changed, True)
-        if task.name in work.SWEEP_STAGES:
+        if task.name in worker.SWEEP_STAGES:
             if outcome.error:
                 self.failures.append(f"{task.name}: {outcome.error}")
                 self.progress.say(f"{task.name}: {outcome.error}")
@@ -341,7 +342,9 @@ class Driver:
     def _write_summary(self, chosen: str | None = None, shipped: str | None = None) -> dict:
         with self._bringing("summary"):
             total = self.progress.total
-            told, problems = summary.write(self.plan, self.sweep_dir, self.work, self.states, chosen, shipped, total)
+            told, problems = summary.write_summary(
+                self.plan, self.sweep_dir, self.work, self.states, chosen, shipped, total
+            )
         for problem in problems:
             if problem not in self._said:
                 self.progress.say(problem)
@@ -360,19 +363,19 @@ class Driver:
         if chosen is None:
             return None
         folds = summary.folds_of(self.plan, self.work, chosen)
-        run = shipping.planned(self.plan, folds)
+        run = final_model.plan_final(self.plan, folds)
         if run.name in self.work:
             return run.name
         self._join(run.name, run=run)
         try:
             if self.plan.ship == "ensemble":
-                self.work[run.name] = run = shipping.assemble(run, folds)
+                self.work[run.name] = run = final_model.assemble(run, folds)
         except InputError as problem:
             self.states[run.name] = {"state": "failed", "error": str(problem)}
             return run.name
         if _is_complete(run):
             self.progress.before.add(run.name)
-        self._finish(run.name, shipping.stages(run))
+        self._finish(run.name, final_model.stages(run))
         return run.name
 
     def _test(self, shipped: str | None) -> None:
@@ -387,8 +390,8 @@ class Driver:
         """The notebooks that compare runs, where there are runs to compare."""
         if sum(state["state"] == "complete" for state in self.states.values()) < 2:
             return
-        for stage in work.LOOK_BACK:
-            if not work.sweep_stage_is_complete(self.sweep_dir, stage, self.plan.config):
+        for stage in worker.LOOK_BACK:
+            if not worker.sweep_stage_is_complete(self.sweep_dir, stage, self.plan.config):
                 self.engine.add(Task(stage, self.sweep_dir, (stage,)))
                 for task, outcome in self.engine.outcomes(lambda: None):  # what they read stays as it is
                     self._note(task, outcome)
@@ -396,7 +399,7 @@ class Driver:
 
 def _is_complete(run: Run) -> bool:
     """Whether all of a run's notebooks before the test hold today."""
-    return all(run.is_complete(stage) for stage in shipping.stages(run))
+    return all(run.is_complete(stage) for stage in final_model.stages(run))
 
 
 def _result(run: Run, stages: tuple[str, ...]) -> str:

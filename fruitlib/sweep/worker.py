@@ -1,4 +1,4 @@
-"""A run's notebooks, executed by a process of its own: `python -m fruitlib.work RUN_FOLDER STAGE…`.
+"""A run's notebooks, executed by a process of its own: `python -m fruitlib.sweep.worker RUN_FOLDER STAGE…`.
 
 The folder says what is wanted (`planned.json`); its lock, which this process holds, decides who works on it; what is
 complete is not repeated. The exit code says how it ended (`CODES`), `outcome.json` in the folder why. So it does not
@@ -22,15 +22,15 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from fruitlib import kernels
 from fruitlib.core import config as configs
 from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import splits
-from fruitlib.execute import KernelLost, NotebookFailed, NotebookPruned, execute, kernel_folders
+from fruitlib.kernels import zygote
 from fruitlib.runs.run import OUTCOME, STOP, WORKING, Busy, Run, create_run, planned_run
 from fruitlib.runs.stages import code_of
+from fruitlib.sweep.notebook import KernelLost, NotebookFailed, NotebookPruned, execute_notebook, kernel_folders
 
 # argparse has 2; any other: it was killed. A starved one met a full disk: no fault of the run's, it can go on later.
 CODES = {"complete": 0, "failed": 1, "pruned": 3, "lost": 4, "starved": 5, "busy": 75}
@@ -41,7 +41,7 @@ LOOK_BACK = ("07_compare", "08_insight")  # over all of a sweep's runs
 SWEEP_STAGES = (SPLIT, *LOOK_BACK)  # they belong to a sweep's folder, not to a run's
 
 
-def work(folder: Path, stages: list[str], kernel: str) -> str:
+def execute_stages(folder: Path, stages: list[str], kernel: str) -> str:
     """Execute those of a folder's notebooks that are not complete; returns a word of `CODES`."""
     marker = _Marker(folder)
     try:
@@ -86,9 +86,9 @@ def _is_full(folder: Path) -> bool:
 
 def _installed(kernel: str) -> str:
     """The kernel, put into this machine's environment where it is a warm one; an ordinary one where it cannot be."""
-    if kernel == kernels.NAME:
+    if kernel == zygote.NAME:
         try:
-            kernels.install()
+            zygote.install()
         except OSError as problem:
             print(f"kernels: cold: {files.file_trouble(problem)}", flush=True)
             return "python3"
@@ -122,7 +122,9 @@ def _execute_stage(run: Run, stage: str, kernel: str, marker: "_Marker") -> None
         create_run(run.path, run.config)
     marker.begins(stage)
     identity = run.identity(stage)
-    facts = execute(stage, run.path / f"{stage}.ipynb", run.config, kernel, run_dir=files.display_path(run.path))
+    facts = execute_notebook(
+        stage, run.path / f"{stage}.ipynb", run.config, kernel, run_dir=files.display_path(run.path)
+    )
     if facts["kernel"].startswith("cold: "):
         print(f"{run.name}: {stage} had a cold kernel ({facts['kernel'][6:]})", flush=True)
     run.complete(stage, identity, **facts)
@@ -146,7 +148,7 @@ def _of_the_sweep(folder: Path, stage: str, kernel: str, marker: "_Marker") -> N
         return
     marker.begins(stage)
     identity = _sweep_identity(folder, stage, config)
-    facts = execute(stage, folder / f"{stage}.ipynb", config, kernel, sweep_dir=files.display_path(folder))
+    facts = execute_notebook(stage, folder / f"{stage}.ipynb", config, kernel, sweep_dir=files.display_path(folder))
     finished = {"identity": identity, "finished": datetime.now().isoformat(timespec="seconds")}
     files.write_json(folder / "stages" / f"{stage}.json", finished | facts)
 
@@ -222,7 +224,9 @@ def _leave_with_starter(folder: Path) -> None:
 
 def main() -> int:
     """One run's process."""
-    parser = argparse.ArgumentParser(prog="python -m fruitlib.work", description="Execute one planned run's notebooks.")
+    parser = argparse.ArgumentParser(
+        prog="python -m fruitlib.sweep.worker", description="Execute one planned run's notebooks."
+    )
     parser.add_argument("folder", type=Path, help="a run's folder with its planned.json")
     parser.add_argument("stages", nargs="+", metavar="stage", help="02_train, 03_metrics …, in this order")
     parser.add_argument("--kernel", default="python3", help="python3, or fruitlib-warm (default: python3)")
@@ -231,7 +235,7 @@ def main() -> int:
     folder = options.folder.resolve()
     if options.tied:
         _leave_with_starter(folder)
-    return CODES[work(folder, options.stages, options.kernel)]
+    return CODES[execute_stages(folder, options.stages, options.kernel)]
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from fruitlib.evaluation import effects
-from fruitlib.params import Sweep
-from fruitlib.runs.status import COLUMNS, SweepStatus, clock, in_order, read
+from fruitlib.runs.status import COLUMNS, SweepStatus, clock, in_order, load_status
+from fruitlib.sweep.params import Sweep
 
 COLOURS = {"running": "cyan", "complete": "green", "failed": "red", "pruned": "yellow", "pending": "bright_black"}
 
@@ -38,7 +38,7 @@ def table(status: SweepStatus, rows: int) -> Table:
     return drawn
 
 
-class Progress:
+class Terminal:
     """What a sweep is doing: a live table on a terminal, lines where there is none."""
 
     def __init__(self, plan: Sweep, sweep_dir: Path):
@@ -51,7 +51,7 @@ class Progress:
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def __enter__(self) -> "Progress":
+    def __enter__(self) -> "Terminal":
         if self._console.is_terminal:
             self._live = Live(console=self._console, auto_refresh=False, transient=True)
             self._live.start()
@@ -84,7 +84,7 @@ class Progress:
                 continue
             spoken = time.monotonic()
             try:
-                status = read(self.sweep_dir)
+                status = load_status(self.sweep_dir)
                 if self._live:
                     height = max(4, self._console.size.height - 4)
                     self._live.update(Group(table(status, height), Text(self.line(status))), refresh=True)

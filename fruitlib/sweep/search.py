@@ -19,9 +19,9 @@ from typing import Any
 from fruitlib.core import config as configs
 from fruitlib.core import errors, files, machine
 from fruitlib.core.errors import InputError
-from fruitlib.params import Search, Sweep, run_name
 from fruitlib.runs.run import STOP, Run
-from fruitlib.space import Range
+from fruitlib.sweep.params import Search, Sweep, run_name
+from fruitlib.sweep.space import Range
 
 JOURNAL = "search.journal"
 STUDY = "fruitlib"

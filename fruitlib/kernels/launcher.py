@@ -117,7 +117,7 @@ def _started(path: str, environment: dict[str, str], executable: str) -> socket.
     ours, theirs = socket.socketpair()  # tells the zygote's pid, and by closing that it is gone: it is not our child
     with open(log, "w") as words, theirs:
         subprocess.run(
-            [executable, "-P", "-m", "fruitlib.kernels", path],
+            [executable, "-P", "-m", "fruitlib.kernels.zygote", path],
             env=its_environment, cwd="/", stdin=theirs, stdout=words, stderr=words, start_new_session=True,
         )  # fmt: skip
     deadline = time.monotonic() + PATIENCE
@@ -135,7 +135,7 @@ def _started(path: str, environment: dict[str, str], executable: str) -> socket.
     raise Unavailable(f"the zygote did not come up: {said[-1] if said else 'too slow'} ({log})")
 
 
-def ask(arguments: list[str], executable: str = sys.executable) -> tuple[socket.socket, int]:
+def ask_zygote(arguments: list[str], executable: str = sys.executable) -> tuple[socket.socket, int]:
     """Have a child forked that becomes `python -m ARGUMENTS…`; returns the connection that tells its end, and its pid.
 
     Raises:
@@ -150,14 +150,14 @@ def ask(arguments: list[str], executable: str = sys.executable) -> tuple[socket.
         with contextlib.suppress(ConnectionError):
             socket.send_fds(connection, [request[:1]], [0, 1, 2])
             connection.sendall(request[1:])
-            if pid := told(connection).get("pid"):
+            if pid := wait_for_exit_code(connection).get("pid"):
                 connection.settimeout(None)
                 return connection, pid
         connection.close()
     raise Unavailable("the zygote went away, three times")
 
 
-def told(connection: socket.socket) -> dict:
+def wait_for_exit_code(connection: socket.socket) -> dict:
     """The next word of the zygote or its child, a line of JSON; empty at the end of the connection."""
     line = b""
     while not line.endswith(b"\n"):
@@ -188,7 +188,7 @@ def stand_in(connection: socket.socket, pid: int, parent: int) -> int:
     code = 1  # where nobody can tell it: the zygote was killed, and then the child
     while True:
         if select.select([connection], [], [], 0.5)[0]:
-            word = told(connection)
+            word = wait_for_exit_code(connection)
             if word.keys() != {"leaving"}:
                 return word.get("exit", code)
             code = word["leaving"]
@@ -215,7 +215,7 @@ def main() -> None:
     """Have MODULE run, warm or cold; this process ends as it ends."""
     parent = os.getppid()
     try:
-        connection, pid = ask(sys.argv[1:])
+        connection, pid = ask_zygote(sys.argv[1:])
     except (Unavailable, OSError) as why:
         print(f"{COLD}{why}", file=sys.stderr, flush=True)
         os.execv(sys.executable, [sys.executable, "-P", "-m", *sys.argv[1:]])

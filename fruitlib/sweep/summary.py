@@ -4,21 +4,21 @@ from pathlib import Path
 
 import pandas as pd
 
-from fruitlib import shipping
 from fruitlib.core import files
 from fruitlib.data import splits
 from fruitlib.evaluation import crossval, effects
 from fruitlib.evaluation.study import build_study
-from fruitlib.params import Sweep
 from fruitlib.runs.run import Run
-from fruitlib.shipping import TEST_STAGE
+from fruitlib.sweep import final_model
+from fruitlib.sweep.final_model import TEST_STAGE
+from fruitlib.sweep.params import Sweep
 
 # Of training, in results.csv
 RECORDED = {name: name for name in ("best_epoch", "epochs", "precision")}
 RECORDED |= {"train_seconds": "seconds", "parameters": "total_parameters", "train_photos": "train_photos"}
 
 
-def results(plan: Sweep, work: dict[str, Run], states: dict, shipped: dict | None = None) -> pd.DataFrame:
+def results_table(plan: Sweep, work: dict[str, Run], states: dict, shipped: dict | None = None) -> pd.DataFrame:
     """A row per run: what differs, state, validation numbers, costs, and test numbers where 06 was executed.
 
     `shipped` adds `shipping.expected` to a run's row, by the run's name.
@@ -45,7 +45,7 @@ def results(plan: Sweep, work: dict[str, Run], states: dict, shipped: dict | Non
     return pd.DataFrame(rows)
 
 
-def write(
+def write_summary(
     plan: Sweep,
     sweep_dir: Path,
     work: dict[str, Run],
@@ -67,14 +67,14 @@ def write(
         pooled, problems = crossval.pool_folds(work, plan.combinations(), sweep_dir)
         pooled = crossval.pooled_results(pooled, splits.record(sweep_dir)["class_names"])
         _write_table(pooled, sweep_dir / "results_oof.csv")
-        expected = {shipped: shipping.expected(plan, shipped, chosen, pooled)} if shipped else {}
-    table = results(plan, work, states, expected)
+        expected = {shipped: final_model.expected(plan, shipped, chosen, pooled)} if shipped else {}
+    table = results_table(plan, work, states, expected)
     _write_table(table, sweep_dir / "results.csv")
     _write_table(_effects(plan, sweep_dir, table), sweep_dir / "effects.csv")
     told = _summary(plan, work, states) | {"chosen": chosen, "shipped": shipped}
     told["total"] = max(total, len(work))
     if shipped and plan.config.folds:
-        told["made"] = shipping.said(plan, work[shipped], folds_of(plan, work, chosen))
+        told["made"] = final_model.origin_summary(plan, work[shipped], folds_of(plan, work, chosen))
     files.write_json(sweep_dir / "sweep.json", told)
     return told, problems
 
@@ -102,7 +102,7 @@ def _summary(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
     listed = [{"name": name, "knobs": knobs.get(name, {}), **states[name]} for name in work]
     for run in listed:
         run["epochs"] = work[run["name"]].config.epochs
-        run |= {} if run["name"] in plan.runs else {"stages": shipping.stages(work[run["name"]])}
+        run |= {} if run["name"] in plan.runs else {"stages": final_model.stages(work[run["name"]])}
     return {
         "title": plan.title,
         "params_file": files.display_path(Path(plan.source).resolve()),

@@ -13,11 +13,11 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from fruitlib import placement
 from fruitlib.core import files
 from fruitlib.core.errors import first_line
 from fruitlib.runs.run import OUTCOME, Run
-from fruitlib.work import CODES, lock_of
+from fruitlib.sweep import executors
+from fruitlib.sweep.worker import CODES, lock_of
 
 KILLED = -9  # by SIGKILL, which not every system has a name for
 TRIES = 2  # of a run whose process or kernel was killed under it
@@ -93,9 +93,9 @@ class Engine:
 
     def _submit(self, task: Task) -> None:
         job = {"folder": str(task.folder), "stages": list(task.stages), "kernel": self.kernel()}
-        job |= {"home": str(files.home()), "environment": placement.environment(), "stop": str(self.stop_file)}
+        job |= {"home": str(files.home()), "environment": executors.environment(), "stop": str(self.stop_file)}
         try:
-            self.running[self.executor.submit(placement.perform, job)] = task
+            self.running[self.executor.submit(executors.perform, job)] = task
         except Exception as problem:  # a cluster's client has many ways to say that it lost its scheduler
             raise PlacementLost(first_line(problem)) from problem
 
@@ -152,7 +152,7 @@ class Engine:
         try:
             with contextlib.suppress(OSError):
                 self.stop_file.touch()
-            wait(self.running, timeout=placement.TIDY)  # before cancelling: who is cancelled looks for no file
+            wait(self.running, timeout=executors.TIDY)  # before cancelling: who is cancelled looks for no file
             for future in self.running:
                 future.cancel()
         finally:

@@ -22,14 +22,14 @@ from fruitlib.core import config as configs
 from fruitlib.core import files
 from fruitlib.core.config import FOLD_KNOBS, Config
 from fruitlib.core.errors import InputError
-from fruitlib.params import Sweep, run_name
 from fruitlib.runs.run import Run, create_run
+from fruitlib.sweep.params import Sweep, run_name
 
 RUN_STAGES = ("02_train", "03_metrics", "04_gradcam", "05_quantize")
 TEST_STAGE = "06_test_accuracy"
 
 
-def check(plan: Sweep) -> None:
+def check_final(plan: Sweep) -> None:
     """Refuse, before anything is trained, what could not be shipped in the end.
 
     Raises:
@@ -62,7 +62,7 @@ def _score(run: Run, choose_by: str) -> tuple[float, float]:
     return found[choose_by], -found["val_loss"]
 
 
-def planned(plan: Sweep, folds: list[Run]) -> Run:
+def plan_final(plan: Sweep, folds: list[Run]) -> Run:
     """The run that is shipped of a combination, given its complete runs: the first of them, or one beside them."""
     first = folds[0]
     if not plan.config.folds or plan.ship == "fold":
@@ -117,7 +117,7 @@ def assemble(run: Run, folds: list[Run]) -> Run:
     return run
 
 
-def said(plan: Sweep, run: Run, folds: list[Run]) -> str:
+def origin_summary(plan: Sweep, run: Run, folds: list[Run]) -> str:
     """How the shipped model of a combination's `folds` is made, in words; empty without folds."""
     if not plan.config.folds:
         return ""

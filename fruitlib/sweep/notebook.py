@@ -9,9 +9,9 @@ import time
 import warnings
 from pathlib import Path
 
-from fruitlib import warm
 from fruitlib.core import config as configs
 from fruitlib.core.config import Config
+from fruitlib.kernels import launcher
 from fruitlib.runs import stages
 from fruitlib.runs.run import Pruned
 
@@ -30,7 +30,7 @@ class KernelLost(NotebookFailed):
     """The kernel died under its notebook: killed perhaps, and then it need not happen again."""
 
 
-def execute(stage: str, output: Path, config: Config, kernel: str = "python3", **places: str) -> dict:
+def execute_notebook(stage: str, output: Path, config: Config, kernel: str = "python3", **places: str) -> dict:
     """Execute a numbered notebook by papermill into `output`, which is complete or the failed copy, never a part.
 
     Knobs its parameters cell names are injected as they are, others that differ from their default as `overrides`.
@@ -70,7 +70,7 @@ def execute(stage: str, output: Path, config: Config, kernel: str = "python3", *
                 said = _words(log)[-1:]
                 why = said[0] if said else "often out of memory: try a smaller batch_size"
                 raise KernelLost(f"{stage}: the kernel died ({why})") from None
-            cold = [line.removeprefix(warm.COLD) for line in _words(log) if line.startswith(warm.COLD)]
+            cold = [line.removeprefix(launcher.COLD) for line in _words(log) if line.startswith(launcher.COLD)]
         os.replace(partial, output)
     except papermill.PapermillExecutionError as problem:
         os.replace(partial, output)

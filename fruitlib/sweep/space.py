@@ -52,7 +52,7 @@ class Range:
 Space = dict[str, "list | Range"]
 
 
-def read(content: Any, where: str) -> Space:
+def read_space(content: Any, where: str) -> Space:
     """A space from a params file's mapping.
 
     Raises:

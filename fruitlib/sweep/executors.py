@@ -1,7 +1,7 @@
 """Where runs are executed: on this machine, several side by side, or on a Dask cluster; a process for each run.
 
-Both are executors as in `concurrent.futures`, and what they execute is `perform`: start `fruitlib.work` on a run
-folder, wait, tell how it ended. They place work, no more: the folder's lock decides who does it, its files are the
+Both are executors as in `concurrent.futures`, and what they execute is `perform`: start `fruitlib.sweep.worker` on a
+run folder, wait, tell how it ended. They place work, no more: the folder's lock decides who does it, its files are the
 result.
 
 On a cluster, every worker must see the project folder under the same path and have fruitlib installed:
@@ -33,9 +33,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
-from fruitlib import kernels, warm
 from fruitlib.core import files
 from fruitlib.core.errors import InputError, first_line
+from fruitlib.kernels import launcher, zygote
 
 TIDY = 1.5  # seconds that a process told to end may take before it is killed
 
@@ -69,14 +69,14 @@ def perform(job: dict, say: Callable[[str], None] = lambda line: None, told: Cal
     reader.join(timeout=1)
     for pipe in (process.stdin, process.stdout, process.stderr):
         pipe.close()
-    last = [line.strip() for line in errors if line.strip() and not line.startswith(warm.COLD)][-1:]
+    last = [line.strip() for line in errors if line.strip() and not line.startswith(launcher.COLD)][-1:]
     return {"code": code, "said": remarks, "error": "".join(last)}
 
 
 def _start(job: dict) -> subprocess.Popen:
     cold = job["kernel"] == "python3"
-    command = [sys.executable, *(["-P", "-m"] if cold else ["-ISP", warm.__file__])]
-    command += ["fruitlib.work", job["folder"], *job["stages"], "--kernel", job["kernel"], "--tied"]
+    command = [sys.executable, *(["-P", "-m"] if cold else ["-ISP", launcher.__file__])]
+    command += ["fruitlib.sweep.worker", job["folder"], *job["stages"], "--kernel", job["kernel"], "--tied"]
     environment = os.environ | {"FRUITLIB_HOME": job["home"]} | job["environment"]
     environment.pop("FRUITLIB_LOCK_HELD", None)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -137,10 +137,10 @@ def local(wanted: int, runs: int, processes: int, say: Callable[[str], None]) ->
     As many run at a time as there are GPUs, or else cores, unless `wanted` says how many. The cores are shared out
     once: how many threads a run has, and so its last digits, does not depend on what else is still to be done.
     """
-    cores, devices = kernels.cores(), gpus()
+    cores, devices = zygote.cores(), gpus()
     most = wanted or (len(devices) or cores) // processes
     width = max(1, min(most, runs))
-    threads = kernels.threads_asked("OMP_NUM_THREADS") or max(1, cores // width)
+    threads = zygote.threads_asked("OMP_NUM_THREADS") or max(1, cores // width)
     own = [",".join(devices[n * processes : (n + 1) * processes]) for n in range(len(devices) // processes)]
     said = f"{width} at a time, {threads} thread{'s' * (threads > 1)} each" if width > 1 else f"{threads} threads"
     said += f", a GPU each of {len(devices)}" if devices else ""

@@ -1,6 +1,6 @@
 """Kernels that start at once: the zygote, which has imported everything and forks, and the kernelspec that uses it.
 
-    python -m fruitlib.kernels install      puts "fruitlib (warm)" beside the other kernels of this environment
+    python -m fruitlib.kernels.zygote install      puts "fruitlib (warm)" beside the other kernels of this environment
 
 papermill, JupyterLab and anything else that starts Jupyter kernels then use `fruitlib-warm` as they use `python3`; the
 command it names is `warm.py`, which asks this module's `serve`. A zygote imports, and does nothing else: no tensor is
@@ -32,7 +32,7 @@ import types
 import weakref
 from pathlib import Path
 
-from fruitlib import warm
+from fruitlib.kernels import launcher
 
 NAME = "fruitlib-warm"
 IDLE = 600.0  # seconds
@@ -45,7 +45,7 @@ IPython.extensions.storemagic tornado.platform.asyncio nbclient papermill
 sklearn.metrics statsmodels.stats.contingency_tables
 fruitlib.training.lr_finder fruitlib.evaluation.leakage fruitlib.evaluation.compare
 fruitlib.reporting.metrics_figures fruitlib.reporting.compare_figures fruitlib.reporting.effects_figures
-fruitlib.work fruitlib.reporting.site"""
+fruitlib.sweep.worker fruitlib.reporting.site"""
 INLINE = "module://matplotlib_inline.backend_inline"
 FRESH = ("tqdm.auto", "tqdm.autonotebook")  # they look for a notebook when they are imported
 
@@ -59,7 +59,7 @@ def install() -> Path:
     from fruitlib.core.files import write_json
 
     folder = Path(sys.prefix) / "share" / "jupyter" / "kernels" / NAME
-    command = [sys.executable, "-ISP", str(Path(warm.__file__).resolve()), "ipykernel_launcher"]
+    command = [sys.executable, "-ISP", str(Path(launcher.__file__).resolve()), "ipykernel_launcher"]
     spec = {
         "argv": [*command, "-f", "{connection_file}"],
         "display_name": "fruitlib (warm)",
@@ -80,9 +80,9 @@ def ready() -> tuple[str, str]:
     """
     try:
         install()
-        path = warm.address(dict(os.environ), sys.executable)
-        warm.connect(path, dict(os.environ), sys.executable).close()
-    except (warm.Unavailable, OSError) as why:
+        path = launcher.address(dict(os.environ), sys.executable)
+        launcher.connect(path, dict(os.environ), sys.executable).close()
+    except (launcher.Unavailable, OSError) as why:
         return "python3", f"cold: {why}"
     return NAME, "warm"
 
@@ -296,7 +296,7 @@ def become(request: dict) -> None:
 
     connection = request["connection"]
     os.setsid()
-    for name in (*warm.PASSED_ON, "SIGCHLD"):  # which the zygote's starter may have ignored
+    for name in (*launcher.PASSED_ON, "SIGCHLD"):  # which the zygote's starter may have ignored
         signal.signal(getattr(signal, name), signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
@@ -308,7 +308,7 @@ def become(request: dict) -> None:
     threading.Thread(target=_leave_with, args=(connection,), daemon=True).start()
     os.register_at_fork(after_in_child=connection.close)  # which ends with this process, not with one it leaves behind
     os.environ.clear()
-    os.environ.update({**warm.SET_BY_IMPORT, **request["environment"]})
+    os.environ.update({**launcher.SET_BY_IMPORT, **request["environment"]})
     os.environ["JPY_PARENT_PID"] = "1"  # its parent is the zygote; the stand-in watches its own
     for number, *limits in request["limits"]:
         with contextlib.suppress(OSError, ValueError):
@@ -402,7 +402,7 @@ def _run(module: str, connection: socket.socket) -> None:
                 step()
         _tell(connection, {"leaving": code})  # in case there is no zygote any more that could
     finally:
-        warm.leave(code)
+        launcher.leave(code)
 
 
 def _outcome(module: str) -> int:
@@ -434,7 +434,7 @@ def _let_go() -> None:
 def main() -> None:
     """`install`, or the path of the socket to serve at (which `warm.py` passes)."""
     if len(sys.argv) != 2:
-        sys.exit("usage: python -m fruitlib.kernels install")
+        sys.exit("usage: python -m fruitlib.kernels.zygote install")
     if sys.argv[1] == "install":
         print(f"installed: {install()}")
     elif pid := os.fork():  # a process that nobody has started is not ended with others that somebody has

@@ -19,11 +19,11 @@ from typing import Any
 
 import yaml
 
-from fruitlib import space as spaces
 from fruitlib.core.config import FOLD_KNOBS, SPLIT_KNOBS, Config, inert, make
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import fingerprint
-from fruitlib.space import Space
+from fruitlib.sweep import space as spaces
+from fruitlib.sweep.space import Space
 
 SWEEP_KEYS = ("title", "test", "choose_by", "ship", "grid", "list", "random", "search")
 METRICS = ("macro_f1", "accuracy", "balanced_accuracy")
@@ -135,7 +135,7 @@ def _search(meta: dict, fixed: dict, path: Path) -> Search | None:
     if not isinstance(wanted, dict):
         raise InputError(f"{where} wants space, trials, and perhaps metric, direction, sampler, pruner, seed, storage")
     wanted = dict(wanted)
-    space = spaces.read(wanted.pop("space", None), where)
+    space = spaces.read_space(wanted.pop("space", None), where)
     known = {"trials", "metric", "direction", "sampler", "pruner", "seed", "storage"}
     if unknown := sorted(set(map(str, wanted)) - known):
         raise InputError(f"{where}: unknown key {unknown[0]}; known: space, {', '.join(sorted(known))}")
@@ -298,7 +298,7 @@ def _drawn(meta: dict, path: Path) -> list[dict[str, Any]]:
     runs, seed = wanted["runs"], wanted.get("seed", 0)
     if not _is_count(runs) or runs < 1 or not _is_count(seed):
         raise InputError(f"{where}: runs = {runs!r}, seed = {seed!r}: whole numbers are wanted, at least one run")
-    space = spaces.read(wanted["space"], where)
+    space = spaces.read_space(wanted["space"], where)
     _refuse_divided(space, path)
     found = spaces.draw(space, runs, seed)
     if len(found) < runs:

@@ -1,0 +1,16 @@
+"""A params file -> executed runs, here or on a cluster, and their report.
+
+Read `params` for what may be asked for, then `driver`, which does it. Each run is a process of its own: `worker`.
+
+    space         lists and ranges of settings, to draw from
+    params        params files: grids, lists, random draws, searches, folds -> runs and their names
+    search        Optuna: trials asked for, watched, pruned, told
+    final_model   after folds: a refit on all photos, or the folds' networks together
+    summary       results.csv, sweep.json
+    notebook      one notebook, by papermill
+    worker        one run's notebooks, in a process of its own
+    executors     where those processes run: here, or on a Dask cluster
+    queue         tasks to processes, until all are done: waits for others, tries again what was killed
+    terminal      the live table, and what a sweep found
+    driver        a params file, from its checks to its report
+"""
