@@ -35,8 +35,8 @@ insight: .venv/installed ## four claims put to the test, half an hour:  make ins
 	@$(BIN)/fruitlib sweep params/insight.yaml --data $(DATA) --out insight
 	@mkdir -p executed/example/insight
 	@cp executed/insight/insight.csv executed/insight/08_insight.ipynb executed/example/insight/
-	@$(BIN)/python -c 'from pathlib import Path; from fruitlib import report; \
-		report.write_folder(Path("executed/example/insight"), "Example", "insight")'
+	@$(BIN)/python -c 'from pathlib import Path; from fruitlib.reporting import site; \
+		site.write_folder(Path("executed/example/insight"), "Example", "insight")'
 	@rm executed/example/insight/08_insight.ipynb
 
 # Bytecode is compiled at once: without it every notebook pays for it again where Python may not write it.

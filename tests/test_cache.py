@@ -177,7 +177,8 @@ def test_files_unused_for_a_week_go_when_a_new_one_is_made(photos, tmp_path):
 PROGRAM = """
 import hashlib, sys, time
 from pathlib import Path
-from fruitlib import cache, config, preprocess
+from fruitlib.core import config
+from fruitlib.data import cache, preprocess
 
 decode, slowly, count = preprocess.decode, float(sys.argv[2]), [0]
 def counted(*args):

@@ -101,7 +101,7 @@ def test_a_complete_one_is_left_alone(url, tmp_path, asked):
 
 def test_killed_outright_it_goes_on_without_fetching_again(origin, url, tmp_path, asked):
     program = (
-        "import time, sys; from fruitlib import fetch\n"
+        "import time, sys; from fruitlib.data import fetch\n"
         "wait = lambda place, done, total: time.sleep(60 if done > 12 else 0)\n"
         f"fetch.fetch({NAME!r}, sys.argv[1], sys.argv[2], {COUNTS}, progress=wait, batch=5)"
     )

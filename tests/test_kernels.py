@@ -25,7 +25,7 @@ if not hasattr(os, "fork"):
     pytest.skip("this system has no fork: processes start cold", allow_module_level=True)
 
 WAITS = "print(os.getpid(), os.getppid(), flush=True); sys.stdin.read()"  # until its standard input is closed
-ADDRESS = "from fruitlib import warm; print(warm.address(dict(os.environ), sys.executable))"
+ADDRESS = "from fruitlib.kernels import launcher; print(launcher.address(dict(os.environ), sys.executable))"
 SOON = 20.0  # seconds for what takes some milliseconds on a quiet machine
 
 
@@ -143,7 +143,7 @@ def short():
 def coming_up(short):
     """A place whose zygote imports everything, and cold processes to compare with: they begin while other tests run."""
     place = Place(short / "full", preloaded="")
-    code = f"sys.prefix = {str(place.folder)!r}; from fruitlib import kernels; print(*kernels.ready())"
+    code = f"sys.prefix = {str(place.folder)!r}; from fruitlib.kernels import zygote; print(*zygote.ready())"
     processes = [place.start(code, cold=True)]
     processes += [place.start(TRAINING, cold=True, OMP_NUM_THREADS=number) for number in ("1", "")]
     yield place, *processes

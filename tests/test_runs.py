@@ -103,8 +103,8 @@ def test_params_yaml_holds_every_knob_and_what_it_ran_on(run):
 
 def test_another_process_cannot_take_a_held_run(run):
     code = (
-        "import sys\nfrom fruitlib import runs\nfrom pathlib import Path\n"
-        "try:\n    with runs.Run(Path(sys.argv[1])).locked(): print('taken')\nexcept runs.Busy as busy: print(busy)\n"
+        "import sys\nfrom fruitlib.runs.run import Busy, Run\nfrom pathlib import Path\n"
+        "try:\n    with Run(Path(sys.argv[1])).locked(): print('taken')\nexcept Busy as busy: print(busy)\n"
     )
 
     def other(environment):

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fruitlib import config, splits
+from fruitlib.core import config
+from fruitlib.data import splits
 
 rows, folder, seconds, last = 2_000_000, Path(sys.argv[1]), {}, time.perf_counter()
 

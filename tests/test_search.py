@@ -138,7 +138,7 @@ def test_another_asker_is_refused_and_so_is_another_space(plan_of, tmp_path):
     with search.Trials(plan_of(), tmp_path):
         code = f"""
 from pathlib import Path
-from fruitlib import params, search
+from fruitlib.sweep import params, search
 search.Trials(params.read_params(Path({str(tmp_path / "story.yaml")!r})), Path({str(tmp_path)!r})).__enter__()
 """
         other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -233,7 +233,7 @@ def test_a_pruned_notebook_says_so_on_top_and_is_no_failure(make_run, tmp_path):
 def test_a_notebook_that_fails_says_so_on_top(tmp_path, monkeypatch):
     monkeypatch.setenv("FRUITLIB_HOME", str(tmp_path))
     (tmp_path / "notebooks").mkdir()
-    sources = ["from fruitlib import runs\nheadline = runs.headline()", "1 / 0"]
+    sources = ["from fruitlib.runs.headline import Headline\nheadline = Headline.start()", "1 / 0"]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     nbformat.write(notebook, tmp_path / "notebooks" / "bad.ipynb")
     with pytest.raises(NotebookFailed, match="bad: ZeroDivisionError: division by zero"):
