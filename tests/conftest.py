@@ -14,13 +14,16 @@ matplotlib.use("Agg")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LONG = ("test_faults", "test_shipping", "test_notebooks", "test_scale", "test_sweep", "test_distributed", "test_resume")
+LONG = "stories/test_faults sweep/test_final_model stories/test_notebooks stories/test_scale sweep/test_driver"
+LONG = [f"{name}.py" for name in f"{LONG} training/test_distributed stories/test_resume".split()]
 
 
 def pytest_collection_modifyitems(items) -> None:
     """What takes minutes comes first, so that several processes end together (with `--no-loadscope-reorder`)."""
-    assert all((Path(__file__).parent / f"{name}.py").is_file() for name in LONG)
-    items.sort(key=lambda item: LONG.index(item.path.stem) if item.path.stem in LONG else len(LONG))
+    folder = Path(__file__).parent
+    assert all((folder / name).is_file() for name in LONG)
+    places = {folder / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
 
 
 @pytest.fixture(scope="session", autouse=True)

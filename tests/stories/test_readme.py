@@ -10,7 +10,7 @@ import yaml
 
 from fruitlib.sweep import params
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 EXAMPLE = ROOT / "executed" / "example"
 

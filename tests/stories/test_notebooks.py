@@ -21,7 +21,7 @@ from fruitlib.runs import stages
 from fruitlib.runs.run import open_run
 from fruitlib.sweep import driver, worker
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 PLACES = {"run_dir", "sweep_dir", "a", "b", "split", "backend_a", "backend_b", "columns_a", "columns_b", "measure"}
 SHARES = {"val_per_class", "test_per_class"}  # int | float, which papermill cannot read

@@ -16,7 +16,7 @@ from fruitlib.data.dataset import Photos
 from fruitlib.sweep import params
 from fruitlib.training import blocks, models, optim
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 RESNET = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
 
 

@@ -198,7 +198,7 @@ print(count[0], store.kind, hashlib.sha256(store.take(range(len(paths))).tobytes
 
 def start(tmp_path, slowly):
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(slowly)]
-    root = os.path.dirname(os.path.dirname(__file__))
+    root = str(Path(__file__).parents[2])
     child = subprocess.Popen(command, cwd=root, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout.readline() == "ready\n"
     return child

@@ -9,7 +9,7 @@ from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.sweep import params
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def story(tmp_path, text: str) -> Path:

@@ -9,7 +9,7 @@ from fruitlib.core import config
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(

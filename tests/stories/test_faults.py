@@ -19,7 +19,7 @@ import yaml
 
 from fruitlib.sweep.worker import LOOK_BACK
 
-HOME = Path(__file__).parent.parent
+HOME = Path(__file__).parents[2]
 NUMBERS = ["run", "state", "accuracy", "macro_f1", "val_loss", "best_epoch", "int8_agreement", "test_accuracy"]
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="signals and kills as on Unix")
 

@@ -17,7 +17,7 @@ from fruitlib.sweep import params, search, space
 from fruitlib.sweep.notebook import NotebookFailed, NotebookPruned, execute_notebook
 from fruitlib.training import train
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TEXT = """
 data: {data}
 epochs: 10

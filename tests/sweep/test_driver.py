@@ -22,7 +22,7 @@ from fruitlib.sweep.driver import RUN_STAGES, TEST_STAGE, Driver, sweep_name
 from fruitlib.sweep.notebook import KernelLost, execute_notebook, parameters
 from fruitlib.sweep.queue import Outcome
 
-HOME = Path(__file__).parent.parent
+HOME = Path(__file__).parents[2]
 
 
 WILD = "lr=10.0,momentum=0.99,optimizer=sgd"

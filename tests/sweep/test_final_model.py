@@ -23,7 +23,7 @@ from fruitlib.runs.run import Run, clear_run, create_run, open_run
 from fruitlib.sweep import final_model, params, worker
 from fruitlib.training import evaluate, models, train
 
-HOME = Path(__file__).parent.parent
+HOME = Path(__file__).parents[2]
 KNOBS = {"folds": 2, "test_per_class": 4, "image_size": 32, "epochs": 2, "batch_size": 8, "cam_every": 0, "lr": 0.003}
 KNOBS |= {"precision": "fp32", "memory_format": "channels_last", "title": "Two folds"}
 
