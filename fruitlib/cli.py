@@ -127,7 +127,7 @@ def _compare(options: argparse.Namespace) -> int:
         columns = dict(text.split("=", 1) for text in names)
         sides.append(compare.load_predictions(source, options.split, getattr(options, f"backend_{side}"), columns))
     pair = compare.match_photos(*sides)
-    print(f"A: {pair.a.name}\nB: {pair.b.name}\n{pair.matched}\n\n{compare.verdict(pair)['said']}")
+    print(f"A: {pair.a.name}\nB: {pair.b.name}\n{pair.matched}\n\n{compare.verdict(pair)['summary']}")
     rows = compare.disagreements(pair).to_dict("records")
     for row in rows[:20]:
         print(f"  {row['path']}: {row['label']}; A says {row['a']}, B says {row['b']}")

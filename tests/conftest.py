@@ -70,7 +70,7 @@ def shapes(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def tiny(shapes) -> dict:
-    """Knobs of a run that takes about a second."""
+    """Settings of a run that takes about a second."""
     return {
         "data": str(shapes),
         "val_per_class": 4,
@@ -87,13 +87,13 @@ def tiny(shapes) -> dict:
 
 @pytest.fixture
 def make_run(tiny, tmp_path):
-    """`make_run("name", lr=...)` prepares a run folder with those knobs beside its manifest."""
+    """`make_run("name", lr=...)` prepares a run folder with those settings beside its manifest."""
     from fruitlib.core import config
     from fruitlib.data import splits
     from fruitlib.runs.run import create_run
 
-    def make(name="run", **knobs):
-        cfg = config.make({**tiny, **knobs})
+    def make(name="run", **settings):
+        cfg = config.make({**tiny, **settings})
         splits.prepare(cfg, tmp_path)
         return create_run(tmp_path / name, cfg)
 

@@ -38,18 +38,25 @@ def prepare(folder: Path) -> House:
     (folder / "notebooks").symlink_to(ROOT / "notebooks")
     (folder / "r").mkdir()
     photos = draw_shapes(folder / "shapes")
-    knobs = {"val_per_class": 4, "test_per_class": 4, "image_size": 32, "epochs": 15, "batch_size": 8, "cam_every": 0}
-    knobs |= {"data": str(photos)}
-    grid = knobs | {"grid": {"lr": [0.003, 0.01], "seed": [0, 1]}}
+    settings = {
+        "val_per_class": 4,
+        "test_per_class": 4,
+        "image_size": 32,
+        "epochs": 15,
+        "batch_size": 8,
+        "cam_every": 0,
+    }
+    settings |= {"data": str(photos)}
+    grid = settings | {"grid": {"lr": [0.003, 0.01], "seed": [0, 1]}}
     for name in ("undisturbed", "grid"):
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(grid))
     space = {"lr": {"low": 0.001, "high": 0.01, "log": True}, "optimizer": ["adam", "sgd"]}
-    write_search(folder, knobs | {"search": {"trials": 1000, "space": space, "pruner": "median"}})
+    write_search(folder, settings | {"search": {"trials": 1000, "space": space, "pruner": "median"}})
     return House(folder, folder / "r")
 
 
-def write_search(folder: Path, knobs: dict) -> None:
-    (folder / "search.yaml").write_text(yaml.safe_dump(knobs))
+def write_search(folder: Path, settings: dict) -> None:
+    (folder / "search.yaml").write_text(yaml.safe_dump(settings))
 
 
 def victims(house: House, name: str, sweep: subprocess.Popen, kind: str) -> list[int]:
@@ -78,9 +85,9 @@ def disturbed(house: House, name: str) -> tuple[bool, int]:
         if name == "search" and kind not in ("sweep", "everything"):
             time.sleep(random.uniform(1, 6))
             sweep.kill()  # it would go on for a thousand trials
-    said, _ = sweep.communicate(timeout=600)
-    assert "Traceback" not in said, said
-    assert sweep.returncode in (0, 1, -signal.SIGKILL), said
+    output, _ = sweep.communicate(timeout=600)
+    assert "Traceback" not in output, output
+    assert sweep.returncode in (0, 1, -signal.SIGKILL), output
     deadline = time.monotonic() + 10
     while left := house.left():
         assert time.monotonic() < deadline, f"left behind: {left}"
@@ -107,9 +114,9 @@ def check_search(house: House) -> None:
 
     search.repair(folder / "search.journal")
     begun = len(optuna.load_study(study_name="fruitlib", storage=optuna.storages.JournalStorage(backend)).trials)
-    knobs = yaml.safe_load((house.folder / "search.yaml").read_text())
-    knobs["search"]["trials"] = begun
-    write_search(house.folder, knobs)
+    settings = yaml.safe_load((house.folder / "search.yaml").read_text())
+    settings["search"]["trials"] = begun
+    write_search(house.folder, settings)
     house.sweep("search")
     backend = optuna.storages.journal.JournalFileBackend(str(folder / "search.journal"))
     study = optuna.load_study(study_name="fruitlib", storage=optuna.storages.JournalStorage(backend))

@@ -1,4 +1,4 @@
-"""The shape of the house: imports run one way, a light package, one home per dependency, one installation."""
+"""The shape of the house: rooms import one way, rooms that stay light, one home per dependency, one installation."""
 
 import ast
 import functools
@@ -6,73 +6,90 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 import yaml
 
-import fruitlib
+from fruitlib.core import source_code
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "fruitlib"
+# A room imports only rooms that stand before it; cli.py stands after them all.
+ROOMS = ["core", "data", "runs", "evaluation", "explain", "training", "deploy", "reporting", "kernels", "sweep"]
+MODULES = sorted(path for path in PACKAGE.glob("*/*.py") if path.name != "__init__.py")
+LINEAR_RECIPES = {"train"}  # one story, told from its first line to its last
 
 
-def order() -> list[str]:
-    lines = re.findall(r"^ +(?:core|around) +(.+)$", fruitlib.__doc__, flags=re.MULTILINE)
-    return " ".join(lines).split()
+def dotted(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
 @functools.cache
 def imports(path: Path) -> set[str]:
-    """Every module a file imports, inside functions too, as dotted names; `fruitlib.x` for relative ones."""
+    """Every module a file imports, inside functions too, as dotted names."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         if isinstance(node, ast.ImportFrom):
-            base = "fruitlib" + (f".{node.module}" if node.module else "") if node.level else node.module
-            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+            assert not node.level, f"{path}: a relative import"
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
     return found
 
 
-def test_the_order_names_every_module():
-    modules = {path.stem for path in PACKAGE.glob("*.py")} - {"__init__"}
-    assert set(order()) == modules
+def test_the_package_is_ten_rooms_and_the_command_line():
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir()} - {"__pycache__"} == set(ROOMS)
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "cli.py"}
 
 
-def test_imports_run_one_way():
-    names = order()
-    for position, name in enumerate(names):
-        used = {module for module in names if f"fruitlib.{module}" in imports(PACKAGE / f"{name}.py")}
-        assert used <= set(names[:position]), f"{name} imports a module below it: {used - set(names[:position])}"
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_a_room_imports_only_rooms_before_it(path):
+    above = ROOMS[: ROOMS.index(path.parent.name) + 1]
+    used = {name.split(".")[1] for name in imports(path) if name.startswith("fruitlib.")}
+    assert used <= set(above), f"{dotted(path)} imports from {used - set(above)}"
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    graph = {dotted(path): set(source_code.imported_modules(path)) for path in MODULES}
+    TopologicalSorter(graph).prepare()  # CycleError names the circle
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_rooms_docstring_lists_its_modules_and_it_holds_nothing_else(room):
+    tree = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))
+    assert len(tree.body) == 1
+    listed = re.findall(r"^    (\w+) ", ast.get_docstring(tree, clean=False), flags=re.MULTILINE)
+    assert sorted(listed) == sorted(path.stem for path in MODULES if path.parent.name == room)
 
 
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
-        ("papermill", {"execute"}),
-        ("optuna", {"search"}),
-        ("distributed", {"placement"}),
-        ("rich", {"progress"}),
-        ("ipywidgets", {"widgets"}),
-        ("pytorch_grad_cam", {"gradcam"}),
-        ("onnxruntime.quantization", {"export"}),
-        ("seaborn", {"plots"}),
-        ("nbconvert", {"report"}),
-        ("filelock", {"runtime"}),
-        ("cv2", {"preprocess", "augment"}),
-        ("imagehash", {"intake"}),
-        ("sklearn", {"stratify", "audit", "thresholds", "baselines"}),
-        ("cleanlab", {"audit"}),
-        ("scipy", {"stats", "calibration", "learning"}),
-        ("statsmodels", {"stats"}),
-        ("imblearn", {"balance"}),
+        ("papermill", {"sweep.notebook"}),
+        ("optuna", {"sweep.search"}),
+        ("distributed", {"sweep.executors"}),
+        ("rich", {"sweep.terminal"}),
+        ("ipywidgets", {"reporting.widgets"}),
+        ("pytorch_grad_cam", {"explain.gradcam"}),
+        ("onnxruntime.quantization", {"deploy.quantize"}),
+        ("seaborn", {"reporting.style"}),
+        ("nbconvert", {"reporting.site"}),
+        ("filelock", {"core.files"}),
+        ("cv2", {"data.preprocess", "data.augment"}),
+        ("imagehash", {"data.photo_checks"}),
+        ("sklearn", {"data.stratify", "evaluation.leakage", "evaluation.calibration", "evaluation.baselines"}),
+        ("cleanlab", {"evaluation.label_errors"}),
+        ("scipy", {"evaluation.significance", "evaluation.calibration", "evaluation.learning_curve"}),
+        ("statsmodels", {"evaluation.significance"}),
+        ("imblearn", {"data.balance"}),
     ],
 )
 def test_a_dependency_has_one_home(package, homes):
     using = {
-        path.stem
-        for path in PACKAGE.glob("*.py")
+        dotted(path).removeprefix("fruitlib.")
+        for path in MODULES
         if any(name == package or name.startswith(f"{package}.") for name in imports(path))
     }
     assert using == homes
@@ -86,9 +103,29 @@ def test_importing_fruitlib_is_light_and_quick():
     assert min(taken) < 0.1
 
 
-def test_no_module_is_too_long():
-    lengths = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in PACKAGE.glob("*.py")}
-    assert {name: n for name, n in lengths.items() if n > 450} == {}
+EVALUATION = [dotted(path) for path in MODULES if path.parent.name == "evaluation"]
+
+
+@pytest.mark.parametrize(
+    ("modules", "forbidden"),
+    [(EVALUATION, ["torch", "torchvision", "IPython"]), (["fruitlib.deploy.predict"], ["torch", "pandas", "scipy"])],
+    ids=["evaluation", "predict"],
+)
+def test_rooms_that_stay_light_import_where_the_heavy_is_forbidden(modules, forbidden):
+    code = f"import sys; sys.modules.update(dict.fromkeys({forbidden})); import {', '.join(modules)}"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_no_module_and_no_function_is_too_long():
+    lines = {dotted(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    assert {name: n for name, n in lines.items() if n > 400} == {}
+    functions = [
+        (node.end_lineno - node.lineno + 1, f"{dotted(path)}.{node.name}")
+        for path in MODULES
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.FunctionDef) and node.name not in LINEAR_RECIPES
+    ]
+    assert [name for n, name in functions if n > 60] == []
 
 
 def test_environment_yml_installs_what_pyproject_says():

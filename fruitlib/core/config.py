@@ -1,4 +1,4 @@
-"""`Config`: every knob with its type, range, default and help; which knobs belong to which stage."""
+"""`Config`: every setting with its type, range, default and help; which settings belong to which stage."""
 
 import ast
 import difflib
@@ -12,7 +12,7 @@ from fruitlib.core.errors import InputError
 
 
 class Config(BaseModel):
-    """All knobs of one run. Unknown names, wrong types and values out of range are refused."""
+    """All settings of one run. Unknown names, wrong types and values out of range are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
@@ -141,10 +141,10 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _no_truth_values(cls, values):
-        """YAML's true and yes would pass as the number 1; no knob is a truth value, so refuse them."""
+        """YAML's true and yes would pass as the number 1; no setting is a truth value, so refuse them."""
         for name, value in values.items() if isinstance(values, dict) else ():
             if isinstance(value, bool):
-                raise ValueError(f"{name} = {str(value).lower()}: a truth value, where {knob_kind(name)} is wanted")
+                raise ValueError(f"{name} = {str(value).lower()}: a truth value, where {setting_kind(name)} is wanted")
         return values
 
     @field_validator("track", mode="before")
@@ -259,7 +259,7 @@ ALIASES |= {"max_epochs": "epochs", "accumulate_grad_batches": "micro_batch", "i
 
 
 def inert(config: Config) -> set[str]:
-    """Knobs that change nothing beside the others: runs that differ in them alone would be the same run twice."""
+    """Settings that change nothing beside the others: runs that differ in them alone would be the same run twice."""
     used = {
         "focal_gamma": config.loss in ("focal", "mix"),
         "focal_ratio": config.loss == "mix",
@@ -286,26 +286,26 @@ MODELS = dict.fromkeys(OURS, 96) | dict.fromkeys(_AT_224.split(), 224)
 MODELS |= {"efficientnet_b1": 240, "efficientnet_b2": 288, "efficientnet_b3": 300, "efficientnet_b4": 380}
 MODELS |= {"efficientnet_b5": 456, "efficientnet_b6": 528, "efficientnet_b7": 600}
 MODELS |= {"efficientnet_v2_s": 384, "efficientnet_v2_m": 480, "efficientnet_v2_l": 480}
-SPLIT_KNOBS = tuple(itertools.takewhile(lambda name: name != "model", Config.model_fields))
-EXPORT_KNOBS = ("calibration_images", "int8_agreement")
-PLACE_KNOBS = ("cache", "track")  # where photos and curves are kept changes no result
-SHOW_KNOBS = ("lr_find",)  # what 02 shows besides
-_NO_TRAIN_KNOBS = SPLIT_KNOBS + EXPORT_KNOBS + PLACE_KNOBS + SHOW_KNOBS
-TRAIN_KNOBS = tuple(name for name in Config.model_fields if name not in _NO_TRAIN_KNOBS)
-NETWORK_KNOBS = ("model", "head", "head_width", "dropout")  # what a network is built from
+SPLIT_SETTINGS = tuple(itertools.takewhile(lambda name: name != "model", Config.model_fields))
+EXPORT_SETTINGS = ("calibration_images", "int8_agreement")
+PLACE_SETTINGS = ("cache", "track")  # where photos and curves are kept changes no result
+SHOW_SETTINGS = ("lr_find",)  # what 02 shows besides
+_NO_TRAIN_SETTINGS = SPLIT_SETTINGS + EXPORT_SETTINGS + PLACE_SETTINGS + SHOW_SETTINGS
+TRAIN_SETTINGS = tuple(name for name in Config.model_fields if name not in _NO_TRAIN_SETTINGS)
+NETWORK_SETTINGS = ("model", "head", "head_width", "dropout")  # what a network is built from
 FACTORS = ("brightness", "contrast", "saturation", "sharpness")
-PREPROCESS_KNOBS = ("image_size", "crop_to", "crop_margin", "resize", *FACTORS)
-FOLD_KNOBS = ("fold", "repeat")  # set by a sweep with `folds`, one run each
+PREPROCESS_SETTINGS = ("image_size", "crop_to", "crop_margin", "resize", *FACTORS)
+FOLD_SETTINGS = ("fold", "repeat")  # set by a sweep with `folds`, one run each
 
 
-def knob_kind(name: str) -> str:
-    """What a knob holds, in words: a whole number, a number, one of a few words, or text."""
+def setting_kind(name: str) -> str:
+    """What a setting holds, in words: a whole number, a number, one of a few words, or text."""
     field = Config.model_fields.get(name)
     if field is None:
-        return "a knob's value"
+        return "a setting's value"
     kinds = str(field.annotation)
     words = {"float": "a number", "int": "a whole number", "Literal": "a word"}
-    return next((said for kind, said in words.items() if kind in kinds), "text")
+    return next((summary for kind, summary in words.items() if kind in kinds), "text")
 
 
 def nearest(name: str, known) -> str:
@@ -314,24 +314,24 @@ def nearest(name: str, known) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def make(knobs: dict[str, Any], source: str = "settings") -> Config:
-    """A `Config` from knobs, or one line saying what is wrong with which.
+def make(settings: dict[str, Any], source: str = "settings") -> Config:
+    """A `Config` from settings, or one line saying what is wrong with which.
 
     Raises:
-        InputError: an unknown knob (with the nearest name), a wrong type, a value out of range.
+        InputError: an unknown setting (with the nearest name), a wrong type, a value out of range.
     """
     try:
-        return Config(**knobs)
+        return Config(**settings)
     except ValidationError as problems:
         raise InputError(f"{source}: {_explain(problems.errors()[0])}") from None
 
 
 def _explain(error: dict) -> str:
-    """One pydantic error in one line: the knob, its value, what is wanted."""
+    """One pydantic error in one line: the setting, its value, what is wanted."""
     name = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
         close = f" (did you mean {ALIASES[name]}?)" if name in ALIASES else nearest(name, Config.model_fields)
-        return f"unknown knob {name}{close}; params/base.yaml lists them all"
+        return f"unknown setting {name}{close}; params/base.yaml lists them all"
     if (
         name
         and isinstance(error["input"], (list, dict))
@@ -350,17 +350,17 @@ def _explain(error: dict) -> str:
 def from_notebook(cells: dict[str, Any]) -> Config:
     """The `Config` a notebook's parameters describe: pass `globals()`.
 
-    Knobs named in the parameters cell are taken, `overrides` adds others.
+    Settings named in the parameters cell are taken, `overrides` adds others.
 
     Raises:
-        InputError: whatever `make` refuses, or an injected name that is neither a knob nor in the parameters cell.
+        InputError: whatever `make` refuses, or an injected name that is neither a setting nor in the parameters cell.
     """
     overrides = cells.get("overrides") or {}
     if not isinstance(overrides, dict):
         raise InputError("overrides: wanted a mapping such as {'weight_decay': 0.01}")
     check_injected(cells)
-    knobs = {name: cells[name] for name in Config.model_fields if name in cells}
-    return make({**knobs, **overrides}, "parameters")
+    settings = {name: cells[name] for name in Config.model_fields if name in cells}
+    return make({**settings, **overrides}, "parameters")
 
 
 def check_injected(cells: dict[str, Any]) -> None:

@@ -115,7 +115,7 @@ def _neighbours(labels: torch.Tensor) -> int:
     return min(NEIGHBOURS, int(counts.min()) - 1)
 
 
-def said(labels: torch.Tensor, class_names: list[str], method: str, augment_to: int = 0) -> str:
+def summary(labels: torch.Tensor, class_names: list[str], method: str, augment_to: int = 0) -> str:
     """What a method makes of these photos, in one line: how many of each class an epoch goes over, and any limit."""
     counts = torch.bincount(labels[slots(labels, method, augment_to)], minlength=len(class_names)).tolist()
     each = ", ".join(f"{name} {count}" for name, count in zip(class_names, counts, strict=True))

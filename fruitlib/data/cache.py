@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 
 from fruitlib.core import files, source_code
-from fruitlib.core.config import PREPROCESS_KNOBS, Config
+from fruitlib.core.config import PREPROCESS_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import photo_checks, preprocess, sources
 
@@ -36,7 +36,7 @@ class Store:
     paths: list[str]
     config: Config
     kind: str
-    said: str
+    summary: str
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -66,8 +66,8 @@ def open_store(
     size = int(np.prod(shape, dtype=np.int64))
 
     def store(kind: str, where: str, pixels: np.ndarray | None = None) -> Store:
-        said = f"{len(paths):,} photos, {in_words(size)} decoded, {where}"
-        return Store(pixels, folder, paths, config, kind, said)
+        summary = f"{len(paths):,} photos, {in_words(size)} decoded, {where}"
+        return Store(pixels, folder, paths, config, kind, summary)
 
     if not paths:
         return store("ram", "in memory", np.empty(shape, np.uint8))
@@ -91,19 +91,19 @@ def open_store(
 
 def hold(folder: Path, paths: list[str], config: Config) -> Store:
     """A handful of photos, decoded straight into memory, without a file."""
-    said = f"{len(paths):,} photos, in memory"
-    return Store(stacked(folder, paths, config), folder, paths, config, "ram", said)
+    summary = f"{len(paths):,} photos, in memory"
+    return Store(stacked(folder, paths, config), folder, paths, config, "ram", summary)
 
 
 def identity(folder: Path, paths: list[str], keys: list[str], config: Config) -> str:
-    """Twelve hex digits that change with the photos' bytes, boxes or order, the knobs and the code that decodes."""
+    """Twelve hex digits that change with the photos' bytes, boxes or order, the settings and the code that decodes."""
     content = hashlib.sha256()
     for path, key in zip(paths, keys, strict=True):
         file, box = sources.locate(folder, path)
         content.update(f"{key or _sha256(file)} {box}\n".encode())
-    knobs = {name: getattr(config, name) for name in PREPROCESS_KNOBS}
+    settings = {name: getattr(config, name) for name in PREPROCESS_SETTINGS}
     code = [source_code.module_source(module.__name__) for module in (photo_checks, preprocess)]
-    return files.fingerprint(content.hexdigest(), knobs, *code, preprocess.LIBRARIES)
+    return files.fingerprint(content.hexdigest(), settings, *code, preprocess.LIBRARIES)
 
 
 def _sha256(file: Path) -> str:

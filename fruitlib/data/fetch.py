@@ -224,9 +224,9 @@ def _run(git: Path, *arguments: str, url: str = "", text: str = "", check: bool 
     environment |= {"GIT_DIR": str(git), "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
     answer = subprocess.run(["git", *arguments], input=text.encode(), capture_output=True, env=environment)
     if check and answer.returncode:
-        said = answer.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {answer.returncode}"]
-        worst = [line for line in said if line.startswith(("fatal:", "error:"))] or said
-        worst = [line for line in said if "No space left" in line] or worst
+        summary = answer.stderr.decode(errors="replace").strip().splitlines() or [f"exit code {answer.returncode}"]
+        worst = [line for line in summary if line.startswith(("fatal:", "error:"))] or summary
+        worst = [line for line in summary if "No space left" in line] or worst
         what = f"git could not fetch from {url}" if url else f"git {arguments[0]} failed in {git}"
         raise InputError(f"{what}: {worst[-1].strip()}; run this again when that is put right, it goes on")
     return answer.stdout

@@ -65,7 +65,7 @@ class _Epochs:
 
 
 class Feed(_Epochs):
-    """The batches of training: which photos, in what order, augmented, balanced and mixed as the knobs say.
+    """The batches of training: which photos, in what order, augmented, balanced and mixed as the settings say.
 
     A thread gathers (and where they are not kept, decodes) photos some batches ahead. It also augments them, unless
     there is a GPU, which does that in one go, or the policy is torchvision's.

@@ -143,8 +143,8 @@ def _from_folder(folder: Path) -> tuple[pd.DataFrame, list[str]]:
         raise InputError(f"{folder}: empty class folders: {', '.join(empty)}: add photos or remove them")
     _check_names([row[0] for row in rows], folder)
     if endings := Counter(_ending(name) or "none" for name in skipped if not name.startswith(".")):
-        said = ", ".join(f"{ending} {count}" for ending, count in endings.most_common(6))
-        notes.append(f"endings of files that are no photos or in no class folder: {said}")
+        summary = ", ".join(f"{ending} {count}" for ending, count in endings.most_common(6))
+        notes.append(f"endings of files that are no photos or in no class folder: {summary}")
     if skipped:
         were = "file that is hidden or no photo was" if len(skipped) == 1 else "files that are hidden or no photos were"
         notes.append(f"{len(skipped)} {were} passed over")
@@ -349,14 +349,14 @@ def _read(table: Path, separator: str, header: list[str], start: int, places: di
             chunks = pd.read_csv(file, na_filter=False, chunksize=CHUNK, **options)
             return pd.concat([chunk[list(wanted.values())].set_axis(list(wanted), axis=1) for chunk in chunks])
     except ValueError as problem:  # of which pandas' parsing errors are kinds
-        said = str(problem)
+        summary = str(problem)
         if isinstance(problem, UnicodeDecodeError):
-            said = f"not UTF-8 text ({problem.reason}): save the table as CSV UTF-8"
-        elif too_long := re.search(r"in line (\d+), saw", said):
-            said = f"line {start + int(too_long[1])}: more fields than the header has columns"
-        elif opened := re.search(r"inside string starting at row (\d+)", said):
-            said = f"line {_line(table, separator, int(opened[1]))}: a quotation mark is opened and never closed"
-        raise InputError(f"{table}: {' '.join(said.split())}") from None
+            summary = f"not UTF-8 text ({problem.reason}): save the table as CSV UTF-8"
+        elif too_long := re.search(r"in line (\d+), saw", summary):
+            summary = f"line {start + int(too_long[1])}: more fields than the header has columns"
+        elif opened := re.search(r"inside string starting at row (\d+)", summary):
+            summary = f"line {_line(table, separator, int(opened[1]))}: a quotation mark is opened and never closed"
+        raise InputError(f"{table}: {' '.join(summary.split())}") from None
 
 
 def _line(table: Path, separator: str, index: int) -> int:

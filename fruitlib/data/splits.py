@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fruitlib.core import files, source_code
-from fruitlib.core.config import SPLIT_KNOBS, Config
+from fruitlib.core.config import SPLIT_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import duplicates, photo_checks, sources
 from fruitlib.data.stratify import assign, deal, photo_of, subset, wanted_photos
@@ -20,7 +20,7 @@ COLUMNS = ("path", "label", "group", "split", "fold", "status", "reason", "width
 
 
 def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None] | None = None) -> pd.DataFrame:
-    """The sweep's manifest: read where it fits the data and the knobs, made and written where not.
+    """The sweep's manifest: read where it fits the data and the settings, made and written where not.
 
     Beside `manifest.csv` stands `manifest.json`: its identity, and in words what could not be met. Nothing is written
     unless all photos and classes allow the split. The identity holds what was listed (of a table: what its rows
@@ -32,14 +32,14 @@ def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None
     folder = sources.ready(config.data, progress)
     rows, notes = sources.scan(config)
     rows = subset(rows, config.subset, config.split_seed)
-    knobs = config.model_dump(include=set(SPLIT_KNOBS))
+    settings = config.model_dump(include=set(SPLIT_SETTINGS))
     stamps = _stamps(folder, rows.loc[rows["status"] != "left_out", "path"])
     code = source_code.closure_source([__name__])
-    identity = files.fingerprint(knobs, notes, _digest(rows), stamps, *code)
+    identity = files.fingerprint(settings, notes, _digest(rows), stamps, *code)
     made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
     if made and record(sweep_dir)["identity"] == identity:
         return read(sweep_dir)
-    manifest, said = build(folder, rows, config, progress)
+    manifest, summary = build(folder, rows, config, progress)
     names = sorted(set(manifest.loc[manifest["status"].isin(USABLE), "label"]))
     facts = {"identity": identity, "data": config.data, "folds": config.folds, "repeats": config.repeats}
     with files.lock(sweep_dir / ".manifest.lock"):  # of two sweeps that begin at once, one writes
@@ -49,7 +49,7 @@ def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None
         (sweep_dir / "manifest.json").unlink(missing_ok=True)  # a kill between the two must not pair new with old
         with files.replacing(sweep_dir / "manifest.csv") as partial:
             manifest.to_csv(partial, index=False)
-        files.write_json(sweep_dir / "manifest.json", facts | {"notes": [*notes, *said], "class_names": names})
+        files.write_json(sweep_dir / "manifest.json", facts | {"notes": [*notes, *summary], "class_names": names})
     return manifest
 
 
@@ -62,18 +62,18 @@ def build(folder: Path, rows: pd.DataFrame, config: Config, progress=None) -> tu
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         reason = f"{folder / bad['path'].iloc[0]}: {bad['reason'].iloc[0]}{more}"
         raise InputError(f"{reason}: repair or remove it, or set bad_photos: quarantine to go on without")
-    manifest, said = duplicates.resolve(manifest, near=config.near_duplicates == "group")
+    manifest, summary = duplicates.resolve(manifest, near=config.near_duplicates == "group")
     if left_out := (manifest["status"] == "left_out").sum():
         notes.append(f"{len(rows) - left_out:,} of {len(rows):,} photos are used (subset: {config.subset:g})")
     if len(bad := manifest[manifest["status"] == "quarantined"]):
         first = f"{bad['path'].iloc[0]}: {bad['reason'].iloc[0]}"
         notes.append(f"{len(bad):,} of the photos are quarantined, manifest.csv says why; the first is {first}")
     manifest, more = divide(manifest, config)
-    return manifest[list(COLUMNS)], [*notes, *said, *more]
+    return manifest[list(COLUMNS)], [*notes, *summary, *more]
 
 
 def divide(manifest: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[str]]:
-    """Every usable row's split and fold, from the knobs alone, and what could not be met; opens no file.
+    """Every usable row's split and fold, from the settings alone, and what could not be met; opens no file.
 
     With folds the pool (all but test) bears `split` train and in `fold` the number of its fold in each repeat.
 
@@ -90,10 +90,10 @@ def divide(manifest: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[s
     folds = pd.Series("", usable.index, dtype=str)
     try:
         val_per_class = 0 if config.folds else config.val_per_class
-        splits, said = assign(usable, val_per_class, config.test_per_class, config.split_seed)
+        splits, summary = assign(usable, val_per_class, config.test_per_class, config.split_seed)
         if config.folds:
             dealt, more = deal(usable[splits == "train"], config.folds, config.repeats, config.split_seed)
-            folds, said = dealt.reindex(usable.index, fill_value=""), [*said, *more]
+            folds, summary = dealt.reindex(usable.index, fill_value=""), [*summary, *more]
     except InputError as problem:
         raise InputError(f"{problem}{_subset_hint(config)}") from None
     sides = {"split": splits, "fold": folds}
@@ -103,11 +103,11 @@ def divide(manifest: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[s
         kinds = divided.groupby("kind", sort=False)["value"].agg(["size", "first"])
         found = [f"{n:,} {kind}{'s' * (n > 1)}, such as {first}" for kind, n, first in kinds.itertuples()]
         notes.append(f"the given split divides what belongs together: {'; '.join(found)}: see leaks")
-    return manifest, [*notes, *said]
+    return manifest, [*notes, *summary]
 
 
 def _check_sizes(usable: pd.DataFrame, manifest: pd.DataFrame, config: Config) -> None:
-    """Refuse a class of fewer photos than the knobs ask for, with one left to learn from."""
+    """Refuse a class of fewer photos than the settings ask for, with one left to learn from."""
     there = set(usable["split"])
     for split in sorted(there - {"", "train"}):
         missing = set(manifest.loc[manifest["split"] == split, "label"])
@@ -119,16 +119,16 @@ def _check_sizes(usable: pd.DataFrame, manifest: pd.DataFrame, config: Config) -
     photos = photos.reindex(sorted(set(manifest["label"])), fill_value=0)
     needed = np.zeros(len(photos), int) if "test" in there else wanted_photos(config.test_per_class, photos.to_numpy())
     if config.folds:
-        needed, knob = needed + config.folds, f"folds {config.folds}"
+        needed, setting = needed + config.folds, f"folds {config.folds}"
     else:
         needed = needed + 1 + (0 if "val" in there else wanted_photos(config.val_per_class, photos.to_numpy()))
-        knob = f"val_per_class {config.val_per_class}"
+        setting = f"val_per_class {config.val_per_class}"
     lacking = np.flatnonzero(photos.to_numpy() < needed)
     if len(lacking):
         label, has, least = photos.index[lacking[0]], photos.iloc[lacking[0]], needed[lacking[0]]
         raise InputError(
-            f"class {label} has {has} photos{_why(manifest, label)}, at least {least} are needed for {knob} "
-            f"and test_per_class {config.test_per_class}: add photos or lower these knobs{_subset_hint(config)}"
+            f"class {label} has {has} photos{_why(manifest, label)}, at least {least} are needed for {setting} "
+            f"and test_per_class {config.test_per_class}: add photos or lower these settings{_subset_hint(config)}"
         )
 
 
@@ -142,7 +142,7 @@ def _why(manifest: pd.DataFrame, label: str, split: str | None = None) -> str:
 
 
 def _without_effect(config: Config, there: set[str]) -> list[str]:
-    """Knobs that the photos' own parts leave without effect, in words."""
+    """Settings that the photos' own parts leave without effect, in words."""
     notes = []
     if "val" in there and not config.folds:
         notes.append("the photos bring their own val part: val_per_class is not used")

@@ -281,9 +281,9 @@ def _unmet(pairs, side: np.ndarray, wanted: np.ndarray, names: np.ndarray, per_c
             held = f"{names[c]}: the {got[c]} {split} photos are {_groups(groups[c])}"
             count = "one" if groups[c] == 1 else groups[c]
             few.append(f"{held}, so they count for little more than {count}: {advice}")
-        for said in (others, few):
-            more = f"and so for {len(said) - MANY:,} other classes in {split}"
-            notes += said[:MANY] + [more] * (len(said) > MANY)
+        for summary in (others, few):
+            more = f"and so for {len(summary) - MANY:,} other classes in {split}"
+            notes += summary[:MANY] + [more] * (len(summary) > MANY)
     return notes
 
 
@@ -312,8 +312,8 @@ def deal(pool: pd.DataFrame, folds: int, repeats: int, seed: int) -> tuple[pd.Se
             notes.append((big / small, f"the largest holds {big:,}, the smallest {small:,}"))
         dealt.append(np.arange(folds + 1).astype(str).astype(object)[fold + 1])
     text = dealt[0] if repeats == 1 else np.array([" ".join(row) for row in zip(*dealt, strict=True)], dtype=object)
-    said = [f"folds differ in size: {sizes} photos, as groups are never divided" for _, sizes in sorted(notes)[-1:]]
-    return pd.Series(text, ordered.index, dtype=str).reindex(pool.index), said
+    summary = [f"folds differ in size: {sizes} photos, as groups are never divided" for _, sizes in sorted(notes)[-1:]]
+    return pd.Series(text, ordered.index, dtype=str).reindex(pool.index), summary
 
 
 def _deal_once(unit, label, pairs, folds: int, seeds: list[int], names: np.ndarray) -> np.ndarray:

@@ -21,21 +21,21 @@ def predict_test_photos(run: Run) -> pd.DataFrame:
         InputError: the ONNX files are missing, or not those of this model; no test photo can be used.
     """
     if run.is_complete("test"):
-        said = run.record("test").get("said", [])
-        print("tested already; predictions read from predictions_test.csv, the photos stay closed", *said, sep="\n")
+        summary = run.record("test").get("summary", [])
+        print("tested already; predictions read from predictions_test.csv, the photos stay closed", *summary, sep="\n")
         return run.predictions("test")
     if not run.is_complete("export"):
         raise InputError(f"{display_path(run.path)}: no ONNX files of this model; execute 05_quantize first")
     identity = run.identity("test")
-    rows, said = open_test_photos(run)
-    print(*said, sep="\n", end="\n" if said else "")
+    rows, summary = open_test_photos(run)
+    print(*summary, sep="\n", end="\n" if summary else "")
     run.record_test_opening(len(rows))
     model, _ = models.restore(run.path / "best.pt")
     photos = dataset.to_array(dataset.of(run, "test", rows=rows).images)
     logits = {"torch": run_torch(model, photos)}
     logits |= {name: run_onnx(run.path / f"model.{name}.onnx", photos) for name in ("fp32", "int8")}
     table = run.write_predictions("test", {name: metrics.softmax(values) for name, values in logits.items()}, rows)
-    run.complete("test", identity, said=said)
+    run.complete("test", identity, summary=summary)
     return table
 
 
@@ -48,13 +48,15 @@ def open_test_photos(run: Run) -> tuple[pd.DataFrame, list[str]]:
     rows = run.rows("test")
     checked = photo_checks.check(sources.root(run.config.data), rows.assign(split=""), run.config.min_side)
     bad = checked[checked["status"] == "quarantined"]
-    said = []
+    summary = []
     if len(bad):
-        said.append(f"{len(bad)} test photos are left out; the first is {bad['path'].iloc[0]}: {bad['reason'].iloc[0]}")
+        summary.append(
+            f"{len(bad)} test photos are left out; the first is {bad['path'].iloc[0]}: {bad['reason'].iloc[0]}"
+        )
     if len(bad) == len(rows):
         raise InputError(f"no test photo can be used: {bad['path'].iloc[0]}: {bad['reason'].iloc[0]}")
     seen = run.manifest.loc[run.manifest["split"].isin(["train", "val"]), "sha256"]
     rows = rows[(checked["status"] == "ok").to_numpy()].reset_index(drop=True)
     if copies := checked.loc[checked["status"] == "ok", "sha256"].isin(set(seen) - {""}).sum():
-        said.append(f"{copies} test photos are copies of photos that taught or validated: the result flatters")
-    return rows, said
+        summary.append(f"{copies} test photos are copies of photos that taught or validated: the result flatters")
+    return rows, summary

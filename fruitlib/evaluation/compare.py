@@ -130,8 +130,8 @@ def _numbered(table: pd.DataFrame, source: str) -> pd.DataFrame:
         table = table.assign(**{name: numbers})
     if "predicted" not in table and len(probs) > 1:
         known = table[probs].notna().any(axis=1)
-        said = table.loc[known, probs].idxmax(axis=1).str[2:]
-        table = table.assign(predicted=said.reindex(table.index, fill_value=""))
+        summary = table.loc[known, probs].idxmax(axis=1).str[2:]
+        table = table.assign(predicted=summary.reindex(table.index, fill_value=""))
     return table
 
 
@@ -182,10 +182,10 @@ def match_photos(a: Predictions, b: Predictions, chosen_among: int = 0) -> Pair:
 
 def _strange(table: pd.DataFrame, side: str) -> str:
     """A doubt, where nothing that a side says is a label: it may call classes by number, say."""
-    said, labels = (sorted(set(table[name])) for name in (side, "label"))
-    if set(said) & set(labels):
+    summary, labels = (sorted(set(table[name])) for name in (side, "label"))
+    if set(summary) & set(labels):
         return ""
-    heard, true = (", ".join(names[:3]) + (" …" if len(names) > 3 else "") for names in (said, labels))
+    heard, true = (", ".join(names[:3]) + (" …" if len(names) > 3 else "") for names in (summary, labels))
     return f"; nothing that {side.upper()} says ({heard}) is a label ({true}): are classes called otherwise there?"
 
 
@@ -249,11 +249,11 @@ def verdict(pair: Pair, seed: int = 0) -> dict:
     for name, (value, low, high) in significance.paired_difference(labels, a, b, len(index), groups, seed).items():
         found |= {f"{name}_difference": value, f"{name}_low": low, f"{name}_high": high}
     apart = found["accuracy_low"] > 0 or found["accuracy_high"] < 0
-    found["told"] = found["p"] < 0.05 and (apart or groups is None)
-    return found | {"said": _said(found, pair, grouped=groups is not None)}
+    found["significant"] = found["p"] < 0.05 and (apart or groups is None)
+    return found | {"summary": _summary(found, pair, grouped=groups is not None)}
 
 
-def _said(found: dict, pair: Pair, grouped: bool) -> str:
+def _summary(found: dict, pair: Pair, grouped: bool) -> str:
     n, only_a, only_b, sided = found["n"], found["only_a"], found["only_b"], found["only_a"] + found["only_b"]
     if pair.a is pair.b:
         return f"Only one {'combination' if pair.a.part == 'oof' else 'run'} is complete: nothing to compare"
@@ -262,7 +262,7 @@ def _said(found: dict, pair: Pair, grouped: bool) -> str:
         return text + "They say the same of every photo: nothing tells them apart"
     text += f"They disagree on {found['disagree']}; A alone is right on {only_a}, B alone on {only_b}: "
     text += f"McNemar's exact p = {found['p']:.3g}, "
-    if found["told"]:
+    if found["significant"]:
         text += f"{'A' if only_a > only_b else 'B'} is better on photos like these. "
     elif found["p"] < 0.05:
         text += "which takes photos of a group for independent; drawn by group, accuracy does not tell: cannot tell. "

@@ -31,7 +31,7 @@ class Leakage:
     `n` photos in `groups` groups; both 0, and the rest NaN, where there is nothing to compare. `said` says it.
     """
 
-    said: str
+    summary: str
     n: int = 0
     groups: int = 0
     random: float = np.nan
@@ -80,7 +80,7 @@ def price_of_leakage(
     total, labels, units = total or len(labels), labels[chosen], intervals.units([groups[i] for i in chosen])
     groups_of_class = pd.Series(units).groupby(labels).nunique()
     if reason := _nothing_to_compare(labels, units, groups_of_class):
-        return Leakage(said=reason)
+        return Leakage(summary=reason)
     features, folds = _small(pictures, chosen), int(min(FOLDS, groups_of_class.min()))
     random, safe = (_hit_rates(features, labels, units, folds, repeats, seed, kind) for kind in ("random", "safe"))
     found = {"random": random, "safe": safe, "points": 100 * (random - safe)}
@@ -212,8 +212,8 @@ def check_sweep(sweep_dir: Path, progress: Callable[[int, int], None] | None = N
     found = photo_checks.check(sources.root(record["data"]), used.assign(split="", status="", reason=""), 1, progress)
     found = found.assign(split=used["split"])
     pairs = _across(duplicates.pairs(found), found).to_dict("records")
-    said = {kind: [words.format(**pair) for pair in pairs if pair["kind"] == kind] for kind, words in WORDS.items()}
-    return LeakageCheck(len(used), [*_changed(used, found), *_shown(said["exact"])], _shown(said["near"]))
+    summary = {kind: [words.format(**pair) for pair in pairs if pair["kind"] == kind] for kind, words in WORDS.items()}
+    return LeakageCheck(len(used), [*_changed(used, found), *_shown(summary["exact"])], _shown(summary["near"]))
 
 
 def _changed(used: pd.DataFrame, found: pd.DataFrame) -> list[str]:
@@ -237,6 +237,6 @@ def _across(pairs: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
     return pairs[pairs["split_a"] != pairs["split_b"]]
 
 
-def _shown(said: list[str]) -> list[str]:
-    more = len(said) - SHOWN
-    return said[:SHOWN] + ([f"and {more} more of these"] if more > 0 else [])
+def _shown(summary: list[str]) -> list[str]:
+    more = len(summary) - SHOWN
+    return summary[:SHOWN] + ([f"and {more} more of these"] if more > 0 else [])

@@ -19,7 +19,7 @@ class LearningCurve:
     """A learning curve in words, with its `points` (photos, score) and fitted `line` (photos, score, low, high)."""
 
     points: pd.DataFrame
-    said: str
+    summary: str
     line: pd.DataFrame = field(default_factory=pd.DataFrame)
     of: str = ""  # the class whose photos are counted; empty: all
 
@@ -77,7 +77,7 @@ def learning_curves(study: Study) -> list[LearningCurve]:
 def _share_class(study: Study, row: dict) -> str:
     """The class whose photos a run had fewer of; empty: all of them."""
     if "share_class" not in row and (study.folder / row["run"] / "params.yaml").is_file():  # the same in all runs
-        row = Run(study.folder / row["run"]).params["knobs"] | {"train_share": row["train_share"]}
+        row = Run(study.folder / row["run"]).params["settings"] | {"train_share": row["train_share"]}
     name = value_text(row.get("share_class"))
     return name if name != "empty" and row["train_share"] < 1 else ""
 

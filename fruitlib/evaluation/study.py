@@ -22,8 +22,8 @@ RECORDED = {"train_seconds": "seconds", "parameters": "total_parameters", "train
 class Study:
     """A sweep as its files tell it: `results` has a row per complete run, with `epochs_to_converge` added.
 
-    `differs` are the knobs in which runs differ, `measure` is the score asked about, `missing` counts the other runs by
-    their state, `searched` says whether Optuna proposed the runs, `folds` are those of the division, done or not.
+    `differs` are the settings in which runs differ, `measure` is the score asked about, `missing` counts the other runs
+    by their state, `searched` says whether Optuna proposed the runs, `folds` are those of the division, done or not.
     """
 
     folder: Path
@@ -35,26 +35,26 @@ class Study:
     folds: int = 0
 
     @property
-    def knobs(self) -> list[str]:
-        """The knobs to compare; seed, fold and repeat make pairs."""
+    def settings(self) -> list[str]:
+        """The settings to compare; seed, fold and repeat make pairs."""
         return compared_settings(self.differs)
 
     @property
     def measures(self) -> list[str]:
-        """What is asked of each knob: the score, epochs to converge, seconds of training, as far as they are known."""
+        """What is asked of each setting: the score, epochs to converge, seconds of training, where known."""
         wanted = (self.measure, CONVERGED, "train_seconds")
         return [name for name in wanted if name in self.results and self.results[name].notna().any()]
 
     @property
-    def said(self) -> str:
+    def summary(self) -> str:
         """How many runs there are, and what about them limits the answers."""
         others = "".join(f", {n} {state}" for state, n in self.missing.items())
         text = f"{len(self.results)} complete run{'s' * (len(self.results) != 1)}{others}"
         text += f"; what differs: {', '.join(self.differs) or 'nothing'}"
         if self.searched:
-            text += "\nproposed by a search: nobody designed pairs, and runs alike in all knobs but one are rare"
-        elif self.knobs and not set(REPLICATES) & set(self.differs):
-            text += "\none seed: the intervals speak of other settings of the knobs, not of other seeds"
+            text += "\nproposed by a search: nobody designed pairs, and runs alike in all settings but one are rare"
+        elif self.settings and not set(REPLICATES) & set(self.differs):
+            text += "\none seed: the intervals speak of other settings of the settings, not of other seeds"
         return text
 
 
@@ -67,7 +67,7 @@ def load_study(sweep_dir: Path, measure: str = "") -> Study:
     told = {}
     if (sweep_dir / "results.csv").is_file() and (sweep_dir / "sweep.json").is_file():
         told = json.loads((sweep_dir / "sweep.json").read_text(encoding="utf-8"))
-        listed = {run["name"]: run["knobs"] for run in told["runs"] if "stages" not in run}  # those: made to ship
+        listed = {run["name"]: run["settings"] for run in told["runs"] if "stages" not in run}  # those: made to ship
         table = pd.read_csv(sweep_dir / "results.csv", dtype={"run": str})
     else:
         listed, table = _by_hand(sweep_dir)
@@ -75,16 +75,16 @@ def load_study(sweep_dir: Path, measure: str = "") -> Study:
 
 
 def build_study(sweep_dir: Path, table: pd.DataFrame, listed: dict[str, dict], measure: str) -> Study:
-    """The runs of a table like `results.csv` that are `listed`, by name with their values of the knobs that differ.
+    """The runs of a table like `results.csv` that are `listed`, by name with their values of the settings that differ.
 
     Raises:
         InputError: as `read`, but for files.
     """
     table = table[table["run"].isin(listed)] if len(table) else table
-    differs = list(dict.fromkeys(knob for knobs in listed.values() for knob in knobs))
+    differs = list(dict.fromkeys(setting for settings in listed.values() for setting in settings))
     rows = table.to_dict("records")
-    for knob in differs:  # as they were meant: a CSV loses types
-        table = table.assign(**{knob: [listed[row["run"]].get(knob, row.get(knob)) for row in rows]})
+    for setting in differs:  # as they were meant: a CSV loses types
+        table = table.assign(**{setting: [listed[row["run"]].get(setting, row.get(setting)) for row in rows]})
     complete = table[table["state"] == "complete"].reset_index(drop=True) if len(table) else table
     where = files.display_path(sweep_dir)
     if complete.empty:
@@ -94,22 +94,22 @@ def build_study(sweep_dir: Path, table: pd.DataFrame, listed: dict[str, dict], m
     complete[CONVERGED] = [_epochs_to_converge(sweep_dir / run) for run in complete["run"]]
     missing = table.loc[table["state"] != "complete", "state"].value_counts().to_dict()
     searched = (sweep_dir / "search.journal").is_file() or complete["run"].str.startswith("trial=").all()
-    folds = max((int(knobs["fold"]) for knobs in listed.values() if knobs.get("fold")), default=0)
+    folds = max((int(settings["fold"]) for settings in listed.values() if settings.get("fold")), default=0)
     return Study(sweep_dir, complete, differs, measure, missing, searched, folds)
 
 
 def _by_hand(sweep_dir: Path) -> tuple[dict[str, dict], pd.DataFrame]:
-    """The trained runs in a folder that no sweep has summed up: the knobs that differ, by run, and a row per run."""
+    """The trained runs in a folder that no sweep has summed up: the settings that differ, by run, and a row per run."""
     found = [Run(path.parent) for path in sorted(sweep_dir.glob("*/params.yaml"))]
     found = [run for run in found if run.record("train") and (run.path / "metrics.json").is_file()]
-    knobs = pd.DataFrame([run.params["knobs"] for run in found], dtype=object)
-    differ = [name for name in knobs if knobs[name].map(value_text).nunique() > 1]
+    settings = pd.DataFrame([run.params["settings"] for run in found], dtype=object)
+    differ = [name for name in settings if settings[name].map(value_text).nunique() > 1]
     rows = []
     for run in found:
         rows.append({"run": run.name, "state": "complete"} | run.read_json("metrics.json"))
         rows[-1] |= run.read_json("export.json")
         rows[-1] |= {new: run.record("train").get(old) for new, old in RECORDED.items()}
-    return {run.name: {k: run.params["knobs"].get(k) for k in differ} for run in found}, pd.DataFrame(rows)
+    return {run.name: {k: run.params["settings"].get(k) for k in differ} for run in found}, pd.DataFrame(rows)
 
 
 def epochs_to_converge(history: pd.DataFrame, chance: float, share: float = 0.95) -> float:
@@ -134,12 +134,12 @@ def _epochs_to_converge(folder: Path) -> float:
 
 
 def compared_settings(differs: Iterable[str]) -> list[str]:
-    """The knobs whose values are compared, of those that differ."""
+    """The settings whose values are compared, of those that differ."""
     return [name for name in differs if name not in REPLICATES]
 
 
 def value_text(value) -> str:
-    """A knob's value as it is shown and compared: 8 for 8.0, `empty` for no text."""
+    """A setting's value as it is shown and compared: 8 for 8.0, `empty` for no text."""
     if value is None or value == "" or value != value:
         return "empty"
     try:
@@ -149,7 +149,7 @@ def value_text(value) -> str:
 
 
 def ordered_values(values: Iterable) -> list[str]:
-    """The different values of a knob as text, numbers by size, words as they come."""
+    """The different values of a setting as text, numbers by size, words as they come."""
     found = list(dict.fromkeys(map(value_text, values)))
     try:
         return sorted(found, key=float)

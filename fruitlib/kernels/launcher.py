@@ -129,10 +129,10 @@ def _started(path: str, environment: dict[str, str], executable: str) -> socket.
     with contextlib.suppress(ValueError, ProcessLookupError):
         os.kill(int(pid), signal.SIGKILL)
     with open(log, errors="replace") as words:
-        said = words.read().strip().splitlines()
-    if not said and time.monotonic() < deadline:
+        summary = words.read().strip().splitlines()
+    if not summary and time.monotonic() < deadline:
         raise Killed("the zygote was killed before it came up")
-    raise Unavailable(f"the zygote did not come up: {said[-1] if said else 'too slow'} ({log})")
+    raise Unavailable(f"the zygote did not come up: {summary[-1] if summary else 'too slow'} ({log})")
 
 
 def ask_zygote(arguments: list[str], executable: str = sys.executable) -> tuple[socket.socket, int]:

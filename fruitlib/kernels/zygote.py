@@ -198,11 +198,11 @@ class _Zygote:
 
     def hear(self, connection: socket.socket) -> dict | None:
         """Take a part of a request; a whole one is answered with a child, or by leaving. In the child: the request."""
-        said, files = self.asking[connection]
+        summary, files = self.asking[connection]
         part, sent = b"", []
         with contextlib.suppress(OSError):
             part, sent, _, _ = socket.recv_fds(connection, 65536, 3)
-        said += part
+        summary += part
         files += sent
         if part and not part.endswith(b"\n"):
             return None
@@ -211,7 +211,7 @@ class _Zygote:
         pid = self.fork() if part else None  # else somebody who only looked whether there is one, or changed his mind
         if pid == 0:
             self.forget()
-            return {**json.loads(said), "files": files, "connection": connection}
+            return {**json.loads(summary), "files": files, "connection": connection}
         if pid:
             self.children[pid] = connection
             self.selector.register(connection, selectors.EVENT_READ, self.hung_up)

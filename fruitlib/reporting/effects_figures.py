@@ -1,4 +1,4 @@
-"""Pictures of a sweep: what its knobs do (see `insight`), what accuracy costs, and what more photos would bring."""
+"""Pictures of a sweep: what its settings do (see `insight`), what accuracy costs, and what more photos would bring."""
 
 import re
 from collections.abc import Sequence
@@ -24,8 +24,8 @@ def forest(effects: pd.DataFrame) -> Figure:
     The 24 questions with the smallest p are shown where there are more; NaN intervals are a dot alone.
     """
     measures = list(dict.fromkeys(effects["measure"]))
-    asked = effects[["knob", "from", "to"]].itertuples(index=False)
-    name = [_wrapped(f"{knob}: {to} over {start}", 44) for knob, start, to in asked]
+    asked = effects[["setting", "from", "to"]].itertuples(index=False)
+    name = [_wrapped(f"{setting}: {to} over {start}", 44) for setting, start, to in asked]
     table = effects.assign(name=name)
     rows = list(dict.fromkeys(table.sort_values("p", kind="stable")["name"]))[:MOST_ROWS]
     rows = [row for row in dict.fromkeys(name) if row in rows]
@@ -35,7 +35,7 @@ def forest(effects: pd.DataFrame) -> Figure:
     for ax, measure in zip(axes[0], measures, strict=True):
         factor, unit = measure_scale(measure)
         for row in table[(table["measure"] == measure) & table["name"].isin(rows)].to_dict("records"):
-            at, colour = rows.index(row["name"]), TOLD if row["told"] else UNTOLD
+            at, colour = rows.index(row["name"]), TOLD if row["significant"] else UNTOLD
             ax.plot([factor * row["low"], factor * row["high"]], [at, at], color=colour, linewidth=2)
             ax.plot(factor * row["gain"], at, "o", color=colour)
         _focus(ax, factor * table.loc[table["measure"] == measure, ["gain", "low", "high"]])
@@ -65,24 +65,25 @@ def _focus(ax: Axes, table: pd.DataFrame) -> None:
 
 
 def means(results: pd.DataFrame, differs: Sequence[str], measure: str) -> Figure:
-    """The mean of a measure for each value of each knob as a line, a dot per seed (or fold, or run without either).
+    """The mean of a measure for each value of each setting as a line, a dot per seed (or fold, or run without either).
 
-    A knob with more than eight values that are numbers has a dot per run instead, on a log axis where they reach far.
+    A setting with more than eight values that are numbers has a dot per run instead, on a log axis where they reach
+    far.
     """
-    knobs, replicates = study.compared_settings(differs), [name for name in differs if name in study.REPLICATES]
-    columns = min(3, len(knobs))
-    lines = -(-len(knobs) // columns)
+    settings, replicates = study.compared_settings(differs), [name for name in differs if name in study.REPLICATES]
+    columns = min(3, len(settings))
+    lines = -(-len(settings) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4.1 * columns, 3.2 * lines), sharey=True, squeeze=False)
-    for ax, knob in zip(axes.flat, knobs, strict=False):
+    for ax, setting in zip(axes.flat, settings, strict=False):
         rows = results[results[measure].notna()]
-        values = study.ordered_values(rows[knob])
-        if len(values) > MOST_VALUES and (numbers := _numbers(rows[knob])) is not None:
+        values = study.ordered_values(rows[setting])
+        if len(values) > MOST_VALUES and (numbers := _numbers(rows[setting])) is not None:
             ax.plot(numbers, rows[measure], "o", color=TOLD, alpha=0.6, markersize=5)
             _log_if_wide(ax, numbers)
         else:
-            _means(ax, rows, replicates, knob, values, measure)
-        ax.set_xlabel(_wrapped(knob, 30))
-    for ax in axes.flat[len(knobs) :]:
+            _means(ax, rows, replicates, setting, values, measure)
+        ax.set_xlabel(_wrapped(setting, 30))
+    for ax in axes.flat[len(settings) :]:
         ax.set_axis_off()
     unit = {study.CONVERGED: "epochs", "train_seconds": "seconds"}.get(measure, "validation " + measure_name(measure))
     for ax in axes[:, 0]:
@@ -94,8 +95,8 @@ def means(results: pd.DataFrame, differs: Sequence[str], measure: str) -> Figure
     return figure
 
 
-def _means(ax: Axes, rows: pd.DataFrame, replicates: list[str], knob: str, values: list[str], measure: str) -> None:
-    kinds = rows[knob].map(study.value_text)
+def _means(ax: Axes, rows: pd.DataFrame, replicates: list[str], setting: str, values: list[str], measure: str) -> None:
+    kinds = rows[setting].map(study.value_text)
     for at, value in enumerate(values):
         own = rows[kinds == value]
         dots = own.groupby(replicates)[measure].mean() if replicates else own[measure]
@@ -107,18 +108,18 @@ def _means(ax: Axes, rows: pd.DataFrame, replicates: list[str], knob: str, value
     ax.grid(axis="x", visible=False)
 
 
-def parallel(results: pd.DataFrame, knobs: Sequence[str], measure: str) -> Figure:
-    """Parallel coordinates: a line per run through its values of the knobs, coloured by its score, best on top.
+def parallel(results: pd.DataFrame, settings: Sequence[str], measure: str) -> Figure:
+    """Parallel coordinates: a line per run through its values of the settings, coloured by its score, best on top.
 
     Numbers that reach over more than a factor of 30, and lr, stand on a log axis; words are spaced evenly.
     """
     rows = results[results[measure].notna()].sort_values(measure)
     scores = rows[measure].astype(float)
-    places = {knob: _places(rows[knob], knob == "lr") for knob in knobs}
-    figure, ax = plt.subplots(figsize=(2.6 + 1.9 * len(knobs), 4))
+    places = {setting: _places(rows[setting], setting == "lr") for setting in settings}
+    figure, ax = plt.subplots(figsize=(2.6 + 1.9 * len(settings), 4))
     norm = plt.Normalize(scores.min() - 1e-9, scores.max() + 1e-9)
     heights = np.column_stack([place for place, _ in places.values()] + [norm(scores)])
-    jitter = np.random.default_rng(0).uniform(-0.02, 0.02, heights.shape) * [*[1] * len(knobs), 0]
+    jitter = np.random.default_rng(0).uniform(-0.02, 0.02, heights.shape) * [*[1] * len(settings), 0]
     for line, score in zip(heights + jitter, scores, strict=True):
         ax.plot(range(len(line)), line, color=plt.cm.viridis(0.9 * norm(score)), linewidth=1.6, alpha=0.85)
     for at, (_, ticks) in enumerate(places.values()):
@@ -133,13 +134,15 @@ def parallel(results: pd.DataFrame, knobs: Sequence[str], measure: str) -> Figur
                 fontsize=9,
                 bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.8},
             )
-    ax.set_xticks(range(len(knobs) + 1), [*(_wrapped(knob, 16) for knob in knobs), measure_name(measure)], fontsize=10)
-    ax.axvline(len(knobs), color=INK, linewidth=1)
+    ax.set_xticks(
+        range(len(settings) + 1), [*(_wrapped(setting, 16) for setting in settings), measure_name(measure)], fontsize=10
+    )
+    ax.axvline(len(settings), color=INK, linewidth=1)
     for height in (0, 0.5, 1):
-        ax.text(len(knobs) + 0.04, height, f"{norm.inverse(height):.3f}", va="center", fontsize=9)
+        ax.text(len(settings) + 0.04, height, f"{norm.inverse(height):.3f}", va="center", fontsize=9)
     ax.set(
         yticks=[],
-        xlim=(-0.75, len(knobs) + 0.4),
+        xlim=(-0.75, len(settings) + 0.4),
         ylim=(-0.06, 1.06),
         title=f"{len(rows)} runs, a line each: the lighter, the better",
     )
@@ -177,7 +180,7 @@ def _places(values: pd.Series, log: bool) -> tuple[np.ndarray, list[tuple[float,
 def importances(table: pd.DataFrame) -> Axes:
     """Optuna's importances as bars, from `insight.importances`."""
     _, ax = plt.subplots(figsize=(6.5, 1.2 + 0.38 * len(table)))
-    bars = ax.barh([_wrapped(k, 34) for k in table["knob"]], table["importance"], color=TOLD, height=0.6)
+    bars = ax.barh([_wrapped(k, 34) for k in table["setting"]], table["importance"], color=TOLD, height=0.6)
     ax.bar_label(bars, [f"{v:.2f}" for v in table["importance"]], padding=4, fontsize=9)
     ax.set(
         title="Share of the scores' variance, by Optuna",
@@ -253,7 +256,7 @@ def learning_curves(curves: Sequence[LearningCurve], measure: str) -> Figure:
                 curve.line["photos"], curve.line["low"], curve.line["high"], color=INK, alpha=0.15, linewidth=0
             )
             ax.axvline(curve.points["photos"].max(), color=INK, linewidth=1, linestyle=":", label="all there are")
-        title = _wrapped(curve.said.split(";")[0], 52)
+        title = _wrapped(curve.summary.split(";")[0], 52)
         ax.set(title=title, xlabel=f"training photos{curve.of and f' of {curve.of}'}", xlim=(0, None))
     axes[0, 0].set_ylabel("validation " + measure_name(measure))
     axes[0, 0].legend(frameon=False, loc="lower right", fontsize=9)

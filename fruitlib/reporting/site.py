@@ -178,17 +178,17 @@ def _one_line(error) -> str:
 
 
 def _parts(page: Page) -> dict:
-    settings, cells = [], []
+    parameter_cells, cells = [], []
     for cell in page.cells:
-        knobs = _tags(cell) & {"parameters", "injected-parameters"} and _assignments(cell.source)
-        (settings if knobs else cells).append(cell)
+        settings = _tags(cell) & {"parameters", "injected-parameters"} and _assignments(cell.source)
+        (parameter_cells if settings else cells).append(cell)
     opening = 1 if cells and cells[0].cell_type == "markdown" else 0
     lede, evidence = _evidence(cells[:opening], page), _evidence(cells[opening:], page)
-    return {"page": page, "lede": lede, "evidence": evidence, "settings": _settings(settings)}
+    return {"page": page, "lede": lede, "evidence": evidence, "settings": _settings(parameter_cells)}
 
 
 def _settings(cells: list) -> list[tuple[str, str, str, str]]:
-    """(name, value, default, meaning) of every knob in the parameters cells, an injected value over its default."""
+    """(name, value, default, meaning) of every setting in the parameters cells, an injected value over its default."""
     defaults, final = {}, {}
     for cell in cells:
         final |= _assignments(cell.source)

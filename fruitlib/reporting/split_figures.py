@@ -101,7 +101,7 @@ def leakage_bars(leak: Leakage) -> Axes:
     """Accuracy under a random and a group-safe split with 95 % intervals, and the points between them."""
     _, ax = plt.subplots(figsize=(8, 2.6 if leak.measured else 0.6))
     if not leak.measured:
-        ax.text(0, 0.5, leak.said, va="center")
+        ax.text(0, 0.5, leak.summary, va="center")
         ax.axis("off")
         return ax
     rows = {"random split": ("random", COLOURS["val"]), "group-safe split": ("safe", COLOURS["train"])}

@@ -26,7 +26,7 @@ UNFINISHED = ("last.pt", "best.pt", "best.next.pt", "history.csv", "predictions_
 UNFINISHED += ("cams", "tensorboard", "wandb")
 
 
-PLANNED = "planned.json"  # the knobs a sweep wants this run to have, for the process that executes it
+PLANNED = "planned.json"  # the settings a sweep wants this run to have, for the process that executes it
 OUTCOME = "outcome.json"  # why that process stopped before all was complete
 WORKING = ".working.json"  # what it is doing just now; not touched for a while, it is gone
 STOP = "stop"  # there while training is to stop after its epoch: a search prunes the run; in it stands why
@@ -51,13 +51,13 @@ class Run:
 
     @cached_property
     def params(self) -> dict:
-        """`params.yaml`: `knobs` as they ran and the `record` of versions, data and device."""
+        """`params.yaml`: `settings` as they ran and the `record` of versions, data and device."""
         return yaml.safe_load((self.path / "params.yaml").read_text(encoding="utf-8"))
 
     @cached_property
     def config(self) -> Config:
-        """The knobs this run is to have (while a sweep plans it), or those it had."""
-        return self._planned or configs.make(self.params["knobs"], files.display_path(self.path / "params.yaml"))
+        """The settings this run is to have (while a sweep plans it), or those it had."""
+        return self._planned or configs.make(self.params["settings"], files.display_path(self.path / "params.yaml"))
 
     @property
     def members(self) -> list["Run"]:
@@ -83,7 +83,7 @@ class Run:
     def rows(self, split: str) -> pd.DataFrame:
         """The usable photos of train, val or test; with folds, val is this run's fold and train all others.
 
-        train is what teaches: thinned, or its labels shuffled, where knobs ask for it.
+        train is what teaches: thinned, or its labels shuffled, where settings ask for it.
         """
         rows = splits.part(self.manifest, split, self.config.fold, self.config.repeat)
         return splits.taught(rows, self.config) if split == "train" else rows
@@ -160,7 +160,7 @@ class Run:
     def identity(self, stage: str) -> str:
         """The fingerprint this stage's result would have if it were made now."""
         spec = STAGES[stage]
-        parts = [{name: getattr(self.config, name) for name in spec.knobs}, *code_of(stage)]
+        parts = [{name: getattr(self.config, name) for name in spec.settings}, *code_of(stage)]
         if spec.after:
             parts.append(self.identity(spec.after))
         else:
@@ -181,7 +181,7 @@ class Run:
         return self.read_json(f"stages/{stage}.json")
 
     def is_complete(self, stage: str) -> bool:
-        """Whether the stage was completed with today's knobs, sources and data, and its files are there."""
+        """Whether the stage was completed with today's settings, sources and data, and its files are there."""
         spec = STAGES[stage]
         outputs = (*spec.outputs, *([f"{stage}.ipynb"] if spec.notebook else []))
         there = all((self.path / name).is_file() for name in outputs)
@@ -256,7 +256,7 @@ def open_run(run_dir: str | os.PathLike) -> Run:
 
 
 def create_run(run_dir: str | os.PathLike, config: Config, **facts) -> Run:
-    """The run folder for `config`. Results of other training knobs, photos or code are cleared out of it.
+    """The run folder for `config`. Results of other training settings, photos or code are cleared out of it.
 
     What is trained already keeps the record of what it was trained on; a new record has `facts` in it too.
 
@@ -277,7 +277,7 @@ def create_run(run_dir: str | os.PathLike, config: Config, **facts) -> Run:
                 "data_fingerprint": run.data_fingerprint,
                 **facts,
             }
-        params = {"knobs": config.model_dump(), "record": record}
+        params = {"settings": config.model_dump(), "record": record}
         files.write_text(run.path / "params.yaml", yaml.safe_dump(params, sort_keys=False, allow_unicode=True))
     return Run(run.path)
 
@@ -296,7 +296,7 @@ def clear_run(run: Run, kept: Collection[str] = ()) -> None:
 
 
 def plan_run(run_dir: Path, config: Config) -> Run:
-    """A run folder that says which knobs its run is to have; its results stay until the run begins."""
+    """A run folder that says which settings its run is to have; its results stay until the run begins."""
     files.write_json(run_dir / PLANNED, config.model_dump())
     return Run(run_dir, config)
 

@@ -18,7 +18,7 @@ from fruitlib.core import files, source_code
 class Stage:
     """What a stage's result depends on: settings, an entry module or a notebook, the stage before it; its files."""
 
-    knobs: tuple[str, ...] = ()
+    settings: tuple[str, ...] = ()
     entry: str = ""
     after: str = ""
     outputs: tuple[str, ...] = ()
@@ -27,13 +27,16 @@ class Stage:
 
 STAGES = {
     "train": Stage(
-        configs.TRAIN_KNOBS, "fruitlib.training.train", outputs=("best.pt", "history.csv", "predictions_val.csv")
+        configs.TRAIN_SETTINGS, "fruitlib.training.train", outputs=("best.pt", "history.csv", "predictions_val.csv")
     ),
     "export": Stage(
-        configs.EXPORT_KNOBS, "fruitlib.deploy.quantize", after="train", outputs=("model.fp32.onnx", "model.int8.onnx")
+        configs.EXPORT_SETTINGS,
+        "fruitlib.deploy.quantize",
+        after="train",
+        outputs=("model.fp32.onnx", "model.int8.onnx"),
     ),
     "test": Stage(entry="fruitlib.deploy.test_set", after="export", outputs=("predictions_test.csv",)),
-    "02_train": Stage(configs.SHOW_KNOBS, after="train", notebook=True),
+    "02_train": Stage(configs.SHOW_SETTINGS, after="train", notebook=True),
     "03_metrics": Stage(after="train", outputs=("metrics.json", "doubtful_labels.csv"), notebook=True),
     "04_gradcam": Stage(after="train", notebook=True),
     "05_quantize": Stage(after="export", outputs=("export.json",), notebook=True),

@@ -72,7 +72,7 @@ class Kernel:
         self.progress, self.placed = progress, placed
         self._found: list[tuple[str, str]] = []
         self._warming = threading.Thread(target=lambda: self._found.append(zygote.ready()), daemon=True)
-        self._said = False
+        self._announced = False
 
     def warm_up(self) -> None:
         """Have a warm kernel's imports begin."""
@@ -85,10 +85,10 @@ class Kernel:
         self.progress.doing = "starting a warm kernel"
         self._warming.join()
         self.progress.doing = ""
-        name, said = self._found[0] if self._found else ("python3", "cold: no warm one could be asked for")
-        if not self._said:
-            self._said = True
-            self.progress.say(f"{self.placed}; kernels: {said}")
+        name, kernels = self._found[0] if self._found else ("python3", "cold: no warm one could be asked for")
+        if not self._announced:
+            self._announced = True
+            self.progress.say(f"{self.placed}; kernels: {kernels}")
         return name
 
 
@@ -165,7 +165,7 @@ class Driver:
         self.trials: search.Trials | None = None
         self.failures: list[str] = []  # of the sweep's own notebook
         self._spoilt, self._in_a_row = False, 0
-        self._said: set[str] = set()
+        self._reported: set[str] = set()
         self._changed, self._due = {"summary": True, "pages": True}, {"summary": 0.0, "pages": 0.0}
 
     def run(self) -> int:
@@ -274,7 +274,7 @@ class Driver:
             state.update(state="complete", error=None)
             self.progress.say(f"{task.name}: {_result(run, task.stages)}")
         elif task.stages != RUN_STAGES[:1]:
-            changed = "knobs, photos or code changed while it ran: run the same command again"
+            changed = "settings, photos or code changed while it ran: run the same command again"
             state.update(state="failed", error=changed)
             self.progress.say(f"{task.name}: {changed}")
         self._tell_search(task.name, outcome.state)
@@ -346,9 +346,9 @@ class Driver:
                 self.plan, self.sweep_dir, self.work, self.states, chosen, shipped, total
             )
         for problem in problems:
-            if problem not in self._said:
+            if problem not in self._summary:
                 self.progress.say(problem)
-                self._said.add(problem)
+                self._summary.add(problem)
         return told
 
     def _finish(self, name: str, stages: tuple[str, ...]) -> None:

@@ -54,7 +54,7 @@ def perform(job: dict, say: Callable[[str], None] = lambda line: None, told: Cal
         remarks; error: the last line on its standard error.
     """
     if not Path(job["folder"]).is_dir():
-        return {"code": None, "said": [], "error": f"{platform.node()} does not see the folder {job['folder']}"}
+        return {"code": None, "summary": [], "error": f"{platform.node()} does not see the folder {job['folder']}"}
     process = _start(job)
     stop = Path(job["stop"])
     threading.Thread(target=_end_when_told, args=(process, lambda: told() or stop.exists()), daemon=True).start()
@@ -70,7 +70,7 @@ def perform(job: dict, say: Callable[[str], None] = lambda line: None, told: Cal
     for pipe in (process.stdin, process.stdout, process.stderr):
         pipe.close()
     last = [line.strip() for line in errors if line.strip() and not line.startswith(launcher.COLD)][-1:]
-    return {"code": code, "said": remarks, "error": "".join(last)}
+    return {"code": code, "summary": remarks, "error": "".join(last)}
 
 
 def _start(job: dict) -> subprocess.Popen:
@@ -142,9 +142,9 @@ def local(wanted: int, runs: int, processes: int, say: Callable[[str], None]) ->
     width = max(1, min(most, runs))
     threads = zygote.threads_asked("OMP_NUM_THREADS") or max(1, cores // width)
     own = [",".join(devices[n * processes : (n + 1) * processes]) for n in range(len(devices) // processes)]
-    said = f"{width} at a time, {threads} thread{'s' * (threads > 1)} each" if width > 1 else f"{threads} threads"
-    said += f", a GPU each of {len(devices)}" if devices else ""
-    return Local(width, say, threads, own), said
+    summary = f"{width} at a time, {threads} thread{'s' * (threads > 1)} each" if width > 1 else f"{threads} threads"
+    summary += f", a GPU each of {len(devices)}" if devices else ""
+    return Local(width, say, threads, own), summary
 
 
 def gpus() -> list[str]:

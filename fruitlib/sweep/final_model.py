@@ -20,7 +20,7 @@ import pandas as pd
 
 from fruitlib.core import config as configs
 from fruitlib.core import files
-from fruitlib.core.config import FOLD_KNOBS, Config
+from fruitlib.core.config import FOLD_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.runs.run import Run, create_run
 from fruitlib.sweep.params import Sweep, run_name
@@ -67,16 +67,16 @@ def plan_final(plan: Sweep, folds: list[Run]) -> Run:
     first = folds[0]
     if not plan.config.folds or plan.ship == "fold":
         return first
-    differing = {name: value for name, value in plan.differs[first.name].items() if name not in FOLD_KNOBS}
-    knobs = first.config.model_dump() | {"fold": 0, "repeat": 1, "cam_every": 0}
+    differing = {name: value for name, value in plan.differs[first.name].items() if name not in FOLD_SETTINGS}
+    settings = first.config.model_dump() | {"fold": 0, "repeat": 1, "cam_every": 0}
     if plan.ship == "refit" and first.config.patience:
-        knobs |= _without_stopping(first.config, folds)
-    config = configs.make(knobs, f"{plan.source}, ship: {plan.ship}")
+        settings |= _without_stopping(first.config, folds)
+    config = configs.make(settings, f"{plan.source}, ship: {plan.ship}")
     return Run(first.sweep_dir / run_name(differing | {"ship": plan.ship}), config)
 
 
 def _without_stopping(config: Config, folds: list[Run]) -> dict[str, int]:
-    """Knobs of a refit where the folds stopped early: as many epochs as they needed, the median of their best.
+    """Settings of a refit where the folds stopped early: as many epochs as they needed, the median of their best.
 
     The schedule runs over these epochs, so lr falls faster than in the folds, and a longer warm-up is cut.
     """

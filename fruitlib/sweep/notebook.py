@@ -33,7 +33,7 @@ class KernelLost(NotebookFailed):
 def execute_notebook(stage: str, output: Path, config: Config, kernel: str = "python3", **places: str) -> dict:
     """Execute a numbered notebook by papermill into `output`, which is complete or the failed copy, never a part.
 
-    Knobs its parameters cell names are injected as they are, others that differ from their default as `overrides`.
+    Settings its parameters cell names are injected as they are, others that differ from their default as `overrides`.
 
     Returns:
         seconds: from start to end; computed: seconds in its cells, but for the one that imports; kernel: `warm` or
@@ -67,8 +67,8 @@ def execute_notebook(stage: str, output: Path, config: Config, kernel: str = "py
                     raise
                 if partial.is_file():  # else it died before its first cell
                     os.replace(partial, output)
-                said = _words(log)[-1:]
-                why = said[0] if said else "often out of memory: try a smaller batch_size"
+                summary = _words(log)[-1:]
+                why = summary[0] if summary else "often out of memory: try a smaller batch_size"
                 raise KernelLost(f"{stage}: the kernel died ({why})") from None
             cold = [line.removeprefix(launcher.COLD) for line in _words(log) if line.startswith(launcher.COLD)]
         os.replace(partial, output)
@@ -134,12 +134,15 @@ def _first_line(text: str) -> str:
 
 
 def parameters(notebook: Path, config: Config, places: dict[str, str]) -> dict:
-    """What to inject: the places and knobs the parameters cell names; other knobs off their default as `overrides`."""
+    """What to inject: the places and settings the parameters cell names.
+
+    Other settings off their default as `overrides`.
+    """
     declared = declared_parameters(notebook)
-    knobs = config.model_dump()
-    injected = {name: value for name, value in {**knobs, **places}.items() if name in declared}
+    settings = config.model_dump()
+    injected = {name: value for name, value in {**settings, **places}.items() if name in declared}
     if "overrides" in declared:
-        rest = {name: value for name, value in knobs.items() if name not in declared}
+        rest = {name: value for name, value in settings.items() if name not in declared}
         defaults = {name: field.default for name, field in Config.model_fields.items()}
         injected["overrides"] = {name: value for name, value in rest.items() if value != defaults[name]}
     return injected

@@ -1,9 +1,9 @@
-"""Params files: YAML that sets knobs for a sweep, and the runs it asks for.
+"""Params files: YAML that sets settings for a sweep, and the runs it asks for.
 
-The top level sets knobs; `grid:` maps knobs to lists of values, of which every combination is a run (`lr` may have a
-list for each optimizer); `list:` names combinations one by one; `random:` draws some from a space; `search:` has Optuna
-propose them, one after the other. `title`, `test`, `choose_by` and `ship` belong to the sweep as a whole. With `folds`,
-every combination is trained once per fold and repeat, each time from fresh weights.
+The top level sets settings; `grid:` maps settings to lists of values, of which every combination is a run (`lr` may
+have a list for each optimizer); `list:` names combinations one by one; `random:` draws some from a space; `search:` has
+Optuna propose them, one after the other. `title`, `test`, `choose_by` and `ship` belong to the sweep as a whole. With
+`folds`, every combination is trained once per fold and repeat, each time from fresh weights.
 
     random: {runs: 20, seed: 0, space: {lr: {low: 0.0001, high: 0.03, log: true}, optimizer: [adam, sgd]}}
     search: {trials: 40, metric: macro_f1, sampler: tpe, pruner: median, seed: 0, space: {…}}
@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from fruitlib.core.config import FOLD_KNOBS, SPLIT_KNOBS, Config, inert, make
+from fruitlib.core.config import FOLD_SETTINGS, SPLIT_SETTINGS, Config, inert, make
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import fingerprint
 from fruitlib.sweep import space as spaces
@@ -43,13 +43,13 @@ class Search:
     pruner: str = "none"
     seed: int = 0
     storage: str = ""  # an Optuna URL; empty: a journal in the sweep's folder
-    fixed: dict[str, Any] = field(default_factory=dict)  # the knobs all trials share
+    fixed: dict[str, Any] = field(default_factory=dict)  # the settings all trials share
     corners: list[Config] = field(default_factory=list)  # what trials may have, at the corners of the space
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A params file, read and checked: its runs by name, each with its `Config` and the knobs that differ."""
+    """A params file, read and checked: its runs by name, each with its `Config` and the settings that differ."""
 
     name: str
     source: str
@@ -63,17 +63,20 @@ class Sweep:
     search: Search | None = None
 
     @property
-    def knobs(self) -> list[str]:
-        """The knobs in which any of the runs differ."""
-        return list(dict.fromkeys(knob for differing in self.differs.values() for knob in differing))
+    def settings(self) -> list[str]:
+        """The settings in which any of the runs differ."""
+        return list(dict.fromkeys(setting for differing in self.differs.values() for setting in differing))
 
     def combinations(self) -> dict[str, list[str]]:
-        """The runs of each combination of knobs, which differ in fold and repeat alone; one run each without folds."""
+        """The runs of each combination of settings, which differ in fold and repeat alone.
+
+        One run each without folds.
+        """
         if not self.config.folds:
             return {run: [run] for run in self.runs}
         found, keys = {}, {}
         for run, differing in self.differs.items():
-            rest = {name: value for name, value in differing.items() if name not in FOLD_KNOBS}
+            rest = {name: value for name, value in differing.items() if name not in FOLD_SETTINGS}
             name, key = run_name(rest), fingerprint(rest)
             if keys.setdefault(name, key) != key:  # another one that reads alike
                 name = f"{name}-{key}"
@@ -81,17 +84,17 @@ class Sweep:
         return found
 
 
-def read_params(path: Path, knobs: dict[str, Any] | None = None) -> Sweep:
-    """Read a params file; `knobs` (from the command line) win over the file's.
+def read_params(path: Path, settings: dict[str, Any] | None = None) -> Sweep:
+    """Read a params file; `settings` (from the command line) win over the file's.
 
     Raises:
-        InputError: missing or broken file, unknown or wrong knob, a combination that is impossible or given twice; the
-            message begins with file and line.
+        InputError: missing or broken file, unknown or wrong setting, a combination that is impossible or given twice;
+            the message begins with file and line.
     """
     content, lines = _read_yaml(path)
     with lines.named():
         meta = {key: content.pop(key) for key in SWEEP_KEYS if key in content}
-        fixed = {**content, **(knobs or {})}
+        fixed = {**content, **(settings or {})}
         config = make(fixed, str(path))
         search = _search(meta, fixed, path)
         if "ship" in meta and not config.folds:
@@ -169,14 +172,14 @@ def _corners(space: Space, fixed: dict, path: Path) -> list[Config]:
     return [make({**fixed, **corner}, str(path)) for corner in spaces.corners(space)]
 
 
-def _refuse_divided(knobs: Iterable[str], path: Path) -> None:
-    """Refuse knobs that decide which photos teach: the runs of a sweep share one split."""
-    if clash := set(knobs) & {*SPLIT_KNOBS, *FOLD_KNOBS}:
+def _refuse_divided(settings: Iterable[str], path: Path) -> None:
+    """Refuse settings that decide which photos teach: the runs of a sweep share one split."""
+    if clash := set(settings) & {*SPLIT_SETTINGS, *FOLD_SETTINGS}:
         raise InputError(f"{path}: {min(clash)} cannot differ within a sweep (its runs share one split)")
 
 
 def _refuse_inert(path: Path, combination: dict[str, Any], config: Config) -> None:
-    """Refuse a knob that differs between runs and does nothing in one: that would compare a run with itself."""
+    """Refuse a setting that differs between runs and does nothing in one: that would compare a run with itself."""
     idle = [name for name in combination if name in inert(config) and combination[name] != Config().model_dump()[name]]
     if idle:
         where = run_name(combination)
@@ -196,7 +199,7 @@ def _read_yaml(path: Path) -> tuple[dict[str, Any], "_Lines"]:
         where = f" line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}{where}: not valid YAML ({getattr(problem, 'problem', problem)})") from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected 'knob: value' lines")
+        raise InputError(f"{path}: expected 'setting: value' lines")
     with lines.named():
         _check_names(content, path)
     return content, lines
@@ -252,7 +255,7 @@ def _check_names(mapping: dict, path: Path) -> None:
     """Names are text; YAML reads an unquoted `on`, `yes` or `1` as something else."""
     for name in mapping:
         if not isinstance(name, str):
-            raise InputError(f"{path}: {name!r} is no knob; params/base.yaml lists them all")
+            raise InputError(f"{path}: {name!r} is no setting; params/base.yaml lists them all")
 
 
 def _choice(meta: dict, key: str, allowed: tuple[str, ...], path: Path, default: str = "") -> str:
@@ -271,16 +274,16 @@ def _combinations(meta: dict, path: Path) -> list[dict[str, Any]]:
         return _drawn(meta, path)
     grid, entries = meta.get("grid") or {}, meta.get("list") or [{}]
     if not isinstance(grid, dict):
-        raise InputError(f"{path}: grid maps each knob to a list of values, as in 'lr: [0.001, 0.0003]'")
+        raise InputError(f"{path}: grid maps each setting to a list of values, as in 'lr: [0.001, 0.0003]'")
     grid = dict(grid)
     choices = _by_optimizer(grid, path)
     if not all(isinstance(v, list) and v for v in grid.values()):
-        raise InputError(f"{path}: grid maps each knob to a list of values, as in 'lr: [0.001, 0.0003]'")
+        raise InputError(f"{path}: grid maps each setting to a list of values, as in 'lr: [0.001, 0.0003]'")
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise InputError(f"{path}: list holds one 'knob: value' mapping per run")
+        raise InputError(f"{path}: list holds one 'setting: value' mapping per run")
     for mapping in (grid, *entries):
         _check_names(mapping, path)
-    if fixed_by_split := {*grid, *itertools.chain(*entries)} & set(SPLIT_KNOBS):
+    if fixed_by_split := {*grid, *itertools.chain(*entries)} & set(SPLIT_SETTINGS):
         raise InputError(f"{path}: {min(fixed_by_split)} cannot differ within a sweep (its runs share one split)")
     rows = [dict(zip(grid, row, strict=True)) for row in itertools.product(*grid.values())]
     if choices:
@@ -323,7 +326,7 @@ def _with_folds(combinations: list[dict], config: Config, path: Path) -> list[di
     """Every combination once per repeat and fold; as they are without `folds`."""
     if not config.folds:
         return combinations
-    if clash := {name for combination in combinations for name in combination} & set(FOLD_KNOBS):
+    if clash := {name for combination in combinations for name in combination} & set(FOLD_SETTINGS):
         raise InputError(f"{path}: {min(clash)} is set by folds: {config.folds}; remove it from grid and list")
     repeats = range(1, config.repeats + 1)
     divisions = [{"repeat": r, "fold": fold} for r in repeats for fold in range(1, config.folds + 1)]

@@ -108,9 +108,9 @@ class Engine:
         except Exception as problem:  # it could not be started, or Dask lost its worker more often than it allows
             if type(problem).__name__ != "KilledWorker":
                 return Outcome("failed", f"could not be executed: {first_line(problem)}")
-            told = {"code": KILLED, "said": [], "error": first_line(problem)}
+            told = {"code": KILLED, "summary": [], "error": first_line(problem)}
         if not hasattr(self.executor, "say"):  # remarks of another machine come at the end
-            for line in told["said"]:
+            for line in told["summary"]:
                 self.say(line)
         if told["code"] is None:
             return Outcome("failed", told["error"])

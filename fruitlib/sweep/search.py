@@ -79,7 +79,7 @@ class Trials:
             where = self.search.storage or files.display_path(self.sweep_dir / JOURNAL)
             raise InputError(f"search storage {where}: cannot be used ({errors.first_line(problem)})") from None
         space = files.fingerprint({name: repr(choice) for name, choice in self.search.space.items()})
-        facts = {"space": space, "metric": self.search.metric, "knobs": files.fingerprint(self.search.fixed)}
+        facts = {"space": space, "metric": self.search.metric, "settings": files.fingerprint(self.search.fixed)}
         for name, value in facts.items():
             if study.user_attrs.setdefault(name, value) != value:
                 where = files.display_path(self.sweep_dir)
@@ -97,12 +97,12 @@ class Trials:
             open_ = trial.state.name not in ENDED
             if open_:
                 asked = self._optuna.trial.Trial(self.study, trial._trial_id)
-                knobs = _suggested(asked, self.search)  # killed in the midst of asking, some are suggested only now
+                settings = _suggested(asked, self.search)  # killed in the midst of asking, some are suggested only now
             else:
-                knobs = trial.params
-                if set(knobs) != set(self.search.space):  # failed in the midst of asking
+                settings = trial.params
+                if set(settings) != set(self.search.space):  # failed in the midst of asking
                     continue
-            name = self._join(trial.number, knobs)
+            name = self._join(trial.number, settings)
             if name is None:
                 if open_:
                     self._fail(asked)
@@ -126,14 +126,14 @@ class Trials:
     def _fail(self, trial) -> None:
         self.study.tell(trial, state=self._optuna.trial.TrialState.FAIL)
 
-    def _join(self, number: int, knobs: dict[str, Any]) -> str | None:
-        """Make a trial a run of the plan; returns its name, None where no run can have such knobs."""
+    def _join(self, number: int, settings: dict[str, Any]) -> str | None:
+        """Make a trial a run of the plan; returns its name, None where no run can have such settings."""
         try:
-            config = configs.make({**self.search.fixed, **knobs}, f"{self.plan.source}, trial {number}")
+            config = configs.make({**self.search.fixed, **settings}, f"{self.plan.source}, trial {number}")
         except InputError as problem:
             self.say(f"{problem}: the trial counts as failed")
             return None
-        differing = {name: getattr(config, name) for name in sorted(knobs)}
+        differing = {name: getattr(config, name) for name in sorted(settings)}
         short = {
             name: float(f"{value:.3g}") if isinstance(value, float) else value for name, value in differing.items()
         }
@@ -173,7 +173,7 @@ class Trials:
             self.study.tell(trial, state=states.PRUNED if state == "pruned" else states.FAIL)
 
     def write_importances(self) -> None:
-        """`importances.csv` (knob, importance; they sum to 1) by functional ANOVA (Hutter et al. 2014), for 08.
+        """`importances.csv` (setting, importance; they sum to 1) by functional ANOVA (Hutter et al. 2014), for 08.
 
         Left out with fewer than ten complete trials, where a forest has nothing to grow on, or if all did equally well.
         """
@@ -183,11 +183,11 @@ class Trials:
         evaluator = self._optuna.importance.FanovaImportanceEvaluator(seed=0)
         found = self._optuna.importance.get_param_importances(self.study, evaluator=evaluator)
         lines = [f"{name},{share:.6f}" for name, share in found.items()]
-        files.write_text(self.sweep_dir / "importances.csv", "\n".join(["knob,importance", *lines]) + "\n")
+        files.write_text(self.sweep_dir / "importances.csv", "\n".join(["setting,importance", *lines]) + "\n")
 
 
 def _suggested(trial, search: Search) -> dict[str, Any]:
-    """The values of a trial's knobs: those it has, and new ones for the rest."""
+    """The values of a trial's settings: those it has, and new ones for the rest."""
     found: dict[str, Any] = {}
     for name, choice in search.space.items():
         if not isinstance(choice, Range):

@@ -1,7 +1,7 @@
-"""A space of knobs to draw from: lists of values and ranges of numbers. `random:` draws evenly, `search:` by Optuna.
+"""A space of settings to draw from: lists of values and ranges of numbers. `random:` draws evenly, `search:` by Optuna.
 
 lr: {low: 0.0001, high: 0.03, log: true}     # a number between, evenly on a logarithmic scale
-head_width: {low: 0, high: 512, step: 64}    # whole numbers, where the knob is one
+head_width: {low: 0, high: 512, step: 64}    # whole numbers, where the setting is one
 optimizer: [adam, sgd]                       # one of these
 """
 
@@ -60,10 +60,10 @@ def read_space(content: Any, where: str) -> Space:
     """
     if not isinstance(content, dict) or not content:
         raise InputError(
-            f"{where}: space maps knobs to lists of values or ranges, as in 'lr: {{low: 0.001, high: 0.1}}'"
+            f"{where}: space maps settings to lists of values or ranges, as in 'lr: {{low: 0.001, high: 0.1}}'"
         )
     if wrong := [name for name in content if not isinstance(name, str)]:
-        raise InputError(f"{where}: space: {wrong[0]!r} is no knob; params/base.yaml lists them all")
+        raise InputError(f"{where}: space: {wrong[0]!r} is no setting; params/base.yaml lists them all")
     return {name: _read_one(name, choice, f"{where}: space {name}") for name, choice in content.items()}
 
 

@@ -29,7 +29,7 @@ def results_table(plan: Sweep, work: dict[str, Run], states: dict, shipped: dict
     for name, run in work.items():
         row = {
             "run": name,
-            **{knob: getattr(run.config, knob) for knob in plan.knobs},
+            **{setting: getattr(run.config, setting) for setting in plan.settings},
             "state": states[name]["state"],
         }
         if name in combination_of:
@@ -80,17 +80,19 @@ def write_summary(
 
 
 def _effects(plan: Sweep, sweep_dir: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """What each knob does, by the rule of 08 and with its corrections, so that the two never disagree."""
+    """What each setting does, by the rule of 08 and with its corrections, so that the two never disagree."""
     if plan.choose_by not in table:  # nothing is complete
         return pd.DataFrame()
-    study = build_study(sweep_dir, table, _knobs(plan), plan.choose_by)
+    study = build_study(sweep_dir, table, _settings(plan), plan.choose_by)
     found = effects.main_effects(study.results, study.differs, study.measures, study.folds)
-    return found.assign(said=[effects.effect_text(row) for row in found.to_dict("records")])
+    return found.assign(summary=[effects.effect_text(row) for row in found.to_dict("records")])
 
 
-def _knobs(plan: Sweep) -> dict[str, dict]:
+def _settings(plan: Sweep) -> dict[str, dict]:
     """What differs between runs, as it was asked for; `results.csv` has the epochs and precision that came of it."""
-    return {name: {knob: getattr(config, knob) for knob in plan.knobs} for name, config in plan.runs.items()}
+    return {
+        name: {setting: getattr(config, setting) for setting in plan.settings} for name, config in plan.runs.items()
+    }
 
 
 def _summary(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
@@ -98,8 +100,8 @@ def _summary(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
     stages = ("02_train", "05_quantize", TEST_STAGE)
     finished = [run.record(stage).get("finished", "") for run in work.values() for stage in stages]
     params = next((run.params for run in work.values() if (run.path / "params.yaml").is_file()), {"record": {}})
-    knobs = _knobs(plan)
-    listed = [{"name": name, "knobs": knobs.get(name, {}), **states[name]} for name in work]
+    settings = _settings(plan)
+    listed = [{"name": name, "settings": settings.get(name, {}), **states[name]} for name in work]
     for run in listed:
         run["epochs"] = work[run["name"]].config.epochs
         run |= {} if run["name"] in plan.runs else {"stages": final_model.stages(work[run["name"]])}

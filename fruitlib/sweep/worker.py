@@ -118,7 +118,7 @@ def _clear_outcome(run: Run, stages: list[str]) -> None:
 def _execute_stage(run: Run, stage: str, kernel: str, marker: "_Marker") -> None:
     if stage == "02_train" and (gone := cut_off(run)):
         print(f"{run.name}: training was cut off after epoch {gone} and goes on from there", flush=True)
-    if run.is_complete("train"):  # notebooks after 02 read the knobs from params.yaml, and some may be new
+    if run.is_complete("train"):  # notebooks after 02 read the settings from params.yaml, and some may be new
         create_run(run.path, run.config)
     marker.begins(stage)
     identity = run.identity(stage)
@@ -133,11 +133,11 @@ def _execute_stage(run: Run, stage: str, kernel: str, marker: "_Marker") -> None
 
 
 def cut_off(run: Run) -> int:
-    """The epochs done by a training of this run, with these knobs, that was cut off; 0 where there is none."""
+    """The epochs done by a training of this run, with these settings, that was cut off; 0 where there is none."""
     if not (run.path / "last.pt").is_file() or not (run.path / "params.yaml").is_file():
         return 0
-    held, knobs = Run(run.path).params["knobs"], run.config.model_dump()
-    return len(run.history()) if all(held.get(name) == knobs[name] for name in configs.TRAIN_KNOBS) else 0
+    held, settings = Run(run.path).params["settings"], run.config.model_dump()
+    return len(run.history()) if all(held.get(name) == settings[name] for name in configs.TRAIN_SETTINGS) else 0
 
 
 def _of_the_sweep(folder: Path, stage: str, kernel: str, marker: "_Marker") -> None:
@@ -166,7 +166,7 @@ def _sweep_identity(folder: Path, stage: str, config: Config) -> str:
         chosen = Run(folder).read_json("sweep.json").get("chosen")
         rests_on += [(folder / "results.csv").read_text(encoding="utf-8"), chosen]
     else:
-        rests_on.append(config.model_dump(include={*configs.SPLIT_KNOBS, *configs.PREPROCESS_KNOBS}))
+        rests_on.append(config.model_dump(include={*configs.SPLIT_SETTINGS, *configs.PREPROCESS_SETTINGS}))
     return files.fingerprint(*rests_on, *code_of(stage))
 
 

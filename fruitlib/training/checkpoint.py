@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from fruitlib.core import files
-from fruitlib.core.config import TRAIN_KNOBS
+from fruitlib.core.config import TRAIN_SETTINGS
 from fruitlib.core.errors import InputError
 from fruitlib.runs.run import Run
 from fruitlib.training.weights import load_checkpoint
@@ -38,7 +38,7 @@ def save(run: Run, identity: str, progress: TrainingState, parts: dict[str, Any]
     content = {
         "speed": speed,
         "identity": identity,
-        "knobs": run.config.model_dump(include=set(TRAIN_KNOBS)),
+        "settings": run.config.model_dump(include=set(TRAIN_SETTINGS)),
         "data_fingerprint": run.data_fingerprint,
         "progress": {entry.name: getattr(progress, entry.name) for entry in fields(progress)},
         "parts": {name: part.state_dict() for name, part in parts.items()},
@@ -67,8 +67,8 @@ def settle(run: Run, progress: TrainingState) -> None:
 def load_unfinished(run: Run, identity: str) -> tuple[dict | None, str]:
     """What `last.pt` holds, if it is of this very training; else None. And in words, what was found.
 
-    A file that is damaged, or of other knobs, photos or code, is named as such: training then starts anew. A disk that
-    cannot be read is another matter (OSError).
+    A file that is damaged, or of other settings, photos or code, is named as such: training then starts anew. A disk
+    that cannot be read is another matter (OSError).
     """
     path = run.path / NAME
     if not path.is_file():
@@ -87,10 +87,10 @@ def load_unfinished(run: Run, identity: str) -> tuple[dict | None, str]:
 
 def _difference(content: dict, run: Run) -> str:
     """What tells a checkpoint's training from this one, in words."""
-    knobs = run.config.model_dump(include=set(TRAIN_KNOBS))
-    held = content.get("knobs", {}).items()
+    settings = run.config.model_dump(include=set(TRAIN_SETTINGS))
+    held = content.get("settings", {}).items()
     if differing := [
-        f"{name} = {value}, here {knobs[name]}" for name, value in held if knobs.get(name, value) != value
+        f"{name} = {value}, here {settings[name]}" for name, value in held if settings.get(name, value) != value
     ]:
         return "; ".join(differing)
     if content.get("data_fingerprint") != run.data_fingerprint:

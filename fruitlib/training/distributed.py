@@ -69,10 +69,10 @@ def advice(seconds_per_epoch: float, epochs: int, processes: int) -> str:
     """
     one = seconds_per_epoch * epochs
     best = START_SECONDS + one / processes
-    said = f"about {progress.duration(one)} in one process; {processes} take {START_SECONDS} s to start, so"
+    summary = f"about {progress.duration(one)} in one process; {processes} take {START_SECONDS} s to start, so"
     if best > WORTH_IT * one:
-        return f"{said} this run is too small for them: processes: 1 is right"
-    return f"{said} they may be done after {progress.duration(best)} where each has cores or a GPU of its own"
+        return f"{summary} this run is too small for them: processes: 1 is right"
+    return f"{summary} they may be done after {progress.duration(best)} where each has cores or a GPU of its own"
 
 
 def launch(run: Run, on_epoch: OnEpoch) -> None:
@@ -141,9 +141,9 @@ def _read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
 
 
-def _loss_reason(said: str, code: int) -> str:
+def _loss_reason(summary: str, code: int) -> str:
     """What torchrun's log says of workers that could not give a reason themselves."""
-    codes = [int(found) for found in re.findall(r"failed \(exitcode: (-?\d+)\)", said)]
+    codes = [int(found) for found in re.findall(r"failed \(exitcode: (-?\d+)\)", summary)]
     if not codes:
         return f"torchrun ended {_ending(code)}"
     hint = "; often too little memory" if codes[-1] == -signal.SIGKILL else ""
@@ -257,10 +257,10 @@ def _meet(run: Run, first: bool) -> None:
 def _fail(run: Run, problem: Exception) -> None:
     """Say why this worker ends, to all if it is its own failure, and end it."""
     traceback.print_exc()
-    said = (str(problem).strip().splitlines() or ["no reason given"])[0]  # of CUDA's many lines the first matters
+    summary = (str(problem).strip().splitlines() or ["no reason given"])[0]  # of CUDA's many lines the first matters
     if is_echo(problem):
-        _leave(1, f"lost: {said}")
-    reason = f"{type(problem).__name__}: {said}"
+        _leave(1, f"lost: {summary}")
+    reason = f"{type(problem).__name__}: {summary}"
     with contextlib.suppress(OSError), (run.path / FAILED).open("x", encoding="utf-8") as file:  # the first alone can
         file.write(reason)
     _leave(1, f"error: {reason}")

@@ -57,9 +57,9 @@ def validation_row(logits: torch.Tensor, labels: torch.Tensor, loss_of: Callable
 
 
 def _row(prefix: str, loss: float, matrix: np.ndarray) -> dict[str, float]:
-    summary = metrics.scores(matrix)
+    scores = metrics.scores(matrix)
     names = ("accuracy", "balanced_accuracy", "macro_f1")
-    return {f"{prefix}_loss": float(loss)} | {f"{prefix}_{name}": float(summary[name]) for name in names}
+    return {f"{prefix}_loss": float(loss)} | {f"{prefix}_{name}": float(scores[name]) for name in names}
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from fruitlib.data.loader import Feed
 from fruitlib.runs.run import Run
 from fruitlib.training import blocks, losses, models, optim
 
-BELOW, HIGHEST = 1000, 10.0  # from a thousandth of the run's lr to the largest lr the knob allows
+BELOW, HIGHEST = 1000, 10.0  # from a thousandth of the run's lr to the largest lr the setting allows
 FEWEST = 20  # steps; with fewer there is no curve to read
 MEMORY, SETTLING = 0.9, 10  # of the smoothed loss: about the last ten steps, as many as it needs to settle
 BLOWN_UP = 4.0  # times the smallest loss

@@ -14,7 +14,7 @@ import torchvision
 from torch import nn
 
 from fruitlib.core import files
-from fruitlib.core.config import BASE_CLASSES, NETWORK_KNOBS, OURS, PREPROCESS_KNOBS, Config, make
+from fruitlib.core.config import BASE_CLASSES, NETWORK_SETTINGS, OURS, PREPROCESS_SETTINGS, Config, make
 from fruitlib.core.errors import InputError
 from fruitlib.training.weights import load_checkpoint, take_weights
 from fruitlib.training.zoo import MEAN, STD, build_torchvision, head_name, load_published
@@ -101,7 +101,7 @@ class Ensemble(nn.Module):
 
 
 def build(config: Config, num_classes: int) -> Normalized:
-    """The network that `config.model` names, freshly initialised or from the weights that the knobs name.
+    """The network that `config.model` names, freshly initialised or from the weights that the settings name.
 
     `weights`: none; DEFAULT, torchvision's own, from its cache or downloaded into it; or a path, to a checkpoint of
     the same model (its head is taken where it has the same shape) or to a state_dict of torchvision's. Fresh weights
@@ -193,11 +193,11 @@ def _continue(model: Normalized, content: dict, path: Path) -> str:
 
 
 def checkpoint(model: Normalized | Ensemble, config: Config, class_names: list[str], **facts: Any) -> dict:
-    """What a file needs to hold for `restore` to give the model back: network and photo knobs, classes, weights."""
+    """What a file needs to hold for `restore` to give the model back: network and photo settings, classes, weights."""
     content = {
-        "network": config.model_dump(include=set(NETWORK_KNOBS)),
+        "network": config.model_dump(include=set(NETWORK_SETTINGS)),
         "image_size": config.image_size,
-        "preprocess": config.model_dump(include=set(PREPROCESS_KNOBS)),
+        "preprocess": config.model_dump(include=set(PREPROCESS_SETTINGS)),
         "class_names": list(class_names),
         **facts,
     }

@@ -86,7 +86,7 @@ def _share(done: float, all_of_it: float) -> float:
 
 
 class Schedule:
-    """Sets each group's learning rate: its peak · `factor` · plateau's cuts. Momentum stays what the knob says.
+    """Sets each group's learning rate: its peak · `factor` · plateau's cuts. Momentum stays what the setting says.
 
     The lr is a function of the steps taken, so a resumed schedule goes on exactly. torch's own classes were weighed:
     CosineAnnealingLR and OneCycleLR cannot end each group at a share of its own peak or follow a warm-up, SequentialLR

@@ -1,4 +1,4 @@
-"""How the arithmetic of training is done: precision, memory layout and compilation, timed where the knobs say auto.
+"""How the arithmetic of training is done: precision, memory layout and compilation, timed where the settings say auto.
 
 Timings differ from minute to minute, and a run's numbers with the precision. So `auto` is for those who ask for it, and
 what it became is timed once per sweep, written to its `auto.json`, and read from there by every run and resumption.
@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import nn
 
 from fruitlib.core import files, machine
-from fruitlib.core.config import NETWORK_KNOBS, Config
+from fruitlib.core.config import NETWORK_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.training import models
 
@@ -40,17 +40,17 @@ class Speed:
     precision: str  # fp32 | bf16 | fp16
     memory_format: torch.memory_format  # channels_last or contiguous_format
     step_ms: dict[str, float]  # "bf16 channels_last": least milliseconds of a step; empty where nothing was timed
-    said: str  # the same in one line
+    summary: str  # the same in one line
 
     @property
     def names(self) -> dict[str, str]:
-        """Precision and memory format by their knobs' names and words."""
+        """Precision and memory format by their settings' names and words."""
         memory_format = next(name for name, found in FORMATS.items() if found == self.memory_format)
         return {"precision": self.precision, "memory_format": memory_format}
 
 
 def choose(config: Config, num_classes: int, device: torch.device, folder: Path) -> Speed:
-    """What the knobs `precision` and `memory_format` name; `auto` becomes what is faster here, timed once a folder.
+    """What the settings `precision` and `memory_format` name; `auto` becomes what is faster here, timed once a folder.
 
     Steps of a fresh network (forward, backward, plain SGD) are timed on noise, for this process' share of a batch (at
     most 64 images, fewer where steps are slow), all candidates in turns. bf16 and fp16 are taken only where they are
@@ -71,7 +71,7 @@ def choose(config: Config, num_classes: int, device: torch.device, folder: Path)
         dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
     entry = found[0] or _once(config, num_classes, device, candidates, Path(folder))
     precision, memory_format = entry["chosen"].split()
-    return Speed(precision, FORMATS[memory_format], entry["step_ms"], _said(entry))
+    return Speed(precision, FORMATS[memory_format], entry["step_ms"], _summary(entry))
 
 
 def check(config: Config, device: torch.device) -> None:
@@ -82,8 +82,8 @@ def check(config: Config, device: torch.device) -> None:
 def speed_from_names(names: dict[str, str]) -> Speed:
     """What a training that was cut off computed with, to go on alike; from `Speed.names`."""
     precision, memory_format = names["precision"], names["memory_format"]
-    said = f"precision {precision}, {memory_format}, as before the training was cut off"
-    return Speed(precision, FORMATS[memory_format], {}, said)
+    summary = f"precision {precision}, {memory_format}, as before the training was cut off"
+    return Speed(precision, FORMATS[memory_format], {}, summary)
 
 
 def autocast(speed: Speed, device: torch.device) -> contextlib.AbstractContextManager:
@@ -94,7 +94,7 @@ def autocast(speed: Speed, device: torch.device) -> contextlib.AbstractContextMa
 
 
 def _candidates(config: Config, device: torch.device) -> list[Pair]:
-    """Precisions and memory formats the knobs leave open, plain ones first."""
+    """Precisions and memory formats the settings leave open, plain ones first."""
     lower = {name: _problem(name, device) for name in ("bf16", "fp16")}
     if problem := lower.get(config.precision):
         raise InputError(f"precision = {config.precision}: {problem}")
@@ -118,8 +118,8 @@ def _untimed(config: Config, pair: Pair) -> Speed:
     precision, memory_format = pair
     why = "as asked" if config.precision != "auto" else "a frozen backbone computes its features once"
     own = "as asked" if config.memory_format != "auto" else "the usual one for convolutions"
-    said = f"precision {precision} ({why}), {memory_format} ({own}): nothing was timed"
-    return Speed(precision, FORMATS[memory_format], {}, said)
+    summary = f"precision {precision} ({why}), {memory_format} ({own}): nothing was timed"
+    return Speed(precision, FORMATS[memory_format], {}, summary)
 
 
 def images_per_step(config: Config) -> int:
@@ -134,7 +134,7 @@ def _once(config: Config, num_classes: int, device: torch.device, candidates: li
     Batch size, processes and threads change the timings, but are no reason for a grid over them to compare precisions.
     """
     facts = {
-        **config.model_dump(include={*NETWORK_KNOBS, "image_size", "precision", "memory_format"}),
+        **config.model_dump(include={*NETWORK_SETTINGS, "image_size", "precision", "memory_format"}),
         "device": f"{torch.device(device).type}: {machine.hardware()}",
         "torch": str(torch.__version__),
     }
@@ -161,7 +161,7 @@ def _read(path: Path) -> dict:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
         for entry in entries.values():
-            _said(entry)
+            _summary(entry)
     except (ValueError, KeyError, TypeError, AttributeError):
         where = files.display_path(path)
         raise InputError(f"{where}: not the timings this program wrote; remove it, and they are taken anew") from None
@@ -188,7 +188,7 @@ def _first_of_near(times: dict[str, float], preferred: list[str]) -> str:
     return next((name for name in preferred if times[name] <= NEAR * least), "")
 
 
-def _said(entry: dict) -> str:
+def _summary(entry: dict) -> str:
     """`precision bf16, channels_last: 7.9 ms a step of 16 images, fp32 takes 15.3 (timed once for this sweep)`."""
     timed = {tuple(name.split()): ms for name, ms in entry["step_ms"].items()}
     precision, memory_format = chosen = tuple(entry["chosen"].split())

@@ -42,7 +42,7 @@ class Meters:
     """
 
     def __init__(self, device: torch.device):
-        self.device, self.said = torch.device(device), ""
+        self.device, self.summary = torch.device(device), ""
         self._busy, self._when = _cpu_seconds(_family()), time.monotonic()
         self._gpu_percent = self.device.type == "cuda" and self._can_ask_the_driver()
         if self.device.type == "cuda":
@@ -74,7 +74,7 @@ class Meters:
         try:
             torch.cuda.utilization(self.device)
         except Exception as problem:  # pynvml's own errors, where it is there; torch's, where it is not
-            self.said = f"gpu_percent is left out: {_reason(problem)} (pip install nvidia-ml-py)"
+            self.summary = f"gpu_percent is left out: {_reason(problem)} (pip install nvidia-ml-py)"
             return False
         return True
 
@@ -105,7 +105,7 @@ def _resident(family: list[psutil.Process]) -> int:
 class Mirror:
     """One place that rows are repeated to."""
 
-    said: str  # where they go
+    summary: str  # where they go
     log: Callable[[dict], None]
     close: Callable[[bool], None]  # told whether training ended well
 
@@ -123,14 +123,14 @@ class Mirrors:
     """
 
     def __init__(self, run: Run, history: list[dict]):
-        self.said: list[str] = []
+        self.summary: list[str] = []
         self._open: dict[str, Mirror] = {}
         for name in run.config.track:
             _require(name)
         for name in run.config.track:
             with self._left_if_it_fails(name):
                 self._open[name] = {"tensorboard": _tensorboard, "wandb": _wandb}[name](run, history)
-                self._say(self._open[name].said)
+                self._say(self._open[name].summary)
 
     def __enter__(self) -> "Mirrors":
         return self
@@ -161,7 +161,7 @@ class Mirrors:
                     mirror.close(False)
 
     def _say(self, line: str) -> None:
-        self.said.append(line)
+        self.summary.append(line)
         print(line, flush=True)
 
 
@@ -205,8 +205,8 @@ def _tensorboard(run: Run, history: list[dict]) -> Mirror:
         writer.flush()
 
     if not known:
-        knobs = "\n".join(f"| {name} | {value} |" for name, value in run.config.model_dump().items())
-        writer.add_text("knobs", f"| knob | value |\n|---|---|\n{knobs}", 0)
+        settings = "\n".join(f"| {name} | {value} |" for name, value in run.config.model_dump().items())
+        writer.add_text("settings", f"| setting | value |\n|---|---|\n{settings}", 0)
         for row in history:
             log(row)
     place = files.display_path(run.sweep_dir)

@@ -44,18 +44,18 @@ def fit(run: Run, on_epoch: OnEpoch | None = None) -> pd.DataFrame:
     `on_epoch` is called with the history so far after every epoch, also when child processes do the training.
 
     Raises:
-        InputError: knobs, photos or machine do not allow it, the loss stopped being a number (`Diverged`), or a search
-            has seen enough of it (`runs.Pruned`).
+        InputError: settings, photos or machine do not allow it, the loss stopped being a number (`Diverged`), or a
+            search has seen enough of it (`runs.Pruned`).
     """
     with run.locked(), run.training():
         if run.is_complete("train"):
             print(f"{files.display_path(run.path)} is trained already, nothing to do; history read from its files")
             (run.path / checkpoint.NAME).unlink(missing_ok=True)  # where a kill came just before its removal
             return run.history()
-        resumes, said = checkpoint.load_unfinished(run, run.identity("train"))
+        resumes, summary = checkpoint.load_unfinished(run, run.identity("train"))
         clear_run(run, ("figures", *(UNFINISHED if resumes else ())))  # 02 has drawn some by now
         if not resumes:
-            print(said, end="\n" if said else "", flush=True)
+            print(summary, end="\n" if summary else "", flush=True)
         del resumes  # as large as the network, and `train` reads it anew
         start = distributed.launch if run.config.processes > 1 else train
         try:
@@ -80,7 +80,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     names, teach, judge = run.class_names, dataset.of(run, "train", decoding), dataset.of(run, "val")
     refuse_what_watches_validation(config, judge)
     say(
-        f"photos: {teach.store.said}\n{balance.said(teach.labels, names, config.balance, config.augment_to)}",
+        f"photos: {teach.store.summary}\n{balance.summary(teach.labels, names, config.balance, config.augment_to)}",
         flush=True,
     )
 
@@ -96,7 +96,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     initial_weights = models.fingerprint(model)
     learning = blocks.freeze_blocks(model, config)
     precision.compiled(model, config)
-    say(fast.said, model.weights_origin, sep="\n", flush=True)
+    say(fast.summary, model.weights_origin, sep="\n", flush=True)
 
     # What it learns from and by.
     learner, feed, judge_features = model, loader.Feed(teach, config, device, rank, world_size), None
@@ -126,7 +126,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     before = progress.history[-1]["seconds"] if progress.history else 0.0
 
     network, meters = None, tracking.Meters(device)
-    say(meters.said, end="\n" if meters.said else "", flush=True)
+    say(meters.summary, end="\n" if meters.summary else "", flush=True)
     with tracking.Mirrors(run, progress.history) if rank == 0 else contextlib.nullcontext() as mirrors:
         while progress.epoch < config.epochs and not should_stop_early(config, progress):
             distributed.in_step(lambda: refuse_stopped(run, progress.epoch))
@@ -199,7 +199,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
             seconds=progress.history[-1]["seconds"], parameters=models.num_parameters(model),
             total_parameters=sum(weight.numel() for weight in model.parameters()), processes=world_size,
             data_fingerprint=run.data_fingerprint, initial_weights=initial_weights, cache=teach.store.kind,
-            train_photos=len(teach), photos_per_epoch=len(feed), **fast.names, speed=fast.said + compiled,
+            train_photos=len(teach), photos_per_epoch=len(feed), **fast.names, speed=fast.summary + compiled,
             micro_batch=progress.micro_batch or "whole",
         )  # fmt: skip
         (run.path / checkpoint.NAME).unlink(missing_ok=True)
@@ -216,7 +216,7 @@ def gradients(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Add the gradients of a batch's loss to the network's, at most `progress.micro_batch` images at a time.
 
-    Where a GPU's memory does not suffice and the knob is auto, that is halved, and the batch begun again. (What
+    Where a GPU's memory does not suffice and the setting is auto, that is halved, and the batch begun again. (What
     BatchNorm and dropout did in the part of the batch that was begun stays done.)
 
     Returns:
@@ -255,7 +255,7 @@ def _gradients(network, parts: list[Batch], objective, fast: Speed, scaler) -> t
 
 
 def halve_micro_batch(images_at_a_time: int, config: Config) -> int:
-    """Half as many images at a time, after a GPU's memory ran out; or an error that names the knob.
+    """Half as many images at a time, after a GPU's memory ran out; or an error that names the setting.
 
     Raises:
         InputError: where fewer cannot be had, or one process alone may not change its mind.
@@ -272,7 +272,7 @@ def halve_micro_batch(images_at_a_time: int, config: Config) -> int:
 
 
 def refuse_what_watches_validation(config: Config, judge: Photos) -> None:
-    """Raise InputError where a knob waits for validation and no photo validates (fold 0)."""
+    """Raise InputError where a setting waits for validation and no photo validates (fold 0)."""
     if not len(judge) and config.scheduler == "plateau":
         raise InputError("scheduler = plateau follows validation, and no photo validates: take another scheduler")
     if not len(judge) and config.patience:
@@ -283,14 +283,14 @@ def check_loss(tally: evaluate.Tally, epoch: int, steps: int, config: Config) ->
     """Stop where the loss is no number any more.
 
     Raises:
-        Diverged: naming epoch, batch, and the knob that is probably to blame.
+        Diverged: naming epoch, batch, and the setting that is probably to blame.
     """
     if (batch := tally.first_bad()) is not None:
         raise diverged(config, f"epoch {epoch}, batch {batch} of {steps}")
 
 
 def diverged(config: Config, where: str) -> Diverged:
-    """The error for a loss that is no number any more, with the knob that is probably to blame."""
+    """The error for a loss that is no number any more, with the setting that is probably to blame."""
     cure = f"lower lr (it is {config.lr:g})"
     if config.precision == "fp16":
         cure = f"set precision to bf16 or fp32, or {cure}"

@@ -63,7 +63,7 @@ def load_published(name: str, weights: torchvision.models.WeightsEnum) -> nn.Mod
 
 
 def _replace_head(net: nn.Module, config: Config, num_classes: int) -> None:
-    """Put the head that the knobs describe in the place of torchvision's, and flat features before it."""
+    """Put the head that the settings describe in the place of torchvision's, and flat features before it."""
     name = head_name(net)
     parts = list(old) if isinstance(old := getattr(net, name), nn.Sequential) else [old]
     width = next(part.in_features for part in parts if isinstance(part, nn.Linear))

@@ -57,8 +57,8 @@ def own_seconds(path: Path) -> float:
 
 def overheads(folder: Path) -> tuple[list[float], list[float]]:
     """Seconds beyond the notebook's own, (ours, stock papermill's), in turns after one of each that does not count."""
-    kernel, said = zygote.ready()
-    print(f"kernels: {said}")
+    kernel, output = zygote.ready()
+    print(f"kernels: {output}")
     source, out = folder / "notebooks" / "sample.ipynb", folder / "out.ipynb"
 
     def ours() -> float:
@@ -82,8 +82,8 @@ def grid(folder: Path, runs: int, epochs: int) -> tuple[float, float, int]:
     (folder / "notebooks").rename(folder / "sample")
     (folder / "notebooks").symlink_to(ROOT / "notebooks")
     seeds = list(range(runs // 4))
-    knobs = {"epochs": epochs, "grid": {"lr": [0.003, 0.01], "optimizer": ["adam", "sgd"], "seed": seeds}}
-    (folder / "grid.yaml").write_text(yaml.safe_dump(knobs))
+    settings = {"epochs": epochs, "grid": {"lr": [0.003, 0.01], "optimizer": ["adam", "sgd"], "seed": seeds}}
+    (folder / "grid.yaml").write_text(yaml.safe_dump(settings))
     environment = os.environ | {"XDG_RUNTIME_DIR": str(folder / "r")}  # a zygote of its own, to be started first
     (folder / "r").mkdir()
     subprocess.run([sys.executable, "-m", "fruitlib.cli", "data", "sample"], check=True)  # drawn before, once

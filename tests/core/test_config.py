@@ -1,4 +1,4 @@
-"""Knobs: one clear line for whatever is wrong, and numbers taken for what they mean."""
+"""Settings: one clear line for whatever is wrong, and numbers taken for what they mean."""
 
 from pathlib import Path
 
@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
-    ("knobs", "words"),
+    ("settings", "words"),
     [
-        ({"learning_rate": 0.1}, ["unknown knob learning_rate", "did you mean lr?"]),
-        ({"optimiser": "adam"}, ["unknown knob optimiser", "did you mean optimizer?"]),
+        ({"learning_rate": 0.1}, ["unknown setting learning_rate", "did you mean lr?"]),
+        ({"optimiser": "adam"}, ["unknown setting optimiser", "did you mean optimizer?"]),
         ({"lr": -1}, ["lr = -1", "greater than 0"]),
         ({"lr": "fast"}, ["lr = 'fast'", "number"]),
         ({"epochs": 2.5}, ["epochs = 2.5", "integer"]),
@@ -52,14 +52,14 @@ ROOT = Path(__file__).parents[2]
         ({"dropout": 1.0}, ["dropout = 1.0", "less than 1"]),
         ({"image_size": "large"}, ["image_size = 'large'", "auto"]),
         ({"track": ["mlflow"]}, ["track"]),
-        ({"early_stopping": 5}, ["unknown knob early_stopping", "did you mean patience?"]),
+        ({"early_stopping": 5}, ["unknown setting early_stopping", "did you mean patience?"]),
         ({"seed": [0, 1]}, ["seed = [0, 1]", "several values belong under grid:"]),
         ({"lr": {"adam": 0.1}}, ["several values belong under grid:"]),
     ],
 )
-def test_bad_knobs_are_named_in_one_line(knobs, words):
+def test_bad_settings_are_named_in_one_line(settings, words):
     with pytest.raises(InputError) as problem:
-        config.make(knobs, "params/x.yaml")
+        config.make(settings, "params/x.yaml")
     message = str(problem.value)
     assert "\n" not in message and message.startswith("params/x.yaml: ")
     assert all(word in message for word in words), message
@@ -78,7 +78,7 @@ def test_image_size_auto_is_the_models_own():
     assert config.make({"image_size": "auto"}).image_size == 96
 
 
-def test_base_yaml_lists_every_knob_with_its_default():
+def test_base_yaml_lists_every_setting_with_its_default():
     assert yaml.safe_load((ROOT / "params" / "base.yaml").read_text()) == Config().model_dump()
 
 
@@ -93,5 +93,5 @@ def test_notebook_parameters_become_a_config_and_unknown_ones_are_refused():
     assert config.from_notebook(space).model_dump(include={"lr", "weight_decay"}) == {"lr": 0.5, "weight_decay": 0.2}
     with pytest.raises(InputError, match=r"unknown parameter optimiser \(did you mean optimizer"):
         config.from_notebook(space | {"In": ["", cell, "# Parameters\noptimiser = 0.5\n"]})
-    with pytest.raises(InputError, match="unknown knob"):
+    with pytest.raises(InputError, match="unknown setting"):
         config.from_notebook(space | {"overrides": {"weight_decai": 1}})

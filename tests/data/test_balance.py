@@ -112,7 +112,7 @@ def test_smote_is_seeded_and_makes_do_with_few_photos():
     few = torch.tensor([0] * 6 + [1] * 2)
     first, again, other = (balance.smote(features(few), few, seed)[0] for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
-    assert "neighbours looked at: 1" in balance.said(few, ["a", "b"], "smote")
+    assert "neighbours looked at: 1" in balance.summary(few, ["a", "b"], "smote")
     even = torch.tensor([0, 0, 1, 1])
     assert torch.equal(balance.smote(features(even), even)[1], even)
 
@@ -125,8 +125,8 @@ def test_smote_cannot_mix_a_single_photo():
 
 def test_what_a_method_does_is_said_in_numbers():
     names = ["apple", "cherry", "tomato"]
-    assert "an epoch has 36 (apple 12, cherry 12, tomato 12) from 22 photos" in balance.said(
+    assert "an epoch has 36 (apple 12, cherry 12, tomato 12) from 22 photos" in balance.summary(
         LABELS, names, "oversample"
     )
-    assert "weights apple 1.05, cherry 2.44, tomato 0.61" in balance.said(LABELS, names, "class_weights")
-    assert "1 of 3 classes have more than 10 and stay whole" in balance.said(LABELS, names, "augment_to", 10)
+    assert "weights apple 1.05, cherry 2.44, tomato 0.61" in balance.summary(LABELS, names, "class_weights")
+    assert "1 of 3 classes have more than 10 and stay whole" in balance.summary(LABELS, names, "augment_to", 10)

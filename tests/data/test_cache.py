@@ -19,7 +19,7 @@ from fruitlib.data import cache, preprocess
 SIDE = 32
 
 
-def knobs(**values):
+def settings(**values):
     return config.make({"image_size": SIDE, **values})
 
 
@@ -39,7 +39,7 @@ def photos(tmp_path):
 
 
 def open_it(photos, tmp_path, **values):
-    return cache.open_store(*photos, knobs(**values), tmp_path / "cache")
+    return cache.open_store(*photos, settings(**values), tmp_path / "cache")
 
 
 def files(tmp_path, ending="npy"):
@@ -48,7 +48,7 @@ def files(tmp_path, ending="npy"):
 
 def test_all_kinds_give_the_same_bytes_in_the_order_asked(photos, tmp_path):
     folder, paths, _ = photos
-    expected = np.stack([preprocess.decode(folder, path, knobs()) for path in paths])
+    expected = np.stack([preprocess.decode(folder, path, settings()) for path in paths])
     asked = [5, 0, 5, 11, 3]
     for kind in ("ram", "disk", "stream"):
         store = open_it(photos, tmp_path, cache=kind)
@@ -56,7 +56,7 @@ def test_all_kinds_give_the_same_bytes_in_the_order_asked(photos, tmp_path):
         assert np.array_equal(store.take(asked), expected[asked])
         taken = store.take(np.array([], dtype=int))
         assert taken.shape == (0, SIDE, SIDE, 3)
-    assert np.array_equal(cache.hold(folder, paths, knobs()).take(range(12)), expected)
+    assert np.array_equal(cache.hold(folder, paths, settings()).take(range(12)), expected)
 
 
 def test_what_is_taken_may_be_changed_and_the_file_stays(photos, tmp_path):
@@ -70,25 +70,25 @@ def test_what_is_taken_may_be_changed_and_the_file_stays(photos, tmp_path):
 
 def test_a_second_opening_decodes_nothing(photos, tmp_path, monkeypatch):
     done = []
-    cache.open_store(*photos, knobs(), tmp_path / "cache", lambda *progress: done.append(progress))
+    cache.open_store(*photos, settings(), tmp_path / "cache", lambda *progress: done.append(progress))
     assert done == [(i, 12) for i in range(1, 13)]
     monkeypatch.setattr(preprocess, "decode", None)
     assert len(open_it(photos, tmp_path, cache="disk").take([1, 2])) == 2
 
 
 @pytest.mark.parametrize("change", [{"image_size": 48}, {"resize": "pad"}, {"brightness": 1.2}, {"crop_to": "none"}])
-def test_a_changed_knob_makes_another_file(photos, tmp_path, change):
+def test_a_changed_setting_makes_another_file(photos, tmp_path, change):
     open_it(photos, tmp_path)
     store = open_it(photos, tmp_path, **change)
     assert len(files(tmp_path)) == 2
-    assert np.array_equal(store.take([4])[0], preprocess.decode(photos[0], photos[1][4], knobs(**change)))
+    assert np.array_equal(store.take([4])[0], preprocess.decode(photos[0], photos[1][4], settings(**change)))
 
 
-def test_content_boxes_and_order_make_the_file_not_names_nor_training_knobs(photos, tmp_path):
+def test_content_boxes_and_order_make_the_file_not_names_nor_training_settings(photos, tmp_path):
     folder, paths, keys = photos
 
     def name(paths=paths, keys=keys, **values):
-        return cache.identity(folder, paths, keys, knobs(**values))
+        return cache.identity(folder, paths, keys, settings(**values))
 
     same = name()
     assert same == name(lr=0.01, seed=3, cache="disk", augment="none")
@@ -102,9 +102,9 @@ def test_content_boxes_and_order_make_the_file_not_names_nor_training_knobs(phot
 
 def test_no_photos_are_no_trouble(tmp_path):
     for kind in ("auto", "ram", "disk", "stream"):
-        store = cache.open_store(tmp_path, [], [], knobs(cache=kind), tmp_path / "cache")
+        store = cache.open_store(tmp_path, [], [], settings(cache=kind), tmp_path / "cache")
         assert len(store) == 0 and store.take([]).shape == (0, SIDE, SIDE, 3)
-    assert cache.hold(tmp_path, [], knobs()).take([]).shape == (0, SIDE, SIDE, 3)
+    assert cache.hold(tmp_path, [], settings()).take([]).shape == (0, SIDE, SIDE, 3)
 
 
 def test_auto_keeps_what_fits_and_says_so(photos, tmp_path, monkeypatch):
@@ -116,19 +116,19 @@ def test_auto_keeps_what_fits_and_says_so(photos, tmp_path, monkeypatch):
 
     budgets(size, size - 1)
     store = open_it(photos, tmp_path)
-    assert (store.kind, files(tmp_path)) == ("stream", []) and "decoded every time" in store.said
+    assert (store.kind, files(tmp_path)) == ("stream", []) and "decoded every time" in store.summary
     with pytest.raises(InputError, match="cache = disk: the photos take 37 kB"):
         open_it(photos, tmp_path, cache="disk")
     budgets(size - 1, size)
     with pytest.raises(InputError, match="cache = ram: the photos take 37 kB"):
         open_it(photos, tmp_path, cache="ram")
     store = open_it(photos, tmp_path)
-    assert store.kind == "disk" and store.said == (
+    assert store.kind == "disk" and store.summary == (
         "12 photos, 37 kB decoded, read from the disk (memory budget 37 kB, disk budget 37 kB)"
     )
     budgets(size, 0)  # the file is there already: no room is needed
     store = open_it(photos, tmp_path)
-    assert store.kind == "ram" and store.said == "12 photos, 37 kB decoded, in memory (budget 37 kB)"
+    assert store.kind == "ram" and store.summary == "12 photos, 37 kB decoded, in memory (budget 37 kB)"
     assert open_it(photos, tmp_path, cache="disk").kind == "disk"
 
 
@@ -138,7 +138,7 @@ def test_a_disk_that_fills_up_is_said_or_stops_as_asked(photos, tmp_path, monkey
 
     monkeypatch.setattr(os, "fsync", full)  # the last moment at which a full disk shows
     store = open_it(photos, tmp_path)
-    assert store.kind == "stream" and "decoded every time" in store.said and "No space left" in store.said
+    assert store.kind == "stream" and "decoded every time" in store.summary and "No space left" in store.summary
     assert len(store.take([1])) == 1
     with pytest.raises(InputError, match=r"cache = disk: .*No space left on device; make room"):
         open_it(photos, tmp_path, cache="disk")
@@ -159,7 +159,7 @@ def test_a_damaged_file_is_made_again(photos, tmp_path):
     content = files(tmp_path)[0].read_bytes()
     for damaged in (content[:-1], b"", content + b"0", b"0" * len(content)):
         files(tmp_path)[0].unlink()
-        (tmp_path / "cache" / f"{cache.identity(*photos, knobs())}.npy").write_bytes(damaged)
+        (tmp_path / "cache" / f"{cache.identity(*photos, settings())}.npy").write_bytes(damaged)
         assert np.array_equal(open_it(photos, tmp_path).take(range(12)), whole)
 
 
@@ -198,7 +198,7 @@ print(count[0], store.kind, hashlib.sha256(store.take(range(len(paths))).tobytes
 
 def start(tmp_path, slowly):
     command = [sys.executable, "-c", PROGRAM, str(tmp_path), str(slowly)]
-    root = str(Path(__file__).parents[2])
+    root = os.path.join(os.path.dirname(__file__), "..", "..")
     child = subprocess.Popen(command, cwd=root, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdout.readline() == "ready\n"
     return child
@@ -210,9 +210,9 @@ def go(child):
 
 
 def finish(child):
-    said, _ = child.communicate(timeout=60)
+    summary, _ = child.communicate(timeout=60)
     assert child.returncode == 0
-    return said.split()
+    return summary.split()
 
 
 def test_two_processes_at_once_decode_once_and_read_the_same(photos, tmp_path):
@@ -238,7 +238,7 @@ def test_a_killed_writer_harms_nobody(photos, tmp_path):
     assert not left.exists()
     left.write_bytes(b"half")
     store = open_it(photos, tmp_path)
-    assert np.array_equal(store.take([9])[0], preprocess.decode(photos[0], photos[1][9], knobs()))
+    assert np.array_equal(store.take([9])[0], preprocess.decode(photos[0], photos[1][9], settings()))
     assert files(tmp_path, "partial") == []
 
 
@@ -256,7 +256,7 @@ def test_a_file_that_is_being_written_is_not_tidied_away(photos, tmp_path):
 def test_a_reader_has_no_copy_of_its_own(tmp_path):
     draw(tmp_path / "photos", 40, 8)
     paths = [file.name for file in sorted((tmp_path / "photos").iterdir())]
-    store = cache.open_store(tmp_path / "photos", paths, [""] * 40, knobs(image_size=512), tmp_path / "cache")
+    store = cache.open_store(tmp_path / "photos", paths, [""] * 40, settings(image_size=512), tmp_path / "cache")
     before = psutil.Process().memory_full_info().uss - _file_pages(store)
     total = sum(int(store.take([i]).sum(dtype=np.int64) > 0) for i in range(40))  # reads every page
     after = psutil.Process().memory_full_info().uss - _file_pages(store)

@@ -63,8 +63,8 @@ def asked(monkeypatch):
     return requests
 
 
-def bring(to, url, said=None, **options):
-    say = said.append if said is not None else lambda text: None
+def bring(to, url, output=None, **options):
+    say = output.append if output is not None else lambda text: None
     return fetch.fetch(NAME, url, to, **{"counts": COUNTS, "say": say, "batch": 5, **options})
 
 
@@ -78,13 +78,13 @@ def left_over(folder):
 
 
 def test_every_photo_arrives_byte_for_byte_in_batches(origin, url, tmp_path, asked):
-    said, steps = [], []
-    folder = bring(tmp_path / "set", url, said, progress=lambda *step: steps.append(step))
+    output, steps = [], []
+    folder = bring(tmp_path / "set", url, output, progress=lambda *step: steps.append(step))
     assert same_photos(folder, origin) and left_over(folder) == []
     assert sorted(path.name for path in folder.iterdir()) == ["Test", "Training", "fetched.json"]
     assert max(map(len, asked)) == 5 and sum(map(len, asked)) == 36
     assert steps[-1] == ("Training/Cherry", 36, 36) and [step[1] for step in steps] == sorted(step[1] for step in steps)
-    assert "CC BY-SA 4.0" in said[-1] and "Mihai Oltean" in said[-1] and "github.com/fruits-360" in said[-1]
+    assert "CC BY-SA 4.0" in output[-1] and "Mihai Oltean" in output[-1] and "github.com/fruits-360" in output[-1]
     record = json.loads((folder / "fetched.json").read_text())
     assert record["counts"] == COUNTS and len(record["commit"]) == 40 and record["url"] == url
 
@@ -93,9 +93,9 @@ def test_a_complete_one_is_left_alone(url, tmp_path, asked):
     folder = bring(tmp_path / "set", url)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     asked.clear()
-    said = []
-    bring(tmp_path / "set", "file:///nowhere", said)
-    assert said[0].endswith("is complete: 24 photos in Training, 12 photos in Test") and asked == []
+    output = []
+    bring(tmp_path / "set", "file:///nowhere", output)
+    assert output[0].endswith("is complete: 24 photos in Training, 12 photos in Test") and asked == []
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 

@@ -21,7 +21,7 @@ from fruitlib.data.batch import Batch
 SIDE, COUNT = 32, 21
 
 
-def knobs(**values):
+def settings(**values):
     return config.make({"image_size": SIDE, "batch_size": 8, "cache": "ram", **values})
 
 
@@ -45,7 +45,7 @@ def rows():
 def photos(folder, rows):
     paths = rows["path"].tolist()
     return dataset.Photos(
-        cache.hold(folder, paths, knobs()), np.arange(len(paths)), dataset._labels(rows, ["a", "b"]), paths
+        cache.hold(folder, paths, settings()), np.arange(len(paths)), dataset._labels(rows, ["a", "b"]), paths
     )
 
 
@@ -99,7 +99,7 @@ def fake_run(folder, rows, tmp_path, monkeypatch, **values):
     status = ["ok"] * 19 + ["sealed", "quarantined"]
     manifest = rows.assign(split=split, status=status, sha256="")
     usable = manifest[manifest["status"] != "quarantined"]
-    cfg = knobs(data=str(folder), **values)
+    cfg = settings(data=str(folder), **values)
     return SimpleNamespace(
         config=cfg,
         manifest=manifest,
@@ -140,7 +140,7 @@ def test_arrays_and_pictures_hold_the_same_pixels(photos):
 
 
 def test_a_batch_is_what_its_slots_say(photos):
-    cfg = knobs(augment="geometric", seed=3)
+    cfg = settings(augment="geometric", seed=3)
     draws = augment.draw("geometric", COUNT, 3, 2)
     order = loader.batches(COUNT, 8, 3, 2)
     found = list(feed(photos, cfg).epoch(2))
@@ -165,10 +165,10 @@ def test_a_batch_is_what_its_slots_say(photos):
     ],
 )
 def test_photos_look_alike_whatever_the_processes_and_the_cache(values, folder, rows, photos):
-    cfg = knobs(**values)
+    cfg = settings(**values)
     whole = list(feed(photos, cfg).epoch(3))
     keys = [""] * COUNT
-    stream = cache.open_store(folder, photos.paths, keys, knobs(cache="stream"), folder)
+    stream = cache.open_store(folder, photos.paths, keys, settings(cache="stream"), folder)
     streamed = dataset.Photos(stream, photos.index, photos.labels, photos.paths)
     for batch, again in zip(whole, feed(streamed, cfg).epoch(3), strict=True):
         assert torch.equal(batch.images, again.images)
@@ -189,14 +189,14 @@ def test_mixed_labels_belong_to_the_photos_mixed_in(mixing):
     """Photos of one flat colour each, which is their class: the mix can be read off the pixels."""
     pixels = np.repeat(np.arange(0, 200, 10, dtype=np.uint8), SIDE * SIDE * 3).reshape(20, SIDE, SIDE, 3)
     photos = held(pixels, torch.arange(20))
-    for batch in feed(photos, knobs(augment="none", mixing=mixing, mixing_alpha=2.0)).epoch(1):
+    for batch in feed(photos, settings(augment="none", mixing=mixing, mixing_alpha=2.0)).epoch(1):
         expected = (batch.share * batch.labels + (1 - batch.share) * batch.other_labels) * 10 / 255
         torch.testing.assert_close(batch.images.mean((1, 2, 3)), expected.float(), atol=1e-5, rtol=0)
         assert sorted(batch.other_labels.tolist()) == sorted(batch.labels.tolist())
 
 
 def test_balanced_slots_are_shown_each_augmented_by_itself(photos):
-    cfg = knobs(balance="oversample", augment="geometric")
+    cfg = settings(balance="oversample", augment="geometric")
     shown = list(feed(photos, cfg).epoch(1))
     counts = torch.bincount(torch.cat([batch.labels for batch in shown]))
     slots = balance.slots(photos.labels, "oversample", 0, cfg.seed, 1)
@@ -206,7 +206,7 @@ def test_balanced_slots_are_shown_each_augmented_by_itself(photos):
 
 @pytest.mark.parametrize("policy", ["none", "crop", "geometric", "full"])
 def test_what_a_gpu_would_do_looks_the_same(policy, photos):
-    cfg = knobs(augment=policy, mixing="cutmix")
+    cfg = settings(augment=policy, mixing="cutmix")
     late = feed(photos, cfg)
     late.late = True  # as on a GPU: moved first, then augmented all at once
     for early, batch in zip(feed(photos, cfg).epoch(1), late.epoch(1), strict=True):
@@ -219,7 +219,7 @@ def test_what_a_gpu_would_do_looks_the_same(policy, photos):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("policy", ["none", "full", "trivial"])
 def test_a_gpu_is_fed_the_same(policy, photos):
-    cfg = knobs(augment=policy, mixing="mixup")
+    cfg = settings(augment=policy, mixing="mixup")
     there = loader.Feed(photos, cfg, torch.device("cuda", 0)).epoch(1)
     for here, batch in zip(feed(photos, cfg).epoch(1), there, strict=True):
         assert batch.images.device.type == batch.labels.device.type == "cuda"
@@ -232,10 +232,10 @@ def threads() -> list[str]:
 
 
 def test_no_thread_is_left_after_an_epoch_or_an_early_end(photos):
-    for _ in feed(photos, knobs()).epoch(1):
+    for _ in feed(photos, settings()).epoch(1):
         pass
     assert threads() == []
-    early = feed(photos, knobs()).epoch(1)
+    early = feed(photos, settings()).epoch(1)
     next(early)
     early.close()
     assert threads() == []
@@ -277,19 +277,19 @@ def test_results_come_in_order_and_only_so_far_ahead():
 
 
 def test_an_error_beside_the_loop_surfaces_in_it(folder, rows):
-    stream = cache.open_store(folder, rows["path"].tolist(), [""] * COUNT, knobs(cache="stream"), folder)
+    stream = cache.open_store(folder, rows["path"].tolist(), [""] * COUNT, settings(cache="stream"), folder)
     stream.paths[4] = "gone.png"
     photos = dataset.Photos(stream, np.arange(COUNT), torch.zeros(COUNT, dtype=torch.long), rows["path"].tolist())
     with pytest.raises(InputError, match=r"gone\.png: does not open"):
-        list(feed(photos, knobs()).epoch(1))
+        list(feed(photos, settings()).epoch(1))
     assert threads() == []
 
 
 def test_example_batch_shows_what_training_sees(photos):
-    cfg = knobs(augment="none", batch_size=4)
+    cfg = settings(augment="none", batch_size=4)
     first = loader.batches(COUNT, 4, 0, 1)[0]
     assert np.array_equal(loader.example_batch(photos, cfg), photos.take(first))
-    mixed = knobs(augment="geometric", mixing="mixup", mixing_alpha=5.0)
+    mixed = settings(augment="geometric", mixing="mixup", mixing_alpha=5.0)
     assert np.abs(loader.example_batch(photos, mixed) - photos.take(loader.batches(COUNT, 8, 0, 1)[0])).mean() > 5
     assert threads() == []
 

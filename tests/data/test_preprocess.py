@@ -1,4 +1,4 @@
-"""A photo becomes the same upright square of bytes on every call, cropped and enhanced as the knobs say."""
+"""A photo becomes the same upright square of bytes on every call, cropped and enhanced as the settings say."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from fruitlib.core.errors import InputError
 from fruitlib.data import preprocess
 
 
-def knobs(**values):
+def settings(**values):
     return config.make({"image_size": 32, **values})
 
 
@@ -38,17 +38,17 @@ def test_photos_are_upright_square_rgb_and_the_same_every_time(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned a quarter clockwise: the left end comes out on top
     name = save(picture, tmp_path / "turned.jpg", quality=95, exif=exif)
-    decoded = preprocess.decode(tmp_path, name, knobs(resize="squash"))
+    decoded = preprocess.decode(tmp_path, name, settings(resize="squash"))
     assert decoded.shape == (32, 32, 3) and decoded.dtype == np.uint8
     assert decoded[:14, :, 2].min() > 240 and decoded[18:, :, 0].min() > 240
-    assert np.array_equal(decoded, preprocess.decode(tmp_path, name, knobs(resize="squash")))
+    assert np.array_equal(decoded, preprocess.decode(tmp_path, name, settings(resize="squash")))
     grey = save(Image.new("LA", (40, 40), 128), tmp_path / "grey.png")
-    assert preprocess.decode(tmp_path, grey, knobs()).shape == (32, 32, 3)
+    assert preprocess.decode(tmp_path, grey, settings()).shape == (32, 32, 3)
 
 
 def test_crop_keeps_the_centre_squash_and_pad_keep_everything(tmp_path, wide):
     crop, pad, squash = (
-        preprocess.decode(tmp_path, wide, knobs(resize=how)).astype(int) for how in ("crop", "pad", "squash")
+        preprocess.decode(tmp_path, wide, settings(resize=how)).astype(int) for how in ("crop", "pad", "squash")
     )
     assert (crop[:, 1:-1] == [255, 0, 0]).all()  # the outermost pixels may be touched by what lies beyond
     red, blue = (squash == [255, 0, 0]).all(2), (squash == [0, 0, 255]).all(2)
@@ -60,23 +60,23 @@ def test_crop_keeps_the_centre_squash_and_pad_keep_everything(tmp_path, wide):
 def test_shrinking_averages_instead_of_picking_pixels(tmp_path):
     board = (np.indices((640, 640)).sum(0) % 2 * 255).astype(np.uint8)
     name = save(Image.fromarray(board), tmp_path / "board.png")
-    decoded = preprocess.decode(tmp_path, name, knobs())
+    decoded = preprocess.decode(tmp_path, name, settings())
     assert decoded.min() >= 120 and decoded.max() <= 135
 
 
 def test_a_box_is_cut_out_with_its_margin_and_clipped_to_the_photo(tmp_path):
     save(fruit_on("white", at=(120, 20, 160, 60)), tmp_path / "a.png")
-    inside = preprocess.decode(tmp_path, "a.png#xywh=120,20,40,40", knobs(crop_margin=0))
+    inside = preprocess.decode(tmp_path, "a.png#xywh=120,20,40,40", settings(crop_margin=0))
     assert (inside[1:-1, 1:-1] == [255, 0, 0]).all()
-    with_margin = preprocess.decode(tmp_path, "a.png#xywh=120,20,40,40", knobs(crop_margin=0.5))
+    with_margin = preprocess.decode(tmp_path, "a.png#xywh=120,20,40,40", settings(crop_margin=0.5))
     assert 0.22 < (with_margin[:, :, 1] < 128).mean() < 0.28  # a quarter of it is fruit
     assert (with_margin[0] == 255).all() and (with_margin[16, 16] == [255, 0, 0]).all()
-    corner = preprocess.decode(tmp_path, "a.png#xywh=190,90,40,40", knobs(crop_margin=0))
+    corner = preprocess.decode(tmp_path, "a.png#xywh=190,90,40,40", settings(crop_margin=0))
     assert (corner == 255).all()
-    whole = preprocess.decode(tmp_path, "a.png#xywh=120,20,40,40", knobs(crop_to="none", resize="squash"))
+    whole = preprocess.decode(tmp_path, "a.png#xywh=120,20,40,40", settings(crop_to="none", resize="squash"))
     assert 0.05 < (whole[:, :, 1] < 128).mean() < 0.11
     with pytest.raises(InputError, match="lies outside the photo, 200 x 100"):
-        preprocess.decode(tmp_path, "a.png#xywh=300,20,40,40", knobs())
+        preprocess.decode(tmp_path, "a.png#xywh=300,20,40,40", settings())
 
 
 @pytest.mark.parametrize("size", [(200, 100), (800, 400)])
@@ -101,8 +101,8 @@ def test_without_a_plain_background_the_whole_photo_is_kept(tmp_path):
     assert preprocess.find_object(framed) == (1, 1, 79, 79)
     name = save(Image.fromarray(noise), tmp_path / "noise.png")
     assert np.array_equal(
-        preprocess.decode(tmp_path, name, knobs(crop_to="object")),
-        preprocess.decode(tmp_path, name, knobs(crop_to="none")),
+        preprocess.decode(tmp_path, name, settings(crop_to="object")),
+        preprocess.decode(tmp_path, name, settings(crop_to="none")),
     )
 
 
@@ -110,21 +110,21 @@ def test_an_object_is_cut_out_with_its_margin_inside_its_own_box(tmp_path):
     picture = fruit_on("white")
     picture.paste("green", (10, 10, 100, 90))  # a larger fruit beside it
     save(picture, tmp_path / "two.png")
-    red = preprocess.decode(tmp_path, "two.png#xywh=105,5,90,90", knobs(crop_to="object", crop_margin=0))
+    red = preprocess.decode(tmp_path, "two.png#xywh=105,5,90,90", settings(crop_to="object", crop_margin=0))
     assert (red[1:-1, 1:-1] == [255, 0, 0]).all()
-    green = preprocess.decode(tmp_path, "two.png", knobs(crop_to="object", crop_margin=0))
+    green = preprocess.decode(tmp_path, "two.png", settings(crop_to="object", crop_margin=0))
     assert (green[1:-1, 1:-1] == [0, 128, 0]).all()
-    margin = preprocess.decode(tmp_path, "two.png", knobs(crop_to="object", crop_margin=0.1, resize="squash"))
+    margin = preprocess.decode(tmp_path, "two.png", settings(crop_to="object", crop_margin=0.1, resize="squash"))
     assert 0.6 < (margin[:, :, 0] < 128).mean() < 0.78  # 1 / 1.2 of each side
 
 
 def test_factors_change_what_they_name_and_one_changes_nothing(tmp_path):
     rng = np.random.default_rng(1)
     name = save(Image.fromarray(rng.integers(40, 200, (32, 32, 3), dtype=np.uint8)), tmp_path / "a.png")
-    plain = preprocess.decode(tmp_path, name, knobs()).astype(float)
+    plain = preprocess.decode(tmp_path, name, settings()).astype(float)
 
     def decoded(**factor):
-        return preprocess.decode(tmp_path, name, knobs(**factor)).astype(float)
+        return preprocess.decode(tmp_path, name, settings(**factor)).astype(float)
 
     assert abs(decoded(brightness=0.5).mean() / plain.mean() - 0.5) < 0.01
     assert abs(decoded(contrast=0.5).std(axis=(0, 1)).mean() / plain.std(axis=(0, 1)).mean() - 0.5) < 0.05
@@ -134,7 +134,7 @@ def test_factors_change_what_they_name_and_one_changes_nothing(tmp_path):
 
 def test_a_photo_that_vanished_or_broke_is_named(tmp_path):
     with pytest.raises(InputError, match=r"gone\.jpg: does not open"):
-        preprocess.decode(tmp_path, "gone.jpg", knobs())
+        preprocess.decode(tmp_path, "gone.jpg", settings())
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff nothing")
     with pytest.raises(InputError, match=r"broken\.jpg: does not open"):
-        preprocess.decode(tmp_path, "broken.jpg", knobs())
+        preprocess.decode(tmp_path, "broken.jpg", settings())

@@ -18,12 +18,12 @@ def touch(*paths):
         path.write_bytes(b"never opened here")
 
 
-def scan(data, **knobs):
-    return sources.scan(config.make({"data": str(data), **knobs}))
+def scan(data, **settings):
+    return sources.scan(config.make({"data": str(data), **settings}))
 
 
-def listed(data, column="path", **knobs):
-    return scan(data, **knobs)[0][column].tolist()
+def listed(data, column="path", **settings):
+    return scan(data, **settings)[0][column].tolist()
 
 
 @pytest.fixture

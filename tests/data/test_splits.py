@@ -9,7 +9,8 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -36,7 +37,7 @@ def collection(tmp_path):
     return tmp_path / "photos"
 
 
-def knobs(folder, **others):
+def settings(folder, **others):
     return config.make({"data": str(folder), "val_per_class": 3, "test_per_class": 3, **others})
 
 
@@ -65,9 +66,9 @@ def divided(rows, **others):
 
 
 def test_counts_are_met_and_bytes_are_the_same_for_a_seed(collection, tmp_path):
-    first = splits.prepare(knobs(collection), tmp_path / "a")
-    splits.prepare(knobs(collection), tmp_path / "b")
-    other = splits.prepare(knobs(collection, split_seed=1), tmp_path / "c")
+    first = splits.prepare(settings(collection), tmp_path / "a")
+    splits.prepare(settings(collection), tmp_path / "b")
+    other = splits.prepare(settings(collection, split_seed=1), tmp_path / "c")
     assert splits.counts(first).loc["사과"].tolist() == [6, 3, 3]
     assert (tmp_path / "a/manifest.csv").read_bytes() == (tmp_path / "b/manifest.csv").read_bytes()
     assert first["split"].tolist() != other["split"].tolist()
@@ -81,7 +82,7 @@ def test_folders_inside_a_class_are_groups_and_never_divided(tmp_path):
         for variety in range(6):
             for view in range(4):
                 photo(tmp_path / "photos" / label / f"variety {variety}" / f"{view}.png")
-    manifest = splits.prepare(knobs(tmp_path / "photos", val_per_class=4, test_per_class=6), tmp_path / "a")
+    manifest = splits.prepare(settings(tmp_path / "photos", val_per_class=4, test_per_class=6), tmp_path / "a")
     assert manifest.groupby("group")["split"].nunique().max() == 1
     assert splits.counts(manifest).loc["apple"].tolist() == [12, 4, 8]
     notes = splits.record(tmp_path / "a")["notes"]
@@ -93,7 +94,7 @@ def test_train_and_val_without_test_take_the_test_from_train(tmp_path):
         for label in ("a", "b"):
             for i in range(count):
                 photo(tmp_path / "photos" / part / label / f"{i}.png")
-    manifest = splits.prepare(knobs(tmp_path / "photos"), tmp_path / "s")
+    manifest = splits.prepare(settings(tmp_path / "photos"), tmp_path / "s")
     assert splits.counts(manifest).loc["a"].tolist() == [5, 3, 3]
 
 
@@ -103,7 +104,7 @@ def test_a_predefined_test_part_is_kept_and_not_opened(tmp_path):
             for i in range(9):
                 photo(tmp_path / "photos" / part / label / f"{part} variety {i // 3}" / f"{i}.png")
     (tmp_path / "photos" / "Test" / "Apple" / "Test variety 0" / "0.png").write_bytes(b"never to be decoded")
-    cfg = knobs(tmp_path / "photos")
+    cfg = settings(tmp_path / "photos")
     manifest = splits.prepare(cfg, tmp_path / "a")
     test = manifest[manifest["path"].str.startswith("Test/")]
     assert set(test["split"]) == {"test"} and set(test["status"]) == {"sealed"} and set(test["sha256"]) == {""}
@@ -118,7 +119,7 @@ def test_links_are_followed_and_broken_ones_are_bad_photos(collection, tmp_path)
     (collection / "사과" / "group").symlink_to(collection / "sour cherry")
     (collection / "사과" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(InputError, match=r"gone\.png"):
-        splits.prepare(knobs(collection, bad_photos="stop"), tmp_path / "b")
+        splits.prepare(settings(collection, bad_photos="stop"), tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -136,14 +137,14 @@ def test_links_are_followed_and_broken_ones_are_bad_photos(collection, tmp_path)
 def test_bad_input_is_one_line_and_nothing_is_written(collection, tmp_path, break_it, words):
     break_it(collection)
     with pytest.raises(InputError, match=words) as problem:
-        splits.prepare(knobs(collection, bad_photos="stop"), tmp_path / "a")
+        splits.prepare(settings(collection, bad_photos="stop"), tmp_path / "a")
     assert "\n" not in str(problem.value)
     assert not (tmp_path / "a").exists()
 
 
 def test_quarantine_keeps_the_bad_photo_in_the_manifest_with_its_reason(collection, tmp_path):
     (collection / "사과" / "bad.jpg").write_bytes(b"no image")
-    manifest = splits.prepare(knobs(collection), tmp_path / "a")
+    manifest = splits.prepare(settings(collection), tmp_path / "a")
     bad = manifest[manifest["status"] == "quarantined"]
     assert bad["path"].tolist() == ["사과/bad.jpg"] and bad["reason"].iloc[0] and bad["split"].iloc[0] == ""
     assert splits.counts(manifest).loc["사과", "quarantined"] == 1
@@ -155,21 +156,21 @@ def test_too_few_photos_after_quarantine_are_refused_by_name_and_number(collecti
     for file in sorted((collection / "사과").iterdir())[:6]:
         file.write_bytes(b"no image")
     with pytest.raises(InputError, match=r"class 사과 has 6 photos \(6 more are .*not an image\), at least 7"):
-        splits.prepare(knobs(collection), tmp_path / "a")
+        splits.prepare(settings(collection), tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
 def test_a_change_in_the_photos_makes_a_new_split_and_no_change_makes_none(collection, tmp_path):
-    splits.prepare(knobs(collection), tmp_path / "a")
+    splits.prepare(settings(collection), tmp_path / "a")
     before = splits.fingerprint(splits.read(tmp_path / "a"))
     written = (tmp_path / "a/manifest.csv").stat().st_mtime_ns
-    splits.prepare(knobs(collection), tmp_path / "a")
+    splits.prepare(settings(collection), tmp_path / "a")
     assert (tmp_path / "a/manifest.csv").stat().st_mtime_ns == written
     photo(collection / "사과" / "한 장 00.png", size=(44, 44))  # another under the same name
-    splits.prepare(knobs(collection), tmp_path / "a")
+    splits.prepare(settings(collection), tmp_path / "a")
     changed = splits.fingerprint(splits.read(tmp_path / "a"))
     photo(collection / "사과" / "new.png")
-    assert len(splits.prepare(knobs(collection), tmp_path / "a")) == 25
+    assert len(splits.prepare(settings(collection), tmp_path / "a")) == 25
     assert len({splits.fingerprint(splits.read(tmp_path / "a")), changed, before}) == 3
 
 
@@ -180,7 +181,7 @@ def test_a_tables_labels_boxes_and_splits_count(collection, tmp_path):
     table[["x", "y", "w", "h"]] = [0, 0, 20, 20]
     second = table.iloc[[5]].assign(x=20)
     pd.concat([table, second]).to_csv(collection / "photos.csv", index=False)
-    cfg = knobs(collection / "photos.csv")
+    cfg = settings(collection / "photos.csv")
     manifest = splits.prepare(cfg, tmp_path / "a")
     boxes = manifest[manifest["path"].str.startswith(table["path"][5])]
     assert len(boxes) == 2 and boxes["split"].nunique() == 1
@@ -191,14 +192,14 @@ def test_a_tables_labels_boxes_and_splits_count(collection, tmp_path):
 
 
 def test_the_record_is_valid_json_and_names_classes_and_folds(collection, tmp_path):
-    splits.prepare(knobs(collection, folds=3, repeats=2), tmp_path / "a")
+    splits.prepare(settings(collection, folds=3, repeats=2), tmp_path / "a")
     record = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert record["class_names"] == ["sour cherry", "사과"]
     assert (record["folds"], record["repeats"]) == (3, 2)
 
 
 def test_photos_left_out_are_not_opened_and_stay_in_the_manifest(collection, tmp_path):
-    first = splits.prepare(knobs(collection, subset=0.75, val_per_class=2, test_per_class=2), tmp_path / "a")
+    first = splits.prepare(settings(collection, subset=0.75, val_per_class=2, test_per_class=2), tmp_path / "a")
     left_out = first[first["status"] == "left_out"]
     assert len(left_out) == 6 and set(left_out["split"]) == set(left_out["sha256"]) == {""}
     assert splits.counts(first).loc["사과"].tolist() == [5, 2, 2, 3]
@@ -206,7 +207,7 @@ def test_photos_left_out_are_not_opened_and_stay_in_the_manifest(collection, tmp
     for path in left_out["path"]:
         (collection / path).write_bytes(b"never opened")
     again = splits.prepare(
-        knobs(collection, subset=0.75, val_per_class=2, test_per_class=2, bad_photos="stop"), tmp_path / "b"
+        settings(collection, subset=0.75, val_per_class=2, test_per_class=2, bad_photos="stop"), tmp_path / "b"
     )
     assert again["split"].tolist() == first["split"].tolist()
 
@@ -231,7 +232,7 @@ def exact_is_possible(sizes, test, val):
     return (test, val) in sums
 
 
-@settings(max_examples=150, deadline=None)
+@examples(max_examples=150, deadline=None)
 @given(
     sizes=st.lists(st.integers(1, 9), min_size=4, max_size=14),
     wanted=st.tuples(st.integers(1, 6), st.integers(1, 6)),
@@ -255,7 +256,7 @@ def test_counts_are_met_whenever_whole_groups_allow_it(sizes, wanted, seed):
         assert (got[split] != count) == any(f"{split} photos, not {count}," in note for note in notes)
 
 
-@settings(max_examples=100, deadline=None)
+@examples(max_examples=100, deadline=None)
 @given(sizes=st.lists(st.integers(1, 30), min_size=1, max_size=10), count=st.integers(1, 60), spare=st.booleans())
 def test_one_count_is_met_or_passed_by_the_least(sizes, count, spare):
     sums = {sum(some) for n in range(len(sizes) + 1) for some in itertools.combinations(sizes, n)}
@@ -275,7 +276,7 @@ def test_large_groups_and_many_groups_meet_their_shares_too():
         assert (found == "test").sum() == int(0.1 * len(rows) + 0.5)
 
 
-@settings(max_examples=150, deadline=None)
+@examples(max_examples=150, deadline=None)
 @given(
     units=st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(1, 5), min_size=1), min_size=6, max_size=20),
     wanted=st.tuples(st.sampled_from([1, 3, 0.2]), st.sampled_from([0, 2, 0.3])),
@@ -366,7 +367,7 @@ def test_a_given_split_that_divides_a_group_is_kept_and_said():
 # ---- folds
 
 
-@settings(max_examples=80, deadline=None)
+@examples(max_examples=80, deadline=None)
 @given(
     units=st.lists(st.dictionaries(st.sampled_from("ab"), st.integers(1, 4), min_size=1), min_size=8, max_size=30),
     folds=st.integers(2, 4),
@@ -454,7 +455,7 @@ def test_an_unknown_fold_or_repeat_is_refused():
 # ---- subset
 
 
-@settings(max_examples=80, deadline=None)
+@examples(max_examples=80, deadline=None)
 @given(
     units=st.lists(st.dictionaries(st.sampled_from("abc"), st.integers(1, 5), min_size=1), min_size=3, max_size=25),
     share=st.sampled_from([0.01, 0.3, 0.5, 0.9]),
@@ -530,14 +531,14 @@ def test_train_share_keeps_whole_groups_nests_and_touches_no_other_class():
     rows = pd.DataFrame({"label": ["a"] * 40 + ["b"] * 20, "split": "train", "status": "ok"})
     rows["group"] = [f"{label}{i // 4}" for i, label in enumerate(rows["label"])]
     rows["path"] = [f"{label}/{i}.png" for i, label in enumerate(rows["label"])]
-    knobs = {"train_share": 0.5, "share_class": "a", "seed": 3}
-    half = splits.taught(rows, config.make(knobs))
+    settings = {"train_share": 0.5, "share_class": "a", "seed": 3}
+    half = splits.taught(rows, config.make(settings))
     assert half["label"].value_counts().to_dict() == {"a": 20, "b": 20}
     sizes = half[half["label"] == "a"].groupby("group").size()
     assert (sizes == 4).all()
-    fifth = splits.taught(rows, config.make(knobs | {"train_share": 0.2}))
+    fifth = splits.taught(rows, config.make(settings | {"train_share": 0.2}))
     assert set(fifth["path"]) < set(half["path"]) and (fifth["label"] == "a").sum() == 8
-    other = splits.taught(rows, config.make(knobs | {"seed": 4}))
+    other = splits.taught(rows, config.make(settings | {"seed": 4}))
     assert set(other["path"]) != set(half["path"])
     assert splits.taught(rows, config.make({"train_share": 0.6}))["label"].value_counts().to_dict() == {
         "a": 24,

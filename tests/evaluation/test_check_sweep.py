@@ -20,8 +20,8 @@ from fruitlib.training import train
 def divided(tmp_path, shapes):
     """A sweep folder over a copy of the shapes, with its photos' folder."""
     photos = shutil.copytree(shapes, tmp_path / "photos")
-    knobs = {"data": str(photos), "val_per_class": 4, "test_per_class": 4}
-    splits.prepare(config.make(knobs), tmp_path / "sweep")
+    settings = {"data": str(photos), "val_per_class": 4, "test_per_class": 4}
+    splits.prepare(config.make(settings), tmp_path / "sweep")
     return tmp_path / "sweep", photos
 
 

@@ -160,8 +160,8 @@ def test_numbers_in_place_of_classes_are_pointed_out(tmp_path, ours):
 def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path, ours, capsys, change, words):
     sides = [str(csv(tmp_path, "a.csv", ours)), str(csv(tmp_path, "b.csv", change(ours)))]
     assert cli.main(["compare", *sides]) == 2
-    said = capsys.readouterr().err
-    assert words in said and len(said.splitlines()) == 1
+    summary = capsys.readouterr().err
+    assert words in summary and len(summary.splitlines()) == 1
 
 
 def test_six_one_sided_disagreements_tell_and_five_do_not(tmp_path, ours):
@@ -169,12 +169,12 @@ def test_six_one_sided_disagreements_tell_and_five_do_not(tmp_path, ours):
     for wrong, word in ((5, "cannot tell (six that all speak for one side"), (6, "B is better")):
         worse = right.assign(predicted=["cherry" if i < wrong else p for i, p in enumerate(right["label"])])
         worse.loc[: wrong - 1, "predicted"] = [NAMES[(NAMES.index(one) + 1) % 3] for one in right["label"][:wrong]]
-        assert word in compare.verdict(pair_of(tmp_path, worse, right))["said"]
+        assert word in compare.verdict(pair_of(tmp_path, worse, right))["summary"]
 
 
 def test_who_agrees_on_everything_is_told_apart_by_nothing(tmp_path, ours):
     found = compare.verdict(pair_of(tmp_path, ours, ours))
-    assert found["p"] == 1 and "nothing tells them apart" in found["said"]
+    assert found["p"] == 1 and "nothing tells them apart" in found["summary"]
     assert compare.disagreements(pair_of(tmp_path, ours, ours)).empty
 
 
@@ -185,21 +185,28 @@ def test_photos_of_one_group_do_not_count_as_six():
         compare.Predictions("a", table(labels, labels)),
         compare.Predictions("b", table(labels, ["cherry"] * 6 + labels[6:])),
     )
-    assert compare.verdict(pair)["told"] and "A is better" in compare.verdict(pair)["said"]
+    assert compare.verdict(pair)["significant"] and "A is better" in compare.verdict(pair)["summary"]
     pair.table["group"] = [f"{label}_{i // 2}" for i, label in enumerate(pair.table["label"])]
     pair.table.loc[:5, "group"] = "one fruit"
     found = compare.verdict(pair)
-    assert found["p"] < 0.05 and not found["told"]
-    assert "drawn by group, accuracy does not tell: cannot tell" in found["said"] and "better" not in found["said"]
+    assert found["p"] < 0.05 and not found["significant"]
+    assert (
+        "drawn by group, accuracy does not tell: cannot tell" in found["summary"] and "better" not in found["summary"]
+    )
 
 
 def test_backends_of_one_table_are_compared_and_the_command_says_what_the_notebook_says(tmp_path, ours, capsys):
     both = pd.concat([ours.assign(backend="torch"), ours.assign(backend="int8", predicted=ours["label"])])
     path = csv(tmp_path, "both.csv", both)
     assert cli.main(["compare", str(path), str(path), "--backend-b", "int8"]) == 0
-    said = capsys.readouterr().out
+    summary = capsys.readouterr().out
     pair = compare.pair_of_sweep(tmp_path, str(path), str(path), backends=("", "int8"))
-    assert compare.verdict(pair)["said"] in said and "A: " in said and "(torch)" in said and "(int8)" in said
+    assert (
+        compare.verdict(pair)["summary"] in summary
+        and "A: " in summary
+        and "(torch)" in summary
+        and "(int8)" in summary
+    )
     with pytest.raises(InputError, match="no rows of backend fp64"):
         compare.load_predictions(path, backend="fp64")
 
@@ -224,12 +231,12 @@ def test_a_sweep_suggests_the_chosen_run_and_the_runner_up(tmp_path, monkeypatch
     sweep_folder(tmp_path, {"bad": 12, "best": 29, "good": 27}, chosen="best", choose_by="macro_f1")
     pair = compare.pair_of_sweep(tmp_path)
     assert [side.name.split("/")[1] for side in (pair.a, pair.b)] == ["best (torch)", "good (torch)"]
-    assert "picked out of 3" in compare.verdict(pair)["said"]
+    assert "picked out of 3" in compare.verdict(pair)["summary"]
     with pytest.raises(InputError, match="name both, or neither"):
         compare.pair_of_sweep(tmp_path, a="bad")
     named = compare.pair_of_sweep(tmp_path, "bad", "good")
     assert compare.verdict(named)["only_b"] == 15
-    assert "named beforehand, not picked by their results out of the sweep's 3" in compare.verdict(named)["said"]
+    assert "named beforehand, not picked by their results out of the sweep's 3" in compare.verdict(named)["summary"]
     with pytest.raises(InputError, match="are for CSVs"):
         compare.pair_of_sweep(tmp_path, columns=({"label": "truth"}, {}))
 
@@ -247,7 +254,7 @@ def test_of_several_tested_runs_the_first_two_and_of_one_its_backends(tmp_path, 
     csv(tmp_path / "c", "predictions_test.csv", both)
     pair = compare.pair_of_sweep(tmp_path, split="test")
     assert [side.name.split("/")[1][0] for side in (pair.a, pair.b)] == ["c", "b"]
-    assert "picked" not in compare.verdict(pair)["said"]  # validation picked them, the test judges
+    assert "picked" not in compare.verdict(pair)["summary"]  # validation picked them, the test judges
 
 
 def test_a_lone_run_is_compared_with_itself_or_by_its_test(tmp_path, monkeypatch, ours):
@@ -255,7 +262,7 @@ def test_a_lone_run_is_compared_with_itself_or_by_its_test(tmp_path, monkeypatch
     monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
     sweep_folder(tmp_path, {"run": 20})
     assert (pair := compare.pair_of_sweep(tmp_path)).a is pair.b
-    assert compare.verdict(pair)["said"] == "Only one run is complete: nothing to compare"
+    assert compare.verdict(pair)["summary"] == "Only one run is complete: nothing to compare"
     both = [ours.assign(backend="torch"), ours.assign(backend="int8")]
     csv(tmp_path / "run", "predictions_test.csv", pd.concat(both))
     pair = compare.pair_of_sweep(tmp_path)
@@ -278,7 +285,7 @@ def test_repeats_of_pooled_folds_count_once(tmp_path, ours, monkeypatch):
     assert (pair := compare.pair_of_sweep(tmp_path)).a is pair.b  # the only combination
     assert len(judged.table) == 30 and "repeat 1 of 2" in judged.name
     assert (judged.table["predicted"] != judged.table["label"]).sum() == 4
-    assert compare.verdict(pair)["said"] == "Only one combination is complete: nothing to compare"
+    assert compare.verdict(pair)["summary"] == "Only one combination is complete: nothing to compare"
     with pytest.raises(InputError, match="more than once: folds with repeats"):
         compare.load_predictions(tmp_path / "predictions_oof.csv")
 
@@ -295,7 +302,7 @@ def test_combinations_of_folds_are_named_like_runs(tmp_path, ours, monkeypatch, 
     found = compare.verdict(compare.pair_of_sweep(tmp_path, "lr=0.1", "lr=0.2"))
     assert found["only_b"] == 4
     assert cli.main(["compare", str(tmp_path / "lr=0.1"), str(tmp_path / "lr=0.2")]) == 0
-    assert found["said"] in capsys.readouterr().out
+    assert found["summary"] in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("part", ["val", "oof"])
@@ -338,7 +345,8 @@ def test_test_photos_stay_closed(tmp_path, monkeypatch, ours):
     monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
     for part in ("test", "val"):  # told by the part that was read, and by the manifest
         sides = [
-            compare.Predictions(name, ours.assign(predicted=said), run, part) for name, said in (("a", "x"), ("b", "y"))
+            compare.Predictions(name, ours.assign(predicted=summary), run, part)
+            for name, summary in (("a", "x"), ("b", "y"))
         ]
         pair = compare.match_photos(*sides)
         assert compare_figures.disagreement_heatmaps(pair, compare.disagreements(pair)) is None

@@ -15,10 +15,10 @@ from fruitlib.training import train
 def trained(shapes, tmp_path_factory):
     """Three folds of one combination, really trained for an epoch each; and the combinations."""
     folder = tmp_path_factory.mktemp("folds")
-    knobs = {"data": str(shapes), "folds": 3, "test_per_class": 2, "image_size": 32, "epochs": 1, "cam_every": 0}
+    settings = {"data": str(shapes), "folds": 3, "test_per_class": 2, "image_size": 32, "epochs": 1, "cam_every": 0}
     work = {}
     for fold in (1, 2, 3):
-        cfg = config.make(knobs | {"fold": fold})
+        cfg = config.make(settings | {"fold": fold})
         splits.prepare(cfg, folder)
         work[f"fold={fold}"] = create_run(folder / f"fold={fold}", cfg)
         train.fit(work[f"fold={fold}"])
@@ -41,11 +41,11 @@ def test_every_photo_is_judged_once_by_a_fold_that_did_not_learn_from_it(trained
 def test_03_reads_the_pooled_predictions_and_says_so(trained):
     work, combinations, folder = trained
     (folder / crossval.POOLED).unlink(missing_ok=True)
-    own, said = crossval.out_of_sample(work["fold=1"])
-    assert len(own) == len(work["fold=1"].rows("val")) and "not all trained" in said
+    own, summary = crossval.out_of_sample(work["fold=1"])
+    assert len(own) == len(work["fold=1"].rows("val")) and "not all trained" in summary
     crossval.pool_folds(work, combinations, folder)
-    table, said = crossval.out_of_sample(work["fold=1"])
-    assert len(table) == 42 and "42 photos, 3 folds" in said
+    table, summary = crossval.out_of_sample(work["fold=1"])
+    assert len(table) == 42 and "42 photos, 3 folds" in summary
 
 
 def test_pooled_predictions_of_an_earlier_training_are_not_read(trained, monkeypatch):
@@ -54,8 +54,8 @@ def test_pooled_predictions_of_an_earlier_training_are_not_read(trained, monkeyp
     before, real = work["fold=1"].identity("03_metrics"), Run.record
     newer = {"identity": "another training"}
     monkeypatch.setattr(Run, "record", lambda run, stage: real(run, stage) | (newer if run.name == "fold=2" else {}))
-    own, said = crossval.out_of_sample(work["fold=1"])
-    assert len(own) == len(work["fold=1"].rows("val")) and "not all trained" in said
+    own, summary = crossval.out_of_sample(work["fold=1"])
+    assert len(own) == len(work["fold=1"].rows("val")) and "not all trained" in summary
     assert work["fold=1"].identity("03_metrics") != before  # so 03 is executed again once all are
 
 

@@ -1,4 +1,7 @@
-"""Effects of knobs: what was planted is found, noise is not, pairs never mix other knobs; costs; learning curves."""
+"""Effects of settings: what was planted is found, noise is not, pairs never mix other settings; costs.
+
+Learning curves.
+"""
 
 import itertools
 import json
@@ -6,7 +9,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
@@ -27,10 +31,10 @@ from fruitlib.evaluation.study import CONVERGED, epochs_to_converge, load_study,
 FOUR = {"optimizer": ["adam", "sgd"], "batch_size": [8, 16], "seed": [0, 1, 2, 3]}
 
 
-def sweep(knobs: dict[str, list], score, noise: float = 0.02, seed: int = 0) -> pd.DataFrame:
+def sweep(settings: dict[str, list], score, noise: float = 0.02, seed: int = 0) -> pd.DataFrame:
     """A row per combination; `score(row)` is its true accuracy, `noise` the standard deviation of luck."""
     rng = np.random.default_rng(seed)
-    rows = [dict(zip(knobs, values, strict=True)) for values in itertools.product(*knobs.values())]
+    rows = [dict(zip(settings, values, strict=True)) for values in itertools.product(*settings.values())]
     return pd.DataFrame([row | {"accuracy": score(row) + rng.normal(0, noise)} for row in rows])
 
 
@@ -42,8 +46,8 @@ def test_a_planted_effect_is_found_and_no_other():
     found = 0
     for seed in range(8):
         table = sweep(larger, lambda row: 0.8 + 0.05 * (row["optimizer"] == "sgd"), seed=seed)
-        effects = main_effects(table, list(larger), ["accuracy"]).set_index("knob")
-        found += effects.loc["optimizer", "told"]
+        effects = main_effects(table, list(larger), ["accuracy"]).set_index("setting")
+        found += effects.loc["optimizer", "significant"]
         assert effects.loc["optimizer", "gain"] == pytest.approx(0.05, abs=0.025)
     assert found >= 7
     text = answer(main_effects(table, list(larger), ["accuracy"]), "accuracy")
@@ -51,7 +55,7 @@ def test_a_planted_effect_is_found_and_no_other():
 
 
 def alarms(monkeypatch, times: int, luck: float) -> pd.DataFrame:
-    """Sweeps in which no knob does anything: whether optimizer, or anything, was told, and what its pairs alone say.
+    """Sweeps in which no setting does anything: whether optimizer, or anything, was told, and what its pairs alone say.
 
     Each seed favours one optimizer by chance, with a standard deviation of `luck`.
     """
@@ -62,9 +66,9 @@ def alarms(monkeypatch, times: int, luck: float) -> pd.DataFrame:
     for seed in range(times):
         favours = np.random.default_rng([seed, 1]).normal(0, luck, 4)
         table = sweep(FOUR, lambda row, own=favours: 0.8 + own[row["seed"]] * (row["optimizer"] == "sgd"), seed=seed)
-        effects = main_effects(table, list(FOUR), ["accuracy"]).set_index("knob")
+        effects = main_effects(table, list(FOUR), ["accuracy"]).set_index("setting")
         own = effects.loc["optimizer"]
-        rows.append({"any": effects["told"].any(), "own": own["told"], "pairs": own["holm_p"] <= 0.05})
+        rows.append({"any": effects["significant"].any(), "own": own["significant"], "pairs": own["holm_p"] <= 0.05})
     return pd.DataFrame(rows).mean()
 
 
@@ -74,14 +78,14 @@ def test_pure_noise_is_told_apart_in_fewer_sweeps_than_holm_allows(monkeypatch):
 
 
 def test_luck_that_a_seed_gives_to_one_value_is_not_taken_for_an_effect(monkeypatch):
-    """100 sweeps: by the pairs alone 9 % of 150 would have told an idle knob, with the interval over seeds 3 %."""
+    """100 sweeps: by the pairs alone 9 % of 150 would have told an idle setting, with the interval over seeds 3 %."""
     found = alarms(monkeypatch, 100, luck=0.04)
     assert found["own"] <= 0.05 + 0.05 and found["pairs"] > found["own"] + 0.03
 
 
-@settings(max_examples=25, deadline=None)
+@examples(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=3, max_size=9))
-def test_one_knob_over_seeds_is_the_paired_t_test(pairs):
+def test_one_setting_over_seeds_is_the_paired_t_test(pairs):
     runs = [(value, seed, pair[value == "b"]) for seed, pair in enumerate(pairs) for value in "ab"]
     rows = pd.DataFrame(runs, columns=["optimizer", "seed", "accuracy"])
     row = main_effects(rows, ["optimizer", "seed"], ["accuracy"]).iloc[0]
@@ -94,7 +98,7 @@ def test_one_knob_over_seeds_is_the_paired_t_test(pairs):
     assert (row["pairs"], row["units"], row["unit"]) == (len(pairs), len(pairs), "seed")
 
 
-@settings(max_examples=10, deadline=None)
+@examples(max_examples=10, deadline=None)
 @given(st.integers(0, 10_000))
 def test_p_is_corrected_by_holm_over_all_measures(seed):
     table = sweep(THREE, lambda row: 0.8 + 0.02 * (row["optimizer"] == "sgd"), seed=seed)
@@ -104,15 +108,15 @@ def test_p_is_corrected_by_holm_over_all_measures(seed):
     assert effects["holm_p"].to_numpy() == pytest.approx(significance.holm(effects["p"]))
 
 
-def test_pairs_never_mix_other_knobs():
-    """With luck left out, a knob's difference must be exactly its own part, though runs are missing unevenly."""
+def test_pairs_never_mix_other_settings():
+    """With luck left out, a setting's difference must be exactly its own part, though runs are missing unevenly."""
     table = sweep(THREE, lambda row: 0.5 + 0.1 * (row["optimizer"] == "sgd") + 0.01 * row["batch_size"], noise=0)
     table = table.sample(frac=0.7, random_state=1).sort_index()
-    effects = main_effects(table, list(THREE), ["accuracy"]).set_index("knob")
+    effects = main_effects(table, list(THREE), ["accuracy"]).set_index("setting")
     assert effects.loc["optimizer", "gain"] == pytest.approx(0.1)
     assert effects.loc["batch_size", "gain"] == pytest.approx(0.08)
     assert effects.loc["augment", "gain"] == pytest.approx(0)
-    assert not effects.loc["augment", "told"]
+    assert not effects.loc["augment", "significant"]
 
 
 def test_which_values_are_compared():
@@ -126,7 +130,7 @@ def test_one_seed_one_run_and_nothing_that_differs():
     grid = {"lr": [0.01, 0.003], "optimizer": ["adam", "sgd"]}
     table = sweep(grid, lambda row: 0.8)
     effects = main_effects(table, list(grid), ["accuracy"])
-    assert set(effects["unit"]) == {"pair"} and not effects["told"].any()
+    assert set(effects["unit"]) == {"pair"} and not effects["significant"].any()
     assert "cannot tell" in effect_text(effects.iloc[0].to_dict())
     assert main_effects(table[:1], list(grid), ["accuracy"]).empty
     assert main_effects(table[:1], [], ["accuracy"]).empty
@@ -139,8 +143,8 @@ def test_one_seed_one_run_and_nothing_that_differs():
 def test_runs_without_a_number_are_passed_over():
     table = sweep(THREE, lambda row: 0.8 + 0.1 * (row["optimizer"] == "sgd"), noise=0.001)
     table.loc[::5, "accuracy"] = np.nan
-    effects = main_effects(table, list(THREE), ["accuracy"]).set_index("knob")
-    assert effects.loc["optimizer", "pairs"] < 12 and effects.loc["optimizer", "told"]
+    effects = main_effects(table, list(THREE), ["accuracy"]).set_index("setting")
+    assert effects.loc["optimizer", "pairs"] < 12 and effects.loc["optimizer", "significant"]
     with pytest.raises(InputError, match="no column lr"):
         main_effects(table, ["lr"], ["accuracy"])
 
@@ -155,8 +159,8 @@ def test_folds_widen_the_interval():
 
 def test_more_seeds_are_asked_for_where_they_would_help():
     table = sweep(THREE, lambda row: 0.8 + 0.01 * (row["optimizer"] == "sgd"), seed=3)
-    row = main_effects(table, list(THREE), ["accuracy"]).set_index("knob", drop=False).loc["optimizer"]
-    assert not row["told"] and row["more"] >= 1
+    row = main_effects(table, list(THREE), ["accuracy"]).set_index("setting", drop=False).loc["optimizer"]
+    assert not row["significant"] and row["more"] >= 1
     assert effect_text(row.to_dict()).endswith("more seeds would") or row["more"] == 1
 
 
@@ -164,10 +168,10 @@ def test_an_interaction_is_found_and_said():
     grid = {"optimizer": ["adam", "sgd"], "lr": [0.001, 0.01], "seed": list(range(8))}
     table = sweep(grid, lambda row: 0.8 + 0.08 * (row["optimizer"] == "sgd") * (row["lr"] == 0.01), noise=0.01)
     row = interactions(table, list(grid), "accuracy").iloc[0].to_dict()
-    assert row["told"] and row["gain"] == pytest.approx(0.08, abs=0.02)
+    assert row["significant"] and row["gain"] == pytest.approx(0.08, abs=0.02)
     assert effect_text(row).startswith("optimizer sgd over adam, with lr 0.01 rather than 0.001: accuracy +")
     flat = sweep(grid, lambda row: 0.8 + 0.08 * (row["lr"] == 0.01), noise=0.01)
-    assert not interactions(flat, list(grid), "accuracy")["told"].any()
+    assert not interactions(flat, list(grid), "accuracy")["significant"].any()
 
 
 def test_optimizers_at_their_own_best_lr_and_at_a_shared_one():
@@ -195,8 +199,8 @@ def folder(tmp_path):
     """A finished sweep of four runs in files, two of them failed or shipped, judged on the same ten photos."""
     names = ["lr=0.01,seed=0", "lr=0.01,seed=1", "lr=0.1,seed=0", "lr=0.1,seed=1"]
     states = ["complete", "complete", "complete", "failed"]
-    told = [{"name": n, "knobs": {"lr": float(n[3:].split(",")[0]), "seed": int(n[-1])}} for n in names]
-    told.append({"name": "refit", "knobs": {}, "stages": ["train"]})
+    told = [{"name": n, "settings": {"lr": float(n[3:].split(",")[0]), "seed": int(n[-1])}} for n in names]
+    told.append({"name": "refit", "settings": {}, "stages": ["train"]})
     (tmp_path / "sweep.json").write_text(json.dumps({"choose_by": "accuracy", "runs": told}))
     rows = [{"run": name, "state": state, "n": 10} for name, state in zip(names, states, strict=True)]
     rows = [row | {"accuracy": 0.9, "macro_f1": 0.8} for row in rows]
@@ -213,10 +217,10 @@ def folder(tmp_path):
 
 def test_a_sweep_is_read_from_its_folder(folder):
     study = load_study(folder)
-    assert (study.differs, study.knobs, study.measure, study.folds) == (["lr", "seed"], ["lr"], "accuracy", 0)
+    assert (study.differs, study.settings, study.measure, study.folds) == (["lr", "seed"], ["lr"], "accuracy", 0)
     assert len(study.results) == 3 and study.missing == {"failed": 1} and not study.searched
     assert list(study.results[CONVERGED]) == [2, 2, 2]
-    assert study.said.startswith("3 complete runs, 1 failed; what differs: lr, seed")
+    assert study.summary.startswith("3 complete runs, 1 failed; what differs: lr, seed")
     with pytest.raises(InputError, match="measure = test_accuracy"):
         load_study(folder, "test_accuracy")
 
@@ -238,19 +242,19 @@ def test_a_folder_without_runs_says_so(tmp_path):
 
 def test_importances_are_read_where_there_are_some(folder):
     assert load_importances(folder).empty
-    (folder / "importances.csv").write_text("knob,importance\nseed,0.1\nlr,0.9\n")
-    assert list(load_importances(folder)["knob"]) == ["lr", "seed"]
+    (folder / "importances.csv").write_text("setting,importance\nseed,0.1\nlr,0.9\n")
+    assert list(load_importances(folder)["setting"]) == ["lr", "seed"]
     (folder / "importances.csv").write_text("a,b\n1,2\n")
-    with pytest.raises(InputError, match="columns knob and importance"):
+    with pytest.raises(InputError, match="columns setting and importance"):
         load_importances(folder)
 
 
 def test_a_first_page_says_what_can_be_told_first_and_counts_the_rest():
-    rows = [("accuracy", 3, False, f"knob {n}") for n in range(7)] + [("accuracy", 3, True, "it matters")]
+    rows = [("accuracy", 3, False, f"setting {n}") for n in range(7)] + [("accuracy", 3, True, "it matters")]
     rows += [("accuracy", 2, False, "two pairs"), ("train_seconds", 3, True, "takes longer")]
-    table = pd.DataFrame(rows, columns=["measure", "units", "told", "said"]).assign(knob="lr")
+    table = pd.DataFrame(rows, columns=["measure", "units", "significant", "summary"]).assign(setting="lr")
     lines = leading_effects(table, "accuracy")
-    assert lines[:2] == ["it matters", "knob 0"] and lines[-1].startswith("… and 2 more") and len(lines) == 7
+    assert lines[:2] == ["it matters", "setting 0"] and lines[-1].startswith("… and 2 more") and len(lines) == 7
     few = "fewer than 3 pairs, seeds or folds cannot tell what lr did: add seeds or folds"
     assert leading_effects(table[table["units"] < 3], "accuracy") == [few]
     assert leading_effects(pd.DataFrame(), "accuracy") == []

@@ -37,12 +37,12 @@ def test_a_planted_leak_has_its_price():
     assert leak.points == pytest.approx(100 * (leak.random - leak.safe))
     assert leak.random_low <= leak.random <= leak.random_high and leak.points_low < leak.points < leak.points_high
     assert (leak.n, leak.groups, leak.measured) == (180, 30, True)
-    assert f"{leak.points:.0f} points" in leak.said and "are leakage" in leak.said and "n = 180" in leak.said
+    assert f"{leak.points:.0f} points" in leak.summary and "are leakage" in leak.summary and "n = 180" in leak.summary
 
 
 def test_groups_that_share_nothing_cost_nothing():
     leak = leakage.price_of_leakage(*planted(leak=False))
-    assert leak.points_low < 0 < leak.points_high and "cannot be told from 0" in leak.said
+    assert leak.points_low < 0 < leak.points_high and "cannot be told from 0" in leak.summary
     assert 0.5 < leak.safe < 1
 
 
@@ -55,12 +55,12 @@ def test_the_price_is_the_same_for_the_same_seed():
 def test_what_cannot_be_compared_is_said_in_a_sentence():
     pictures, labels, groups = planted(leak=True, groups_per_class=2, views=3)
     alone = leakage.price_of_leakage(pictures, labels, [""] * 18)
-    assert alone.said.startswith("no groups: nothing to compare") and not alone.measured and np.isnan(alone.points)
+    assert alone.summary.startswith("no groups: nothing to compare") and not alone.measured and np.isnan(alone.points)
     lone = [("all" if label == 2 else group) for label, group in zip(labels, groups, strict=True)]
-    assert leakage.price_of_leakage(pictures, labels, lone).said.startswith("class 2 has 1 group, too few")
-    assert "two classes" in leakage.price_of_leakage(pictures, labels * 0, groups).said
-    assert "two classes" in leakage.price_of_leakage(pictures[:0], labels[:0], []).said
-    assert "2 groups, too few" in leakage.price_of_leakage(pictures, labels, groups, repeats=1).said
+    assert leakage.price_of_leakage(pictures, labels, lone).summary.startswith("class 2 has 1 group, too few")
+    assert "two classes" in leakage.price_of_leakage(pictures, labels * 0, groups).summary
+    assert "two classes" in leakage.price_of_leakage(pictures[:0], labels[:0], []).summary
+    assert "2 groups, too few" in leakage.price_of_leakage(pictures, labels, groups, repeats=1).summary
 
 
 def test_groups_of_several_classes_are_compared_too():

@@ -355,11 +355,11 @@ def test_those_who_ask_at_once_start_one(other_place):
 def test_nobody_waits_for_one_who_says_nothing_or_half_or_nonsense(cheap):
     address = cheap.run(ADDRESS)[1].strip()
     with cheap.waiting() as (_, _, zygote), contextlib.ExitStack() as stack:
-        for said in (b"", b'{"argu', b"nonsense\n"):
+        for output in (b"", b'{"argu', b"nonsense\n"):
             client = stack.enter_context(socket.socket(socket.AF_UNIX))
             client.connect(address)
-            if said:
-                socket.send_fds(client, [said], [0])
+            if output:
+                socket.send_fds(client, [output], [0])
         assert cheap.run("print(os.getppid())") == (0, f"{zygote}\n", "")
 
 
@@ -547,11 +547,11 @@ def test_a_kernel_does_what_kernels_do(full):
 def test_eight_kernels_at_once(full):
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(kernel())[1] for _ in range(8)]
-        said = []
+        output = []
         for client in clients:
             client.wait_for_ready(timeout=60)
-            said += execute(client, "import os, torch; print(os.getpid(), os.getppid(), torch.get_num_threads())")
-        pids, zygotes, threads = zip(*map(str.split, said), strict=True)
+            output += execute(client, "import os, torch; print(os.getpid(), os.getppid(), torch.get_num_threads())")
+        pids, zygotes, threads = zip(*map(str.split, output), strict=True)
         assert (len(set(pids)), len(set(zygotes)), set(threads)) == (8, 1, {"1"})
 
 

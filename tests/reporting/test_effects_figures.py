@@ -43,8 +43,8 @@ def test_the_pareto_front_is_right():
 
 def test_only_costs_that_vary_get_a_panel():
     table = results()
-    chosen, said = cost_measures(table)
-    assert chosen == ["latency_ms_int8"] and "same network" in said
+    chosen, summary = cost_measures(table)
+    assert chosen == ["latency_ms_int8"] and "same network" in summary
     table["parameters"] = np.arange(len(table)) + 1000 * (table["optimizer"] == "sgd")
     assert cost_measures(table) == (["parameters"], "")
     assert cost_measures(table[["run", "accuracy"]])[0] == []
@@ -85,7 +85,7 @@ def test_a_learning_curve_recovers_a_power_law(a, b, c):
     curve = learning_curve.fit_learning_curve(photos, 1 - (a + b * photos**-c))
     at = curve.line.set_index("photos")["score"]
     assert at[370.0] == pytest.approx(1 - (a + b * 370**-c), abs=0.003)
-    assert "50 more photos" in curve.said
+    assert "50 more photos" in curve.summary
 
 
 def test_a_learning_curve_grows_less_sure_beyond_the_data():
@@ -99,9 +99,9 @@ def test_a_learning_curve_grows_less_sure_beyond_the_data():
 
 def test_a_learning_curve_refuses_two_shares_and_says_when_seeds_are_missing():
     few = learning_curve.fit_learning_curve([20, 40, 40], [0.7, 0.8, 0.81], of="tomato")
-    assert few.line.empty and "2 shares of the training photos" in few.said
+    assert few.line.empty and "2 shares of the training photos" in few.summary
     single = learning_curve.fit_learning_curve([20, 40, 80], [0.7, 0.8, 0.85], of="tomato")
-    assert "50 more photos of tomato" in single.said and "no interval: one seed" in single.said
+    assert "50 more photos of tomato" in single.summary and "no interval: one seed" in single.summary
 
 
 def test_curves_are_counted_in_photos_of_the_class_that_was_thinned(tmp_path):
@@ -116,8 +116,8 @@ def test_curves_are_counted_in_photos_of_the_class_that_was_thinned(tmp_path):
     differs = ["train_share", "share_class", "seed"]
     for row in rows:
         (tmp_path / row["run"]).mkdir()
-        knobs = {"train_share": row["train_share"], "share_class": row["share_class"]}
-        (tmp_path / row["run"] / "params.yaml").write_text(yaml.safe_dump({"knobs": knobs, "record": {}}))
+        settings = {"train_share": row["train_share"], "share_class": row["share_class"]}
+        (tmp_path / row["run"] / "params.yaml").write_text(yaml.safe_dump({"settings": settings, "record": {}}))
     photos = {"path": [f"{i}.png" for i in range(25)], "label": ["apple"] * 5 + ["tomato"] * 20}
     photos = pd.DataFrame(photos).assign(group="", split="train", fold="", status="ok", reason="", width=8, height=8)
     photos.assign(sha256="", phash="").to_csv(tmp_path / "manifest.csv", index=False)
@@ -145,5 +145,5 @@ def test_a_learning_curve_is_drawn_with_and_without_a_fit():
 
 
 def test_importances_are_bars():
-    ax = effects_figures.importances(pd.DataFrame({"knob": ["lr", "dropout"], "importance": [0.8, 0.2]}))
+    ax = effects_figures.importances(pd.DataFrame({"setting": ["lr", "dropout"], "importance": [0.8, 0.2]}))
     assert [bar.get_width() for bar in ax.patches] == [0.8, 0.2]

@@ -94,10 +94,10 @@ def write(path: Path, book) -> None:
 
 def sweep_file(folder: Path, **changes) -> None:
     runs = [
-        {"name": WORSE, "state": "complete", "knobs": {"lr": 0.0003}, "error": None},
-        {"name": BEST, "state": "complete", "knobs": {"lr": 0.001}, "error": None},
-        {"name": FAILED, "state": "failed", "knobs": {"lr": 1.0}, "error": None},
-        {"name": PENDING, "state": "pending", "knobs": {"lr": 0.1}, "error": "waits for <a> device"},
+        {"name": WORSE, "state": "complete", "settings": {"lr": 0.0003}, "error": None},
+        {"name": BEST, "state": "complete", "settings": {"lr": 0.001}, "error": None},
+        {"name": FAILED, "state": "failed", "settings": {"lr": 1.0}, "error": None},
+        {"name": PENDING, "state": "pending", "settings": {"lr": 0.1}, "error": "waits for <a> device"},
     ]
     values = {"title": "A <b>bold</b> sweep", "params_file": "params/demo.yaml", "data": "sample", "runs": runs}
     values |= {"chosen": BEST, "choose_by": "macro_f1", "hardware": "two cores", "finished": "2026-11-22 03:00"}
@@ -179,7 +179,7 @@ def test_a_page_reads_question_answer_settings_evidence(sweep):
     places = [markup.text.rindex(part) for part in order]
     assert places == sorted(places)
     assert "0.0003 default 0.001" in markup.text and "default adam" not in markup.text
-    assert "2 knobs, 1 changed" in markup.text
+    assert "2 settings, 1 changed" in markup.text
     assert "headline widget text" not in markup.text
     assert "u" not in markup.tags
 
@@ -320,7 +320,7 @@ def test_only_folders_with_a_changed_notebook_are_written_again_when_so_asked(sw
 
 def test_the_index_says_what_made_a_difference_to_the_score(sweep):
     rows = [("macro_f1", 3, "lr: can tell"), ("train_seconds", 3, "took longer"), ("macro_f1", 2, "two pairs")]
-    table = pd.DataFrame(rows, columns=["measure", "units", "said"]).assign(told=True, knob="lr")
+    table = pd.DataFrame(rows, columns=["measure", "units", "summary"]).assign(told=True, setting="lr")
     table.to_csv(sweep / "effects.csv", index=False)
     site.build_site(sweep)
     text = read(sweep / "index.html").text
@@ -334,7 +334,7 @@ def test_while_a_sweep_is_under_way_what_is_yet_to_come_is_not_missing(sweep):
     (sweep / "01_split.ipynb").unlink()
     site.build_site(sweep)
     assert "01_split.ipynb is missing" not in (sweep / "index.html").read_text("utf-8")  # a run is pending
-    over = [{"name": BEST, "state": "complete", "knobs": {}, "error": None}]
+    over = [{"name": BEST, "state": "complete", "settings": {}, "error": None}]
     sweep_file(sweep, runs=over)
     site.build_site(sweep)
     assert ", finished 2026-11-22 03:00" in read(sweep / "index.html").text

@@ -122,7 +122,7 @@ def test_group_sizes_takes_no_groups_and_hundreds():
 
 
 def test_leakage_shows_both_accuracies_and_what_lies_between():
-    leak = leakage.Leakage("said", 274, 49, 0.86, 0.8, 0.9, 0.72, 0.6, 0.8, 14.2, 9.3, 19.1)
+    leak = leakage.Leakage("summary", 274, 49, 0.86, 0.8, 0.9, 0.72, 0.6, 0.8, 14.2, 9.3, 19.1)
     ax = split_figures.leakage_bars(leak)
     assert "0.86" in texts(ax) and "0.72" in texts(ax) and "n = 274" in ax.get_xlabel()
     assert "14 points (95 % interval 9 to 19) are leakage" in ax.get_xlabel()

@@ -29,23 +29,23 @@ def changed(before: dict, after: dict) -> set[str]:
     return {stage for stage in before if before[stage] != after[stage]}
 
 
-def with_knobs(run, **knobs):
-    return Run(run.path, run.config.model_copy(update=knobs))
+def with_settings(run, **settings):
+    return Run(run.path, run.config.model_copy(update=settings))
 
 
 NOTEBOOKS = {stage for stage, spec in STAGES.items() if spec.notebook}
 
 
-def test_a_training_knob_changes_everything_an_export_knob_only_what_follows(run):
+def test_a_training_setting_changes_everything_an_export_setting_only_what_follows(run):
     before = identities(run)
-    assert changed(before, identities(with_knobs(run, lr=0.5))) == set(STAGES)
+    assert changed(before, identities(with_settings(run, lr=0.5))) == set(STAGES)
     after_export = {"export", "test", "05_quantize", "06_test_accuracy"}
-    assert changed(before, identities(with_knobs(run, calibration_images=7))) == after_export
+    assert changed(before, identities(with_settings(run, calibration_images=7))) == after_export
 
 
-def test_every_knob_belongs_to_a_stage_or_to_the_split():
-    staged = [knob for spec in STAGES.values() for knob in spec.knobs]
-    assert sorted([*staged, *config.SPLIT_KNOBS, *config.PLACE_KNOBS]) == sorted(config.Config.model_fields)
+def test_every_setting_belongs_to_a_stage_or_to_the_split():
+    staged = [setting for spec in STAGES.values() for setting in spec.settings]
+    assert sorted([*staged, *config.SPLIT_SETTINGS, *config.PLACE_SETTINGS]) == sorted(config.Config.model_fields)
 
 
 @pytest.mark.parametrize(
@@ -92,10 +92,10 @@ def test_a_record_counts_only_under_todays_identity(run):
     for name in STAGES["train"].outputs:
         (run.path / name).touch()
     assert run.is_complete("train") and run.record("train")["best_epoch"] == 1
-    assert not with_knobs(run, seed=9).is_complete("train")
+    assert not with_settings(run, seed=9).is_complete("train")
 
 
-def test_params_yaml_holds_every_knob_and_what_it_ran_on(run):
+def test_params_yaml_holds_every_setting_and_what_it_ran_on(run):
     assert Run(run.path).config == run.config
     record = Run(run.path).params["record"]
     assert record["data_fingerprint"] and record["versions"]["torch"] and record["hardware"] and record["threads"] > 0
@@ -145,7 +145,7 @@ def test_a_run_is_not_judged_on_photos_it_may_have_learnt_from(run, tiny, tmp_pa
         open_run(run.path)
 
 
-def test_no_metric_hides_a_knob(run):
+def test_no_metric_hides_a_setting(run):
     import numpy as np
 
     from fruitlib.evaluation import metrics

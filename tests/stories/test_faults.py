@@ -41,9 +41,9 @@ class House:
     def sweep(self, name: str, *options: str) -> str:
         """The same, to its end; what it said."""
         process = self.start(name, *options)
-        said, _ = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-        return said
+        output, _ = process.communicate(timeout=300)
+        assert process.returncode == 0, output
+        return output
 
     def results(self, name: str) -> pd.DataFrame:
         return pd.read_csv(self.folder / "executed" / name / "results.csv")[NUMBERS]
@@ -100,14 +100,21 @@ def house(tmp_path_factory, shapes):
     folder, sockets = tmp_path_factory.mktemp("house"), Path(f"/tmp/fruit-{os.getpid()}")
     sockets.mkdir()
     (folder / "notebooks").symlink_to(HOME / "notebooks")
-    knobs = {"val_per_class": 4, "test_per_class": 4, "image_size": 32, "epochs": 40, "batch_size": 8, "cam_every": 0}
-    knobs |= {"title": "Tiny", "data": str(shapes), "grid": {"lr": [0.003, 0.01]}}
+    settings = {
+        "val_per_class": 4,
+        "test_per_class": 4,
+        "image_size": 32,
+        "epochs": 40,
+        "batch_size": 8,
+        "cam_every": 0,
+    }
+    settings |= {"title": "Tiny", "data": str(shapes), "grid": {"lr": [0.003, 0.01]}}
     for name in ("reference", "once_more", "stopped", "shared", "starved", "cluster"):
-        (folder / f"{name}.yaml").write_text(yaml.safe_dump(knobs))
-    del knobs["grid"]
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(settings))
+    del settings["grid"]
     space = {"lr": {"low": 0.001, "high": 0.01, "log": True}, "optimizer": ["adam", "sgd"]}
-    knobs |= {"epochs": 10, "search": {"trials": 4, "space": space, "pruner": "median"}}
-    (folder / "search.yaml").write_text(yaml.safe_dump(knobs))
+    settings |= {"epochs": 10, "search": {"trials": 4, "space": space, "pruner": "median"}}
+    (folder / "search.yaml").write_text(yaml.safe_dump(settings))
     house = House(folder, sockets)
     yield house
     for process in house.zygotes():
@@ -143,9 +150,9 @@ def test_what_is_killed_under_a_sweep_is_tried_once_more(house, reference):
     kernels[0].kill()
     other = wait_until(lambda: [one for one in in_training(house, "once_more") if one["run"] != first])
     os.kill(other[0]["pid"], signal.SIGKILL)
-    said, _ = process.communicate(timeout=200)
-    assert process.returncode == 0, said
-    assert said.count("; once more") == 2 and said.count("and goes on from there") == 2
+    output, _ = process.communicate(timeout=200)
+    assert process.returncode == 0, output
+    assert output.count("; once more") == 2 and output.count("and goes on from there") == 2
     pd.testing.assert_frame_equal(house.results("once_more"), reference, check_exact=True)
     assert wait_until(lambda: not house.left(), 10)
 
@@ -156,9 +163,9 @@ def test_stopped_and_killed_a_sweep_leaves_nobody_behind_and_goes_on(house, refe
     in_training(house, "stopped")
     process.send_signal(signal.SIGINT)
     stopped = time.monotonic()
-    said, _ = process.communicate(timeout=20)
+    output, _ = process.communicate(timeout=20)
     assert time.monotonic() - stopped < 4  # two seconds, on a machine that has nothing else to do
-    assert process.returncode == 130 and "stopped. Run the same command again" in said and "Traceback" not in said
+    assert process.returncode == 130 and "stopped. Run the same command again" in output and "Traceback" not in output
     assert wait_until(lambda: not house.left(), 3)
     process = house.start("stopped")
     in_training(house, "stopped")
@@ -173,12 +180,12 @@ def test_stopped_and_killed_a_sweep_leaves_nobody_behind_and_goes_on(house, refe
 
 def test_two_sweeps_on_one_folder_share_the_work(house, reference):
     both = [house.start("shared") for _ in range(2)]
-    said = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], said
-    assert any("another process is working on it" in text for text in said)
+    output = [process.communicate(timeout=300)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
+    assert any("another process is working on it" in text for text in output)
     pd.testing.assert_frame_equal(house.results("shared"), reference, check_exact=True)
     assert len(pd.read_csv(house.folder / "executed" / "shared" / "test_openings.csv")) == 1
-    assert not any("cut off" in text or "once more" in text for text in said)
+    assert not any("cut off" in text or "once more" in text for text in output)
 
 
 def test_a_full_disk_is_told_and_what_was_done_is_kept(house, reference):
@@ -189,8 +196,8 @@ def test_a_full_disk_is_told_and_what_was_done_is_kept(house, reference):
         pytest.skip("a disk that can be filled needs the right to mount one")
     try:
         process = house.start("starved")
-        said, _ = process.communicate(timeout=200)
-        assert process.returncode == 1 and "No space left on device" in said and "Traceback" not in said
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 1 and "No space left on device" in output and "Traceback" not in output
         subprocess.run(["mount", "-o", "remount,size=100m", str(folder)], check=True)
         house.sweep("starved")
         pd.testing.assert_frame_equal(house.results("starved"), reference, check_exact=True)
@@ -243,9 +250,9 @@ def test_a_cluster_gives_the_same_results_whatever_is_lost_of_it(house, referenc
     worker.kill()
     wait_until(lambda: [one for one in in_training(house, "cluster") if one["pid"] != lost["pid"]])
     scheduler.kill()
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 1 and "run the same command again to go on" in said and "Traceback" not in said
-    assert "2 at a time on 2 Dask workers" in said
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "run the same command again to go on" in output and "Traceback" not in output
+    assert "2 at a time on 2 Dask workers" in output
     house.sweep("cluster")
     pd.testing.assert_frame_equal(house.results("cluster"), reference, check_exact=True)
 
@@ -260,8 +267,8 @@ def test_a_killed_search_loses_no_trial_and_doubles_none(house):
     process.communicate()
     with journal.open("ab") as file:
         file.write(b'{"op_code": 5, "torn')  # as a kill in the midst of writing leaves it
-    said = house.sweep("search")
-    assert "4 trials in executed/search" in said
+    output = house.sweep("search")
+    assert "4 trials in executed/search" in output
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     backend = optuna.storages.journal.JournalFileBackend(str(journal))
     study = optuna.load_study(study_name="fruitlib", storage=optuna.storages.JournalStorage(backend))

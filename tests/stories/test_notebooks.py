@@ -1,4 +1,4 @@
-"""The notebooks: clean, tagged, agreeing with `Config`, and each really executed on seconds-long knobs."""
+"""The notebooks: clean, tagged, agreeing with `Config`, and each really executed on seconds-long settings."""
 
 import ast
 import json
@@ -94,17 +94,17 @@ class TestEach:
 
 @pytest.fixture(scope="module")
 def executed(shapes, tmp_path_factory):
-    """All notebooks executed in order on tiny knobs, as a person's papermill calls would."""
+    """All notebooks executed in order on tiny settings, as a person's papermill calls would."""
     folder = tmp_path_factory.mktemp("executed")
     tiny = {"data": str(shapes), "image_size": 32, "overrides": {"val_per_class": 4, "test_per_class": 4}}
-    knobs = {
+    settings = {
         "01_split": {"sweep_dir": str(folder), **tiny, "val_per_class": 4, "test_per_class": 4, "overrides": {}},
         "02_train": {"run_dir": str(folder / "run"), **tiny, "epochs": 4, "batch_size": 8, "lr": 0.003, "cam_every": 2},
     }
-    knobs |= {stage: {"sweep_dir": str(folder)} for stage in worker.LOOK_BACK}
+    settings |= {stage: {"sweep_dir": str(folder)} for stage in worker.LOOK_BACK}
     zygote.install()
     for path in NOTEBOOKS:
-        parameters = knobs.get(path.stem, {"run_dir": str(folder / "run")})
+        parameters = settings.get(path.stem, {"run_dir": str(folder / "run")})
         options = {"kernel_name": zygote.NAME, "progress_bar": False}
         papermill.execute_notebook(path, folder / path.name, parameters, **options)
     return folder
@@ -154,8 +154,8 @@ def test_the_numbers_on_top_are_those_in_the_files(executed):
 
 def test_the_exported_file_says_what_its_photos_must_be(executed):
     run = open_run(executed / "run")
-    said = json.loads(export.metadata(run.path / "model.int8.onnx")["preprocess"])
-    assert said == run.config.model_dump(include=set(config.PREPROCESS_KNOBS))
+    output = json.loads(export.metadata(run.path / "model.int8.onnx")["preprocess"])
+    assert output == run.config.model_dump(include=set(config.PREPROCESS_SETTINGS))
 
 
 def test_the_test_set_is_opened_once_and_that_is_on_record(executed):

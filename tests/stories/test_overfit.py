@@ -38,14 +38,14 @@ def dozen(shapes, tmp_path_factory):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_twelve_photos_are_learnt_by_heart(name, dozen, tmp_path):
     lr, epochs = FAMILIES[name]
-    knobs = {"model": name, "lr": lr, "epochs": epochs, "batch_size": 12, "image_size": 64}
-    knobs |= {"data": str(dozen), "val_per_class": 1, "test_per_class": 0, "near_duplicates": "ignore"}
-    knobs |= {"augment": "none", "cam_every": 0, "precision": "fp32", "memory_format": "channels_last"}
+    settings = {"model": name, "lr": lr, "epochs": epochs, "batch_size": 12, "image_size": 64}
+    settings |= {"data": str(dozen), "val_per_class": 1, "test_per_class": 0, "near_duplicates": "ignore"}
+    settings |= {"augment": "none", "cam_every": 0, "precision": "fp32", "memory_format": "channels_last"}
     if name == "convnext_tiny":  # without BatchNorm, as touchy as transformers
-        knobs |= {"optimizer": "adamw", "warmup_epochs": 4}
+        settings |= {"optimizer": "adamw", "warmup_epochs": 4}
     if name not in config.OURS:
-        knobs |= {"dropout": 0.0, "head": "gap_bn" if name.startswith("vgg") else "linear"}
-    cfg = config.make(knobs)
+        settings |= {"dropout": 0.0, "head": "gap_bn" if name.startswith("vgg") else "linear"}
+    cfg = config.make(settings)
     splits.prepare(cfg, tmp_path)
     history = train.fit(create_run(tmp_path / "run", cfg))
     assert history["train_accuracy"].iloc[-1] == 1.0

@@ -36,9 +36,9 @@ def test_the_results_table_is_the_examples():
 
 
 def test_the_claims_are_answered_in_08_s_own_words():
-    said = set(pd.read_csv(EXAMPLE / "insight" / "insight.csv")["said"])
+    output = set(pd.read_csv(EXAMPLE / "insight" / "insight.csv")["output"])
     answers = [line.split("|")[2].strip() for line in README.splitlines() if "Holm p" in line]
-    assert len(answers) == 4 and set(answers) <= said
+    assert len(answers) == 4 and set(answers) <= output
 
 
 def test_the_example_is_what_the_demo_says():

@@ -92,5 +92,5 @@ def test_a_broken_test_photo_and_a_copy_of_a_training_photo_are_counted(three_bo
     shutil.copy(three_bodies / run.rows("train")["path"][0], copy)
     predictions = test_set.predict_test_photos(run)
     assert len(predictions) == 3 * 29 and run.identity("train") == before
-    said = capsys.readouterr().out
-    assert "1 test photos are left out" in said and "1 test photos are copies of photos that taught" in said
+    output = capsys.readouterr().out
+    assert "1 test photos are left out" in output and "1 test photos are copies of photos that taught" in output

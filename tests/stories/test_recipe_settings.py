@@ -28,7 +28,7 @@ def uneven(shapes, tmp_path_factory):
 def make_run(make_run, uneven):
     """The same, on uneven classes."""
     fixed = {"data": str(uneven), "near_duplicates": "ignore", "cam_every": 0}
-    return lambda name="run", **knobs: make_run(name, **{**fixed, **knobs})
+    return lambda name="run", **settings: make_run(name, **{**fixed, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,7 @@ def base(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    ("knobs", "photos"),
+    ("settings", "photos"),
     [
         ({}, 18),
         ({"balance": "oversample"}, 24),
@@ -51,8 +51,8 @@ def base(tmp_path_factory):
         ({"balance": "augment_to", "augment_to": 7}, 8 + 8 + 7),
     ],
 )
-def test_an_epoch_has_the_photos_its_balance_asks_for(make_run, knobs, photos):
-    run = make_run(epochs=1, **knobs)
+def test_an_epoch_has_the_photos_its_balance_asks_for(make_run, settings, photos):
+    run = make_run(epochs=1, **settings)
     train.fit(run)
     assert run.record("train")["photos_per_epoch"] == photos
 
@@ -66,8 +66,8 @@ def test_class_weights_weigh_the_loss_of_training_alone(make_run):
 
 @pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
 def test_two_processes_mix_the_same_pairs_as_one(make_run, mixing):
-    knobs = {"mixing": mixing, "balance": "oversample", "epochs": 2}
-    one, two = (train.fit(make_run(str(n), processes=n, **knobs)) for n in (1, 2))
+    settings = {"mixing": mixing, "balance": "oversample", "epochs": 2}
+    one, two = (train.fit(make_run(str(n), processes=n, **settings)) for n in (1, 2))
     np.testing.assert_allclose(two[VALUES], one[VALUES], rtol=1e-4, atol=1e-5)
 
 
@@ -95,10 +95,10 @@ def test_batchnorm_of_a_frozen_backbone_stays_as_it_is():
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_features_computed_once_give_the_numbers_of_computing_them_every_time(make_run, base, monkeypatch, processes):
-    knobs = {"freeze": "backbone", "base_weights": base, "augment": "none", "lr": 0.05}
-    once = train.fit(make_run("once", processes=processes, **knobs))
+    settings = {"freeze": "backbone", "base_weights": base, "augment": "none", "lr": 0.05}
+    once = train.fit(make_run("once", processes=processes, **settings))
     monkeypatch.setattr(config.Config, "features_once", False)
-    always = train.fit(make_run("always", **knobs))
+    always = train.fit(make_run("always", **settings))
     np.testing.assert_allclose(once[VALUES], always[VALUES], rtol=1e-4, atol=1e-5)
 
 
@@ -132,6 +132,6 @@ def test_a_frozen_backbone_sees_each_photo_once(make_run, base, monkeypatch):
 
 
 def test_two_processes_thaw_as_one_does(make_run, base):
-    knobs = {"freeze": "backbone", "base_weights": base, "unfreeze_every": 1, "lr": 0.01, "monitor": "loss"}
-    one, two = (train.fit(make_run(str(n), processes=n, **knobs)) for n in (1, 2))
+    settings = {"freeze": "backbone", "base_weights": base, "unfreeze_every": 1, "lr": 0.01, "monitor": "loss"}
+    one, two = (train.fit(make_run(str(n), processes=n, **settings)) for n in (1, 2))
     np.testing.assert_allclose(two[VALUES], one[VALUES], rtol=0, atol=1e-5)

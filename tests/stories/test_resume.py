@@ -39,7 +39,7 @@ def server():
 @pytest.fixture
 def make_run(make_run):
     """The same, six epochs long: there must be something to kill."""
-    return lambda name="run", **knobs: make_run(name, **{"epochs": 6, **knobs})
+    return lambda name="run", **settings: make_run(name, **{"epochs": 6, **settings})
 
 
 def fit(path: str, dies_at: int, after: bool) -> None:
@@ -70,7 +70,7 @@ def start(server, run, dies_at: int = 0, after: bool = False):
     return process
 
 
-def said(run) -> str:
+def output(run) -> str:
     return run.path.with_suffix(".txt").read_text()
 
 
@@ -122,8 +122,8 @@ VARIANTS = {
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(make_run, server, variant):
-    knobs, rng = VARIANTS[variant], random.Random(variant)
-    whole, run = undisturbed(server, make_run("whole", **knobs)), make_run("killed", **knobs)
+    settings, rng = VARIANTS[variant], random.Random(variant)
+    whole, run = undisturbed(server, make_run("whole", **settings)), make_run("killed", **settings)
     killed = 0
     for _ in range(3):
         process, epochs = start(server, run), len(run.history()) + rng.randint(1, 2)
@@ -134,7 +134,7 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(make_run, server
         process.join()
         killed += process.exitcode == -signal.SIGKILL
     undisturbed(server, run)
-    assert killed and "resumed after epoch" in said(run)
+    assert killed and "resumed after epoch" in output(run)
     assert_bit_for_bit(run, whole)
 
 
@@ -164,9 +164,9 @@ def cut_off(server, run, dies_at: int = 14):
 def test_gradual_unfreezing_goes_on_where_it_was(make_run, server):
     """Blocks that thawed before the kill learn on after it, those still frozen thaw in their turn."""
     first = undisturbed(server, make_run("first", epochs=1))
-    knobs = {"weights": str(first.path / "best.pt"), "freeze": "backbone", "unfreeze_every": 1}
-    knobs |= {"folds": 2, "fold": 0}  # nobody judges, so the last epoch is the one kept
-    whole, run = undisturbed(server, make_run("whole", **knobs)), cut_off(server, make_run("killed", **knobs))
+    settings = {"weights": str(first.path / "best.pt"), "freeze": "backbone", "unfreeze_every": 1}
+    settings |= {"folds": 2, "fold": 0}  # nobody judges, so the last epoch is the one kept
+    whole, run = undisturbed(server, make_run("whole", **settings)), cut_off(server, make_run("killed", **settings))
     undisturbed(server, cut_off(server, run))
     assert_bit_for_bit(run, whole)
     before, after = (weights.load_checkpoint(one.path / "best.pt")["state_dict"] for one in (first, run))
@@ -182,8 +182,8 @@ def test_a_checkpoint_of_another_training_is_named_and_not_used(make_run, server
     cut_off(server, make_run())
     fresh, run = undisturbed(server, make_run("fresh", **changes)), make_run(**changes)
     undisturbed(server, run)
-    assert f"last.pt is of another training ({named}): training starts anew" in said(run)
-    assert "resumed" not in said(run)
+    assert f"last.pt is of another training ({named}): training starts anew" in output(run)
+    assert "resumed" not in output(run)
     assert_bit_for_bit(run, fresh)
 
 
@@ -192,7 +192,7 @@ def test_a_damaged_checkpoint_is_named_and_training_starts_anew(make_run, server
     last = run.path / checkpoint.NAME
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     undisturbed(server, run)
-    assert "last.pt is damaged and cannot be gone on from: training starts anew" in said(run)
+    assert "last.pt is damaged and cannot be gone on from: training starts anew" in output(run)
     assert_bit_for_bit(run, whole)
 
 
@@ -211,8 +211,8 @@ def test_a_history_longer_than_the_checkpoint_is_cut_to_it(make_run, server):
 
 
 def test_a_killed_worker_starts_all_again_and_the_numbers_are_those_of_an_undisturbed_group(make_run, capsys):
-    knobs = {"processes": 2, "augment": "trivial", "epochs": 60}
-    whole, run, killed = make_run("whole", **knobs), make_run("killed", **knobs), []
+    settings = {"processes": 2, "augment": "trivial", "epochs": 60}
+    whole, run, killed = make_run("whole", **settings), make_run("killed", **settings), []
     train.fit(whole)
     capsys.readouterr()
 

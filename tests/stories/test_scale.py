@@ -40,12 +40,12 @@ digits = pd.Series([f"{n:064x}" for n in range(rows)], dtype=str)
 frame = frame.assign(reason="", width=640, height=480, sha256=digits, phash=digits.str[-16:])
 del digits
 done("checked, as it were")
-knobs = {"val_per_class": 0.1, "test_per_class": 0.1, "folds": 5 if sys.argv[2] == "folds" else 0}
-frame, notes = splits.divide(frame, config.make(knobs))
+settings = {"val_per_class": 0.1, "test_per_class": 0.1, "folds": 5 if sys.argv[2] == "folds" else 0}
+frame, notes = splits.divide(frame, config.make(settings))
 done("divided")
 manifest = frame[list(splits.COLUMNS)]
 del frame
-if knobs["folds"]:  # the rest is the same for shares
+if settings["folds"]:  # the rest is the same for shares
     manifest.to_csv(folder / "manifest.csv", index=False)
     done("written")
     before = splits.fingerprint(manifest)
@@ -55,10 +55,10 @@ if knobs["folds"]:  # the rest is the same for shares
     done("read")
     assert splits.fingerprint(manifest) == before
     done("fingerprint again")
-sizes = {split: len(splits.part(manifest, split, fold=2 if knobs["folds"] else 1)) for split in splits.SPLITS}
+sizes = {split: len(splits.part(manifest, split, fold=2 if settings["folds"] else 1)) for split in splits.SPLITS}
 done("parts")
 counts = splits.counts(manifest).loc["all"].to_dict()
-folds = splits.fold_counts(manifest).to_numpy().tolist() if knobs["folds"] else []
+folds = splits.fold_counts(manifest).to_numpy().tolist() if settings["folds"] else []
 done("counts")
 leaks = len(splits.leaks(manifest))
 done("leaks")

@@ -33,11 +33,11 @@ def house(tmp_path_factory, shapes):
     """A project folder of its own with the real notebooks, so that tests leave `executed/` alone."""
     folder = tmp_path_factory.mktemp("house")
     (folder / "notebooks").symlink_to(HOME / "notebooks")
-    knobs = {"val_per_class": 4, "test_per_class": 4, "image_size": 32, "epochs": 6, "batch_size": 8, "cam_every": 0}
+    settings = {"val_per_class": 4, "test_per_class": 4, "image_size": 32, "epochs": 6, "batch_size": 8, "cam_every": 0}
     wild = {"lr": 10.0, "optimizer": "sgd", "momentum": 0.99}  # diverges
-    knobs |= {"title": "Tiny", "data": str(shapes), "list": [{"lr": 0.003}, wild]}
+    settings |= {"title": "Tiny", "data": str(shapes), "list": [{"lr": 0.003}, wild]}
     (folder / "broken.pt").write_text("not a checkpoint")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(knobs))
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
     return folder
 
 
@@ -106,13 +106,13 @@ def wait_until(condition, seconds: float = 60) -> None:
 @pytest.mark.parametrize(
     ("text", "arguments", "words"),
     [
-        ("lr: 0.1\nlearning_rat: 3", [], "unknown knob learning_rat"),
+        ("lr: 0.1\nlearning_rat: 3", [], "unknown setting learning_rat"),
         ("lr: -3", [], "lr = -3"),
         ("epochs: many", [], "epochs = 'many'"),
         ("epochs: 1", ["--data", "no such folder"], "no such folder of photos"),
         ("val_per_class: 900", [], "class bar has 16 photos"),
-        ("on: 3", [], "True is no knob"),
-        ("grid: {1: [2]}", [], "1 is no knob"),
+        ("on: 3", [], "True is no setting"),
+        ("grid: {1: [2]}", [], "1 is no setting"),
         ("seed: 5000000000", [], "seed = 5000000000"),
         ("base_weights: missing.pt", [], "base_weights missing.pt: no such file"),
         ("base_weights: broken.pt", [], "broken.pt: not a checkpoint that can be read"),
@@ -151,7 +151,7 @@ def test_what_a_kernel_says_outside_of_its_notebook_is_kept_off_the_terminal(tmp
         execute_notebook("dying", tmp_path / "dying.ipynb", config.Config())
 
 
-def test_a_notebook_after_02_reads_the_knobs_its_plan_has_now(tmp_path, tiny, monkeypatch):
+def test_a_notebook_after_02_reads_the_settings_its_plan_has_now(tmp_path, tiny, monkeypatch):
     """Such as another `int8_agreement`, which trains nothing anew."""
     monkeypatch.setenv("FRUITLIB_HOME", str(tmp_path))
     (tmp_path / "notebooks").mkdir()
@@ -233,7 +233,7 @@ def test_what_made_a_difference_is_written_by_the_rule_of_08(tmp_path):
     assert score["pairs"].to_dict() == {(0.001, 0.01): 1, (0.001, 0.1): 1, (0.01, 0.1): 2}
     assert score["gain"].tolist() == pytest.approx([-0.2, -0.4, -0.2])
     assert set(table["measure"]) == {"macro_f1", "epochs_to_converge", "train_seconds"}
-    assert score["low"].notna().tolist() == [False, False, True] and not score["told"].any()
+    assert score["low"].notna().tolist() == [False, False, True] and not score["significant"].any()
 
 
 @pytest.mark.parametrize("broken", [" ", "a;b\n1;2\n"])
@@ -284,7 +284,7 @@ def test_with_folds_the_choice_is_the_best_pooled_combination(folded, tmp_path):
     assert final_model.choose(plan, work, states, tmp_path) is None
 
 
-def test_runs_of_a_list_that_name_different_knobs_are_compared_on_all_of_them(tmp_path):
+def test_runs_of_a_list_that_name_different_settings_are_compared_on_all_of_them(tmp_path):
     (tmp_path / "list.yaml").write_text("list:\n  - {}\n  - {balance: oversample}\n  - {seed: 3}\n")
     plan = params.read_params(tmp_path / "list.yaml")
     work = {name: Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()}

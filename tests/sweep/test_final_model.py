@@ -24,18 +24,26 @@ from fruitlib.sweep import final_model, params, worker
 from fruitlib.training import evaluate, models, train
 
 HOME = Path(__file__).parents[2]
-KNOBS = {"folds": 2, "test_per_class": 4, "image_size": 32, "epochs": 2, "batch_size": 8, "cam_every": 0, "lr": 0.003}
-KNOBS |= {"precision": "fp32", "memory_format": "channels_last", "title": "Two folds"}
+SETTINGS = {
+    "folds": 2,
+    "test_per_class": 4,
+    "image_size": 32,
+    "epochs": 2,
+    "batch_size": 8,
+    "cam_every": 0,
+    "lr": 0.003,
+}
+SETTINGS |= {"precision": "fp32", "memory_format": "channels_last", "title": "Two folds"}
 
 
-def plan_of(folder: Path, **knobs) -> params.Sweep:
-    (folder / "story.yaml").write_text(yaml.safe_dump({**KNOBS, **knobs}))
+def plan_of(folder: Path, **settings) -> params.Sweep:
+    (folder / "story.yaml").write_text(yaml.safe_dump({**SETTINGS, **settings}))
     return params.read_params(folder / "story.yaml")
 
 
 @pytest.fixture(scope="module")
 def trained(shapes, tmp_path_factory):
-    """The folder of a sweep of two folds, both really trained, and the data knob."""
+    """The folder of a sweep of two folds, both really trained, and the data setting."""
     folder = tmp_path_factory.mktemp("sweep")
     plan = plan_of(folder, data=str(shapes))
     splits.prepare(plan.config, folder)
@@ -44,10 +52,10 @@ def trained(shapes, tmp_path_factory):
     return folder, str(shapes)
 
 
-def folds_of(trained, tmp_path, ship: str, **knobs) -> tuple[params.Sweep, list[Run], Run]:
+def folds_of(trained, tmp_path, ship: str, **settings) -> tuple[params.Sweep, list[Run], Run]:
     """A plan that ships so, its complete folds, and the run that is to be shipped."""
     folder, data = trained
-    plan = plan_of(tmp_path, data=data, ship=ship, **knobs)
+    plan = plan_of(tmp_path, data=data, ship=ship, **settings)
     folds = [Run(folder / name, cfg) for name, cfg in plan.runs.items()]
     return plan, folds, final_model.plan_final(plan, folds)
 
@@ -69,7 +77,7 @@ def test_a_refit_learns_from_all_photos_of_the_folds_and_from_none_of_the_test(t
     assert run.predictions("val").empty and run.is_complete("train")
 
 
-def test_a_refit_has_the_knobs_of_the_folds(trained, tmp_path):
+def test_a_refit_has_the_settings_of_the_folds(trained, tmp_path):
     plan, folds, run = folds_of(trained, tmp_path, "refit")
     ours, theirs = run.config.model_dump(), folds[1].config.model_dump()
     assert {name for name in ours if ours[name] != theirs[name]} == {"fold"}
@@ -87,9 +95,9 @@ def test_after_early_stopping_a_refit_takes_the_median_of_the_folds_best_epochs(
     found = final_model.plan_final(plan, folds)
     assert (found.config.epochs, found.config.patience) == (epochs, 0)
     assert found.config.warmup_epochs == min(6, epochs - 1)
-    said = final_model.origin_summary(plan, found, folds)
-    assert f"for {epochs} epoch" in said and "the median of the folds' best" in said
-    assert ("the warm-up is cut" in said) == (epochs <= 6)
+    output = final_model.origin_summary(plan, found, folds)
+    assert f"for {epochs} epoch" in output and "the median of the folds' best" in output
+    assert ("the warm-up is cut" in output) == (epochs <= 6)
 
 
 def test_a_refit_by_a_schedule_that_watches_validation_is_refused_before_anything_is_trained(tmp_path):
@@ -200,7 +208,7 @@ def test_what_is_expected_of_it_is_its_combinations_out_of_fold_numbers(trained,
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, shapes):
     """What the same two folds end in by refit, refit again, ensemble and fold: (house, what was said, times)."""
-    house, said, times = tmp_path_factory.mktemp("house"), [], []
+    house, output, times = tmp_path_factory.mktemp("house"), [], []
     (house / "notebooks").symlink_to(HOME / "notebooks")
     for ship in ("refit", "refit", "ensemble", "fold"):
         plan_of(house, data=str(shapes), ship=ship)
@@ -208,18 +216,18 @@ def swept(tmp_path_factory, shapes):
         environment = os.environ | {"FRUITLIB_HOME": str(house)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert done.returncode == 0, done.stdout + done.stderr
-        said.append(done.stdout)
+        output.append(done.stdout)
         (house / f"{ship}.csv").write_bytes((house / "executed/story/results.csv").read_bytes())
         (house / f"{ship}.html").write_bytes((house / "executed/story/index.html").read_bytes())
         files = [path for path in (house / "executed/story").rglob("*") if path.suffix in {".ipynb", ".pt", ".onnx"}]
         files = [path for path in files if path.stem not in worker.LOOK_BACK]  # looked at anew with each shipped model
         times.append({path: path.stat().st_mtime_ns for path in files})
-    return house, said, times
+    return house, output, times
 
 
 def test_what_is_complete_is_not_repeated(swept):
-    _, said, times = swept
-    assert times[0] == times[1] and said[0].split("\n\n")[1:] == said[1].split("\n\n")[1:]
+    _, output, times = swept
+    assert times[0] == times[1] and output[0].split("\n\n")[1:] == output[1].split("\n\n")[1:]
     assert times[0].items() <= times[2].items() <= times[3].items()
 
 
@@ -270,10 +278,10 @@ def test_the_results_name_the_shipped_run_with_its_test_and_its_expectation(swep
 
 
 def test_terminal_and_report_say_which_model_is_shipped_and_what_to_expect(swept):
-    house, said, _ = swept
+    house, output, _ = swept
     words = ["trained once more, on all 36 photos", "the mean probabilities of the 2 folds' models"]
     words += ["the first fold's model as it is"]
-    for text, ship, word in zip([said[0], *said[2:]], ("refit", "ensemble", "fold"), words, strict=True):
+    for text, ship, word in zip([output[0], *output[2:]], ("refit", "ensemble", "fold"), words, strict=True):
         page = (house / f"{ship}.html").read_text().replace("&#39;", "'")
         assert word in text and word in page and "expected accuracy: 0." in text
         assert ("The shipped model" in page) == (ship != "fold")

@@ -35,7 +35,7 @@ def test_grid_gives_every_combination_named_by_what_differs(tmp_path):
     }
 
 
-def test_list_and_command_line_knobs(tmp_path):
+def test_list_and_command_line_settings(tmp_path):
     path = story(tmp_path, "data: sample5\nlist:\n  - {model: base}\n  - {model: resnet18, lr: 0.01}\n")
     plan = params.read_params(path, {"data": "elsewhere"})
     assert set(plan.runs) == {"model=base", "lr=0.01,model=resnet18"}
@@ -47,12 +47,12 @@ def test_list_and_command_line_knobs(tmp_path):
     [
         ("grid:\n  lr: [0.1, 1e-1]\n", "given twice"),
         ("grid:\n  data: [a, b]\n", "data cannot differ within a sweep"),
-        ("grid: [lr]\n", "grid maps each knob to a list"),
-        ("grid:\n  lr: 0.1\n", "grid maps each knob to a list"),
+        ("grid: [lr]\n", "grid maps each setting to a list"),
+        ("grid:\n  lr: 0.1\n", "grid maps each setting to a list"),
         ("lr: [\n", "not valid YAML"),
-        ("- lr\n", "expected 'knob: value' lines"),
+        ("- lr\n", "expected 'setting: value' lines"),
         ("test: always\n", "test = 'always'"),
-        ("chose_by: accuracy\n", "unknown knob chose_by"),
+        ("chose_by: accuracy\n", "unknown setting chose_by"),
     ],
 )
 def test_broken_params_files(tmp_path, text, word):
@@ -85,7 +85,7 @@ def test_values_that_read_alike_as_a_folder_stay_apart(tmp_path):
 
 
 def test_run_names_are_short_enough_for_a_folder_and_stay_apart():
-    long = [{f"knob{i}": "x" * 30 for i in range(8)} | {"last": last} for last in "ab"]
+    long = [{f"setting{i}": "x" * 30 for i in range(8)} | {"last": last} for last in "ab"]
     names = [params.run_name(differing) for differing in long]
     assert max(map(len, names)) <= 120 and names[0] != names[1]
     assert "/" not in params.run_name({"base_weights": "a/b c.pt"})
@@ -123,7 +123,7 @@ def test_ship_without_folds_is_refused(tmp_path):
         params.read_params(story(tmp_path, "ship: refit\n"))
 
 
-def test_a_knob_that_does_nothing_in_a_run_is_not_compared(tmp_path):
+def test_a_setting_that_does_nothing_in_a_run_is_not_compared(tmp_path):
     with pytest.raises(InputError, match=r"focal_gamma does nothing in the run loss=ce,focal_gamma=3\.0"):
         params.read_params(story(tmp_path, "grid:\n  loss: [ce, focal]\n  focal_gamma: [2.0, 3.0]\n"))
     runs = "list:\n  - {loss: ce}\n  - {loss: focal, focal_gamma: 3.0}\n"

@@ -33,19 +33,19 @@ class Scripted:
             future.cancel()
             future.set_running_or_notify_cancel()
         else:
-            future.set_result({"code": code, "said": [], "error": "last words"})
+            future.set_result({"code": code, "output": [], "error": "last words"})
         return future
 
 
 @pytest.fixture
 def engine_of(tmp_path):
     def make(**codes):
-        said: list[str] = []
-        made = Engine(Scripted(codes), tmp_path, lambda: "python3", said.append)
+        output: list[str] = []
+        made = Engine(Scripted(codes), tmp_path, lambda: "python3", output.append)
         for name in codes:
             (tmp_path / name).mkdir()
             made.add(Task(name, tmp_path / name, ("02_train",)))
-        return made, said
+        return made, output
 
     return make
 
@@ -68,15 +68,15 @@ def test_outcomes_follow_exit_codes_and_what_was_written_down(engine_of, tmp_pat
 
 
 def test_what_is_lost_is_tried_once_more_and_then_told(engine_of):
-    made, said = engine_of(unlucky=[-9, 0], doomed=[-9, worker.CODES["lost"]])
+    made, output = engine_of(unlucky=[-9, 0], doomed=[-9, worker.CODES["lost"]])
     found = ended(made)
     assert found["unlucky"] == Outcome("complete") and found["doomed"].state == "lost"
-    assert "unlucky: its process was lost (killed by SIGKILL, often too little memory): last words; once more" in said
+    assert "unlucky: its process was lost (killed by SIGKILL, often too little memory): last words; once more" in output
     assert len(made.executor.jobs) == 4
 
 
 def test_a_run_that_another_process_holds_is_waited_for(engine_of, tmp_path):
-    made, said = engine_of(busy=[worker.CODES["busy"], 0])
+    made, output = engine_of(busy=[worker.CODES["busy"], 0])
     looks = []
 
     def idle():
@@ -87,7 +87,7 @@ def test_a_run_that_another_process_holds_is_waited_for(engine_of, tmp_path):
     with contextlib.ExitStack() as held:
         held.enter_context(files.lock(tmp_path / "busy" / ".lock"))
         found = [(task.name, outcome) for task, outcome in made.outcomes(idle)]
-    assert found == [("busy", Outcome("complete"))] and said == ["busy: another process is working on it"]
+    assert found == [("busy", Outcome("complete"))] and output == ["busy: another process is working on it"]
     assert looks[:3] == [1, 1, 1] and looks[-1] == 2  # not handed over again while it was held
 
 
@@ -104,7 +104,7 @@ def test_stopping_lets_workers_see_the_stop_file_and_works_without_one(tmp_path)
             while not told() and time.monotonic() < deadline:
                 time.sleep(0.01)
             seen.append(told())
-            return {"code": 128, "said": [], "error": ""}
+            return {"code": 128, "output": [], "error": ""}
 
         made.running = {pool.submit(waits, process): Task("run", folder, ("x",))}
         started = time.monotonic()

@@ -121,7 +121,7 @@ def test_failed_and_pruned_are_told_and_lost_stays_open(plan_of, tmp_path):
         assert [trial.state.name for trial in trials.study.trials] == ["FAIL", "PRUNED", "RUNNING"]
 
 
-def test_importances_are_written_and_name_the_knob_that_decides(plan_of, tmp_path):
+def test_importances_are_written_and_name_the_setting_that_decides(plan_of, tmp_path):
     with search.Trials(plan_of(trials=20, sampler="random"), tmp_path) as trials:
         for number in range(20):
             if number == search.FEWEST_COMPLETE - 1:
@@ -130,7 +130,7 @@ def test_importances_are_written_and_name_the_knob_that_decides(plan_of, tmp_pat
             name = trials.ask()
             finish(trials, name, 0.9 if trials.plan.runs[name].optimizer == "adam" else 0.3)
         trials.write_importances()
-    table = pd.read_csv(tmp_path / "importances.csv").set_index("knob")["importance"]
+    table = pd.read_csv(tmp_path / "importances.csv").set_index("setting")["importance"]
     assert table["optimizer"] > 0.8 and table.sum() == pytest.approx(1, abs=1e-4)
 
 

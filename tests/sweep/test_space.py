@@ -1,4 +1,4 @@
-"""Spaces of knobs: read, refused with the knob's name, drawn evenly and alike each time."""
+"""Spaces of settings: read, refused with the setting's name, drawn evenly and alike each time."""
 
 import numpy as np
 import pytest
@@ -36,12 +36,12 @@ def test_corners_hold_every_listed_value_and_both_ends():
     found = space.corners({"optimizer": ["adam", "sgd", "rmsprop"], "lr": space.Range(0.1, 0.2)})
     assert {(row["optimizer"], row["lr"]) for row in found} >= {(o, e) for o in ("adam", "rmsprop") for e in (0.1, 0.2)}
     assert any(0.1 < row["lr"] < 0.2 for row in found)
-    many = {f"knob{number}": [0, 1] for number in range(30)}
+    many = {f"setting{number}": [0, 1] for number in range(30)}
     assert len(found := space.corners(many)) < space.MOST_CHECKED + 100
     assert all({row[name] for row in found} == {0, 1} for name in many)
 
 
-def test_a_knob_that_takes_a_word_besides_numbers_is_whole_all_the_same():
+def test_a_setting_that_takes_a_word_besides_numbers_is_whole_all_the_same():
     found = space.read_space({"micro_batch": {"low": 4, "high": 64}, "dropout": {"low": 0, "high": 0.5}}, "file")
     assert found["micro_batch"].whole and not found["dropout"].whole
 

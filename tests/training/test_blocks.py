@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 import torchvision
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from fruitlib.core import config
@@ -20,9 +21,9 @@ ROOT = Path(__file__).parents[2]
 RESNET = ["stem", "layer1", "layer2", "layer3", "layer4", "head"]
 
 
-def fresh(name: str = "resnet18", **knobs) -> tuple[models.Normalized, config.Config]:
-    """A model with random weights, and knobs that would have it start from trained ones."""
-    cfg = config.make({"model": name, "weights": "somewhere.pt", **knobs})
+def fresh(name: str = "resnet18", **settings) -> tuple[models.Normalized, config.Config]:
+    """A model with random weights, and settings that would have it start from trained ones."""
+    cfg = config.make({"model": name, "weights": "somewhere.pt", **settings})
     torch.manual_seed(1)
     return models.build(cfg.model_copy(update={"weights": "none"}), 3), cfg
 
@@ -85,7 +86,7 @@ def test_gradual_unfreezing_adds_a_block_from_the_head_down(freeze, every, learn
         assert blocks.freeze_blocks(model, cfg, epoch) == RESNET[-count:] == learns(model)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(max_examples=30, deadline=None)
 @given(
     freeze=st.sampled_from(["backbone", "all_but_last_block"]),
     every=st.integers(0, 4),
@@ -111,10 +112,10 @@ def step(model: models.Normalized, cfg: config.Config) -> None:
 
 
 @pytest.mark.parametrize("name", ["end2end", "resnet18", "mobilenet_v3_small", "densenet121"])
-@pytest.mark.parametrize("knobs", [{"freeze": "backbone"}, {"freeze": "all_but_last_block", "unfreeze_every": 5}])
-def test_a_step_changes_what_learns_and_nothing_else(name, knobs):
+@pytest.mark.parametrize("settings", [{"freeze": "backbone"}, {"freeze": "all_but_last_block", "unfreeze_every": 5}])
+def test_a_step_changes_what_learns_and_nothing_else(name, settings):
     """Weights (of decay, too) and BatchNorm's running statistics."""
-    model, cfg = fresh(name, lr=0.05, optimizer="adamw", weight_decay=0.5, **knobs)
+    model, cfg = fresh(name, lr=0.05, optimizer="adamw", weight_decay=0.5, **settings)
     parts = {**blocks.blocks_of(model), "head": models.head_of(model)}
     learning = blocks.freeze_blocks(model, cfg)
     before = {name: {key: value.clone() for key, value in part.state_dict().items()} for name, part in parts.items()}

@@ -274,7 +274,7 @@ def test_a_run_too_small_for_several_processes_is_said_to_be():
 @given(st.floats(0.001, 1000), st.integers(1, 1000), st.integers(2, 64))
 def test_several_processes_are_never_recommended_where_one_would_be_done_first(seconds, epochs, processes):
     """Even if they shared the work perfectly; and longer runs never turn advice against them."""
-    said = distributed.advice(seconds, epochs, processes)
-    if "too small" not in said:
+    output = distributed.advice(seconds, epochs, processes)
+    if "too small" not in output:
         assert distributed.START_SECONDS + seconds * epochs / processes < seconds * epochs
         assert "too small" not in distributed.advice(seconds * 2, epochs, processes)

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
+from hypothesis import settings as examples
 from hypothesis import strategies as st
 from torch.nn.parallel import DistributedDataParallel
 
@@ -27,8 +28,8 @@ def batch_of(labels, other_labels=None, share=1.0, inputs=None) -> Batch:
     return Batch(inputs, labels, other_labels, share, len(labels))
 
 
-def loss_of(logits, batch, class_weights=None, **knobs) -> torch.Tensor:
-    return losses.build(config.make(knobs), class_weights)(logits, batch)
+def loss_of(logits, batch, class_weights=None, **settings) -> torch.Tensor:
+    return losses.build(config.make(settings), class_weights)(logits, batch)
 
 
 def one_hot(labels) -> torch.Tensor:
@@ -142,20 +143,20 @@ def test_soft_f1_refuses_slices_of_a_batch_and_class_weights():
         losses.build(config.make({"loss": "soft_f1"}), WEIGHTS)
 
 
-@settings(max_examples=30, deadline=None)
+@examples(max_examples=30, deadline=None)
 @given(st.integers(1, 9), st.sampled_from(["ce", "focal", "mix"]), st.floats(0, 0.9), st.booleans())
 def test_accumulated_slices_have_the_gradient_of_the_whole_batch(micro_batch, name, smoothing, mixed):
     """Why each slice's sum is divided by the size of the whole batch, not of the slice: slices differ in size."""
     torch.manual_seed(0)
     inputs, labels, other = torch.randn(9, 4).double(), torch.randint(3, (9,)), torch.randint(3, (9,))
     batch = batch_of(labels, other if mixed else None, 0.6 if mixed else 1.0, inputs)
-    knobs = {"loss": name, "label_smoothing": smoothing}
+    settings = {"loss": name, "label_smoothing": smoothing}
     layer = torch.nn.Linear(4, 3).double()
-    whole = loss_of(layer(inputs), batch, WEIGHTS, **knobs)
+    whole = loss_of(layer(inputs), batch, WEIGHTS, **settings)
     expected = torch.autograd.grad(whole, layer.weight)[0]
     total = 0.0
     for part in batch.parts(micro_batch):
-        share = loss_of(layer(part.images), part, WEIGHTS, **knobs)
+        share = loss_of(layer(part.images), part, WEIGHTS, **settings)
         share.backward()
         total += share.item()
     assert total == pytest.approx(whole.item())
@@ -199,15 +200,15 @@ def a_batch(rank: int, world_size: int) -> Batch:
 def learn(rank: int, world_size: int) -> list[tuple[float, torch.Tensor]]:
     """For each case this process's share of the loss, and the gradient as the recipe computes it."""
     found = []
-    for knobs in CASES:
+    for settings in CASES:
         layer = torch.nn.Linear(4, 3).double()
         with torch.no_grad():
             layer.weight.copy_(torch.arange(12).reshape(3, 4) / 10)
             layer.bias.zero_()
         network = DistributedDataParallel(layer) if world_size > 1 else layer
-        weights = WEIGHTS if "balance" in knobs else None
+        weights = WEIGHTS if "balance" in settings else None
         batch = a_batch(rank, world_size)
-        share = loss_of(network(batch.images), batch, weights, **knobs)
+        share = loss_of(network(batch.images), batch, weights, **settings)
         (share * world_size).backward()  # DDP averages over processes
         found.append((share.item(), layer.weight.grad.clone()))
     return found
@@ -225,7 +226,7 @@ def work(rank: int, folder: str) -> None:
 def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path):
     torch.multiprocessing.spawn(work, (str(tmp_path),), nprocs=2)
     shares = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
-    for (loss, gradient), *both, knobs in zip(learn(0, 1), *shares, CASES, strict=True):
-        assert sum(share for share, _ in both) == pytest.approx(loss), knobs
+    for (loss, gradient), *both, settings in zip(learn(0, 1), *shares, CASES, strict=True):
+        assert sum(share for share, _ in both) == pytest.approx(loss), settings
         for _, found in both:
-            torch.testing.assert_close(found, gradient, msg=str(knobs))
+            torch.testing.assert_close(found, gradient, msg=str(settings))

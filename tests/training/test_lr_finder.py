@@ -36,14 +36,14 @@ def test_what_it_learns_lowers_the_loss_and_a_good_rate_is_suggested(make_run):
 
 
 @pytest.mark.parametrize(
-    "knobs",
+    "settings",
     [
         {"loss": "soft_f1", "optimizer": "sgd", "layer_decay": 0.5, "clip_norm": 1.0},
         {"mixing": "mixup", "augment": "trivial", "balance": "class_weights", "micro_batch": 3},
     ],
 )
-def test_it_leaves_the_run_and_all_random_states_as_they_were(make_run, knobs):
-    run = make_run(**knobs)
+def test_it_leaves_the_run_and_all_random_states_as_they_were(make_run, settings):
+    run = make_run(**settings)
     files = {path: path.stat().st_mtime_ns for path in run.path.rglob("*")}
     states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
     first = lr_finder.find_lr(run, 20)

@@ -25,8 +25,8 @@ FAMILIES += ["convnext_tiny", "regnet_y_400mf", "shufflenet_v2_x0_5"]
 SMALL = ["mobilenet_v3_small", "shufflenet_v2_x0_5"]  # quick to build
 
 
-def make(name: str, classes: int = 3, **knobs) -> models.Normalized:
-    return models.build(config.make({"model": name, **knobs}), classes)
+def make(name: str, classes: int = 3, **settings) -> models.Normalized:
+    return models.build(config.make({"model": name, **settings}), classes)
 
 
 @functools.cache
@@ -240,10 +240,10 @@ def test_gap_bn_with_a_hidden_layer():
 # ---- weights ----
 
 
-def trained(path, name="mobilenet_v3_small", classes="abc", seed=3, **knobs) -> models.Normalized:
+def trained(path, name="mobilenet_v3_small", classes="abc", seed=3, **settings) -> models.Normalized:
     """A model of ours in a file, other in every number from a fresh one."""
     torch.manual_seed(seed)
-    cfg = config.make({"model": name, **knobs})
+    cfg = config.make({"model": name, **settings})
     model = models.build(cfg, len(classes))
     for tensor in (*model.parameters(), *(b for b in model.net.buffers() if b.is_floating_point())):
         tensor.data.add_(0.01)
@@ -268,10 +268,10 @@ def test_a_checkpoint_of_the_same_model_gives_all_its_weights(tmp_path, changes)
     assert started.weights_origin == f"all weights from {tmp_path / 'best.pt'} (classes a, b, c)"
 
 
-@pytest.mark.parametrize(("classes", "knobs"), [(4, {}), (3, {"head": "gap_bn"})])
-def test_of_another_head_the_backbone_alone_is_taken_and_that_is_said(tmp_path, classes, knobs):
+@pytest.mark.parametrize(("classes", "settings"), [(4, {}), (3, {"head": "gap_bn"})])
+def test_of_another_head_the_backbone_alone_is_taken_and_that_is_said(tmp_path, classes, settings):
     model = trained(tmp_path / "best.pt")
-    started = make("mobilenet_v3_small", classes, weights=str(tmp_path / "best.pt"), **knobs)
+    started = make("mobilenet_v3_small", classes, weights=str(tmp_path / "best.pt"), **settings)
     assert same(backbone(started), backbone(model))
     theirs = models.head_of(model).state_dict()  # no part of it, hidden layers neither
     own = models.head_of(started).state_dict()
@@ -311,7 +311,7 @@ def ensemble(path):
         (lambda path: None, "no such file; wanted: none, DEFAULT or a checkpoint"),
         (lambda path: path.write_bytes(b"not a checkpoint"), "not a checkpoint that can be read"),
         (lambda path: torch.save([1, 2], path), "not a checkpoint but a list"),
-        (lambda path: torch.save({"knobs": {}, "parts": {}}, path), "neither a best.pt of this fruitlib nor"),
+        (lambda path: torch.save({"settings": {}, "parts": {}}, path), "neither a best.pt of this fruitlib nor"),
         (lambda path: trained(path), "holds model mobilenet_v3_small, not resnet18"),
         (ensemble, "an ensemble of 2"),
         (lambda path: torch.save(state("resnet34"), path), r"another network \(layer1.2.bn1.bias is unknown\)"),
@@ -464,7 +464,7 @@ def test_weights_bring_the_normalisation_they_were_made_with(published, monkeypa
 
 
 @pytest.mark.parametrize(
-    ("name", "knobs"),
+    ("name", "settings"),
     [
         ("base", {}),
         ("end2end", {}),
@@ -473,15 +473,15 @@ def test_weights_bring_the_normalisation_they_were_made_with(published, monkeypa
         ("convnext_tiny", {"dropout": 0.2}),
     ],
 )
-def test_restore_gives_back_the_model(tmp_path, name, knobs):
-    model = trained(tmp_path / "best.pt", name, "abcde", image_size=64, **knobs).eval()
+def test_restore_gives_back_the_model(tmp_path, name, settings):
+    model = trained(tmp_path / "best.pt", name, "abcde", image_size=64, **settings).eval()
     before = torch.get_rng_state()
     restored, content = models.restore(tmp_path / "best.pt")
     assert torch.equal(before, torch.get_rng_state())
     images = torch.rand(2, 3, 64, 64)
     assert torch.equal(restored(images), model(images)) and not restored.training
     assert (content["class_names"], content["epoch"], content["image_size"]) == (list("abcde"), 7, 64)
-    assert content["network"] == {"head": "linear", "head_width": 0, "dropout": "auto", "model": name} | knobs
+    assert content["network"] == {"head": "linear", "head_width": 0, "dropout": "auto", "model": name} | settings
     assert json.loads(json.dumps(content["preprocess"]))["resize"] == "crop"
 
 

@@ -15,9 +15,9 @@ from fruitlib.training import blocks, models, optim
 SCHEDULES = ("step", "exponential", "cosine", "plateau", "one_cycle", "constant")
 
 
-def network(**knobs) -> tuple:
+def network(**settings) -> tuple:
     """A config and its freshly built network for three classes, frozen as it says."""
-    cfg = config.make(knobs)
+    cfg = config.make(settings)
     torch.manual_seed(0)
     model = models.build(cfg, 3)
     blocks.freeze_blocks(model, cfg)
@@ -26,7 +26,7 @@ def network(**knobs) -> tuple:
 
 @pytest.fixture(scope="module")
 def resnet_weights(tmp_path_factory) -> str:
-    """A checkpoint of an untrained resnet18, for knobs that want weights to start from."""
+    """A checkpoint of an untrained resnet18, for settings that want weights to start from."""
     path = tmp_path_factory.mktemp("weights") / "best.pt"
     cfg, model = network(model="resnet18")
     torch.save(models.checkpoint(model, cfg, ["a", "b", "c"]), path)
@@ -194,7 +194,7 @@ def test_one_cycle_takes_the_epochs_of_warm_up_for_its_rise():
     assert np.all(np.diff(found[: 4 * STEPS + 1]) > 0) and np.all(np.diff(found[4 * STEPS :]) < 0)
 
 
-def test_one_cycle_leaves_momentum_as_the_knob_says():
+def test_one_cycle_leaves_momentum_as_the_setting_says():
     cfg, model = network(scheduler="one_cycle", optimizer="sgd", momentum=0.7, epochs=2)
     optimizer = optim.build(cfg, model)
     schedule = optim.Schedule(cfg, optimizer, 3)

@@ -31,7 +31,7 @@ from fruitlib.training.precision import (
 CPU = torch.device("cpu")
 
 
-def knobs(**changed):
+def settings(**changed):
     return config.make({"image_size": 32, "batch_size": 4, "precision": "auto", "memory_format": "auto", **changed})
 
 
@@ -74,16 +74,16 @@ def test_what_is_chosen_is_never_slow(values):
 
 
 def test_auto_is_timed_once_written_down_and_read_afterwards(tmp_path):
-    first = choose(knobs(), 3, CPU, tmp_path)
+    first = choose(settings(), 3, CPU, tmp_path)
     written = (tmp_path / "auto.json").stat().st_mtime_ns
-    assert choose(knobs(lr=0.1, seed=3, epochs=7, augment="none"), 3, CPU, tmp_path) == first
+    assert choose(settings(lr=0.1, seed=3, epochs=7, augment="none"), 3, CPU, tmp_path) == first
     assert (tmp_path / "auto.json").stat().st_mtime_ns == written
     assert set(first.step_ms) == {f"{p} {f}" for p in ("fp32", "bf16") for f in ("channels_last", "contiguous")}
     assert all(0 < ms < 5000 for ms in first.step_ms.values())
     chosen = f"{first.precision}, {'channels_last' if first.memory_format == torch.channels_last else 'contiguous'}"
     best = first.step_ms[chosen.replace(",", "")]
-    assert first.said.startswith(f"precision {chosen}: {best:.1f} ms a step of 4 images")
-    assert first.said.endswith("(timed once for this sweep)") and "\n" not in first.said
+    assert first.summary.startswith(f"precision {chosen}: {best:.1f} ms a step of 4 images")
+    assert first.summary.endswith("(timed once for this sweep)") and "\n" not in first.summary
 
 
 def test_other_networks_sides_and_sweeps_are_timed_for_themselves_batches_and_threads_are_not(tmp_path, monkeypatch):
@@ -105,13 +105,13 @@ def test_other_networks_sides_and_sweeps_are_timed_for_themselves_batches_and_th
         )
     ):
         for _ in range(2):
-            choose(knobs(**changed), 3, CPU, tmp_path)
+            choose(settings(**changed), 3, CPU, tmp_path)
         assert len(timed) == number + 1, changed
-    choose(knobs(), 3, CPU, tmp_path / "another")
+    choose(settings(), 3, CPU, tmp_path / "another")
     assert len(timed) == number + 2
     threads = torch.get_num_threads()
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads + 1)
-    choose(knobs(batch_size=8, processes=2), 3, CPU, tmp_path)  # a grid over these must not compare precisions
+    choose(settings(batch_size=8, processes=2), 3, CPU, tmp_path)  # a grid over these must not compare precisions
     assert len(timed) == number + 2
 
 
@@ -124,24 +124,24 @@ def test_a_training_that_was_cut_off_goes_on_as_it_began():
 
 def test_a_process_times_its_own_share(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "3")
-    assert images_per_step(knobs(batch_size=16, processes=3)) == 6
-    assert images_per_step(knobs(batch_size=16, processes=3, micro_batch=4)) == 4
+    assert images_per_step(settings(batch_size=16, processes=3)) == 6
+    assert images_per_step(settings(batch_size=16, processes=3, micro_batch=4)) == 4
 
 
-def test_a_named_knob_is_kept_and_with_both_nothing_is_timed(tmp_path):
-    both = choose(knobs(precision="bf16", memory_format="contiguous"), 3, CPU, tmp_path)
+def test_a_named_setting_is_kept_and_with_both_nothing_is_timed(tmp_path):
+    both = choose(settings(precision="bf16", memory_format="contiguous"), 3, CPU, tmp_path)
     assert (both.precision, both.memory_format, both.step_ms) == ("bf16", torch.contiguous_format, {})
-    assert both.said == "precision bf16 (as asked), contiguous (as asked): nothing was timed"
+    assert both.summary == "precision bf16 (as asked), contiguous (as asked): nothing was timed"
     assert not (tmp_path / "auto.json").exists()
-    named = choose(knobs(precision="bf16"), 3, CPU, tmp_path)
+    named = choose(settings(precision="bf16"), 3, CPU, tmp_path)
     assert named.precision == "bf16" and set(named.step_ms) == {"bf16 channels_last", "bf16 contiguous"}
-    layout = choose(knobs(memory_format="contiguous"), 3, CPU, tmp_path)
+    layout = choose(settings(memory_format="contiguous"), 3, CPU, tmp_path)
     assert layout.memory_format == torch.contiguous_format
     assert set(layout.step_ms) == {"fp32 contiguous", "bf16 contiguous"}
 
 
 def test_features_computed_once_are_not_timed(tmp_path):
-    frozen = knobs(model="resnet18", weights="DEFAULT", freeze="backbone", augment="none")
+    frozen = settings(model="resnet18", weights="DEFAULT", freeze="backbone", augment="none")
     found = choose(frozen, 3, CPU, tmp_path)
     assert (found.precision, found.memory_format, found.step_ms) == ("fp32", torch.channels_last, {})
 
@@ -149,32 +149,32 @@ def test_features_computed_once_are_not_timed(tmp_path):
 @pytest.mark.parametrize("memory_format", ["auto", "contiguous"])
 def test_fp16_on_a_cpu_is_refused(tmp_path, memory_format):
     with pytest.raises(InputError, match=r"^precision = fp16: needs a CUDA device.*; use bf16 or fp32$"):
-        choose(knobs(precision="fp16", memory_format=memory_format), 3, CPU, tmp_path)
+        choose(settings(precision="fp16", memory_format=memory_format), 3, CPU, tmp_path)
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"a": {"step_ms": {}}}', '{"a": 1}'])
 def test_a_broken_file_is_named(tmp_path, text):
     (tmp_path / "auto.json").write_text(text)
     with pytest.raises(InputError, match=r"auto\.json: .* remove it"):
-        choose(knobs(), 3, CPU, tmp_path)
+        choose(settings(), 3, CPU, tmp_path)
 
 
 def test_random_state_is_as_before(tmp_path):
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    choose(knobs(model="efficientnet_b0"), 3, CPU, tmp_path)  # draws weights, dropout and dropped paths
+    choose(settings(model="efficientnet_b0"), 3, CPU, tmp_path)  # draws weights, dropout and dropped paths
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("changed", [{"model": "resnet18", "head": "gap_bn", "batch_size": 2}, {"micro_batch": 1}])
 def test_a_share_of_one_or_two_images_can_be_timed(changed):
     """BatchNorm after the last pooling has no variance of one image."""
-    timed, images = step_times(knobs(**changed), 3, CPU, [("fp32", "contiguous")])
+    timed, images = step_times(settings(**changed), 3, CPU, [("fp32", "contiguous")])
     assert images == 2 and timed[("fp32", "contiguous")] > 0
 
 
 def test_weights_to_start_from_are_not_looked_for():
-    cfg = knobs(model="resnet18", weights="nowhere/best.pt", freeze="backbone", unfreeze_every=1)
+    cfg = settings(model="resnet18", weights="nowhere/best.pt", freeze="backbone", unfreeze_every=1)
     step_times(cfg, 3, CPU, [("fp32", "contiguous")])
 
 
@@ -205,7 +205,7 @@ def test_two_at_once_agree_and_one_of_them_times(tmp_path, monkeypatch):
 
     monkeypatch.setattr("fruitlib.training.precision.step_times", slowly)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: choose(knobs(), 3, CPU, tmp_path), range(4)))
+        found = list(pool.map(lambda _: choose(settings(), 3, CPU, tmp_path), range(4)))
     assert timed == [1.0] and found == [found[0]] * 4
 
 
@@ -215,7 +215,7 @@ def test_in_a_group_rank_0_decides(tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda found, **_: found.__setitem__(0, told))
-    assert choose(knobs(), 3, CPU, tmp_path).precision == "bf16"
+    assert choose(settings(), 3, CPU, tmp_path).precision == "bf16"
     assert list(tmp_path.iterdir()) == []
 
 
@@ -235,9 +235,9 @@ def test_compiled_gives_the_same_logits_and_uncompiled_calls_hooks(request):
     images, names = torch.rand(2, 3, 4, 4), list(model.state_dict())
     plain = model(images)
     request.addfinalizer(torch._dynamo.reset)
-    compiled(model, knobs())
+    compiled(model, settings())
     assert model._compiled_call_impl is None  # compile: none
-    compiled(model, knobs(compile="default"))
+    compiled(model, settings(compile="default"))
     torch.testing.assert_close(model(images), plain, rtol=1e-4, atol=1e-6)
     assert list(model.state_dict()) == names
     seen = []
@@ -254,7 +254,7 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     with pytest.raises(InputError, match=r"^compile = default: .*C\+\+ compiler.* install g\+\+.*compile: none$"):
-        compiled(nn.Linear(2, 2), knobs(compile="default"))
+        compiled(nn.Linear(2, 2), settings(compile="default"))
 
 
 @pytest.mark.gpu
@@ -262,6 +262,6 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch):
 def test_a_gpu_times_fp16_too_and_keeps_its_random_state(tmp_path):
     device = torch.device("cuda", 0)
     before = torch.cuda.get_rng_state(device)
-    found = choose(knobs(model="resnet18"), 3, device, tmp_path)
+    found = choose(settings(model="resnet18"), 3, device, tmp_path)
     assert {"fp32", "fp16"} <= {name.split()[0] for name in found.step_ms}
     assert torch.equal(torch.cuda.get_rng_state(device), before)

@@ -33,10 +33,10 @@ NAMES = {"lr", "loss/train", "loss/val", "macro_f1/val", "cpu_percent"}
 def make_run(tmp_path):
     """`make_run("tensorboard", lr=...)`: a run folder whose rows are mirrored there."""
 
-    def make(*track, **knobs):
+    def make(*track, **settings):
         folder = tmp_path / "berries" / "lr=0.1,seed=1"
         folder.mkdir(parents=True, exist_ok=True)
-        return Run(folder, config.make({"track": list(track), **knobs}))
+        return Run(folder, config.make({"track": list(track), **settings}))
 
     return make
 
@@ -84,8 +84,8 @@ def test_history_is_written_whole(make_run):
 
 def test_importing_loads_no_tracker():
     probe = "import sys, fruitlib.training.tracking; print({'wandb', 'tensorboard'} & set(sys.modules))"
-    said = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
-    assert said.stdout.strip() == "set()"
+    summary = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert summary.stdout.strip() == "set()"
 
 
 def test_columns_get_their_tracker_names_and_only_numbers_pass():
@@ -123,7 +123,7 @@ def test_meters_give_the_peak_of_gpu_memory_since_the_last_read():
     meters.read()
     values = meters.read()
     assert values["gpu_gb"] < 1
-    assert ("gpu_percent" in values) != bool(meters.said)
+    assert ("gpu_percent" in values) != bool(meters.summary)
 
 
 def events(folder):
@@ -140,7 +140,7 @@ def events(folder):
 
 def check_events(run, rows):
     found, texts = events(run.path / "tensorboard")
-    assert set(found) == NAMES and texts == ["knobs/text_summary"]
+    assert set(found) == NAMES and texts == ["settings/text_summary"]
     for name, column in (("loss/train", "train_loss"), ("macro_f1/val", "val_macro_f1"), ("lr", "lr")):
         values = {step: value for step, (value,) in found[name].items()}  # one value a step
         assert values == pytest.approx({row["epoch"]: row[column] for row in rows})
@@ -235,11 +235,11 @@ def test_wandb_writes_offline_files_calls_nobody_and_leaves_no_process(make_run,
     check_logged(found, ROWS)
     (started,) = (record.run for record in found if record.WhichOneof("record_type") == "run")
     assert (started.project, started.display_name) == ("berries", "lr=0.1,seed=1")
-    knobs = {item.key: json.loads(item.value_json) for item in started.config.update}
-    assert knobs["lr"] == 0.02 and knobs["model"] == "end2end"
-    said = capfd.readouterr()
-    assert said.out.startswith("W&B follows, offline (not logged in") and said.out.count("\n") == 1
-    assert said.err == ""
+    settings = {item.key: json.loads(item.value_json) for item in started.config.update}
+    assert settings["lr"] == 0.02 and settings["model"] == "end2end"
+    summary = capfd.readouterr()
+    assert summary.out.startswith("W&B follows, offline (not logged in") and summary.out.count("\n") == 1
+    assert summary.err == ""
 
 
 def test_resumed_wandb_keeps_its_id_and_repeats_nothing_and_a_new_training_gets_another(make_run, nobody):
@@ -261,17 +261,17 @@ def test_without_an_answer_from_the_server_wandb_goes_on_offline(make_run, nobod
     monkeypatch.setattr(tracking, "PATIENCE", 2.0)
     run = make_run("wandb")
     mirrors = mirror(run, [], ROWS)
-    assert "offline (W&B cannot be reached" in mirrors.said[0] and len(mirrors.said) == 1
+    assert "offline (W&B cannot be reached" in mirrors.summary[0] and len(mirrors.summary) == 1
     assert nobody  # it was logged in, and did try
     check_logged(offline_runs(run)[-1], ROWS)
 
 
 def test_the_environments_mode_wins_and_never_asks(make_run, nobody, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "disabled")
-    assert mirror(make_run("wandb"), [], ROWS).said == ["W&B follows, disabled ($WANDB_MODE is disabled)"]
+    assert mirror(make_run("wandb"), [], ROWS).summary == ["W&B follows, disabled ($WANDB_MODE is disabled)"]
     monkeypatch.setenv("WANDB_MODE", "online")
-    (said,) = mirror(make_run("wandb"), [], ROWS).said
-    assert "nobody is logged in: run `wandb login`; history.csv goes on" in said
+    (summary,) = mirror(make_run("wandb"), [], ROWS).summary
+    assert "nobody is logged in: run `wandb login`; history.csv goes on" in summary
     assert offline_runs(make_run("wandb")) == [] and not nobody
 
 
@@ -289,9 +289,9 @@ def test_a_tracker_that_fails_is_left_and_the_other_goes_on(make_run, monkeypatc
     run = make_run("wandb", "tensorboard")
     mirrors = mirror(run, [], ROWS)
     check_events(run, ROWS)
-    complaints = [line for line in mirrors.said if "stopped" in line]
+    complaints = [line for line in mirrors.summary if "stopped" in line]
     assert complaints == ["wandb stopped: [Errno 28] No space left on device; history.csv goes on"]
-    assert capsys.readouterr().out.splitlines() == mirrors.said
+    assert capsys.readouterr().out.splitlines() == mirrors.summary
     assert closed == [False]
 
 
@@ -302,8 +302,8 @@ def test_a_tracker_that_cannot_begin_or_end_does_not_stop_training(make_run, mon
     monkeypatch.setattr(tracking, "_wandb", lambda run, history: tracking.Mirror("here", lambda row: None, no_end))
     monkeypatch.setattr(tracking, "_tensorboard", lambda run, history: 1 / 0)
     mirrors = mirror(make_run("tensorboard", "wandb"), [], ROWS)
-    assert mirrors.said[0] == "tensorboard stopped: division by zero; history.csv goes on"
-    assert mirrors.said[-1] == "wandb stopped: RuntimeError; history.csv goes on"
+    assert mirrors.summary[0] == "tensorboard stopped: division by zero; history.csv goes on"
+    assert mirrors.summary[-1] == "wandb stopped: RuntimeError; history.csv goes on"
 
 
 def test_what_ends_training_is_passed_on_and_told_to_the_trackers(make_run, monkeypatch):

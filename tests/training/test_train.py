@@ -42,7 +42,7 @@ def test_the_same_seed_gives_the_same_numbers_and_another_does_not(make_run):
     assert not first[VALUES].equals(other[VALUES])
 
 
-def test_a_trained_run_is_not_trained_again_unless_its_knobs_change(make_run, capsys):
+def test_a_trained_run_is_not_trained_again_unless_its_settings_change(make_run, capsys):
     train.fit(make_run())
     written = (make_run().path / "best.pt").stat().st_mtime_ns
     train.fit(make_run())
@@ -74,9 +74,9 @@ def test_base_then_end2end(make_run, shapes, tmp_path, tiny):
         (five / name).mkdir()
         for file in (shapes / ["disc", "bar"][i]).iterdir():  # in other colours: the same photo has one label
             ImageOps.invert(Image.open(file)).save(five / name / file.name)
-    knobs = {**tiny, "data": str(five), "model": "base", "epochs": 1}
-    splits.prepare(config.make(knobs), tmp_path / "base")
-    base = create_run(tmp_path / "base" / "run", config.make(knobs))
+    settings = {**tiny, "data": str(five), "model": "base", "epochs": 1}
+    splits.prepare(config.make(settings), tmp_path / "base")
+    base = create_run(tmp_path / "base" / "run", config.make(settings))
     train.fit(base)
     run = make_run(base_weights=str(base.path / "best.pt"), lr=1e-9, epochs=1)
     train.fit(run)
@@ -123,16 +123,16 @@ def test_each_photo_of_the_epoch_is_counted_once_in_training():
     assert row["train_loss"] == pytest.approx(4.5 / 3) and row["train_accuracy"] == pytest.approx(2 / 3)
 
 
-@pytest.mark.parametrize("knobs", [{}, {"mixing": "mixup"}, {"balance": "class_weights", "label_smoothing": 0.1}])
-def test_a_batch_in_parts_teaches_what_the_whole_batch_does(make_run, knobs):
+@pytest.mark.parametrize("settings", [{}, {"mixing": "mixup"}, {"balance": "class_weights", "label_smoothing": 0.1}])
+def test_a_batch_in_parts_teaches_what_the_whole_batch_does(make_run, settings):
     """Why each part's loss is divided by the size of the whole batch: 8 in parts of at most 3 are 3, 3 and 2, and the
     mean of their means would weigh the images of the last part more."""
-    whole = train.fit(make_run("whole", **knobs))
-    parts = train.fit(make_run("parts", micro_batch=3, **knobs))
+    whole = train.fit(make_run("whole", **settings))
+    parts = train.fit(make_run("parts", micro_batch=3, **settings))
     np.testing.assert_allclose(parts[VALUES], whole[VALUES], rtol=1e-4, atol=1e-5)
 
 
-def test_a_loss_that_is_no_number_names_epoch_batch_and_knob(make_run):
+def test_a_loss_that_is_no_number_names_epoch_batch_and_setting(make_run):
     run = make_run(lr=10, optimizer="sgd", momentum=0.99, epochs=30, cam_every=0)
     with pytest.raises(train.Diverged, match=r"\(epoch \d+, .+\): lower lr \(it is 10\), or set clip_norm: 1"):
         train.fit(run)
@@ -167,7 +167,7 @@ def test_where_gpu_memory_ends_fewer_images_are_computed_at_a_time_to_the_same_e
     assert "GPU memory ran out: micro_batch is 2 from now on" in capsys.readouterr().out
 
 
-def test_where_memory_ends_for_a_chosen_micro_batch_the_knob_is_named(make_run, monkeypatch):
+def test_where_memory_ends_for_a_chosen_micro_batch_the_setting_is_named(make_run, monkeypatch):
     short_of_memory(monkeypatch, most=3)
     with pytest.raises(InputError, match="ran out with 4 images at a time: set micro_batch: 2"):
         train.fit(make_run(micro_batch=4))
@@ -241,10 +241,10 @@ def test_a_finished_training_leaves_no_checkpoint_to_go_on_from(make_run):
     assert not (run.path / "last.pt").exists()
 
 
-@pytest.mark.parametrize("knobs", [{"patience": 1}, {"scheduler": "plateau"}])
-def test_what_follows_validation_is_refused_where_nothing_validates(make_run, knobs):
+@pytest.mark.parametrize("settings", [{"patience": 1}, {"scheduler": "plateau"}])
+def test_what_follows_validation_is_refused_where_nothing_validates(make_run, settings):
     with pytest.raises(InputError, match="follows validation, and no photo validates"):
-        train.fit(make_run(folds=2, fold=0, **knobs))
+        train.fit(make_run(folds=2, fold=0, **settings))
 
 
 def test_weights_that_are_no_numbers_are_not_kept_where_nothing_validates(make_run, monkeypatch):
