@@ -2,9 +2,10 @@
 
 Read `config` first: every setting with its type, range, default and help.
 
-    config     Config: every setting of a run; which settings belong to which stage
-    files      paths, atomic writes, locks, fingerprints
-    machine    device, threads, seeds, rank, versions
-    progress   how far long work is, and how long it still takes
-    errors     InputError: one line that says what is wrong, where, and what to do
+    config       Config: every setting of a run; which settings belong to which stage
+    files        paths, atomic writes, locks, fingerprints
+    machine      device, threads, seeds, rank, versions
+    progress     how far long work is, and how long it still takes
+    errors       InputError: one line that says what is wrong, where, and what to do
+    source_code  the code that a result depends on: a module with all it imports
 """

@@ -1,5 +1,6 @@
 """A trained network -> a file that others can use, and what it is worth on photos it has never seen.
 
+predict     an exported file used; needs neither torch nor pandas
 export      ONNX fp32, checked against torch; latency and size
 quantize    INT8 by static quantization
 test_set    the test photos, opened once, predicted by every file of the model

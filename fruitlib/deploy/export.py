@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 
 from fruitlib.core.errors import InputError
-from fruitlib.core.files import display_path, replacing
+from fruitlib.core.files import replacing
+from fruitlib.deploy.predict import check_images, in_batches, open_session
 
 OPSET = 20
 RESERVED = {"class_names", "image_size", "quantization"}
@@ -67,49 +67,11 @@ def _cpu_copy(model: torch.nn.Module) -> torch.nn.Module:
     return copy.deepcopy(model).cpu().eval()
 
 
-def _batches(images: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    return [images[i : i + batch_size] for i in range(0, len(images), batch_size)]
-
-
-def session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
-    """ONNX Runtime on the CPU for the file `path`; `threads` 0 leaves their number to ONNX Runtime."""
-    if not Path(path).is_file():
-        raise InputError(f"{display_path(path)}: no such file; export the model first")
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    try:
-        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:
-        raise InputError(f"{display_path(path)}: not a readable ONNX file; export the model again") from error
-
-
-def metadata(path: Path) -> dict[str, str]:
-    """What the file says of itself: "class_names" (a JSON list), "image_size", and what `extra` gave."""
-    return session(path).get_modelmeta().custom_metadata_map
-
-
-def run_onnx(path: Path, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """Logits (n, C) float32 of `images` (n, 3, S, S) float32 in [0, 1], by ONNX Runtime on the CPU."""
-    opened = session(path)
-    images = _checked_images(path, opened, images, "images")
-    return np.concatenate([opened.run(["logits"], {"images": b})[0] for b in _batches(images, batch_size)])
-
-
 def run_torch(model: torch.nn.Module, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
     """The same by torch: a copy of `model` on the CPU in evaluation mode, the reference for `parity`."""
     model = _cpu_copy(model)
     with torch.inference_mode():
-        return np.concatenate([model(torch.from_numpy(b)).numpy() for b in _batches(images, batch_size)])
-
-
-def _checked_images(path: Path, opened, images: np.ndarray, name: str) -> np.ndarray:
-    """`images` as the file takes them, or an InputError that says how they differ."""
-    images, wanted = np.asarray(images), tuple(opened.get_inputs()[0].shape[1:])
-    if images.ndim != 4 or images.shape[1:] != wanted or len(images) == 0:
-        raise InputError(f"{name}: shape {images.shape}; {display_path(path)} takes (n > 0, *{wanted})")
-    if images.dtype != np.float32 or not (images.min() >= 0 and images.max() <= 1):
-        raise InputError(f"{name}: not float32 in [0, 1] but {images.dtype}; convert and scale them")
-    return images
+        return np.concatenate([model(torch.from_numpy(b)).numpy() for b in in_batches(images, batch_size)])
 
 
 def parity(reference_logits: np.ndarray, logits: np.ndarray) -> dict:
@@ -157,8 +119,8 @@ def size_mb(path: Path) -> float:
 
 def onnx_runner(path: Path, image: np.ndarray, threads: int = 1) -> Callable[[], np.ndarray]:
     """For `latency_ms`: a call that runs the file on `image` (1, 3, S, S)."""
-    opened = session(path, threads)
-    feed = {"images": _checked_images(path, opened, image, "image")}
+    opened = open_session(path, threads)
+    feed = {"images": check_images(path, opened, image, "image")}
     return lambda: opened.run(["logits"], feed)[0]
 
 

@@ -8,7 +8,7 @@ import onnx
 from onnxruntime import quantization as ort
 
 from fruitlib.core.files import replacing
-from fruitlib.deploy.export import _batches, _checked_images, metadata, session
+from fruitlib.deploy.predict import check_images, in_batches, open_session, read_metadata
 
 OP_TYPES = ("Conv", "Gemm", "MatMul")
 
@@ -26,7 +26,7 @@ def quantize(
     The metadata is kept, "quantization" added. Jacob et al. 2018, "Quantization and Training of Neural
     Networks for Efficient Integer-Arithmetic-Only Inference", equation 1 and section 3.
     """
-    images = _checked_images(fp32, session(fp32), calibration_images, "calibration_images")
+    images = check_images(fp32, open_session(fp32), calibration_images, "calibration_images")
     scheme = {"quant_format": ort.QuantFormat.QDQ, "calibrate_method": ort.CalibrationMethod.MinMax}
     scheme |= {"op_types_to_quantize": list(op_types), "per_channel": True, "reduce_range": reduce_range}
     types = {"activation_type": ort.QuantType.QUInt8, "weight_type": ort.QuantType.QInt8}
@@ -36,7 +36,7 @@ def quantize(
         ort.quantize_static(prepared, quantized, _Calibration(images, batch_size), **scheme, **types)
         proto = onnx.load(quantized)
     note = f"static QDQ, {'/'.join(op_types)}, calibrated on {len(images)} images"
-    onnx.helper.set_model_props(proto, metadata(fp32) | {"quantization": note})
+    onnx.helper.set_model_props(proto, read_metadata(fp32) | {"quantization": note})
     with replacing(int8) as partial:
         onnx.save(proto, partial)
     return Path(int8)
@@ -46,7 +46,7 @@ class _Calibration(ort.CalibrationDataReader):
     """Hands the quantizer its images, a batch at a time."""
 
     def __init__(self, images: np.ndarray, batch_size: int):
-        self.batches = iter(_batches(images, batch_size))
+        self.batches = iter(in_batches(images, batch_size))
 
     def get_next(self) -> dict | None:
         batch = next(self.batches, None)

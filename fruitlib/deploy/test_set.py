@@ -5,7 +5,8 @@ import pandas as pd
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path
 from fruitlib.data import dataset, photo_checks, sources
-from fruitlib.deploy.export import run_onnx, run_torch
+from fruitlib.deploy.export import run_torch
+from fruitlib.deploy.predict import run_onnx
 from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Run
 from fruitlib.training import models

@@ -346,9 +346,9 @@ class Driver:
                 self.plan, self.sweep_dir, self.work, self.states, chosen, shipped, total
             )
         for problem in problems:
-            if problem not in self._summary:
+            if problem not in self._reported:
                 self.progress.say(problem)
-                self._summary.add(problem)
+                self._reported.add(problem)
         return told
 
     def _finish(self, name: str, stages: tuple[str, ...]) -> None:

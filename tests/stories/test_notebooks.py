@@ -15,7 +15,7 @@ import papermill
 import pytest
 
 from fruitlib.core import config
-from fruitlib.deploy import export
+from fruitlib.deploy import predict
 from fruitlib.kernels import zygote
 from fruitlib.runs import stages
 from fruitlib.runs.run import open_run
@@ -154,7 +154,7 @@ def test_the_numbers_on_top_are_those_in_the_files(executed):
 
 def test_the_exported_file_says_what_its_photos_must_be(executed):
     run = open_run(executed / "run")
-    output = json.loads(export.metadata(run.path / "model.int8.onnx")["preprocess"])
+    output = json.loads(predict.read_metadata(run.path / "model.int8.onnx")["preprocess"])
     assert output == run.config.model_dump(include=set(config.PREPROCESS_SETTINGS))
 
 
