@@ -60,7 +60,7 @@ def test_no_modules_import_each_other_in_a_circle():
 def test_a_rooms_docstring_lists_its_modules_and_it_holds_nothing_else(room):
     tree = ast.parse((PACKAGE / room / "__init__.py").read_text(encoding="utf-8"))
     assert len(tree.body) == 1
-    listed = re.findall(r"^    (\w+) ", ast.get_docstring(tree, clean=False), flags=re.MULTILINE)
+    listed = re.findall(r"^ *(\w+)  +\S", ast.get_docstring(tree, clean=False), flags=re.MULTILINE)
     assert sorted(listed) == sorted(path.stem for path in MODULES if path.parent.name == room)
 
 
@@ -74,7 +74,7 @@ def test_a_rooms_docstring_lists_its_modules_and_it_holds_nothing_else(room):
         ("ipywidgets", {"reporting.widgets"}),
         ("pytorch_grad_cam", {"explain.gradcam"}),
         ("onnxruntime.quantization", {"deploy.quantize"}),
-        ("seaborn", {"reporting.style"}),
+        ("seaborn", {"reporting.style", "reporting.metrics_figures"}),
         ("nbconvert", {"reporting.site"}),
         ("filelock", {"core.files"}),
         ("cv2", {"data.preprocess", "data.augment"}),
