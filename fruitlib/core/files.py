@@ -90,6 +90,12 @@ def write_json(path: str | os.PathLike, value) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def write_csv(path: str | os.PathLike, table) -> None:
+    """Write a table (a pandas DataFrame) without its index, atomically."""
+    with replacing(path) as partial:
+        table.to_csv(partial, index=False)
+
+
 class Locked(Exception):
     """Another process holds the lock."""
 

@@ -47,8 +47,7 @@ def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None
         if made and record(sweep_dir)["identity"] == identity:
             return read(sweep_dir)
         (sweep_dir / "manifest.json").unlink(missing_ok=True)  # a kill between the two must not pair new with old
-        with files.replacing(sweep_dir / "manifest.csv") as partial:
-            manifest.to_csv(partial, index=False)
+        files.write_csv(sweep_dir / "manifest.csv", manifest)
         files.write_json(sweep_dir / "manifest.json", facts | {"notes": [*notes, *summary], "class_names": names})
     return manifest
 

@@ -29,8 +29,7 @@ def pool_folds(
             frames, problems = [*frames, table], [*problems, *([problem] if problem else [])]
     table = pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
     if len(table):
-        with files.replacing(sweep_dir / POOLED) as partial:
-            table.to_csv(partial, index=False)
+        files.write_csv(sweep_dir / POOLED, table)
     else:
         (sweep_dir / POOLED).unlink(missing_ok=True)
     return table, problems

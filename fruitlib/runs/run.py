@@ -133,8 +133,7 @@ class Run:
             for backend, probs in probs_by_backend.items()
         ]
         table = pd.concat(frames, ignore_index=True)
-        with files.replacing(self.path / f"predictions_{split}.csv") as partial:
-            table.to_csv(partial, index=False)
+        files.write_csv(self.path / f"predictions_{split}.csv", table)
         return table
 
     def test_openings(self) -> pd.DataFrame:
@@ -147,8 +146,7 @@ class Run:
         row = {"time": datetime.now().isoformat(timespec="seconds"), "run": self.name, "photos": photos}
         with files.lock(self.sweep_dir / ".openings.lock"):  # runs tested side by side share this file
             before = self.test_openings().to_dict("records")
-            with files.replacing(self.sweep_dir / "test_openings.csv") as partial:
-                pd.DataFrame([*before, row]).to_csv(partial, index=False)
+            files.write_csv(self.sweep_dir / "test_openings.csv", pd.DataFrame([*before, row]))
 
     def read_json(self, name: str) -> dict:
         """A JSON file of this run, such as `metrics.json`; empty when it is not there."""

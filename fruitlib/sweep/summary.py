@@ -120,8 +120,7 @@ def _summary(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
 def _write_table(table: pd.DataFrame, path: Path) -> None:
     """A CSV file, whole or not at all; an empty table leaves no file."""
     if len(table):
-        with files.replacing(path) as partial:
-            table.to_csv(partial, index=False)
+        files.write_csv(path, table)
     else:
         path.unlink(missing_ok=True)
 

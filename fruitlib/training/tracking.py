@@ -31,8 +31,7 @@ LATER = "upload later: wandb login; wandb sync"
 
 def write_history(run: Run, history: list[dict]) -> None:
     """`history.csv`, whole and atomic after every epoch."""
-    with files.replacing(run.path / "history.csv") as partial:
-        pd.DataFrame(history).to_csv(partial, index=False)
+    files.write_csv(run.path / "history.csv", pd.DataFrame(history))
 
 
 class Meters:

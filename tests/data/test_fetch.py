@@ -246,7 +246,9 @@ def test_the_command_fetches_into_data_and_the_photos_are_found_by_name(url, tmp
 
 def test_the_practice_photographs_are_drawn_by_name(tmp_path, monkeypatch, capsys):
     drawn = []
-    monkeypatch.setattr(sources.sample, "draw", lambda folder, five, progress: drawn.append((folder, five)) or folder)
+    monkeypatch.setattr(
+        sources.practice_photos, "draw", lambda folder, five, progress: drawn.append((folder, five)) or folder
+    )
     monkeypatch.setenv("FRUITLIB_HOME", str(tmp_path))
     assert [cli.main(["data", name]) for name in ("sample", "sample5")] == [0, 0]
     assert drawn == [(tmp_path / "data" / "sample", False), (tmp_path / "data" / "sample5", True)]

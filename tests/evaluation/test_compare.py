@@ -15,6 +15,7 @@ from fruitlib import cli
 from fruitlib.core.errors import InputError
 from fruitlib.evaluation import compare
 from fruitlib.reporting import compare_figures
+from fruitlib.runs.run import Run
 
 NAMES = ["apple", "cherry", "tomato"]
 
@@ -226,8 +227,8 @@ def sweep_folder(folder, scores: dict[str, int], **told):
 
 
 def test_a_sweep_suggests_the_chosen_run_and_the_runner_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
-    monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
+    monkeypatch.setattr(Run, "groups", lambda self, paths: ["" for _ in paths])
+    monkeypatch.setattr(Run, "class_names", NAMES)
     sweep_folder(tmp_path, {"bad": 12, "best": 29, "good": 27}, chosen="best", choose_by="macro_f1")
     pair = compare.pair_of_sweep(tmp_path)
     assert [side.name.split("/")[1] for side in (pair.a, pair.b)] == ["best (torch)", "good (torch)"]
@@ -242,8 +243,8 @@ def test_a_sweep_suggests_the_chosen_run_and_the_runner_up(tmp_path, monkeypatch
 
 
 def test_of_several_tested_runs_the_first_two_and_of_one_its_backends(tmp_path, monkeypatch, ours):
-    monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
-    monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
+    monkeypatch.setattr(Run, "groups", lambda self, paths: ["" for _ in paths])
+    monkeypatch.setattr(Run, "class_names", NAMES)
     sweep_folder(tmp_path, {"a": 12, "b": 20, "c": 25}, chosen="c", choose_by="macro_f1")
     with pytest.raises(InputError, match="no run here has opened its test photos"):
         compare.pair_of_sweep(tmp_path, split="test")
@@ -258,8 +259,8 @@ def test_of_several_tested_runs_the_first_two_and_of_one_its_backends(tmp_path, 
 
 
 def test_a_lone_run_is_compared_with_itself_or_by_its_test(tmp_path, monkeypatch, ours):
-    monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
-    monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
+    monkeypatch.setattr(Run, "groups", lambda self, paths: ["" for _ in paths])
+    monkeypatch.setattr(Run, "class_names", NAMES)
     sweep_folder(tmp_path, {"run": 20})
     assert (pair := compare.pair_of_sweep(tmp_path)).a is pair.b
     assert compare.verdict(pair)["summary"] == "Only one run is complete: nothing to compare"
@@ -280,8 +281,8 @@ def test_repeats_of_pooled_folds_count_once(tmp_path, ours, monkeypatch):
     (tmp_path / "sweep.json").write_text(json.dumps(told))
     csv(tmp_path, "results.csv", pd.DataFrame({"run": ["r"], "state": ["complete"]}))
     csv(tmp_path, "results_oof.csv", pd.DataFrame({"combination": ["c"], "macro_f1": [0.5]}))
-    monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
-    monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
+    monkeypatch.setattr(Run, "groups", lambda self, paths: ["" for _ in paths])
+    monkeypatch.setattr(Run, "class_names", NAMES)
     assert (pair := compare.pair_of_sweep(tmp_path)).a is pair.b  # the only combination
     assert len(judged.table) == 30 and "repeat 1 of 2" in judged.name
     assert (judged.table["predicted"] != judged.table["label"]).sum() == 4
@@ -291,8 +292,8 @@ def test_repeats_of_pooled_folds_count_once(tmp_path, ours, monkeypatch):
 
 
 def test_combinations_of_folds_are_named_like_runs(tmp_path, ours, monkeypatch, capsys):
-    monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
-    monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
+    monkeypatch.setattr(Run, "groups", lambda self, paths: ["" for _ in paths])
+    monkeypatch.setattr(Run, "class_names", NAMES)
     folds = ours.assign(run="r", trained="t", repeat=1, fold=1)
     better = folds.assign(predicted=ours["label"])
     frame = pd.concat([folds.assign(combination="lr=0.1"), better.assign(combination="lr=0.2")])
@@ -315,7 +316,7 @@ def test_each_side_shows_its_own_photos_and_looks_at_those_it_judged(tmp_path, m
     asked, roots = [], {"a": "", "b": "theirs/"}
     sides = []
     for side, root in roots.items():
-        run = compare.runs.Run(tmp_path / side / "run")
+        run = Run(tmp_path / side / "run")
         run.path.mkdir(parents=True)
         (run.path / "best.pt").touch()
         predicted = ours["label"] if side == "b" else ours["predicted"]
@@ -337,12 +338,12 @@ def test_each_side_shows_its_own_photos_and_looks_at_those_it_judged(tmp_path, m
 
 
 def test_test_photos_stay_closed(tmp_path, monkeypatch, ours):
-    run = compare.runs.Run(tmp_path / "run")
+    run = Run(tmp_path / "run")
     rows = ours.assign(status="ok", split="test")
-    monkeypatch.setattr(compare.runs.Run, "manifest", rows)
-    monkeypatch.setattr(compare.runs.Run, "class_names", NAMES)
+    monkeypatch.setattr(Run, "manifest", rows)
+    monkeypatch.setattr(Run, "class_names", NAMES)
     monkeypatch.setattr("fruitlib.data.dataset.of", lambda *a, **k: pytest.fail("a test photo was opened"))
-    monkeypatch.setattr(compare.runs.Run, "groups", lambda self, paths: ["" for _ in paths])
+    monkeypatch.setattr(Run, "groups", lambda self, paths: ["" for _ in paths])
     for part in ("test", "val"):  # told by the part that was read, and by the manifest
         sides = [
             compare.Predictions(name, ours.assign(predicted=summary), run, part)

@@ -320,7 +320,7 @@ def test_only_folders_with_a_changed_notebook_are_written_again_when_so_asked(sw
 
 def test_the_index_says_what_made_a_difference_to_the_score(sweep):
     rows = [("macro_f1", 3, "lr: can tell"), ("train_seconds", 3, "took longer"), ("macro_f1", 2, "two pairs")]
-    table = pd.DataFrame(rows, columns=["measure", "units", "summary"]).assign(told=True, setting="lr")
+    table = pd.DataFrame(rows, columns=["measure", "units", "summary"]).assign(significant=True, setting="lr")
     table.to_csv(sweep / "effects.csv", index=False)
     site.build_site(sweep)
     text = read(sweep / "index.html").text
