@@ -1,4 +1,4 @@
-"""The test photos: opened, checked, predicted once by every file of the model, and written down."""
+"""The test photos: opened, checked, and predicted once by every file of the model."""
 
 import pandas as pd
 
@@ -15,15 +15,15 @@ from fruitlib.training import models
 def predict_test_photos(run: Run) -> pd.DataFrame:
     """Open the test photos and write `predictions_test.csv`: torch, fp32 and INT8, each on every photo.
 
-    Sealed photos are opened now: those that cannot be used are left out and counted, and so are copies of photos that
-    taught or validated. Where the same model has been tested already, its predictions are read instead.
+    Sealed photos are opened now. Those that cannot be used are left out and counted; copies of training or validation
+    photos are counted. If the same model was tested before, its predictions are read from the file instead.
 
     Raises:
-        InputError: the ONNX files are missing, or not those of this model; no test photo can be used.
+        InputError: the ONNX files are missing or are not those of this model; no test photo can be used.
     """
     if run.is_complete("test"):
         summary = run.record("test").get("summary", [])
-        print("tested already; predictions read from predictions_test.csv, the photos stay closed", *summary, sep="\n")
+        print("tested before: predictions are read from predictions_test.csv, no photo is opened", *summary, sep="\n")
         return run.predictions("test")
     if not run.is_complete("export"):
         raise InputError(f"{display_path(run.path)}: no ONNX files of this model; execute 05_quantize first")
@@ -41,7 +41,7 @@ def predict_test_photos(run: Run) -> pd.DataFrame:
 
 
 def open_test_photos(run: Run) -> tuple[pd.DataFrame, list[str]]:
-    """The test photos that can be used, sealed ones opened and checked; and what was found, in words.
+    """The test photos that can be used, sealed ones opened and checked; and remarks about them, a line each.
 
     Raises:
         InputError: none of them can be used.
@@ -59,5 +59,7 @@ def open_test_photos(run: Run) -> tuple[pd.DataFrame, list[str]]:
     seen = run.manifest.loc[run.manifest["split"].isin(["train", "val"]), "sha256"]
     rows = rows[(checked["status"] == "ok").to_numpy()].reset_index(drop=True)
     if copies := checked.loc[checked["status"] == "ok", "sha256"].isin(set(seen) - {""}).sum():
-        summary.append(f"{copies} test photos are copies of photos that taught or validated: the result flatters")
+        summary.append(
+            f"{copies} test photos are copies of training or validation photos: the result is too optimistic"
+        )
     return rows, summary

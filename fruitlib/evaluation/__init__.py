@@ -12,8 +12,11 @@ and tables, and the sentences that say them. Read `metrics` and `intervals` firs
     crossval        folds pooled: every photo judged by a model that never saw it
     leakage         the price of leakage; is a test photo found in training?
     label_errors    which labels are doubtful
+    validation      metrics.json: a run on its validation photos, beside the baselines
     compare         two runs, or any two CSVs of predictions: matched, tested
     study           a sweep's runs as a table
     effects         what each setting did: paired effects, interactions, costs
+    split_summary   the answer of 01
+    sweep_answers   the answers of 07 and 08, and the files that hold them
     learning_curve  what more photos would bring
 """

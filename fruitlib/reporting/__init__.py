@@ -9,6 +9,8 @@ In: arrays and tables. Out: figures, which `style.save_figure` saves and shows, 
     export_figures    05: size and latency
     compare_figures   07: who is right where, what both say and look at
     effects_figures   08: effects, means, costs, learning curves
+    gradcam_sheets    04: heatmaps by layer and by epoch
+    row_sheets        sheets of the photos that rows of a table name
     photo_sheets      sheets of photographs, of heatmaps and of feature maps
     widgets           live curves, the live table, the Grad-CAM browser
     site              executed notebooks -> an offline site

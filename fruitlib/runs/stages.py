@@ -31,7 +31,7 @@ STAGES = {
     ),
     "export": Stage(
         configs.EXPORT_SETTINGS,
-        "fruitlib.deploy.quantize",
+        "fruitlib.deploy.model_files",
         after="train",
         outputs=("model.fp32.onnx", "model.int8.onnx"),
     ),

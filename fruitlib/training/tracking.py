@@ -34,6 +34,11 @@ def write_history(run: Run, history: list[dict]) -> None:
     files.write_csv(run.path / "history.csv", pd.DataFrame(history))
 
 
+def seconds_per_epoch(history: pd.DataFrame) -> float:
+    """The median time of an epoch, from the rows of `history.csv`."""
+    return float(history["seconds"].diff().fillna(history["seconds"]).median())
+
+
 class Meters:
     """The load that this process and its children put on the machine, from one `read` to the next.
 

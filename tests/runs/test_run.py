@@ -58,6 +58,9 @@ def test_every_setting_belongs_to_a_stage_or_to_the_split():
         ("core.machine", set(STAGES)),  # the seeding
         ("training.lr_finder", {"02_train"}),
         ("deploy.quantize", {"export", "test", "05_quantize", "06_test_accuracy"}),
+        ("deploy.export", {"export", "test", "05_quantize", "06_test_accuracy"}),
+        ("deploy.verify", {"05_quantize", "06_test_accuracy"}),  # how files are measured changes no file
+        ("deploy.test_scores", {"06_test_accuracy"}),  # nor does another score open the test photos
         ("deploy.test_set", {"test", "06_test_accuracy"}),
         ("evaluation.metrics", set(STAGES)),
         ("data.photo_checks", set(STAGES)),

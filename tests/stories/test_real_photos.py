@@ -1,4 +1,4 @@
-"""On real photographs: what is learnt is worth something, and a predefined test part stays shut until 06."""
+"""On real photographs: the network learns from them, and a predefined test part stays closed until 06."""
 
 import shutil
 
@@ -6,15 +6,15 @@ import pytest
 
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
-from fruitlib.data import dataset, splits
-from fruitlib.deploy import export, quantize, test_set
+from fruitlib.data import splits
+from fruitlib.deploy import test_set, verify
 from fruitlib.runs.run import Run, create_run
-from fruitlib.training import models, train
+from fruitlib.training import train
 
 pytestmark = pytest.mark.real
 
 
-def test_fruit304_is_learnt(real_data, tmp_path):
+def test_a_network_learns_fruit304(real_data, tmp_path):
     """A plain loop of 20 epochs reached 0.75 to 0.78 in accuracy with such a network."""
     cfg = config.make({"data": str(real_data / "fruit304"), "lr": 0.003, "epochs": 30, "cam_every": 0})
     manifest = splits.prepare(cfg, tmp_path)
@@ -36,21 +36,18 @@ def three_bodies(real_data, tmp_path):
     return target
 
 
-def until_export(photos, tmp_path) -> Run:
+def exported_run(photos, tmp_path) -> Run:
     """Everything that comes before 06, from the split to both ONNX files."""
     cfg = config.make({"data": str(photos), "epochs": 2, "image_size": 64, "val_per_class": 5})
     splits.prepare(cfg, tmp_path)
     run = create_run(tmp_path / "run", cfg)
     train.fit(run)
-    model, _ = models.restore(run.path / "best.pt")
-    fp32 = export.to_onnx(model, run.path / "model.fp32.onnx", cfg.image_size, run.class_names)
-    quantize.quantize(fp32, run.path / "model.int8.onnx", dataset.to_array(dataset.of(run, "train").images))
-    run.complete("export", run.identity("export"))
+    verify.export_run(run)
     return run
 
 
 def test_varieties_stay_whole_and_test_predictions_cover_the_test_part(three_bodies, tmp_path):
-    run = until_export(three_bodies, tmp_path)
+    run = exported_run(three_bodies, tmp_path)
     assert run.manifest.groupby("group")["split"].nunique().max() == 1
     assert splits.counts(run.manifest).loc["Apple"].tolist() == [20, 10, 10]
     predictions = test_set.predict_test_photos(run)
@@ -65,8 +62,8 @@ def test_varieties_stay_whole_and_test_predictions_cover_the_test_part(three_bod
     assert len(run.test_openings()) == 2  # another photo, another test
 
 
-def test_without_this_models_onnx_files_the_test_stays_shut(three_bodies, tmp_path):
-    run = until_export(three_bodies, tmp_path)
+def test_without_this_models_onnx_files_the_test_stays_closed(three_bodies, tmp_path):
+    run = exported_run(three_bodies, tmp_path)
     (run.path / "model.int8.onnx").unlink()
     with pytest.raises(InputError, match="execute 05_quantize first"):
         test_set.predict_test_photos(run)
@@ -74,10 +71,10 @@ def test_without_this_models_onnx_files_the_test_stays_shut(three_bodies, tmp_pa
 
 
 def test_no_test_photo_is_opened_before_06(three_bodies, tmp_path):
-    """Test photos that cannot be decoded disturb nothing, until 06 opens them."""
+    """Test photos that cannot be decoded cause no error until 06 opens them."""
     for photo in (three_bodies / "Test").rglob("*.jpg"):
         photo.write_bytes(b"not to be opened")
-    run = until_export(three_bodies, tmp_path)
+    run = exported_run(three_bodies, tmp_path)
     assert len(run.test_openings()) == 0
     with pytest.raises(InputError, match=r"no test photo can be used: Test.*not an image"):
         test_set.predict_test_photos(run)
@@ -86,11 +83,13 @@ def test_no_test_photo_is_opened_before_06(three_bodies, tmp_path):
 
 def test_a_broken_test_photo_and_a_copy_of_a_training_photo_are_counted(three_bodies, tmp_path, capsys):
     broken, copy, *_ = sorted((three_bodies / "Test").rglob("*.jpg"))
-    run = until_export(three_bodies, tmp_path)
+    run = exported_run(three_bodies, tmp_path)
     before = run.identity("train")
     broken.write_bytes(b"not an image at all")
     shutil.copy(three_bodies / run.rows("train")["path"][0], copy)
     predictions = test_set.predict_test_photos(run)
     assert len(predictions) == 3 * 29 and run.identity("train") == before
     output = capsys.readouterr().out
-    assert "1 test photos are left out" in output and "1 test photos are copies of photos that taught" in output
+    assert (
+        "1 test photos are left out" in output and "1 test photos are copies of training or validation photos" in output
+    )

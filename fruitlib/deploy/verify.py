@@ -1,0 +1,160 @@
+"""A run exported, checked against torch and measured: `export.json`, every key of it."""
+
+from dataclasses import asdict, dataclass
+
+import pandas as pd
+
+from fruitlib.core import files
+from fruitlib.core.errors import InputError
+from fruitlib.data import dataset
+from fruitlib.data.dataset import Photos
+from fruitlib.deploy import export, model_files, predict
+from fruitlib.evaluation import metrics
+from fruitlib.runs.run import Run
+from fruitlib.training import models
+
+EXPORT_FILE = "export.json"
+
+
+@dataclass(frozen=True)
+class ExportRecord:
+    """The numbers of `export.json`: what the two files cost, and whether they may be used."""
+
+    size_mb_fp32: float  # size on disk, MB of 10^6 bytes
+    size_mb_int8: float
+    latency_ms_torch: float  # milliseconds for one photo on one CPU thread, the least of many calls
+    latency_ms_fp32: float
+    latency_ms_int8: float
+    fp32_agreement: float  # share of the photos tried whose label is torch's, 0 to 1
+    int8_agreement: float
+    mflops: float  # millions of floating-point operations for one photo
+    int8_verified: bool  # whether int8_agreement reaches the setting of that name
+
+    def record(self) -> dict[str, float]:
+        """The numbers by name."""
+        return asdict(self)
+
+    def write(self, run: Run) -> None:
+        """Write them to the run's `export.json`."""
+        files.write_json(run.path / EXPORT_FILE, self.record())
+
+    @property
+    def shipped(self) -> str:
+        """The file to use: int8 where it is verified, else fp32."""
+        return "int8" if self.int8_verified else "fp32"
+
+
+@dataclass(frozen=True)
+class Export:
+    """What `export_run` finds: the record, and what it rests on."""
+
+    record: ExportRecord
+    parity: dict[str, dict]  # how far fp32 and int8 are from torch, by `export.parity`
+    reason: str  # why INT8 is not verified; "" where it is
+    correct: dict[str, int]  # photos predicted as labelled, by backend: torch, fp32, int8
+    n: int  # photos tried
+    on_validation: bool  # False for a model trained on all photos: it is tried on training photos
+    median_ms: dict[str, float]  # the median latency, by backend; the record has the least
+
+    @property
+    def least_ms(self) -> dict[str, float]:
+        """The least latency in milliseconds, by backend."""
+        return {backend: getattr(self.record, f"latency_ms_{backend}") for backend in self.median_ms}
+
+    @property
+    def sizes_mb(self) -> dict[str, float]:
+        """The files' sizes in MB, by backend."""
+        return {"fp32": self.record.size_mb_fp32, "int8": self.record.size_mb_int8}
+
+    @property
+    def photos_tried(self) -> str:
+        """How many photos were tried, and of which kind."""
+        return f"{self.n} {'validation' if self.on_validation else 'training'} photos"
+
+    @property
+    def agreement_summary(self) -> str:
+        """On how many photos INT8 predicts what torch predicts, or why it is not verified."""
+        share = f"{self.record.int8_agreement:.1%} of {self.photos_tried}"
+        return self.reason or f"INT8 is verified: it predicts the same label as torch on {share}"
+
+    @property
+    def summary(self) -> str:
+        """Whether INT8 may be used, its accuracy (where validation photos measure it), and what it saves."""
+        state = "verified" if self.record.int8_verified else "NOT verified, use fp32"
+        cost = f"same label as torch on {self.record.int8_agreement:.1%} of {self.photos_tried}"
+        if self.on_validation:
+            accuracy = metrics.proportion_text(self.correct["int8"], self.n)
+            cost = f"accuracy {accuracy}, torch's is {self.correct['torch']}/{self.n}"
+        smaller = self.record.size_mb_fp32 / self.record.size_mb_int8
+        faster = self.record.latency_ms_fp32 / self.record.latency_ms_int8
+        return f"INT8 {state}: {cost}; {smaller:.1f} times smaller, {faster:.1f} times as fast as fp32"
+
+
+def export_run(run: Run) -> Export:
+    """Build both ONNX files, check them against torch, measure them, write `export.json`: the `export` stage.
+
+    Raises:
+        ExportError: fp32 does not compute what torch computes. The stage is then not complete.
+    """
+    identity = run.identity("export")
+    model, checkpoint = models.restore(run.path / "best.pt")
+    paths = model_files.build_model_files(run, model, checkpoint)
+    photos, on_validation = photos_to_try(run)
+    images = dataset.to_array(photos.images)
+    logits = {"torch": export.run_torch(model, images)}
+    logits |= {backend: predict.run_onnx(path, images) for backend, path in paths.items()}
+    parity = {backend: export.parity(logits["torch"], logits[backend]) for backend in paths}
+    verdict = export.check(parity["fp32"], parity["int8"], min_agreement=run.config.int8_agreement)
+    labels = photos.labels.numpy()
+    correct = {backend: int((values.argmax(1) == labels).sum()) for backend, values in logits.items()}
+    times = _latencies(model, paths, images[:1])
+    record = ExportRecord(
+        **{f"size_mb_{backend}": export.size_mb(path) for backend, path in paths.items()},
+        **{f"latency_ms_{backend}": time["least"] for backend, time in times.items()},
+        **{f"{backend}_agreement": distance["agreement"] for backend, distance in parity.items()},
+        mflops=export.mflops(model, images[:1]),
+        int8_verified=verdict["int8_verified"],
+    )
+    record.write(run)
+    run.complete("export", identity)
+    median_ms = {backend: time["median"] for backend, time in times.items()}
+    return Export(record, parity, verdict["reason"], correct, len(images), on_validation, median_ms)
+
+
+def photos_to_try(run: Run) -> tuple[Photos, bool]:
+    """The photos both files are tried on, and whether these are validation photos.
+
+    A model trained on the photos of all folds has no validation photos. It is tried on the training photos that did
+    not calibrate it, or on all of them where every one did.
+    """
+    val_photos = dataset.of(run, "val")
+    if len(val_photos):
+        return val_photos, True
+    train_photos = dataset.of(run, "train")
+    used = set(model_files.calibration_photos(run).paths)
+    others = [position for position, path in enumerate(train_photos.paths) if path not in used]
+    return (train_photos.pick(others) if others else train_photos), False
+
+
+def load_export_record(run: Run) -> ExportRecord:
+    """The run's `export.json`.
+
+    Raises:
+        InputError: there is none.
+    """
+    content = run.read_json(EXPORT_FILE)
+    if not content:
+        raise InputError(f"{files.display_path(run.path / EXPORT_FILE)}: no such file; execute 05_quantize first")
+    return ExportRecord(**content)
+
+
+def parity_table(export_result: Export) -> pd.DataFrame:
+    """A row for fp32 and for int8: how far its logits are from torch's, and the share of the same labels."""
+    return pd.DataFrame(export_result.parity).T
+
+
+def _latencies(model, paths: dict, image) -> dict[str, dict]:
+    """Least and median milliseconds for one photo (1, 3, S, S), by backend."""
+    runners = {"torch": export.torch_runner(model, image)}
+    runners |= {backend: export.onnx_runner(path, image) for backend, path in paths.items()}
+    return export.latency_ms(runners)

@@ -1,0 +1,136 @@
+"""What a run is worth on its validation photos: `metrics.json`, every key of it, and the guesses it has to beat.
+
+labels and predicted are class indexes (n,), probs are (n, C), groups a name for each photo ("": it stands alone).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from fruitlib.core import files
+from fruitlib.evaluation import baselines, calibration, intervals, metrics, significance
+from fruitlib.runs.run import Run
+
+METRICS_FILE = "metrics.json"
+NETWORK, COLOUR, MAJORITY = "network", "mean-colour baseline", "majority baseline"
+Row = tuple[float, float, float]  # a value with the ends of its 95 % interval
+
+
+@dataclass(frozen=True)
+class ValidationScores:
+    """The numbers of `metrics.json`, all of the validation photos; shares from 0 to 1 unless a unit is given.
+
+    NaN where a number does not exist, as an interval does not where nothing is wrong; the file leaves it out.
+    """
+
+    n: int  # validation photos
+    correct: int  # of them, predicted as labelled
+    accuracy: float  # correct / n
+    accuracy_low: float  # Wilson's 95 % interval of accuracy, for new photos of the same groups
+    accuracy_high: float
+    balanced_accuracy: float  # mean recall of the classes that have photos
+    macro_precision: float  # mean over these classes; a class that is never predicted counts as 0
+    macro_recall: float
+    macro_f1: float
+    macro_miss_rate: float  # mean share of a class that is missed
+    val_loss: float  # mean of -log(probability of the true class), natural logarithm
+    macro_f1_low: float  # 95 % bootstrap interval of macro_f1, whole groups drawn where there are groups
+    macro_f1_high: float
+    ece: float  # expected calibration error, 10 bins
+    ece_low: float  # its 95 % bootstrap interval
+    ece_high: float
+    temperature: float  # fitted on these photos; above 1 the network is overconfident; no unit
+    majority_accuracy: float  # of always predicting the most frequent class of the training photos
+    colour_macro_f1: float  # of a logistic regression on each photo's mean colour
+
+    def record(self) -> dict[str, float]:
+        """The numbers by name, without those that are NaN."""
+        return {name: value for name, value in asdict(self).items() if not math.isnan(value)}
+
+    def write(self, run: Run) -> None:
+        """Write them to the run's `metrics.json`."""
+        files.write_json(run.path / METRICS_FILE, self.record())
+
+    @property
+    def summary(self) -> str:
+        """Accuracy and macro-F1 with their intervals, and what the mean colour alone reaches."""
+        macro_f1 = intervals.value_with_interval(self.macro_f1, self.macro_f1_low, self.macro_f1_high)
+        accuracy = metrics.proportion_text(self.correct, self.n)
+        return f"Accuracy {accuracy}, macro-F1 {macro_f1}; the mean colour alone {self.colour_macro_f1:.3f}"
+
+
+def baseline_predictions(train_images: np.ndarray, train_labels: np.ndarray, val_images: np.ndarray) -> dict:
+    """What each baseline predicts for the validation photos, class indexes (m,); images are uint8 (n, S, S, 3)."""
+    return {
+        COLOUR: baselines.mean_colour(train_images, train_labels, val_images),
+        MAJORITY: baselines.majority(train_labels, len(val_images)),
+    }
+
+
+def evaluate_validation(
+    labels: np.ndarray, probs: np.ndarray, guesses: dict[str, np.ndarray], groups: Sequence[str] | None = None
+) -> ValidationScores:
+    """All numbers of `metrics.json`; `guesses` are those of `baseline_predictions`."""
+    num_classes, predicted = probs.shape[1], probs.argmax(1)
+    by_guessing = {name: _scores(labels, guess, num_classes) for name, guess in guesses.items()}
+    macro_f1_low, macro_f1_high = intervals.macro_f1_interval(labels, predicted, num_classes, groups)
+    ece, ece_low, ece_high = calibration.ece(probs, labels, groups)
+    return ValidationScores(
+        **_scores(labels, predicted, num_classes),
+        val_loss=metrics.log_loss(probs, labels),
+        macro_f1_low=macro_f1_low,
+        macro_f1_high=macro_f1_high,
+        ece=ece,
+        ece_low=ece_low,
+        ece_high=ece_high,
+        temperature=calibration.fit_temperature(probs, labels),
+        majority_accuracy=by_guessing[MAJORITY]["accuracy"],
+        colour_macro_f1=by_guessing[COLOUR]["macro_f1"],
+    )
+
+
+def beside_baselines(
+    scores: ValidationScores,
+    labels: np.ndarray,
+    guesses: dict[str, np.ndarray],
+    num_classes: int,
+    groups: Sequence[str] | None = None,
+) -> dict[str, Row]:
+    """Accuracy and macro-F1 of the network and of each baseline, by name, for `metrics_figures.scores`."""
+    rows = {
+        f"accuracy, {NETWORK}": (scores.accuracy, scores.accuracy_low, scores.accuracy_high),
+        f"macro-F1, {NETWORK}": (scores.macro_f1, scores.macro_f1_low, scores.macro_f1_high),
+    }
+    for name, guess in guesses.items():
+        own = _scores(labels, guess, num_classes)
+        rows[f"accuracy, {name}"] = (own["accuracy"], own["accuracy_low"], own["accuracy_high"])
+        rows[f"macro-F1, {name}"] = (own["macro_f1"], *intervals.macro_f1_interval(labels, guess, num_classes, groups))
+    return rows
+
+
+def learned_summary(
+    labels: np.ndarray,
+    probs: np.ndarray,
+    guesses: dict[str, np.ndarray],
+    class_names: Sequence[str],
+    groups: Sequence[str] | None = None,
+    train_labels: str = "given",
+) -> str:
+    """In a line or more, whether the network has learned more than a baseline knows; `train_labels` is the setting."""
+    predicted = probs.argmax(1)
+    gain = significance.paired_difference(labels, guesses[COLOUR], predicted, len(class_names), groups)["macro_f1"]
+    lines = ["compared with the mean colour alone: " + significance.difference_text(*gain, "macro-F1")]
+    if len(set(predicted)) == 1:
+        lines.append(
+            f"it predicts {class_names[predicted[0]]} for every photo: it has not learned to tell classes apart"
+        )
+    if train_labels == "shuffled":
+        chance = 1 / len(class_names)
+        lines.append(f"its training labels were shuffled: a score well above chance, {chance:.2f}, would mean a leak")
+    return "\n".join(lines)
+
+
+def _scores(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[str, float]:
+    return metrics.scores(metrics.confusion_matrix(labels, predicted, num_classes))

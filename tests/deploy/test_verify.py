@@ -1,0 +1,122 @@
+"""A run exported, checked and measured, and its test predictions scored: every key of `export.json` and `test.json`."""
+
+import json
+
+import numpy as np
+import onnx
+import pytest
+
+from fruitlib.core import source_code
+from fruitlib.core.errors import InputError
+from fruitlib.deploy import export, model_files, predict, test_scores, test_set, verify
+from fruitlib.evaluation import metrics
+from fruitlib.runs.run import Run
+from fruitlib.training import train
+
+EXPORT_KEYS = ["size_mb_fp32", "size_mb_int8", "latency_ms_torch", "latency_ms_fp32", "latency_ms_int8"]
+EXPORT_KEYS += ["fp32_agreement", "int8_agreement", "mflops", "int8_verified"]
+TEST_KEYS = ["test_accuracy", "test_macro_f1", "test_n", "test_low", "test_high"]
+TEST_KEYS += ["test_correct_torch", "test_correct_fp32", "test_correct_int8"]
+
+
+@pytest.fixture
+def run(make_run) -> Run:
+    run = make_run(epochs=2, cam_every=0)
+    train.fit(run)
+    return run
+
+
+@pytest.fixture
+def exported(run, monkeypatch) -> verify.Export:
+    latency = export.latency_ms
+    monkeypatch.setattr(export, "latency_ms", lambda runners: latency(runners, repeats=20))
+    return verify.export_run(run)
+
+
+def test_the_record_says_what_the_files_are(run, exported):
+    record = exported.record
+    for backend in ("fp32", "int8"):
+        path = run.path / f"model.{backend}.onnx"
+        assert exported.sizes_mb[backend] == path.stat().st_size / 1e6
+        assert json.loads(predict.read_metadata(path)["preprocess"])["image_size"] == 32
+    assert record.fp32_agreement == 1 and record.int8_verified == (record.int8_agreement >= 0.9)
+    assert 0 < record.latency_ms_fp32 <= exported.median_ms["fp32"] and record.mflops > 1
+    val = run.predictions("val")
+    assert exported.correct["torch"] == (val["label"] == val["predicted"]).sum()
+    assert exported.n == len(val) and exported.on_validation
+
+
+def test_the_export_is_on_disk_key_by_key_and_complete(run, exported):
+    content = json.loads((run.path / "export.json").read_text())
+    assert list(content) == EXPORT_KEYS
+    assert verify.load_export_record(run) == exported.record == verify.ExportRecord(**content)
+    assert run.is_complete("export")
+
+
+def test_a_file_that_computes_something_else_completes_nothing(run, monkeypatch):
+    def wrong(model, path, *rest):
+        to_onnx(model, path, *rest)
+        graph = onnx.load(path)
+        bias = next(part for part in graph.graph.initializer if part.name.endswith("bias"))
+        bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
+        onnx.save(graph, path)
+        return path
+
+    to_onnx = export.to_onnx
+    monkeypatch.setattr(export, "to_onnx", wrong)
+    with pytest.raises(export.ExportError):
+        verify.export_run(run)
+    assert not run.is_complete("export") and not (run.path / "export.json").exists()
+
+
+def test_int8_that_changes_labels_is_not_shipped(run, monkeypatch):
+    monkeypatch.setattr(export, "latency_ms", lambda runners: {name: {"least": 1, "median": 2} for name in runners})
+    run_onnx, signs = predict.run_onnx, {"model.fp32.onnx": 1, "model.int8.onnx": -1}
+    monkeypatch.setattr(predict, "run_onnx", lambda path, images: signs[path.name] * run_onnx(path, images))
+    exported = verify.export_run(run)
+    assert not exported.record.int8_verified and exported.record.shipped == "fp32" and exported.reason
+
+
+def test_without_validation_photos_others_than_those_of_calibration_are_tried(make_run):
+    run = make_run(folds=2, fold=0, calibration_images=10)
+    photos, on_validation = verify.photos_to_try(run)
+    assert not on_validation and len(photos) == len(run.rows("train")) - 10
+    assert not set(photos.paths) & set(model_files.calibration_photos(run).paths)
+    every = make_run("every", folds=2, fold=0, calibration_images=1000)
+    assert len(verify.photos_to_try(every)[0]) == len(every.rows("train"))
+
+
+def test_no_export_is_refused_with_the_notebook_to_execute(make_run):
+    with pytest.raises(InputError, match="05_quantize"):
+        verify.load_export_record(make_run())
+
+
+def test_test_json_holds_the_shipped_files_numbers_and_what_each_backend_has_right(run, exported):
+    predictions = test_set.predict_test_photos(run)
+    result = test_scores.evaluate_test(run, predictions)
+    result.record.write(run)
+    content = json.loads((run.path / "test.json").read_text())
+    assert list(content) == ["shipped", "numbers"] and list(content["numbers"]) == TEST_KEYS
+    assert test_scores.TestRecord(shipped=content["shipped"], **content["numbers"]) == result.record
+    own = predictions[predictions["backend"] == content["shipped"]]
+    right = (own["label"] == own["predicted"]).sum()
+    assert content["numbers"]["test_accuracy"] == right / 12 and content["numbers"]["test_n"] == 12
+    assert (content["numbers"]["test_low"], content["numbers"]["test_high"]) == metrics.wilson(right, 12)
+    assert content["numbers"][f"test_correct_{content['shipped']}"] == right == np.trace(result.matrix)
+
+
+def test_validation_and_test_accuracy_stand_beside_each_other(run, exported):
+    result = test_scores.evaluate_test(run, test_set.predict_test_photos(run))
+    rows = test_scores.beside_validation(run, result.record)
+    assert [name.split(",")[0] for name in rows] == ["validation", "test"]
+    val = run.predictions("val")
+    assert next(iter(rows.values()))[0] == (val["label"] == val["predicted"]).mean()
+    (run.path / "predictions_val.csv").unlink()
+    assert len(test_scores.beside_validation(run, result.record)) == 1  # no photos validated it
+
+
+def test_scoring_differently_opens_no_test_photo_again(run, exported):
+    test_set.predict_test_photos(run)
+    assert len(run.test_openings()) == 1 and run.is_complete("test")
+    closure = source_code.import_closure(["fruitlib.deploy.test_set"])
+    assert "fruitlib.deploy.test_scores" not in closure and "fruitlib.deploy.verify" not in closure
