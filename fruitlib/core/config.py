@@ -24,14 +24,14 @@ class Config(BaseModel):
     )
     min_side: int = Field(16, ge=1, description="photos with a shorter side are quarantined, pixels")
     near_duplicates: Literal["group", "ignore"] = Field(
-        "group", description="photos that look alike: group (never divided) | ignore"
+        "group", description="photos that look alike: group (kept on one side) | ignore"
     )
     subset: float = Field(1.0, gt=0, le=1, description="share of the photos to use, whole groups, of every class")
     val_per_class: int | float = Field(10, gt=0, description="validation photos per class; below 1: a share of them")
     test_per_class: int | float = Field(10, ge=0, description="test photos per class; below 1: a share; 0: no test")
     folds: int = Field(0, ge=0, le=100, description="cross-validation: parts that validate in turn; 0: one split")
-    repeats: int = Field(1, ge=1, le=100, description="how often the photos are divided into folds anew")
-    split_seed: int = Field(0, ge=0, description="which photos fall where")
+    repeats: int = Field(1, ge=1, le=100, description="how many times the photos are divided into folds")
+    split_seed: int = Field(0, ge=0, description="another number gives another split")
 
     model: str = Field("end2end", description="end2end | base | resnet18, efficientnet_b0 … (torchvision's names)")
     head: Literal["linear", "gap_bn"] = Field(
@@ -41,15 +41,17 @@ class Config(BaseModel):
     dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
         "auto", description="share of features dropped before the last layer; auto: the model's own"
     )
-    base_weights: str = Field("", description="best.pt of a trained base model to start end2end from; empty: fresh")
+    base_weights: str = Field(
+        "", description="best.pt of a trained base model to start end2end from; empty: random weights"
+    )
     weights: str = Field(
         "none", min_length=1, description="none | DEFAULT (torchvision's pretrained) | a checkpoint of this model"
     )
     freeze: Literal["none", "backbone", "all_but_last_block"] = Field(
-        "none", description="weights that stay as they are: none | backbone | all_but_last_block"
+        "none", description="weights that are not trained: none | backbone | all_but_last_block"
     )
     unfreeze_every: int = Field(
-        0, ge=0, description="gradual unfreezing: one frozen block more learns every so many epochs; 0: never"
+        0, ge=0, description="gradual unfreezing: epochs until one more frozen block is trained; 0: never"
     )
     layer_decay: float = Field(1.0, gt=0, le=1, description="lr of each block is this factor of the next block's")
 
@@ -65,10 +67,12 @@ class Config(BaseModel):
     warmup_epochs: int = Field(0, ge=0, description="epochs in which lr rises to its peak, before the scheduler")
     batch_size: int = Field(16, ge=2, le=65536, description="images per optimizer step, over all processes")
     micro_batch: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
-        "auto", description="images a device computes at a time; auto: all, fewer where GPU memory ends"
+        "auto", description="images a device computes at a time; auto: all, fewer if GPU memory is too small"
     )
     clip_norm: float = Field(0.0, ge=0, description="gradients are scaled down to this norm; 0: never")
-    ema: float = Field(0.0, ge=0, lt=1, description="decay of averaged weights, which are then judged and kept; 0: off")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay of averaged weights, which are then evaluated and kept; 0: off"
+    )
     seed: int = Field(0, ge=0, le=2**32 - 1, description="initial weights, order of photos, augmentation")
     epochs: int = Field(20, ge=1, le=100000, description="passes over the training photos")
     loss: Literal["ce", "focal", "mix", "soft_f1"] = Field("ce", description="ce | focal | mix | soft_f1")
@@ -80,12 +84,14 @@ class Config(BaseModel):
     )
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better monitor; 0: never")
     min_delta: float = Field(0.0, ge=0, description="gain in monitor that counts as better for patience and plateau")
-    train_share: float = Field(1.0, gt=0, le=1, description="share of the training photos that teach: learning curves")
-    share_class: str = Field("", description="the class that train_share thins; empty: every class")
-    train_labels: Literal["given", "shuffled"] = Field(
-        "given", description="given | shuffled (a check: nothing can be learnt, so validation must be at chance)"
+    train_share: float = Field(
+        1.0, gt=0, le=1, description="share of the training photos that are used, for learning curves"
     )
-    fold: int = Field(1, ge=0, description="the fold this run validates on; 0: none, all photos teach")
+    share_class: str = Field("", description="class that train_share applies to; empty: every class")
+    train_labels: Literal["given", "shuffled"] = Field(
+        "given", description="given | shuffled (a check: nothing can be learned, so validation must be at chance)"
+    )
+    fold: int = Field(1, ge=0, description="the fold this run validates on; 0: none, all photos train")
     repeat: int = Field(1, ge=1, description="the division into folds this run uses; a sweep runs them all")
 
     image_size: Annotated[int, Field(ge=32, le=1024)] = Field(
@@ -114,10 +120,12 @@ class Config(BaseModel):
         "none",
         description="none | class_weights | weighted_sampler | oversample | undersample | augment_to | smote",
     )
-    augment_to: int = Field(0, ge=0, description="photos per class after augmented children joined (augment_to)")
+    augment_to: int = Field(
+        0, ge=0, description="photos per class once augmented copies are added (balance: augment_to)"
+    )
     cache: Literal["auto", "ram", "disk", "stream"] = Field(
         "auto",
-        description="decoded photos: auto | ram (mapped, read ahead) | disk (mapped) | stream (every epoch anew)",
+        description="decoded photos: auto | ram (mapped, read ahead) | disk (mapped) | stream (decoded every epoch)",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
         "fp32", description="of training: fp32 | bf16 | fp16 (GPU) | auto (timed once per sweep)"
@@ -135,7 +143,7 @@ class Config(BaseModel):
 
     calibration_images: int = Field(100, ge=1, description="training photos that set the INT8 ranges")
     int8_agreement: float = Field(
-        0.9, ge=0, le=1, description="share of validation photos INT8 must label as fp32 does"
+        0.9, ge=0, le=1, description="share of validation photos on which INT8 must predict the label that torch does"
     )
 
     @model_validator(mode="before")

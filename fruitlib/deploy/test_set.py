@@ -59,7 +59,5 @@ def open_test_photos(run: Run) -> tuple[pd.DataFrame, list[str]]:
     seen = run.manifest.loc[run.manifest["split"].isin(["train", "val"]), "sha256"]
     rows = rows[(checked["status"] == "ok").to_numpy()].reset_index(drop=True)
     if copies := checked.loc[checked["status"] == "ok", "sha256"].isin(set(seen) - {""}).sum():
-        summary.append(
-            f"{copies} test photos are copies of training or validation photos: the result is too optimistic"
-        )
+        summary.append(f"{copies} test photos are copies of training or validation photos: the result is optimistic")
     return rows, summary
