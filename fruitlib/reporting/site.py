@@ -20,9 +20,8 @@ from urllib.parse import quote, unquote
 
 import jinja2
 import nbformat
+import nh3
 import pandas as pd
-from bleach.css_sanitizer import CSSSanitizer
-from bleach.sanitizer import Cleaner
 from markupsafe import escape
 from nbconvert.filters import Highlight2HTML, ansi2html, markdown2html, strip_ansi
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
@@ -35,11 +34,13 @@ from fruitlib.evaluation.effects import leading_effects
 
 EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run that names no `stages`
 WIDGET = "application/vnd.jupyter.widget-view+json"
-TAGS = """a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption figure h1 h2 h3
-    h4 h5 h6 hr i img kbd li mark ol p pre s small span strong sub summary sup table tbody td tfoot th thead tr u
-    ul"""
-ATTRIBUTES = "alt class colspan height href id open rowspan scope src start style title width"
-STYLES = ["background-color", "color", "font-style", "font-weight", "text-align", "width"]
+# What the filter lets pass of a notebook's own HTML
+TAGS = set(
+    """a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6
+    hr i img kbd li mark ol p pre s small span strong sub summary sup table tbody td tfoot th thead tr u ul""".split()
+)
+ATTRIBUTES = set("alt class colspan height href id open rowspan scope src start style title width".split())
+STYLES = {"background-color", "color", "font-style", "font-weight", "text-align", "width"}
 LOWER_IS_BETTER = ("loss", "miss", "error", "latency", "seconds", "size")
 PLOTTED = 20  # runs in the interval plot, best first
 LARGE = 80_000  # base64 characters of a PNG: charts are smaller, sheets of photographs larger
@@ -285,17 +286,29 @@ def _lighter(mime: str, content: str) -> tuple[str, str]:
 def _clean(markup: str, folder: Path) -> str:
     """`markup` balanced, without anything that runs, loads from a network or leads nowhere."""
 
-    def allowed(tag: str, name: str, value: str) -> bool:
-        if name in ("src", "href"):
-            own = "data:image/" if name == "src" else "#"
-            return value.startswith(own) or _local(value, folder)
-        return name in ATTRIBUTES.split()
+    def filtered(tag: str, name: str, value: str) -> str | None:
+        if name == "src":
+            kept = value.startswith("data:image/") or _local(value, folder)
+        elif name == "href":
+            kept = value.startswith("#") or _local(value, folder)
+        elif name == "style":  # a backslash can spell url( in other letters
+            kept = not re.search(r"\\|url\s*\(", value, re.IGNORECASE)
+        else:
+            kept = True
+        return value if kept else None
 
-    markup = re.sub(r"(?is)<(script|style)\b.*?(</\1\s*>|\Z)|<a class=\"anchor-link\".*?</a>", "", markup)
+    markup = re.sub(r'(?is)<a class="anchor-link".*?</a>', "", markup)
     markup = re.sub(r'(?is)<a\b[^>]*?\bhref="([^"]*)"[^>]*>(.*?)</a>', _anchor, markup)
-    css = CSSSanitizer(allowed_css_properties=STYLES)
-    protocols = {"data", "http"}  # bleach files a relative address under http; `allowed` keeps the others out
-    return Cleaner(set(TAGS.split()), allowed, protocols, strip=True, css_sanitizer=css).clean(markup).strip()
+    return nh3.clean(
+        markup,
+        tags=TAGS,
+        clean_content_tags={"script", "style"},  # what stands in them goes too
+        attributes={"*": ATTRIBUTES},
+        attribute_filter=filtered,
+        filter_style_properties=STYLES,
+        url_schemes={"data"},
+        link_rel=None,
+    ).strip()
 
 
 def _local(address: str, folder: Path) -> bool:

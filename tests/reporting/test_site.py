@@ -299,6 +299,26 @@ def test_hostile_output_neither_runs_nor_loads(sweep):
     assert not any(part in text for part in ("alert", "https:", "//cdn", "onerror", "url("))
 
 
+@pytest.mark.parametrize(
+    ("markup", "left"),
+    [
+        ('<p style="color: red; position: fixed">a</p>', '<p style="color:red">a</p>'),
+        ('<p style="width: u\\72l(x)">a</p>', "<p>a</p>"),
+        ('<p style="background-color: URL (//x)">a</p>', "<p>a</p>"),
+        ("<a href='java\nscript:f()'>a</a>", "<a>a</a>"),
+        ('<a href="data:text/html,x">a</a>', "<a>a</a>"),
+        ('<a href="#place">a</a>', '<a href="#place">a</a>'),
+        (f'<img src="data:image/png;base64,{PNG}" onload="f()">', f'<img src="data:image/png;base64,{PNG}">'),
+        ('<img srcset="https://x/y.png">', "<img>"),
+        ("<svg><script>f()</script></svg>a", "a"),
+        ('<base href="https://x"><form action="https://x"><input>a</form>', "a"),
+        ("a<script>f()", "a"),
+    ],
+)
+def test_only_harmless_markup_passes_the_filter(tmp_path, markup, left):
+    assert site._clean(markup, tmp_path) == left
+
+
 def test_the_same_inputs_give_the_same_bytes(sweep):
     site.build_site(sweep)
     before = {path: path.read_bytes() for path in sweep.rglob("*") if path.suffix in (".html", ".css")}
