@@ -115,7 +115,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    from fruitlib.evaluation import compare
+    from fruitlib.evaluation import compare, wording
 
     sides = []
     for side in "ab":
@@ -127,7 +127,8 @@ def _compare(options: argparse.Namespace) -> int:
         columns = dict(text.split("=", 1) for text in names)
         sides.append(compare.load_predictions(source, options.split, getattr(options, f"backend_{side}"), columns))
     pair = compare.match_photos(*sides)
-    print(f"A: {pair.a.name}\nB: {pair.b.name}\n{pair.matched}\n\n{compare.verdict(pair)['summary']}")
+    print(f"A: {pair.a.name}\nB: {pair.b.name}\n{wording.match_text(pair)}\n")
+    print(wording.comparison_text(compare.compare_pair(pair)))
     rows = compare.disagreements(pair).to_dict("records")
     for row in rows[:20]:
         print(f"  {row['path']}: {row['label']}; A says {row['a']}, B says {row['b']}")
@@ -137,14 +138,14 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    from fruitlib.evaluation import leakage
+    from fruitlib.evaluation import leakage, wording
 
-    found = leakage.check_sweep(Path(options.sweep).resolve(), progress.meter("photos read"))
-    for words, lines in (("ALARM", found.alarms), ("look at", found.notes)):
+    check = leakage.check_sweep(Path(options.sweep).resolve(), progress.meter("photos read"))
+    for words, lines in (("ALARM", wording.alarm_lines(check)), ("look at", wording.note_lines(check))):
         print(*(f"{words}: {line}" for line in lines), sep="\n", end="\n" if lines else "")
-    if not found.alarms:
-        print(f"{found.n} photos read: none that judges is found among those that taught, and none has changed")
-    return int(bool(found.alarms))
+    if not check.alarming:
+        print(f"{check.n} photos read: no validation or test photo is in training, and none has changed")
+    return int(check.alarming)
 
 
 def _draw(options: argparse.Namespace) -> int:

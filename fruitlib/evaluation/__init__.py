@@ -1,16 +1,16 @@
 """Predictions -> numbers one may trust. Nothing here needs torch.
 
 In: `predictions_*.csv`, results tables, labels and probabilities as arrays. Out: numbers with intervals, as dataclasses
-and tables, and the sentences that say them. Read `metrics` and `intervals` first.
+and tables; `wording` alone puts them into sentences. Read `metrics` and `intervals` first.
 
     metrics         counts and rates from labels and predictions (NumPy only)
     intervals       bootstrap intervals, whole groups drawn
     significance    paired tests: McNemar, sign flips, Holm
-    selection       what the best of many runs owes to having been chosen
-    baselines       what is to be beaten: the commonest class, the mean colour
+    selection       how optimistic the best of many runs looks for having been chosen
+    baselines       what a result has to beat: the commonest class, the mean colour
     calibration     reliability, calibration error, temperature; thresholds
-    crossval        folds pooled: every photo judged by a model that never saw it
-    leakage         the price of leakage; is a test photo found in training?
+    crossval        folds pooled: every photo predicted by a model that never saw it
+    leakage         the price of leakage; is a test photo in training?
     label_errors    which labels are doubtful
     validation      metrics.json: a run on its validation photos, beside the baselines
     compare         two runs, or any two CSVs of predictions: matched, tested
@@ -19,4 +19,5 @@ and tables, and the sentences that say them. Read `metrics` and `intervals` firs
     split_summary   the answer of 01
     sweep_answers   the answers of 07 and 08, and the files that hold them
     learning_curve  what more photos would bring
+    wording         the numbers of this room in sentences
 """

@@ -8,7 +8,7 @@ import numpy as np
 from fruitlib.evaluation import intervals, metrics
 
 BINS = 10
-LEAST = 1e-6  # files keep six decimals
+MIN_PROB = 1e-6  # files keep six decimals
 
 
 def reliability_bins(probs: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -34,7 +34,7 @@ def calibration_error(sums: np.ndarray) -> np.ndarray:
 def ece(probs: np.ndarray, labels: np.ndarray, groups=None, seed: int = 0) -> tuple[float, float, float]:
     """Expected calibration error with its 95 % bootstrap interval: (value, low, high).
 
-    The error is never negative and chance adds to it, so the interval lies too high: compare with `by_chance`.
+    The error is never negative and chance adds to it, so the interval lies too high: compare with `error_by_chance`.
     """
     table = reliability_bins(probs, labels)
     drawn = calibration_error(intervals.bootstrap_sums(table, labels, groups, seed=seed))
@@ -42,7 +42,7 @@ def ece(probs: np.ndarray, labels: np.ndarray, groups=None, seed: int = 0) -> tu
 
 
 def error_by_chance(probs: np.ndarray, seed: int = 0, draws: int = 1000) -> np.ndarray:
-    """Calibration errors (draws,) these probabilities would have by chance alone, were every one of them right.
+    """Calibration errors (draws,) these probabilities would have by chance alone, were they perfectly calibrated.
 
     Whether a photo is right is drawn from its own confidence (Vaicenavicius et al. 2019, consistency resampling).
     """
@@ -55,15 +55,16 @@ def error_by_chance(probs: np.ndarray, seed: int = 0, draws: int = 1000) -> np.n
 
 
 def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
-    """The T that makes softmax(log(probs) / T) likeliest (Guo et al. 2017, 4.2): above 1, the model is overconfident.
+    """The T that makes softmax(log(probs) / T) fit the labels best (Guo et al. 2017, 4.2).
 
-    Between 0.05 and 20. Without a mistake the least would be the likeliest, which tells nothing: 1 then.
+    Above 1 the model is overconfident. T is kept between 0.05 and 20. It is 1 where nothing is wrong: the smallest T
+    would fit best then, whatever the photos.
     """
     from scipy.optimize import minimize_scalar
 
     if (np.asarray(probs).argmax(1) == labels).all():
         return 1.0
-    logits = np.log(np.clip(probs, LEAST, 1))
+    logits = np.log(np.clip(probs, MIN_PROB, 1))
 
     def loss(log_t: float) -> float:
         return metrics.log_loss(metrics.softmax(logits / np.exp(log_t)), labels)
@@ -71,43 +72,30 @@ def fit_temperature(probs: np.ndarray, labels: np.ndarray) -> float:
     return float(np.exp(minimize_scalar(loss, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 
 
-def scale_probs(probs: np.ndarray, by: float) -> np.ndarray:
-    """Probabilities at temperature `by`; the predicted class stays."""
-    return metrics.softmax(np.log(np.clip(probs, LEAST, 1)) / by)
+def scale_probs(probs: np.ndarray, temperature: float) -> np.ndarray:
+    """Probabilities at this temperature; the predicted class stays."""
+    return metrics.softmax(np.log(np.clip(probs, MIN_PROB, 1)) / temperature)
 
 
 def cross_fitted_probs(probs: np.ndarray, labels: np.ndarray, groups=None, seed: int = 0, parts: int = 5) -> np.ndarray:
-    """Probabilities at temperatures fitted on the other photos, so that what is judged was not fitted.
+    """Probabilities at temperatures fitted on the other photos, so that no photo is scaled by its own label.
 
     Whole groups fall into one of `parts` parts.
     """
     probs, labels = np.asarray(probs), np.asarray(labels)
-    of = intervals.units(groups) if groups is not None else np.arange(len(labels))
-    numbers = np.random.default_rng([seed, 9]).permutation(of.max(initial=0) + 1)[of] % parts
-    found = probs.astype(float)
-    for part in np.unique(numbers):
-        own = numbers == part
+    units = intervals.units(groups) if groups is not None else np.arange(len(labels))
+    part_of_photo = np.random.default_rng([seed, 9]).permutation(units.max(initial=0) + 1)[units] % parts
+    scaled = probs.astype(float)
+    for part in np.unique(part_of_photo):
+        own = part_of_photo == part
         if not own.all():
-            found[own] = scale_probs(probs[own], fit_temperature(probs[~own], labels[~own]))
-    return found
+            scaled[own] = scale_probs(probs[own], fit_temperature(probs[~own], labels[~own]))
+    return scaled
 
 
-def calibration_summary(value: float, low: float, high: float, chance: np.ndarray) -> str:
-    """The calibration error in words, beside what chance alone makes (`by_chance`)."""
-    share = (1 + (chance >= value).sum()) / (1 + len(chance))
-    verdict = "more than chance explains" if share < 0.05 else "chance alone may explain it"
-    return (
-        f"calibration error {intervals.value_with_interval(value, low, high)}; so few photos give a perfectly "
-        f"calibrated model {chance.mean():.3f} on average, and this much in {share:.1%} of draws: {verdict}"
-    )
-
-
-def temperature_summary(by: float, after: float, labels: np.ndarray, probs: np.ndarray) -> str:
-    """The temperature in words; `after` is the error with temperatures fitted on other photos."""
-    if (np.asarray(probs).argmax(1) == labels).all():
-        return "temperature: nothing is wrong, so any confidence is too low for these photos; none is suggested"
-    way = "overconfident" if by > 1 else "not sure enough"
-    return f"temperature {by:.2f}: it is {way}; scaled, fitted on other photos, the error is {after:.3f}"
+def chance_p(ece: float, chance: np.ndarray) -> float:
+    """The share of errors by chance (draws,) that are as large as this one, the one itself counted: a p value."""
+    return float((1 + (chance >= ece).sum()) / (1 + len(chance)))
 
 
 def threshold_curves(probs: np.ndarray, labels: np.ndarray, class_names: list[str]) -> dict[str, dict]:
@@ -122,16 +110,16 @@ def threshold_curves(probs: np.ndarray, labels: np.ndarray, class_names: list[st
     """
     from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score, roc_curve
 
-    found = {}
+    curves = {}
     for number, name in enumerate(class_names):
         true, score = np.asarray(labels) == number, np.asarray(probs)[:, number]
         if true.any() and not true.all():
             false_alarms, recall_roc, _ = roc_curve(true, score)
             precision, recall, threshold = precision_recall_curve(true, score)
-            found[name] = {"false_alarms": false_alarms, "recall_roc": recall_roc, "auc": roc_auc_score(true, score)}
-            found[name] |= {"recall": recall, "precision": precision, "threshold": threshold}
-            found[name]["ap"] = average_precision_score(true, score)
-    return found
+            curves[name] = {"false_alarms": false_alarms, "recall_roc": recall_roc, "auc": roc_auc_score(true, score)}
+            curves[name] |= {"recall": recall, "precision": precision, "threshold": threshold}
+            curves[name]["ap"] = average_precision_score(true, score)
+    return curves
 
 
 def best_threshold(curve: dict) -> tuple[float, float, float]:

@@ -1,12 +1,12 @@
 """Do two runs, or any two tables of predictions, really differ, and on which photos?
 
-Other programs' CSVs will do: their columns can be named, their paths may be written otherwise, rows may be missing,
-classes may come in another order. What is compared is what both have judged.
+Other programs' CSVs work too: their columns can be named, their paths may be written otherwise, rows may be missing,
+classes may come in another order. The photos that both sides predicted are compared.
 """
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,11 @@ import pandas as pd
 
 from fruitlib.core import errors, files
 from fruitlib.core.errors import InputError
-from fruitlib.evaluation import intervals, metrics, significance
+from fruitlib.evaluation import metrics, significance
 from fruitlib.runs.run import POOLED, Run
 
 COLUMNS = ("path", "label", "predicted", "backend")
-DEEPEST = 8  # parts of a path that are looked at where whole paths do not fit
+MAX_PATH_PARTS = 8  # compared from the end where whole paths do not match
 
 
 @dataclass(frozen=True)
@@ -32,20 +32,61 @@ class Predictions:
 
     @property
     def probs(self) -> list[str]:
-        """The classes it gives probabilities of."""
+        """The classes it has probabilities for."""
         return [name[2:] for name in self.table if name.startswith("p_")]
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two sides on the photos both judged: path, path_b, label, a, b (predicted), group; and how they were matched."""
+    """Two sides on the photos both predicted: path, path_b, label, a, b (predicted), group, p_a_<class>, p_b_<class>.
+
+    `matched_parts` parts of the path's end identified a photo (0: the whole path); `only_a` and `only_b` photos have no
+    match and are left out.
+    """
 
     a: Predictions
     b: Predictions
     table: pd.DataFrame
     class_names: list[str]
-    matched: str
+    matched_parts: int = 0
+    only_a: int = 0
+    only_b: int = 0
     chosen_among: int = 0  # runs, out of which these two were picked by their results
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """B against A on `n` photos.
+
+    `only_a` and `only_b`: photos that only this side has right; `p`: McNemar's exact test of them. Differences are B
+    less A with 95 % intervals, NaN where the two agree on every photo. `significant`: they differ beyond chance.
+    """
+
+    n: int
+    a_correct: int
+    b_correct: int
+    only_a: int
+    only_b: int
+    p: float
+    disagree: int
+    accuracy_difference: float
+    accuracy_low: float
+    accuracy_high: float
+    macro_f1_difference: float
+    macro_f1_low: float
+    macro_f1_high: float
+    significant: bool
+    grouped: bool = False  # whole groups of photos were drawn
+    alone: bool = False  # one side, compared with itself
+    folds: bool = False  # out-of-fold predictions of combinations
+    chosen_among: int = 0  # as in `Pair`
+    candidates: int = 0  # runs, or combinations, of the sweep both belong to; 0: none, or on test photos
+
+    @property
+    def numbers(self) -> dict:
+        """What is recorded, by name, NaN left out."""
+        context = ("grouped", "alone", "folds", "chosen_among", "candidates")
+        return {name: value for name, value in asdict(self).items() if name not in context and value == value}
 
 
 def load_predictions(
@@ -77,8 +118,8 @@ def load_predictions(
         raise InputError(f"{source}: not a CSV that can be read ({errors.first_line(problem)})") from None
     table, used = _checked(table, str(source), backend, columns or {})
     name = f"{run.sweep_dir.name}/{run.name}" if run else files.display_path(path)
-    told = ", ".join([*([used] if used else []), *(["test photos"] if run and split == "test" else [])])
-    return Predictions(name + (f" ({told})" if told else ""), table, run, split if run else "")
+    details = ", ".join([*([used] if used else []), *(["test photos"] if run and split == "test" else [])])
+    return Predictions(name + (f" ({details})" if details else ""), table, run, split if run else "")
 
 
 def _checked(table: pd.DataFrame, source: str, backend: str, columns: Mapping[str, str]) -> tuple[pd.DataFrame, str]:
@@ -102,36 +143,36 @@ def _checked(table: pd.DataFrame, source: str, backend: str, columns: Mapping[st
             why = ": folds with repeats; keep the rows of one, or give SWEEP/COMBINATION"
         if "combination" in table and table["combination"].nunique() > 1:
             why = ": pooled folds of several combinations; give two of them as SWEEP/COMBINATION"
-        raise InputError(f"{source}: {table['path'][twice].iloc[0]} stands there more than once{why}")
+        raise InputError(f"{source}: {table['path'][twice].iloc[0]} has more than one row{why}")
     if "label" in table and (table["label"] == "").all():
         table = table.drop(columns="label")
     return table.reset_index(drop=True), backend
 
 
 def _renamed(table: pd.DataFrame, source: str, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Our names for its columns; one that bore a name of ours already, for something else, gives way."""
-    for ours, theirs in columns.items():
+    """The table with our names for its columns; a column that has such a name for something else is dropped."""
+    for ours, given in columns.items():
         if ours not in COLUMNS and not ours.startswith("p_"):
             raise InputError(f"columns: {ours} is none of {', '.join(COLUMNS)} and p_<class>")
-        if theirs not in table:
-            raise InputError(f"{source}: no column {theirs}; it has {', '.join(table.columns)}")
+        if given not in table:
+            raise InputError(f"{source}: no column {given}; it has {', '.join(table.columns)}")
     kept = table.drop(columns=[*columns.values(), *columns], errors="ignore")
-    table = kept.assign(**{ours: table[theirs] for ours, theirs in columns.items()})
+    table = kept.assign(**{ours: table[given] for ours, given in columns.items()})
     return table.assign(**{name: table[name].str.strip() for name in COLUMNS if name in table})
 
 
 def _numbered(table: pd.DataFrame, source: str) -> pd.DataFrame:
-    """Probabilities as numbers, NaN where a cell is empty; from them what is predicted, where no column says it."""
+    """Probabilities as numbers, NaN where a cell is empty; where there is no column predicted, the likeliest class."""
     probs = [name for name in table if name.startswith("p_")]
     for name in probs:
         numbers = pd.to_numeric(table[name], errors="coerce")
         if (wrong := numbers.isna() & (table[name].str.strip() != "")).any():
-            raise InputError(f"{source}: {name} holds {table[name][wrong].iloc[0]!r}, which is no number")
+            raise InputError(f"{source}: {name} holds {table[name][wrong].iloc[0]!r}, which is not a number")
         table = table.assign(**{name: numbers})
     if "predicted" not in table and len(probs) > 1:
         known = table[probs].notna().any(axis=1)
-        summary = table.loc[known, probs].idxmax(axis=1).str[2:]
-        table = table.assign(predicted=summary.reindex(table.index, fill_value=""))
+        predicted = table.loc[known, probs].idxmax(axis=1).str[2:]
+        table = table.assign(predicted=predicted.reindex(table.index, fill_value=""))
     return table
 
 
@@ -157,36 +198,31 @@ def match_photos(a: Predictions, b: Predictions, chosen_among: int = 0) -> Pair:
     Raises:
         InputError: no photo in common, labels that differ, no labels at all.
     """
-    keys, how = _keys(a.table["path"], b.table["path"])
+    keys, matched_parts = _keys(a.table["path"], b.table["path"])
     left, right = (side.table.set_index(key.to_numpy()) for side, key in zip((a, b), keys, strict=True))
     common = [key for key in left.index if isinstance(key, str) and key in right.index]
     if not common:
         first = a.table["path"].iloc[0] if len(a.table) else "nothing"
-        raise InputError(f"no photo in common: {a.name} has {first}, {b.name} knows none of its photos")
+        raise InputError(f"no photo in common: {a.name} has {first}, {b.name} has none of its photos")
     left, right = left.loc[common], right.loc[common]
     columns = {"path": left["path"], "path_b": right["path"], "label": _labels(left, right, a.name, b.name)}
     columns |= {"a": left["predicted"], "b": right["predicted"]}
-    for side, judged, part in (("a", a, left), ("b", b, right)):
-        columns |= {f"p_{side}_{name}": part[f"p_{name}"] for name in judged.probs}
+    for side, predictions, rows in (("a", a, left), ("b", b, right)):
+        columns |= {f"p_{side}_{name}": rows[f"p_{name}"] for name in predictions.probs}
     table = pd.DataFrame(columns)
     run = a.run or b.run
     table["group"] = run.groups(table["path" if a.run else "path_b"]) if run else ""
     names = list(run.class_names) if run else []
     names += sorted({*table["label"], *table["a"], *table["b"]} - set(names))
-    alone = {"only A": len(a.table) - len(table), "only B": len(b.table) - len(table)}
-    matched = f"photos judged by both: {len(table)}, matched by {how}"
-    matched += "".join(f"; by {side}, and left out: {n}" for side, n in alone.items() if n)
-    matched += "".join(_strange(table, side) for side in "ab")
-    return Pair(a, b, table.sort_values("path", ignore_index=True), names, matched, chosen_among)
+    only_a, only_b = len(a.table) - len(table), len(b.table) - len(table)
+    table = table.sort_values("path", ignore_index=True)
+    return Pair(a, b, table, names, matched_parts, only_a, only_b, chosen_among)
 
 
-def _strange(table: pd.DataFrame, side: str) -> str:
-    """A doubt, where nothing that a side says is a label: it may call classes by number, say."""
-    summary, labels = (sorted(set(table[name])) for name in (side, "label"))
-    if set(summary) & set(labels):
-        return ""
-    heard, true = (", ".join(names[:3]) + (" …" if len(names) > 3 else "") for names in (summary, labels))
-    return f"; nothing that {side.upper()} says ({heard}) is a label ({true}): are classes called otherwise there?"
+def sides_without_labels(pair: Pair) -> list[str]:
+    """The sides (a, b) that never predict a class that is a label; they may call classes by numbers, say."""
+    labels = set(pair.table["label"])
+    return [side for side in "ab" if not labels & set(pair.table[side])]
 
 
 def _plain(paths: pd.Series) -> pd.Series:
@@ -200,23 +236,23 @@ def _ends(paths: pd.Series, depth: int) -> pd.Series:
     return ends.where(~ends.duplicated(keep=False), None)
 
 
-def _keys(a: pd.Series, b: pd.Series) -> tuple[list[pd.Series], str]:
-    """What identifies a photo on both sides (None: nothing does), and in words what that is.
+def _keys(a: pd.Series, b: pd.Series) -> tuple[list[pd.Series], int]:
+    """What identifies a photo on both sides (None: nothing does), and how many parts of the path that is; 0: all.
 
-    Where any whole path fits, whole paths: a shorter end would pair apple/7.jpg with the cherry/7.jpg of photos that
+    Where any whole path matches, whole paths: a shorter end would pair apple/7.jpg with the cherry/7.jpg of photos that
     only one side has. Else that many parts of the end, two or more, that pair most photos; else file names.
     """
     plain = [_plain(a), _plain(b)]
     if set(plain[0]) & set(plain[1]):
-        return plain, "path"
-    best, most, how = plain, 0, "path"
-    for depth in range(DEEPEST, 0, -1):
-        if depth == 1 and most:
+        return plain, 0
+    best, most, matched_parts = plain, 0, 0
+    for parts in range(MAX_PATH_PARTS, 0, -1):
+        if parts == 1 and most:
             break
-        ends = [_ends(side, depth) for side in plain]
+        ends = [_ends(side, parts) for side in plain]
         if (pairs := len(set(ends[0].dropna()) & set(ends[1].dropna()))) > most:
-            best, most, how = ends, pairs, f"the last {depth} parts of the path" if depth > 1 else "file name"
-    return best, how
+            best, most, matched_parts = ends, pairs, parts
+    return best, matched_parts
 
 
 def _labels(left: pd.DataFrame, right: pd.DataFrame, a: str, b: str) -> pd.Series:
@@ -234,55 +270,34 @@ def _labels(left: pd.DataFrame, right: pd.DataFrame, a: str, b: str) -> pd.Serie
     return labels
 
 
-def verdict(pair: Pair, seed: int = 0) -> dict:
-    """The comparison in numbers and, as `said`, in words.
-
-    Returns:
-        n, a_correct, b_correct, only_a, only_b (right alone), disagree, p (McNemar's exact), accuracy_difference and
-        macro_f1_difference (B less A) each with _low and _high, told (whether they differ beyond chance), said.
-    """
+def compare_pair(pair: Pair, seed: int = 0) -> Comparison:
+    """Which side is better, and whether beyond chance; whole groups of photos are drawn where there are groups."""
     table, index = pair.table, {name: i for i, name in enumerate(pair.class_names)}
     labels, a, b = (table[name].map(index).to_numpy() for name in ("label", "a", "b"))
     groups = table["group"].tolist() if (table["group"] != "").any() else None
-    found = {"n": len(table), "a_correct": int((a == labels).sum()), "b_correct": int((b == labels).sum())}
-    found |= significance.mcnemar(a == labels, b == labels) | {"disagree": int((a != b).sum())}
+    mcnemar = significance.mcnemar(a == labels, b == labels)
+    numbers = {}
     for name, (value, low, high) in significance.paired_difference(labels, a, b, len(index), groups, seed).items():
-        found |= {f"{name}_difference": value, f"{name}_low": low, f"{name}_high": high}
-    apart = found["accuracy_low"] > 0 or found["accuracy_high"] < 0
-    found["significant"] = found["p"] < 0.05 and (apart or groups is None)
-    return found | {"summary": _summary(found, pair, grouped=groups is not None)}
+        numbers |= {f"{name}_difference": value, f"{name}_low": low, f"{name}_high": high}
+    apart = numbers["accuracy_low"] > 0 or numbers["accuracy_high"] < 0
+    return Comparison(
+        n=len(table),
+        a_correct=int((a == labels).sum()),
+        b_correct=int((b == labels).sum()),
+        disagree=int((a != b).sum()),
+        **mcnemar,
+        **numbers,
+        significant=mcnemar["p"] < 0.05 and (apart or groups is None),
+        grouped=groups is not None,
+        alone=pair.a is pair.b,
+        folds=pair.a.part == "oof",
+        chosen_among=pair.chosen_among,
+        candidates=_candidates(pair),
+    )
 
 
-def _summary(found: dict, pair: Pair, grouped: bool) -> str:
-    n, only_a, only_b, sided = found["n"], found["only_a"], found["only_b"], found["only_a"] + found["only_b"]
-    if pair.a is pair.b:
-        return f"Only one {'combination' if pair.a.part == 'oof' else 'run'} is complete: nothing to compare"
-    text = f"A is right on {found['a_correct']}/{n}, B on {found['b_correct']}/{n}. "
-    if not found["disagree"]:
-        return text + "They say the same of every photo: nothing tells them apart"
-    text += f"They disagree on {found['disagree']}; A alone is right on {only_a}, B alone on {only_b}: "
-    text += f"McNemar's exact p = {found['p']:.3g}, "
-    if found["significant"]:
-        text += f"{'A' if only_a > only_b else 'B'} is better on photos like these. "
-    elif found["p"] < 0.05:
-        text += "which takes photos of a group for independent; drawn by group, accuracy does not tell: cannot tell. "
-    else:
-        text += "cannot tell"
-        text += " (six that all speak for one side are the fewest that could). " if sided < 6 else ". "
-    low, high = found["macro_f1_low"], found["macro_f1_high"]
-    text += f"B less A: macro-F1 {found['macro_f1_difference']:+.3f} ({intervals.interval_text(low, high)}"
-    text += ", whole groups drawn)" if grouped else ")"
-    if found["p"] >= 0.05 and (low > 0 or high < 0):
-        text += "; a bootstrap of so few disagreements is too sure of itself: McNemar decides"
-    if pair.chosen_among > 2:
-        text += f"; they were picked out of {pair.chosen_among} by their results, which makes p too small"
-    elif (among := _siblings(pair)) > 2:
-        text += f"; p holds for two that were named beforehand, not picked by their results out of the sweep's {among}"
-    return text
-
-
-def _siblings(pair: Pair) -> int:
-    """How many runs (with folds, combinations) the sweep of both has; 0 where there is none, or the test judges."""
+def _candidates(pair: Pair) -> int:
+    """How many runs (with folds, combinations) the sweep of both has; 0 where there is none, or on test photos."""
     a, b = pair.a, pair.b
     if not a.run or not b.run or "test" in (a.part, b.part) or a.run.path == b.run.path:
         return 0
@@ -290,14 +305,17 @@ def _siblings(pair: Pair) -> int:
 
 
 def disagreements(pair: Pair) -> pd.DataFrame:
-    """The photos of which they say different things, the surest of both first; columns as in `Pair`, and `right`."""
+    """The photos for which they predict different classes, those with the highest probabilities first.
+
+    Columns as in `Pair`, and `right`: A, B or neither.
+    """
     table = pair.table[pair.table["a"] != pair.table["b"]]
-    sure = np.zeros(len(table))
+    confidence = np.zeros(len(table))
     for side in "ab":
         columns = [name for name in table if name.startswith(f"p_{side}_")]
-        sure += table[columns].max(axis=1).fillna(0).to_numpy() if columns else 0
+        confidence += table[columns].max(axis=1).fillna(0).to_numpy() if columns else 0
     right = np.select([table["a"] == table["label"], table["b"] == table["label"]], ["A", "B"], "neither")
-    return table.assign(right=right).iloc[np.argsort(-sure, kind="stable")].reset_index(drop=True)
+    return table.assign(right=right).iloc[np.argsort(-confidence, kind="stable")].reset_index(drop=True)
 
 
 def two_by_two(pair: Pair) -> np.ndarray:
@@ -318,17 +336,17 @@ def pair_of_sweep(
     """The two sides that were named, or those a sweep suggests: the chosen run and the runner-up.
 
     With folds, combinations by their pooled predictions. A lone run that was tested: torch against its INT8 file, on
-    the test photos. A lone run that was not, or a lone combination: with itself, which tells nothing and says so.
+    the test photos. A lone run that was not tested, or a lone combination: with itself (`Comparison.alone`).
 
     Raises:
-        InputError: what `read` and `match` refuse; one side named without the other; no run.
+        InputError: as `load_predictions` and `match_photos`; one side named without the other; no run.
     """
     folder, where = files.resolve(sweep_dir), files.display_path(files.resolve(sweep_dir))
     if bool(a) != bool(b):
         raise InputError("a and b: name both, or neither")
     if a:
         given = zip((a, b), backends, columns, strict=True)
-        return match_photos(*(load_predictions(_inside(folder, one), split, *of) for one, *of in given))
+        return match_photos(*(load_predictions(_inside(folder, name), split, *how) for name, *how in given))
     if any(columns):
         raise InputError("columns_a and columns_b: they are for CSVs; name these by a and b")
     ranked, folds = _ranked(folder)
@@ -364,16 +382,16 @@ def _ranked(folder: Path) -> tuple[list[str], bool]:
     """The runs of a sweep, the chosen one first, then from best to worst; of folds (True) the combinations."""
     if not (folder / "sweep.json").is_file() or not (folder / "results.csv").is_file():
         return sorted(path.parent.name for path in folder.glob("*/predictions_val.csv")), False
-    told = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    sweep = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     folds = (folder / "results_oof.csv").is_file() and (folder / POOLED).is_file()
     if folds:
         table, key = pd.read_csv(folder / "results_oof.csv"), "combination"
     else:
         table, key = pd.read_csv(folder / "results.csv", dtype={"run": str}), "run"
-        made = {run["name"] for run in told["runs"] if "stages" in run}
+        made = {run["name"] for run in sweep["runs"] if "stages" in run}
         table = table[(table["state"] == "complete") & ~table["run"].isin(made)]
-    by = told.get("choose_by", "macro_f1")
+    by = sweep.get("choose_by", "macro_f1")
     table = table.sort_values(by, ascending=False, kind="stable") if by in table else table
     names = table[key].tolist()
-    names.sort(key=lambda name: name != told.get("chosen"))
+    names.sort(key=lambda name: name != sweep.get("chosen"))
     return names, folds

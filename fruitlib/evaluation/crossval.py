@@ -1,4 +1,4 @@
-"""Cross-validation: the folds of a combination pooled, so that every photo is judged by a run that never saw it."""
+"""Cross-validation: the folds of a combination pooled, so that every photo is predicted by a run that never saw it."""
 
 from pathlib import Path
 
@@ -16,10 +16,10 @@ def pool_folds(
     """Write `predictions_oof.csv`: the validation predictions of every combination all of whose folds are trained.
 
     Columns combination, run, trained (the training's identity), repeat, fold, path, label, predicted, p_<class>…,
-    backend; in every combination each photo of the pool stands once per repeat. Without any, no file is left.
+    backend; in every combination each photo of the pool appears once per repeat. Without any, no file is left.
 
     Returns:
-        the table, and in words the combinations that cannot be pooled and what to do.
+        the table, and a line for each combination that cannot be pooled: why, and what to do.
     """
     frames, problems = [], []
     for combination, names in combinations.items():
@@ -37,9 +37,9 @@ def pool_folds(
 
 def _pooled(combination: str, folds: list[Run]) -> tuple[pd.DataFrame, str]:
     """The pooled predictions of one combination's runs, or an empty table and why there is none."""
-    cure = "remove the folders of its runs and run the same command again"
+    remedy = "remove the folders of its runs and run the same command again"
     if len({run.record("train")["initial_weights"] for run in folds}) > 1:
-        return pd.DataFrame(), f"{combination}: its folds did not start from the same fresh weights: {cure}"
+        return pd.DataFrame(), f"{combination}: its folds did not start from the same fresh weights: {remedy}"
     tables = []
     for run in folds:
         places = {"combination": combination, "run": run.name, "trained": run.record("train")["identity"]}
@@ -50,21 +50,18 @@ def _pooled(combination: str, folds: list[Run]) -> tuple[pd.DataFrame, str]:
         tables.append(table)
     table = pd.concat(tables, ignore_index=True)
     if (twice := table.duplicated(["repeat", "path"])).any():
-        return pd.DataFrame(), f"{combination}: {table.loc[twice, 'path'].iloc[0]} was judged by two folds: {cure}"
+        return pd.DataFrame(), f"{combination}: {table.loc[twice, 'path'].iloc[0]} was predicted by two folds: {remedy}"
     return table, ""
 
 
-def out_of_sample(run: Run) -> tuple[pd.DataFrame, str]:
-    """Predictions on photos their model never saw, and in words where they come from.
+def out_of_sample(run: Run) -> tuple[pd.DataFrame, bool]:
+    """Predictions on photos their model never saw, and whether they are pooled from folds.
 
     The pooled out-of-fold predictions of this run's combination, where a sweep has written them and none of its folds
-    was trained anew since; else this run's own validation predictions.
+    was trained again since; else this run's own validation predictions.
     """
-    if run.config.folds and len(table := run.pooled()):
-        return table, f"out-of-fold predictions on {table['path'].nunique()} photos, {run.config.folds} folds"
-    table = run.predictions("val")
-    why = "its combination's folds are not all trained" if run.config.folds else "with folds: 5, every photo is judged"
-    return table, f"validation predictions on {len(table)} photos; {why}"
+    pooled = run.pooled() if run.config.folds else pd.DataFrame()
+    return (pooled, True) if len(pooled) else (run.predictions("val"), False)
 
 
 def pooled_results(pooled: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:
@@ -74,13 +71,13 @@ def pooled_results(pooled: pd.DataFrame, class_names: list[str]) -> pd.DataFrame
     """
     rows = []
     for combination, table in pooled.groupby("combination", sort=False) if len(pooled) else ():
-        found = [
+        by_repeat = [
             metrics.scores(metrics.confusion_from_names(part["label"], part["predicted"], class_names))
             for _, part in table.groupby("repeat")
         ]
-        n, correct = found[0]["n"], float(np.mean([one["correct"] for one in found]))
+        n, correct = by_repeat[0]["n"], float(np.mean([one["correct"] for one in by_repeat]))
         low, high = metrics.wilson(correct, n)
-        row = {"combination": combination, "repeats": len(found), "folds": table["fold"].nunique(), "n": n}
-        row |= {name: np.mean([one[name] for one in found]) for name in ("macro_f1", "balanced_accuracy")}
+        row = {"combination": combination, "repeats": len(by_repeat), "folds": table["fold"].nunique(), "n": n}
+        row |= {name: np.mean([one[name] for one in by_repeat]) for name in ("macro_f1", "balanced_accuracy")}
         rows.append(row | {"accuracy": correct / n, "accuracy_low": low, "accuracy_high": high})
     return pd.DataFrame(rows)

@@ -1,7 +1,6 @@
-"""How far a number from few photos may be trusted: bootstrap intervals and paired tests.
+"""How far a number from few photos may be trusted: bootstrap intervals.
 
-Photos of one group (views of one fruit) tell the same story, so whole groups are drawn where there are groups.
-scipy and statsmodels are imported where they are used, so that this module costs nothing to import.
+Photos of one group (views of one fruit) are not independent, so whole groups are drawn where there are groups.
 """
 
 from collections.abc import Iterable, Sequence
@@ -38,24 +37,26 @@ def bootstrap_sums(
         seed: the same seed draws the same photos, so that two tables can be compared draw by draw.
     """
     table, labels = np.asarray(table, float), np.asarray(labels)
-    of = units(groups) if groups is not None else np.arange(len(labels))
-    sums = np.zeros((of.max(initial=-1) + 1, table.shape[1]))
-    np.add.at(sums, of, table)
-    strata = pd.Series(labels).groupby(of).agg(lambda part: part.mode()[0]).to_numpy() if groups is not None else labels
-    found = np.zeros((draws, table.shape[1]))
+    unit = units(groups) if groups is not None else np.arange(len(labels))
+    sums = np.zeros((unit.max(initial=-1) + 1, table.shape[1]))
+    np.add.at(sums, unit, table)
+    strata = labels
+    if groups is not None:
+        strata = pd.Series(labels).groupby(unit).agg(lambda part: part.mode()[0]).to_numpy()
+    drawn = np.zeros((draws, table.shape[1]))
     rng = np.random.default_rng([seed, 6])
     for stratum in np.unique(strata):
         own = sums[strata == stratum]
         for start in range(0, draws, step := max(1, CELLS // len(own))):
-            part = found[start : start + step]
+            part = drawn[start : start + step]
             part += rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=len(part)) @ own
-    return found
+    return drawn
 
 
 def percentile_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
     """The middle share of bootstrapped values, by percentiles; NaN, NaN where they do not vary.
 
-    Where nothing is wrong, or everything, a bootstrap repeats it for ever, which is no reason to be sure.
+    Where nothing is wrong, or everything, every bootstrap sample repeats it, which is no reason to be sure.
     """
     values = np.asarray(values)[np.isfinite(values)]
     if not len(values) or np.ptp(values) < 1e-12:
@@ -86,19 +87,19 @@ def accuracy_of_sums(sums: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def macro_f1_interval(labels, predicted, num_classes: int, groups=None, seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of macro-F1 by `resampled`, from class indexes (n,).
+    """The 95 % interval of macro-F1 by `bootstrap_sums`, from class indexes (n,).
 
     It is too narrow for few photos. Simulated (three even classes, 0.70 to 0.95 of each right, 2,000 sets of each size;
-    tests/test_stats.py repeats it on fewer), it holds the true macro-F1 in 0.91 of sets with n = 30, 0.93 with 100 and
-    0.94 with 300. With n = 10, 0.18 of the sets have no mistake and so no interval; of the others' wide ones 0.95
-    hold it, which makes 0.78 of all.
+    tests/evaluation/test_intervals.py repeats it on fewer), it holds the true macro-F1 in 0.91 of sets with n = 30,
+    0.93 with 100 and 0.94 with 300. With n = 10, 0.18 of the sets have no mistake and so no interval; of the others'
+    wide ones 0.95 hold it, which makes 0.78 of all.
     """
     sums = bootstrap_sums(confusion_cells(labels, predicted, num_classes), labels, groups, seed=seed)
     return percentile_interval(macro_f1_of_sums(sums, num_classes))
 
 
 def accuracy_by_group(predictions: pd.DataFrame, groups: Sequence[str]) -> pd.DataFrame:
-    """A row per group of two photos and more: label (of most), right, n; the least share right first, large ones first.
+    """A row per group of two photos and more: label (of most), right, n; the lowest share right first.
 
     Args:
         predictions: rows with label and predicted; `groups` names a group for each row, "" for none.
@@ -115,7 +116,7 @@ def accuracy_by_group(predictions: pd.DataFrame, groups: Sequence[str]) -> pd.Da
 
 
 def interval_text(low: float, high: float) -> str:
-    """`95 % interval 0.83 to 1.00`, or that there is none."""
+    """`95 % interval 0.83 to 1.00`; `no interval: it does not vary` where it is NaN."""
     return f"95 % interval {low:.2f} to {high:.2f}" if np.isfinite(low) else "no interval: it does not vary"
 
 

@@ -11,11 +11,11 @@ def doubtful_labels(predictions: pd.DataFrame, class_names: list[str]) -> pd.Dat
 
     Confident learning counts the photos that a model which has not seen them gives to another class with the
     confidence it usually has in that class; that many photos, those with the least probability of their own label,
-    are listed (cleanlab's `low_self_confidence`: in simulation it found more planted errors and accused fewer right
-    labels than the other filters). The list is as good as the model. In simulation, one right on 0.94 of the photos
-    accused 1 right label in 100, one right on 0.76 ten; a linear model that was right on 0.63 of fruit of unseen
-    varieties accused thirty, since it took whole varieties for another class. So someone should look, and `doubted`
-    says how far to trust the list; nothing is changed.
+    are listed (cleanlab's `low_self_confidence`: in simulation it listed more planted errors and fewer right labels
+    than the other filters). The list is as good as the model. In simulation, one right on 0.94 of the photos
+    listed 1 right label in 100, one right on 0.76 ten; a linear model that was right on 0.63 of fruit of unseen
+    varieties listed thirty, since it took whole varieties for another class. So a person should look;
+    `wording.label_error_text` gives how far to trust the list. Nothing is changed.
 
     Args:
         predictions: out-of-sample rows with path, label, p_<class>…; several rows of a photo (repeats,
@@ -24,7 +24,7 @@ def doubtful_labels(predictions: pd.DataFrame, class_names: list[str]) -> pd.Dat
 
     Returns:
         path, label, suggested (the likelier class), probability (of it), quality (probability of the label as it
-        is); empty where no label is in doubt or where fewer than two classes have photos.
+        is); empty where no label is in doubt, or where fewer than two classes have photos.
 
     Raises:
         InputError: a column that is missing, a label that is no class, a probability that is not a number.
@@ -37,7 +37,7 @@ def doubtful_labels(predictions: pd.DataFrame, class_names: list[str]) -> pd.Dat
     present = np.unique(given)
     if len(present) < 2:
         return _doubts(photos[:0], [], [], [])
-    shares = probs[:, present] / probs[:, present].sum(1, keepdims=True).clip(1e-12)  # only classes somebody gave
+    shares = probs[:, present] / probs[:, present].sum(1, keepdims=True).clip(1e-12)  # only classes that are labels
     codes = np.searchsorted(present, given)
     options = {"filter_by": "low_self_confidence", "return_indices_ranked_by": "self_confidence", "n_jobs": 1}
     order = find_label_issues(codes, shares, **options)
@@ -46,13 +46,6 @@ def doubtful_labels(predictions: pd.DataFrame, class_names: list[str]) -> pd.Dat
     suggested = shares[order].argmax(1)
     names = [class_names[present[i]] for i in suggested]
     return _doubts(photos.iloc[order], names, shares[order, suggested], quality[order])
-
-
-def label_error_summary(doubts: pd.DataFrame, predictions: pd.DataFrame) -> str:
-    """How many labels `doubtful_labels` doubts and how good the predictions behind it are, in one line."""
-    n, agree = predictions["path"].nunique(), (predictions["label"] == predictions["predicted"]).mean()
-    text = f"{len(doubts):,} of {n:,} labels are in doubt, by predictions that agree with {agree:.2f} of the labels"
-    return text + ("; so weak a model doubts many right labels: look, and trust your eyes" if agree < 0.9 else "")
 
 
 def _doubts(photos: pd.DataFrame, suggested, probability, quality) -> pd.DataFrame:
@@ -65,10 +58,8 @@ def _averaged(predictions: pd.DataFrame, class_names: list[str]) -> tuple[pd.Dat
     columns = [f"p_{name}" for name in class_names]
     if missing := [name for name in ("path", "label", *columns) if name not in predictions]:
         raise InputError(f"predictions: no column {missing[0]}; doubtful labels need path, label and p_<class> of all")
-    if strangers := set(predictions["label"]) - set(class_names):
-        raise InputError(
-            f"predictions: label {min(map(str, strangers))} is none of the classes {', '.join(class_names)}"
-        )
+    if unknown := set(predictions["label"]) - set(class_names):
+        raise InputError(f"predictions: label {min(map(str, unknown))} is none of the classes {', '.join(class_names)}")
     table = predictions.groupby(["path", "label"], sort=False)[columns].mean().reset_index()
     probs = table[columns].to_numpy(float)
     if not np.isfinite(probs).all():

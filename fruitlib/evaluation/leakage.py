@@ -1,6 +1,6 @@
-"""What a person should know before trusting a number: leakage, doubtful labels.
+"""Leakage: what a split that divides groups would overstate, and whether a test photo is in training as well.
 
-scikit-learn and cleanlab are imported where they are used, so that this module costs nothing to import.
+scikit-learn is imported where it is used, so that this module costs nothing to import.
 """
 
 import bisect
@@ -17,9 +17,8 @@ from fruitlib.core.errors import InputError
 from fruitlib.data import duplicates, photo_checks, sources, splits
 from fruitlib.evaluation import intervals
 
-PROBE = "an RBF support vector machine on 40 principal components of 16 × 16 pixels"
 SIDE, COMPONENTS, FOLDS = 16, 40, 5
-MOST_PHOTOS = 3000  # the probe's cost grows with the square; this many take about 10 seconds on one core
+MAX_PHOTOS = 3000  # the probe's cost grows with the square; this many take about 10 seconds on one core
 FEWEST_GROUPS = 3
 DRAWS = 2000  # bootstrap samples
 
@@ -28,10 +27,11 @@ DRAWS = 2000  # bootstrap samples
 class Leakage:
     """Accuracy under a random split and under a group-safe one, shares with 95 % intervals; `points` between them.
 
-    `n` photos in `groups` groups; both 0, and the rest NaN, where there is nothing to compare. `said` says it.
+    `n` photos in `groups` groups, chosen from `total`. Where there is nothing to compare n and groups are 0, the
+    numbers NaN, and `reason` is "one class", "no groups" or "few groups": then `scarcest_class` (an index) has
+    `fewest_groups`.
     """
 
-    summary: str
     n: int = 0
     groups: int = 0
     random: float = np.nan
@@ -43,6 +43,10 @@ class Leakage:
     points: float = np.nan
     points_low: float = np.nan
     points_high: float = np.nan
+    total: int = 0
+    reason: str = ""
+    scarcest_class: int = -1
+    fewest_groups: int = 0
 
     @property
     def measured(self) -> bool:
@@ -62,10 +66,10 @@ def price_of_leakage(
 
     Out-of-fold accuracy under `StratifiedKFold` and under `StratifiedGroupKFold`, 5 folds or as many as the class with
     fewest groups allows, averaged over `repeats` divisions. The interval is the 95 % bootstrap over groups of the
-    paired difference per photo (Efron 1979; Field and Welsh 2007 for clusters), so it tells what other groups of the
-    same kind would give. Another classifier pays another price: on 304 fruit photos of 49 varieties this one finds 15
-    points, small networks lost 10 to 24. It was chosen because it did best on unseen varieties with scikit-learn's
-    own settings; what memorises single views (nearest neighbours, random forests) pays 30 to 35.
+    paired difference per photo (Efron 1979; Field and Welsh 2007 for clusters), so it covers other groups of the
+    same kind. The price depends on the classifier: on 304 fruit photos of 49 varieties this one measures 15 points,
+    small networks lost 10 to 24. It was chosen because it did best on unseen varieties with scikit-learn's own
+    settings; classifiers that memorise single views (nearest neighbours, random forests) lose 30 to 35.
 
     Args:
         pictures: uint8 (n, S, S, 3); above 3,000 of them `probe_photos` chooses.
@@ -73,26 +77,25 @@ def price_of_leakage(
         groups: a name for each photo, "" where it stands alone.
         seed: of the divisions and the bootstrap.
         repeats: how many divisions of each kind.
-        total: how many photos these were chosen from, to be told; thinned groups make the price smaller.
+        total: how many photos these were chosen from; thinned groups make the price smaller.
     """
     labels, groups = np.asarray(labels), list(groups)
     chosen = probe_photos(labels, groups, seed)
     total, labels, units = total or len(labels), labels[chosen], intervals.units([groups[i] for i in chosen])
     groups_of_class = pd.Series(units).groupby(labels).nunique()
-    if reason := _nothing_to_compare(labels, units, groups_of_class):
-        return Leakage(summary=reason)
+    if missing := _nothing_to_compare(labels, units, groups_of_class):
+        return missing
     features, folds = _small(pictures, chosen), int(min(FOLDS, groups_of_class.min()))
     random, safe = (_hit_rates(features, labels, units, folds, repeats, seed, kind) for kind in ("random", "safe"))
-    found = {"random": random, "safe": safe, "points": 100 * (random - safe)}
+    measured = {"random": random, "safe": safe, "points": 100 * (random - safe)}
     numbers = {}
-    for name, values in found.items():
+    for name, values in measured.items():
         low, high = _interval_over_groups(values, units, seed)
         numbers |= {name: float(values.mean()), f"{name}_low": low, f"{name}_high": high}
-    many = f"n = {len(labels):,}" + (f", thinned from {total:,}" if total > len(labels) else "")
-    return Leakage(f"{_say(numbers)}, by {PROBE}, {many}", len(labels), int(units.max()) + 1, **numbers)
+    return Leakage(len(labels), int(units.max()) + 1, total=total, **numbers)
 
 
-def probe_photos(labels: np.ndarray, groups: list[str], seed: int = 0, most: int = MOST_PHOTOS) -> np.ndarray:
+def probe_photos(labels: np.ndarray, groups: list[str], seed: int = 0, most: int = MAX_PHOTOS) -> np.ndarray:
     """Positions of the photos that `price_of_leakage` looks at, in order: all of them, or about `most`.
 
     Large groups are thinned at random first, to no fewer than 5 photos; if that does not do, whole groups are left
@@ -114,15 +117,16 @@ def probe_photos(labels: np.ndarray, groups: list[str], seed: int = 0, most: int
     return np.sort(table.index[table["class"].isin(many.index[(many <= 1.5 * most) | (np.arange(len(many)) < 2)])])
 
 
-def _nothing_to_compare(labels: np.ndarray, units: np.ndarray, fewest: pd.Series) -> str:
+def _nothing_to_compare(labels: np.ndarray, units: np.ndarray, groups_of_class: pd.Series) -> Leakage | None:
+    """A result without numbers where the two kinds of split cannot be compared."""
     if len(np.unique(labels)) < 2:
-        return "fewer than two classes: nothing to compare"
+        return Leakage(reason="one class")
     if len(np.unique(units)) == len(units):
-        return "no groups: nothing to compare, each photo stands alone"
-    if fewest.min() < FEWEST_GROUPS:
-        few = f"class {fewest.idxmin()} has {fewest.min()} group{'s' * int(fewest.min() > 1)}"
-        return f"{few}, too few to teach and judge by turns (at least {FEWEST_GROUPS}): nothing to compare"
-    return ""
+        return Leakage(reason="no groups")
+    scarcest, fewest = int(groups_of_class.idxmin()), int(groups_of_class.min())
+    if fewest < FEWEST_GROUPS:
+        return Leakage(reason="few groups", scarcest_class=scarcest, fewest_groups=fewest)
+    return None
 
 
 def _small(pictures: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -139,8 +143,8 @@ def _hit_rates(features, labels, units, folds: int, repeats: int, seed: int, kin
     for number in np.random.SeedSequence([seed, 2]).generate_state(repeats) >> 1:
         divide = StratifiedGroupKFold if kind == "safe" else StratifiedKFold
         parts = divide(folds, shuffle=True, random_state=number)
-        for teach, judge in parts.split(features, labels, units if kind == "safe" else None):
-            hits[judge] += _probe(features[teach], labels[teach], features[judge]) == labels[judge]
+        for train, val in parts.split(features, labels, units if kind == "safe" else None):
+            hits[val] += _probe(features[train], labels[train], features[val]) == labels[val]
     return hits / repeats
 
 
@@ -158,7 +162,7 @@ def _probe(features: np.ndarray, labels: np.ndarray, unseen: np.ndarray) -> np.n
 
 
 def _interval_over_groups(values: np.ndarray, units: np.ndarray, seed: int) -> tuple[float, float]:
-    """The ends of a 95 % interval: percentiles of the mean of `values` (n,) when whole groups are drawn anew."""
+    """The ends of a 95 % interval: percentiles of the mean of `values` (n,) when whole groups are redrawn."""
     rng = np.random.default_rng([seed, 3])
     sums, sizes = np.bincount(units, values), np.bincount(units)
     drawn = rng.multinomial(len(sizes), np.full(len(sizes), 1 / len(sizes)), size=DRAWS)
@@ -166,41 +170,33 @@ def _interval_over_groups(values: np.ndarray, units: np.ndarray, seed: int) -> t
     return float(low), float(high)
 
 
-def _say(numbers: dict[str, float]) -> str:
-    gap = points_text(numbers["points"], numbers["points_low"], numbers["points_high"])
-    return f"a random split would claim {numbers['random']:.2f}; the group-safe one finds {numbers['safe']:.2f}: {gap}"
-
-
-def points_text(points: float, low: float, high: float) -> str:
-    """A difference with its interval, and whether it can be told from none: `17 points (…) are leakage`."""
-    points, low, high = (round(number) for number in (points, low, high))
-    verdict = "is leakage" if points == 1 else "are leakage"
-    verdict = (
-        verdict if low > 0 else "cannot be told from 0" if high >= 0 else "the other way: too few groups to judge by"
-    )
-    return f"{points} point{'s' * (points != 1)} (95 % interval {low} to {high}) {verdict}"
-
-
-SHOWN = 10  # photos or pairs named, at most
-WORDS = {
-    "exact": "{path_b} ({split_b}) is found in {split_a}: {path_a}, the same file",
-    "near": "{path_b} ({split_b}) looks like {path_a} ({split_a}), distance {distance} of 128",
-}
+# ---------------------------------------------------------------- a sweep's photos as they are on the disk
 
 
 @dataclass(frozen=True)
 class LeakageCheck:
-    """What was found: `alarms` are reasons not to trust a result, `notes` are to be looked at; n photos were read."""
+    """What became of the `n` photos of a sweep since they were split, and which are on both sides of the split.
+
+    `unreadable` gives the reason by path; `changed` are paths. `copies` and `look_alikes` are pairs across the split:
+    path_a, split_a, path_b, split_b, distance (of 128), the training photo first.
+    """
 
     n: int
-    alarms: list[str]
-    notes: list[str]
+    unreadable: dict[str, str]
+    changed: list[str]
+    copies: list[dict]
+    look_alikes: list[dict]
+
+    @property
+    def alarming(self) -> bool:
+        """Whether a result of this sweep should not be trusted; look-alikes are for a person to look at."""
+        return bool(self.unreadable or self.changed or self.copies)
 
 
 def check_sweep(sweep_dir: Path, progress: Callable[[int, int], None] | None = None) -> LeakageCheck:
-    """Read every photo of a sweep's manifest as it lies on the disk today, test photos too, and compare the sides.
+    """Read every photo of a sweep's manifest as it is on the disk today, test photos too, and compare the splits.
 
-    No label is looked at but for its name, so this is no opening of the test: nothing is chosen by it.
+    Nothing is predicted or chosen, so this is no opening of the test.
 
     Raises:
         InputError: there is no manifest, or the photos are gone.
@@ -209,34 +205,26 @@ def check_sweep(sweep_dir: Path, progress: Callable[[int, int], None] | None = N
         raise InputError(f"{files.display_path(sweep_dir)}: no manifest.json; give a sweep's folder, executed/<sweep>")
     record, manifest = splits.record(sweep_dir), splits.read(sweep_dir)
     used = manifest[manifest["status"].isin(splits.USABLE)].reset_index(drop=True)
-    found = photo_checks.check(sources.root(record["data"]), used.assign(split="", status="", reason=""), 1, progress)
-    found = found.assign(split=used["split"])
-    pairs = _across(duplicates.pairs(found), found).to_dict("records")
-    summary = {kind: [words.format(**pair) for pair in pairs if pair["kind"] == kind] for kind, words in WORDS.items()}
-    return LeakageCheck(len(used), [*_changed(used, found), *_shown(summary["exact"])], _shown(summary["near"]))
+    unchecked = used.assign(split="", status="", reason="")
+    today = photo_checks.check(sources.root(record["data"]), unchecked, 1, progress).assign(split=used["split"])
+    bad = today["status"] != "ok"
+    unreadable = dict(zip(today["path"][bad], today["reason"][bad], strict=True))
+    changed = today["path"][(used["sha256"] != "") & (used["sha256"] != today["sha256"]) & ~bad].tolist()
+    pairs = _across_splits(duplicates.pairs(today), today)
+    exact, near = (pairs[pairs["kind"] == kind].to_dict("records") for kind in ("exact", "near"))
+    return LeakageCheck(len(used), unreadable, changed, exact, near)
 
 
-def _changed(used: pd.DataFrame, found: pd.DataFrame) -> list[str]:
-    """Photos that do not open, or are no longer what was divided."""
-    bad = found["status"] != "ok"
-    gone = [f"{path}: {reason}" for path, reason in zip(found["path"][bad], found["reason"][bad], strict=True)]
-    other = (used["sha256"] != "") & (used["sha256"] != found["sha256"]) & ~bad
-    changed = [f"{path}: another picture than the one that was divided" for path in found["path"][other]]
-    return _shown(gone) + _shown(changed)
+def _across_splits(pairs: pd.DataFrame, photos: pd.DataFrame) -> pd.DataFrame:
+    """The pairs whose photos are in different splits, train before val before test.
 
-
-def _across(pairs: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
-    """The pairs whose photos stand on two sides, the one that teaches first; a fold's photos all teach and judge."""
-    side = found.set_index("path")["split"]
-    pairs = pairs.assign(split_a=pairs["path_a"].map(side), split_b=pairs["path_b"].map(side))
+    All photos of a division into folds count as train.
+    """
+    split = photos.set_index("path")["split"]
+    pairs = pairs.assign(split_a=pairs["path_a"].map(split), split_b=pairs["path_b"].map(split))
     rank = {"train": 0, "val": 1, "test": 2}
     swapped = pairs["split_a"].map(rank) > pairs["split_b"].map(rank)
     for name in ("path", "split"):
         one, other = f"{name}_a", f"{name}_b"
         pairs.loc[swapped, [one, other]] = pairs.loc[swapped, [other, one]].to_numpy()
     return pairs[pairs["split_a"] != pairs["split_b"]]
-
-
-def _shown(summary: list[str]) -> list[str]:
-    more = len(summary) - SHOWN
-    return summary[:SHOWN] + ([f"and {more} more of these"] if more > 0 else [])

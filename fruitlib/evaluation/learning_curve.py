@@ -1,6 +1,5 @@
 """Would more photos help? A learning curve: the score over the number of training photos, and beyond."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,28 +15,42 @@ FEWEST_SHARES, MORE_PHOTOS, REFITS = 3, 50, 200
 
 @dataclass(frozen=True)
 class LearningCurve:
-    """A learning curve in words, with its `points` (photos, score) and fitted `line` (photos, score, low, high)."""
+    """`points` (photos, score) of `shares` different sizes, and the fitted `line` (photos, score, low, high).
+
+    `now` is the fitted score with all photos, `later` with `more` on top (95 % interval `later_low`, `later_high`; NaN
+    with one seed). No line, and NaN, where there are too few shares to extrapolate.
+    """
 
     points: pd.DataFrame
-    summary: str
+    shares: int
     line: pd.DataFrame = field(default_factory=pd.DataFrame)
-    of: str = ""  # the class whose photos are counted; empty: all
+    class_name: str = ""  # the class whose photos are counted; empty: all
+    more: int = MORE_PHOTOS
+    now: float = float("nan")
+    later: float = float("nan")
+    later_low: float = float("nan")
+    later_high: float = float("nan")
+
+    @property
+    def extrapolated(self) -> bool:
+        """Whether there is a fitted line."""
+        return len(self.line) > 0
 
 
 def fit_learning_curve(
-    photos: Sequence[float], scores: Sequence[float], more: int = MORE_PHOTOS, of: str = ""
+    photos: Sequence[float], scores: Sequence[float], more: int = MORE_PHOTOS, class_name: str = ""
 ) -> LearningCurve:
     """The score over the number of training photos, and what `more` of them would bring.
 
     error = a + b n^-c (Cortes et al. 1994; Hestness et al. 2017), least squares within bounds. The band is the middle
-    95 % of 200 refits to points drawn anew among the seeds of each share (their spread widened by the square root of
-    S / (S - 1), which few seeds S need). It knows of seeds, not of other photos, and trusts the power law.
+    95 % of 200 refits to points redrawn among the seeds of each share (their spread widened by the square root of
+    S / (S - 1), since S seeds are few). It covers the variation between seeds, not between photos, and assumes the
+    power law.
     """
     points = pd.DataFrame({"photos": photos, "score": scores}).dropna().astype(float).sort_values("photos")
     sizes, at = np.unique(points["photos"], return_inverse=True)
     if len(sizes) < FEWEST_SHARES:
-        few = f"{len(sizes)} share{'s' * (len(sizes) != 1)} of the training photos: a curve wants {FEWEST_SHARES}"
-        return LearningCurve(points, f"{few}; nothing is extrapolated", of=of)
+        return LearningCurve(points, len(sizes), class_name=class_name, more=more)
     ends = sizes[-1], sizes[-1] + more
     grid = np.unique([*np.geomspace(sizes[0], ends[1], 60).round(3), *ends])
     errors, many = 1 - points["score"].to_numpy(), np.bincount(at)
@@ -53,25 +66,30 @@ def fit_learning_curve(
     fitted, (low, high) = scores[0], np.transpose([intervals.percentile_interval(column) for column in scores[1:].T])
     line = pd.DataFrame({"photos": grid, "score": fitted, "low": low, "high": high})
     now, later = (line[line["photos"] == end].iloc[0] for end in ends)
-    span = f"{later['low']:.2f} to {later['high']:.2f}" if math.isfinite(later["low"]) else "no interval: one seed"
-    told = f"{more} more photos{of and f' of {of}'}: {now['score']:.2f} -> {later['score']:.2f} ({span})"
-    return LearningCurve(points, told, line, of)
+    ends_of_line = {
+        "now": now["score"],
+        "later": later["score"],
+        "later_low": later["low"],
+        "later_high": later["high"],
+    }
+    return LearningCurve(points, len(sizes), line, class_name, more, **ends_of_line)
 
 
 def learning_curves(study: Study) -> list[LearningCurve]:
     """A curve for every class that `share_class` thins, or one for all photos; none where `train_share` is the same."""
     if "train_share" not in study.differs:
         return []
-    results, found = study.results, []
+    results, curves = study.results, []
     thinned = [_share_class(study, row) for row in results.to_dict("records")]
-    for of in [name for name in dict.fromkeys(thinned) if name] or [""]:
-        own = results[(np.array(thinned) == of) | (results["train_share"] == 1)]
-        own = own.assign(taught=_taught(study, own, of))
+    for class_name in [name for name in dict.fromkeys(thinned) if name] or [""]:
+        own = results[(np.array(thinned) == class_name) | (results["train_share"] == 1)]
+        own = own.assign(photos=_training_photos(study, own, class_name))
         seeds = own.groupby([own["train_share"], *(own[name] for name in study.differs if name in REPLICATES)])
-        seeds = seeds[["taught", study.measure]].mean() if set(REPLICATES) & set(study.differs) else own
-        photos = seeds.groupby("train_share")["taught"].transform("mean")  # whole groups teach: seeds differ a little
-        found.append(fit_learning_curve(photos.round(), seeds[study.measure], of=of))
-    return found
+        seeds = seeds[["photos", study.measure]].mean() if set(REPLICATES) & set(study.differs) else own
+        # Whole groups are left out, so the number differs a little between seeds
+        photos = seeds.groupby("train_share")["photos"].transform("mean")
+        curves.append(fit_learning_curve(photos.round(), seeds[study.measure], class_name=class_name))
+    return curves
 
 
 def _share_class(study: Study, row: dict) -> str:
@@ -82,12 +100,12 @@ def _share_class(study: Study, row: dict) -> str:
     return name if name != "empty" and row["train_share"] < 1 else ""
 
 
-def _taught(study: Study, own: pd.DataFrame, of: str) -> list[float]:
-    """How many photos taught each run; of one class where it is named."""
-    if not of and "train_photos" in own and own["train_photos"].notna().all():
+def _training_photos(study: Study, own: pd.DataFrame, class_name: str) -> list[int]:
+    """How many training photos each run had; of one class where it is named."""
+    if not class_name and "train_photos" in own and own["train_photos"].notna().all():
         return list(own["train_photos"])
-    taught = [Run(study.folder / run).rows("train")["label"] for run in own["run"]]
-    return [int((labels == of).sum()) if of else len(labels) for labels in taught]
+    labels = [Run(study.folder / run).rows("train")["label"] for run in own["run"]]
+    return [int((one == class_name).sum()) if class_name else len(one) for one in labels]
 
 
 def power_law(photos: Sequence[float], errors: Sequence[float]) -> np.ndarray:

@@ -28,9 +28,9 @@ def counts(matrix: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def rates(matrix: np.ndarray) -> dict[str, np.ndarray]:
-    """precision, recall, f1, miss_rate per class (C,); NaN where nothing stands below the line.
+    """precision, recall, f1, miss_rate per class (C,); NaN where the divisor is 0.
 
-    miss_rate = fn / (tp + fn), the share of a class that goes unrecognised; f1 = 2 tp / (2 tp + fp + fn).
+    miss_rate = fn / (tp + fn), the share of a class that is not recognised; f1 = 2 tp / (2 tp + fp + fn).
     """
     c = counts(matrix)
     return {

@@ -1,6 +1,6 @@
-"""What the best of many runs owes to having been chosen on the photos that judge it."""
+"""Selection optimism: how much better the best of many runs looks for having been chosen on its own photos."""
 
-import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -10,31 +10,49 @@ from fruitlib.evaluation.study import Study
 from fruitlib.runs.run import POOLED, Run
 
 
-def selection_optimism(right: np.ndarray, labels: np.ndarray, groups=None, seed: int = 0) -> dict[str, float]:
-    """What the best of k runs owes to having been chosen on the photos that judge it: points, best, honest.
+@dataclass(frozen=True)
+class SelectionOptimism:
+    """`best`: the highest accuracy; `points`: the share that choosing adds to it; `honest`: best less points.
 
-    In each bootstrap sample the run that does best there is chosen, and judged on all photos as well; the mean gap is
-    what choosing adds (Efron and Tibshirani 1993, 17.6). A bootstrap sample has chance of its own added to that of
+    Of `candidates` runs (`folds`: combinations) on `photos` photos. NaN where the photos are not the same (0), or where
+    there was one run and so no choice.
+    """
+
+    best: float = float("nan")
+    points: float = float("nan")
+    honest: float = float("nan")
+    candidates: int = 0
+    photos: int = 0
+    folds: bool = False
+
+    @property
+    def measured(self) -> bool:
+        """Whether there was something to choose among."""
+        return self.photos > 0 and self.candidates > 1
+
+
+def selection_optimism(right: np.ndarray, labels: np.ndarray, groups=None, seed: int = 0) -> SelectionOptimism:
+    """How optimistic the accuracy of the best of k runs is, chosen and evaluated on the same photos.
+
+    In each bootstrap sample the run that does best there is chosen, and evaluated on all photos as well; the mean gap
+    is what choosing adds (Efron and Tibshirani 1993, 17.6). A bootstrap sample has chance of its own added to that of
     the photos, so this is a rough size, not a correction to the third digit.
 
     Args:
         right: booleans (n, k), photo by run.
-
-    Returns:
-        `best`, the highest accuracy; `points`, the mean gap as a share; `honest`, best less points.
     """
     right = np.asarray(right, float)
     drawn = bootstrap_sums(right, labels, groups, seed=seed) / len(right)
     winners = drawn.argmax(1)
     gap = drawn[np.arange(len(drawn)), winners] - right.mean(0)[winners]
-    best = float(right.mean(0).max())
-    return {"best": best, "points": float(gap.mean()), "honest": best - float(gap.mean())}
+    best, points = float(right.mean(0).max()), float(gap.mean())
+    return SelectionOptimism(best, points, best - points, candidates=right.shape[1], photos=len(right))
 
 
 def photos_correct(study: Study) -> pd.DataFrame:
     """Whether each photo (path, label) was recognised, 0 to 1, by each run; with folds by each pooled combination.
 
-    Repeats are averaged. No row where the runs were not all judged on the same photos.
+    Repeats are averaged. No row where the runs were not all evaluated on the same photos.
     """
     path, name = study.folder / POOLED, "combination" if study.folds else "run"
     if not study.folds:
@@ -49,20 +67,12 @@ def photos_correct(study: Study) -> pd.DataFrame:
     return wide if wide.notna().all(axis=None) else wide[:0]
 
 
-def optimism_of_study(study: Study) -> tuple[float, str]:
-    """What the best run owes to having been chosen on the photos that judge it (`stats.optimism`), and in words.
-
-    Accuracy, as a share; photos of a group are drawn together. NaN where there is nothing to choose among.
-    """
-    right, what, groups = photos_correct(study), "combinations" if study.folds else "runs", None
-    if right.empty:
-        return math.nan, f"the {what} were not all judged on the same photos: what choosing adds is not available"
-    if (k := right.shape[1]) < 2:
-        return math.nan, "one run: nothing was chosen, so nothing is flattered"
+def optimism_of_study(study: Study) -> SelectionOptimism:
+    """The selection optimism of a study's best run, in accuracy; photos of a group are drawn together."""
+    right, folds, groups = photos_correct(study), bool(study.folds), None
+    if right.empty or right.shape[1] < 2:
+        return SelectionOptimism(candidates=right.shape[1], photos=len(right), folds=folds)
     if (study.folder / "manifest.csv").is_file():
         groups = Run(study.folder / study.results["run"][0]).groups(right.index.get_level_values("path"))
-    found = selection_optimism(right.to_numpy(), pd.factorize(right.index.get_level_values("label"))[0], groups)
-    told = f"the best of {k} {what} has an accuracy of {found['best']:.3f} on {len(right)} photos; "
-    told += f"choosing it among {k} flatters it by about {100 * found['points']:.1f} points"
-    told += " (at least: drawing photos again cannot show the mistakes it would make)" * (found["best"] == 1)
-    return found["points"], told
+    labels = pd.factorize(right.index.get_level_values("label"))[0]
+    return replace(selection_optimism(right.to_numpy(), labels, groups), folds=folds)

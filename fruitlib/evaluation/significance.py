@@ -12,7 +12,6 @@ from fruitlib.evaluation.intervals import (
     accuracy_of_sums,
     bootstrap_sums,
     confusion_cells,
-    interval_text,
     macro_f1_of_sums,
     percentile_interval,
 )
@@ -21,14 +20,14 @@ from fruitlib.evaluation.intervals import (
 def mcnemar(a_right: np.ndarray, b_right: np.ndarray) -> dict[str, float]:
     """McNemar's exact test (1947) on booleans (n,): only_a, only_b (photos only one has right) and p, two-sided.
 
-    p is that of a fair coin: the photos both have right, or wrong, say nothing about which is better. Six that all
-    speak for one side are the fewest to reach p < 0.05.
+    p is that of a fair coin: photos that both have right, or both wrong, do not show which is better. At least six, all
+    in favour of one side, are needed for p < 0.05.
     """
-    from statsmodels.stats.contingency_tables import mcnemar as test
+    from statsmodels.stats.contingency_tables import mcnemar as exact_test
 
     a, b = np.asarray(a_right, bool), np.asarray(b_right, bool)
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
-    p = test([[int((a & b).sum()), only_a], [only_b, int((~a & ~b).sum())]], exact=True).pvalue
+    p = exact_test([[int((a & b).sum()), only_a], [only_b, int((~a & ~b).sum())]], exact=True).pvalue
     return {"only_a": only_a, "only_b": only_b, "p": float(min(p, 1.0))}
 
 
@@ -41,12 +40,12 @@ def paired_difference(
     where the two agree on every photo.
     """
     both = np.hstack([confusion_cells(labels, predicted, num_classes) for predicted in (a_predicted, b_predicted)])
-    sums, width, found = bootstrap_sums(both, labels, groups, seed=seed), num_classes**2, {}
+    sums, width, differences = bootstrap_sums(both, labels, groups, seed=seed), num_classes**2, {}
     for name, statistic in {"accuracy": accuracy_of_sums, "macro_f1": macro_f1_of_sums}.items():
         a, b = (statistic(both[:, part].sum(0)[None], num_classes)[0] for part in (slice(width), slice(width, None)))
         drawn = statistic(sums[:, width:], num_classes) - statistic(sums[:, :width], num_classes)
-        found[name] = (float(b - a), *percentile_interval(drawn))
-    return found
+        differences[name] = (float(b - a), *percentile_interval(drawn))
+    return differences
 
 
 def paired_gain(a: Iterable[float], b: Iterable[float], folds: int = 0) -> dict[str, float]:
@@ -54,8 +53,8 @@ def paired_gain(a: Iterable[float], b: Iterable[float], folds: int = 0) -> dict[
 
     Pairs share everything but what is compared (seed, fold). Runs on `folds` of one division share training photos,
     so their differences vary together: the variance is then (1/n + 1/(folds - 1)) s² instead of s²/n (Nadeau and
-    Bengio 2003, equation 7). It tells what other seeds or folds of these photos would give, not what other photos
-    would. With one pair low and high are NaN.
+    Bengio 2003, equation 7). It covers other seeds or folds of these photos, not other photos. With one pair low and
+    high are NaN.
 
     Raises:
         InputError: lists of different lengths, or empty ones.
@@ -64,9 +63,9 @@ def paired_gain(a: Iterable[float], b: Iterable[float], folds: int = 0) -> dict[
 
     a, b = np.asarray(list(a), float), np.asarray(list(b), float)
     if len(a) != len(b) or not len(a):
-        raise InputError(f"paired gain: {len(a)} and {len(b)} numbers; wanted as many on both sides, at least one")
+        raise InputError(f"paired gain: {len(a)} and {len(b)} numbers; expected as many on both sides, at least one")
     gain, n = float((b - a).mean()), len(a)
-    shared = 1 / (folds - 1) if folds > 1 else 0  # photos that judge to photos that teach
+    shared = 1 / (folds - 1) if folds > 1 else 0  # validation photos to training photos
     half = float(t.ppf(0.975, n - 1) * (b - a).std(ddof=1) * np.sqrt(1 / n + shared)) if n > 1 else np.nan
     return {"gain": gain, "low": gain - half, "high": gain + half, "n": n}
 
@@ -87,7 +86,7 @@ def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
         raise InputError("sign_flip: no differences to test")
     if len(values) == 1 or np.ptp(values) == 0 == values[0]:
         return 1.0
-    found = permutation_test(
+    result = permutation_test(
         (values,),
         lambda x, axis: x.mean(axis=axis),
         permutation_type="samples",
@@ -95,11 +94,11 @@ def sign_flip(differences: Sequence[float], seed: int = 0) -> float:
         n_resamples=10_000,
         rng=np.random.default_rng([seed, 7]),
     )
-    return float(found.pvalue)
+    return float(result.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
-    """p values (k,) corrected for having asked k questions (Holm 1979): the chance of *any* false alarm holds.
+    """p values (k,) corrected for k questions (Holm 1979), so that the chance of *any* false alarm holds.
 
     statsmodels has it too, but collects garbage at each call, which takes a second in a large process.
     """
@@ -111,7 +110,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def pairs_needed(differences: Sequence[float], power: float = 0.8, at_most: int = 10_000) -> int | None:
-    """How many pairs like these a t test wants to tell their mean from 0 (5 %, two-sided) with this power.
+    """How many pairs like these a t test needs to tell their mean from 0 (5 %, two-sided) with this power.
 
     A rough guess, since mean and spread are themselves guesses; None beyond `at_most`, or with fewer than two.
     """
@@ -134,9 +133,3 @@ def pairs_needed(differences: Sequence[float], power: float = 0.8, at_most: int 
         middle = (low + high) // 2
         low, high = (low, middle) if reached(middle) else (middle + 1, high)
     return high
-
-
-def difference_text(difference: float, low: float, high: float, name: str) -> str:
-    """`macro-F1 +0.210 (95 % interval 0.05 to 0.38)`, with `cannot tell` where the interval holds 0 or is missing."""
-    unsure = "" if low > 0 or high < 0 else ": cannot tell"
-    return f"{name} {difference:+.3f} ({interval_text(low, high)}){unsure}"

@@ -20,9 +20,9 @@ RECORDED = {"train_seconds": "seconds", "parameters": "total_parameters", "train
 
 @dataclass(frozen=True)
 class Study:
-    """A sweep as its files tell it: `results` has a row per complete run, with `epochs_to_converge` added.
+    """A sweep as its files have it: `results` has a row per complete run, with `epochs_to_converge` added.
 
-    `differs` are the settings in which runs differ, `measure` is the score asked about, `missing` counts the other runs
+    `differs` are the settings in which runs differ, `measure` is the score of interest, `missing` counts the other runs
     by their state, `searched` says whether Optuna proposed the runs, `folds` are those of the division, done or not.
     """
 
@@ -41,21 +41,9 @@ class Study:
 
     @property
     def measures(self) -> list[str]:
-        """What is asked of each setting: the score, epochs to converge, seconds of training, where known."""
+        """What a setting may change: the score, epochs to converge, seconds of training, where known."""
         wanted = (self.measure, CONVERGED, "train_seconds")
         return [name for name in wanted if name in self.results and self.results[name].notna().any()]
-
-    @property
-    def summary(self) -> str:
-        """How many runs there are, and what about them limits the answers."""
-        others = "".join(f", {n} {state}" for state, n in self.missing.items())
-        text = f"{len(self.results)} complete run{'s' * (len(self.results) != 1)}{others}"
-        text += f"; what differs: {', '.join(self.differs) or 'nothing'}"
-        if self.searched:
-            text += "\nproposed by a search: nobody designed pairs, and runs alike in all settings but one are rare"
-        elif self.settings and not set(REPLICATES) & set(self.differs):
-            text += "\none seed: the intervals speak of other settings of the settings, not of other seeds"
-        return text
 
 
 def load_study(sweep_dir: Path, measure: str = "") -> Study:
@@ -64,26 +52,28 @@ def load_study(sweep_dir: Path, measure: str = "") -> Study:
     Raises:
         InputError: no complete run, an unreadable file, a measure that is none of `SCORES` or was not recorded.
     """
-    told = {}
+    sweep = {}
     if (sweep_dir / "results.csv").is_file() and (sweep_dir / "sweep.json").is_file():
-        told = json.loads((sweep_dir / "sweep.json").read_text(encoding="utf-8"))
-        listed = {run["name"]: run["settings"] for run in told["runs"] if "stages" not in run}  # those: made to ship
+        sweep = json.loads((sweep_dir / "sweep.json").read_text(encoding="utf-8"))
+        listed = {
+            run["name"]: run["settings"] for run in sweep["runs"] if "stages" not in run
+        }  # stages: made to be shipped
         table = pd.read_csv(sweep_dir / "results.csv", dtype={"run": str})
     else:
         listed, table = _by_hand(sweep_dir)
-    return build_study(sweep_dir, table, listed, measure or told.get("choose_by") or SCORES[0])
+    return build_study(sweep_dir, table, listed, measure or sweep.get("choose_by") or SCORES[0])
 
 
 def build_study(sweep_dir: Path, table: pd.DataFrame, listed: dict[str, dict], measure: str) -> Study:
     """The runs of a table like `results.csv` that are `listed`, by name with their values of the settings that differ.
 
     Raises:
-        InputError: as `read`, but for files.
+        InputError: as `load_study`, but for files.
     """
     table = table[table["run"].isin(listed)] if len(table) else table
     differs = list(dict.fromkeys(setting for settings in listed.values() for setting in settings))
     rows = table.to_dict("records")
-    for setting in differs:  # as they were meant: a CSV loses types
+    for setting in differs:  # as they were set: a CSV loses types
         table = table.assign(**{setting: [listed[row["run"]].get(setting, row.get(setting)) for row in rows]})
     complete = table[table["state"] == "complete"].reset_index(drop=True) if len(table) else table
     where = files.display_path(sweep_dir)
@@ -99,24 +89,24 @@ def build_study(sweep_dir: Path, table: pd.DataFrame, listed: dict[str, dict], m
 
 
 def _by_hand(sweep_dir: Path) -> tuple[dict[str, dict], pd.DataFrame]:
-    """The trained runs in a folder that no sweep has summed up: the settings that differ, by run, and a row per run."""
-    found = [Run(path.parent) for path in sorted(sweep_dir.glob("*/params.yaml"))]
-    found = [run for run in found if run.record("train") and (run.path / "metrics.json").is_file()]
-    settings = pd.DataFrame([run.params["settings"] for run in found], dtype=object)
+    """The trained runs in a folder without results.csv: the settings that differ, by run, and a row per run."""
+    runs = [Run(path.parent) for path in sorted(sweep_dir.glob("*/params.yaml"))]
+    runs = [run for run in runs if run.record("train") and (run.path / "metrics.json").is_file()]
+    settings = pd.DataFrame([run.params["settings"] for run in runs], dtype=object)
     differ = [name for name in settings if settings[name].map(value_text).nunique() > 1]
     rows = []
-    for run in found:
+    for run in runs:
         rows.append({"run": run.name, "state": "complete"} | run.read_json("metrics.json"))
         rows[-1] |= run.read_json("export.json")
         rows[-1] |= {new: run.record("train").get(old) for new, old in RECORDED.items()}
-    return {run.name: {k: run.params["settings"].get(k) for k in differ} for run in found}, pd.DataFrame(rows)
+    return {run.name: {k: run.params["settings"].get(k) for k in differ} for run in runs}, pd.DataFrame(rows)
 
 
 def epochs_to_converge(history: pd.DataFrame, chance: float, share: float = 0.95) -> float:
     """The first epoch whose val_accuracy reaches `share` of the run's own best one.
 
-    NaN for a run that was never above `chance` (what naming the commonest class would reach): it has not learnt, so
-    there is nothing it converged to. The measure is about speed alone; a poor run can be quick to reach its own best.
+    NaN for a run that was never above `chance` (what always predicting the commonest class reaches): it has not
+    learnt, so it converged to nothing. The measure is about speed alone; a poor run can be quick to reach its own best.
     """
     if "val_accuracy" not in history or not history["val_accuracy"].max() > chance:
         return math.nan
@@ -125,7 +115,7 @@ def epochs_to_converge(history: pd.DataFrame, chance: float, share: float = 0.95
 
 
 def _epochs_to_converge(folder: Path) -> float:
-    """NaN too where the run's files cannot be read, which whoever needs them more says: one must not stop a sweep."""
+    """NaN too where the run's files cannot be read: that must not stop a sweep."""
     run = Run(folder)
     try:
         return epochs_to_converge(run.history(), run.predictions("val")["label"].value_counts(normalize=True).max())
@@ -149,9 +139,9 @@ def value_text(value) -> str:
 
 
 def ordered_values(values: Iterable) -> list[str]:
-    """The different values of a setting as text, numbers by size, words as they come."""
-    found = list(dict.fromkeys(map(value_text, values)))
+    """The different values of a setting as text, numbers by size, words in order of appearance."""
+    names = list(dict.fromkeys(map(value_text, values)))
     try:
-        return sorted(found, key=float)
+        return sorted(names, key=float)
     except ValueError:
-        return found
+        return names

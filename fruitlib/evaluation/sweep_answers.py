@@ -1,40 +1,60 @@
-"""The answers of 07 and 08: a sentence and numbers for the top of the page, and the files that hold them."""
+"""The answers of 07 and 08: a sentence and numbers for the top of the page, and the files that hold them.
+
+A sweep writes `insight.csv` by the same function as it goes on; the report's index and the terminal read it.
+"""
 
 from pathlib import Path
 
 import pandas as pd
 
 from fruitlib.core import files
-from fruitlib.evaluation import effects
-from fruitlib.evaluation.compare import Pair
+from fruitlib.evaluation import effects, wording
+from fruitlib.evaluation.compare import Comparison, Pair
+from fruitlib.evaluation.selection import SelectionOptimism
 from fruitlib.evaluation.study import Study
 
+INSIGHT = "insight.csv"
 Answer = tuple[str, dict[str, float]]  # the sentence, and the numbers kept beside it
 
 
-def comparison_rows(verdict: dict) -> dict[str, tuple[float, float, float]]:
-    """B less A in accuracy and in macro-F1: (difference, low, high), by name, from `compare.verdict`."""
-    names = {"accuracy": "accuracy", "macro-F1": "macro_f1"}
+def comparison_rows(comparison: Comparison) -> dict[str, tuple[float, float, float]]:
+    """B less A in accuracy and in macro-F1: (difference, low, high), by name."""
     return {
-        name: (verdict[f"{key}_difference"], verdict[f"{key}_low"], verdict[f"{key}_high"])
-        for name, key in names.items()
+        "accuracy": (comparison.accuracy_difference, comparison.accuracy_low, comparison.accuracy_high),
+        "macro-F1": (comparison.macro_f1_difference, comparison.macro_f1_low, comparison.macro_f1_high),
     }
 
 
-def write_comparison(folder: Path, pair: Pair, verdict: dict) -> Answer:
-    """Write `compare.json`: both names, and what `compare.verdict` returned, without numbers that are NaN."""
-    numbers = {name: value for name, value in verdict.items() if name != "summary" and value == value}
-    names = {"a": pair.a.name, "b": pair.b.name}
-    files.write_json(folder / "compare.json", {**names, **numbers, "summary": verdict["summary"]})
-    named = "" if pair.a is pair.b else f"A: {pair.a.name}, B: {pair.b.name}. "
-    return named + verdict["summary"], numbers
+def write_comparison(folder: Path, pair: Pair, comparison: Comparison) -> Answer:
+    """Write `compare.json`: both names, the numbers that are not NaN, and the summary."""
+    summary, names = wording.comparison_text(comparison), {"a": pair.a.name, "b": pair.b.name}
+    files.write_json(folder / "compare.json", {**names, **comparison.numbers, "summary": summary})
+    named = "" if comparison.alone else f"A: {pair.a.name}, B: {pair.b.name}. "
+    return named + summary, comparison.numbers
 
 
-def write_effects(path: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """Write effects or interactions with a column `summary`, a sentence for each; returns that table."""
-    table = table.assign(summary=[effects.effect_text(row) for row in table.to_dict("records")])
-    files.write_csv(path, table)
+def write_effects(study: Study) -> pd.DataFrame:
+    """Write `insight.csv`: the effects of a study with a `summary` of each. Without any, no file is left.
+
+    Returns:
+        the table, as `effects.main_effects`, with `summary`.
+    """
+    table, path = (
+        effects.main_effects(study.results, study.differs, study.measures, study.folds),
+        study.folder / INSIGHT,
+    )
+    table = table.assign(summary=[wording.effect_summary(row) for row in table.to_dict("records")])
+    if len(table):
+        files.write_csv(path, table)
+    else:
+        path.unlink(missing_ok=True)
     return table
+
+
+def load_effects(sweep_dir: Path) -> pd.DataFrame:
+    """What `write_effects` wrote; empty without the file."""
+    path = sweep_dir / INSIGHT
+    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
 
 
 def write_interactions(path: Path, table: pd.DataFrame) -> None:
@@ -57,18 +77,20 @@ def interactions_summary(table: pd.DataFrame, at_most: int = 3) -> str:
     """How many interactions were asked about and are significant, and a line for each of the clearest."""
     significant = table[table["significant"]].sort_values("holm_p").head(at_most)
     count = f"interactions asked about: {len(table)}, significant: {table['significant'].sum()}"
-    return "\n".join([count, *(effects.effect_text(row) for row in significant.to_dict("records"))])
+    return "\n".join([count, *(wording.effect_summary(row) for row in significant.to_dict("records"))])
 
 
-def write_insight(study: Study, table: pd.DataFrame, interactions: pd.DataFrame, optimism: float) -> Answer:
+def write_insight(study: Study, table: pd.DataFrame, interactions: pd.DataFrame, optimism: SelectionOptimism) -> Answer:
     """Write `insight.json`: the answer, the measure, and how many runs, questions and interactions there were.
 
     Args:
         table: the effects, as in `insight.csv`.
-        optimism: what choosing the best run adds to its accuracy, a share; NaN: not known. In the file in points.
+        optimism: what choosing the best run adds to its accuracy; in the file in points.
     """
     numbers = {"runs": len(study.results), "questions": len(table), "significant": int(table["significant"].sum())}
-    numbers |= {"interactions": len(interactions)} | ({"flattery_points": 100 * optimism} if optimism >= 0 else {})
-    text = effects.answer(table, study.measure)
+    numbers["interactions"] = len(interactions)
+    if optimism.measured:
+        numbers["selection_optimism_points"] = 100 * optimism.points
+    text = wording.effects_answer_text(table, study.measure)
     files.write_json(study.folder / "insight.json", {"answer": text, "measure": study.measure, **numbers})
     return text, numbers

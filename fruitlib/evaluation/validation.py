@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from fruitlib.core import files
-from fruitlib.evaluation import baselines, calibration, intervals, metrics, significance
+from fruitlib.evaluation import baselines, calibration, intervals, metrics, significance, wording
 from fruitlib.runs.run import Run
 
 METRICS_FILE = "metrics.json"
@@ -121,7 +121,7 @@ def learned_summary(
     """In a line or more, whether the network has learned more than a baseline knows; `train_labels` is the setting."""
     predicted = probs.argmax(1)
     gain = significance.paired_difference(labels, guesses[COLOUR], predicted, len(class_names), groups)["macro_f1"]
-    lines = ["compared with the mean colour alone: " + significance.difference_text(*gain, "macro-F1")]
+    lines = ["compared with the mean colour alone: " + wording.difference_text(*gain, "macro-F1")]
     if len(set(predicted)) == 1:
         lines.append(
             f"it predicts {class_names[predicted[0]]} for every photo: it has not learned to tell classes apart"

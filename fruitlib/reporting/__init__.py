@@ -13,5 +13,6 @@ In: arrays and tables. Out: figures, which `style.save_figure` saves and shows, 
     row_sheets        sheets of the photos that rows of a table name
     photo_sheets      sheets of photographs, of heatmaps and of feature maps
     widgets           live curves, the live table, the Grad-CAM browser
+    markup            foreign HTML made harmless
     site              executed notebooks -> an offline site
 """

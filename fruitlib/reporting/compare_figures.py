@@ -1,4 +1,4 @@
-"""Figures of two runs side by side: tables in, `Axes` or a `Figure` out, in the look of `plots`."""
+"""Figures of two runs side by side: tables in, `Axes` or a `Figure` out, in the look of `style`."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -12,11 +12,11 @@ from fruitlib.reporting.style import COLOURS
 from fruitlib.runs.run import Run
 
 SIDES = {"a": COLOURS["train"], "b": COLOURS["val"]}
-SHOWN = 6  # classes that have bars for a photo, where there are more
+MAX_BARS = 6  # classes that have bars for a photo, where there are more
 
 
 def two_by_two(table: np.ndarray) -> Axes:
-    """Photos by whether A (rows) and B (columns) are right, (2, 2); only the two framed fields tell them apart."""
+    """Photos by whether A (rows) and B (columns) are right, (2, 2); only the two framed fields show a difference."""
     figure, ax = plt.subplots(figsize=(4.4, 3.4))
     ax.imshow(table / max(table.sum(), 1), cmap="Blues", vmin=0, vmax=1.2)
     for (row, column), n in np.ndenumerate(table):
@@ -28,22 +28,23 @@ def two_by_two(table: np.ndarray) -> Axes:
                 plt.Rectangle((column - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor=colour, linewidth=3)
             )
     ax.set(xticks=[0, 1], xticklabels=["B right", "B wrong"], yticks=[0, 1], yticklabels=["A right", "A wrong"])
-    ax.set_title("Photos: who is right where?")
+    ax.set_title("Photos: who is right?")
     ax.grid(visible=False)
     figure.tight_layout()
     return ax
 
 
-def differences(rows: dict[str, tuple[float, float, float]], n: int, told: bool = True) -> Axes:
-    """B less A, a row per measure (value, low, high), in points; nothing can be told where a line crosses 0.
+def differences(rows: dict[str, tuple[float, float, float]], n: int, significant: bool = True) -> Axes:
+    """B less A, a row per measure (value, low, high), in points.
 
-    A line has the colour of the better side, but for those that cross 0, and all of them where McNemar's test has not
-    `told` the two apart.
+    A line has the colour of the better side. It is grey where it crosses 0; all are where the two sides do not differ
+    significantly by McNemar's test.
     """
     _, ax = plt.subplots(figsize=(8, 1.3 + 0.55 * len(rows)))
     ax.axvline(0, color="#333333", linewidth=1)
     for row, (value, low, high) in enumerate(rows.values()):
-        colour = SIDES["b"] if told and low > 0 else SIDES["a"] if told and high < 0 else "#666666"
+        better = "b" if low > 0 else "a" if high < 0 else ""
+        colour = SIDES[better] if significant and better else "#666666"
         ax.plot([100 * low, 100 * high], [row, row], color=colour, linewidth=2)
         ax.plot(100 * value, row, "o", color=colour)
         ax.annotate(
@@ -67,11 +68,11 @@ def disagreements(
     """A row per photo of `compare.disagreements`: the photo, both heatmaps where given, both sides' probabilities.
 
     Args:
-        photos: (n, S, S, 3), what both saw; None: only the bars.
+        photos: (n, S, S, 3), as both networks get them; None: only the bars.
         heats: overlays (H, W, 3) of each side, by `a` and `b`.
     """
     columns = [*(["photo"] if photos is not None else []), *(heats or {}), "bars"]
-    widths, tall = [1.6] * (len(columns) - 1) + [4.6], 1.35 + 0.18 * min(max(len(class_names), 3), SHOWN)
+    widths, tall = [1.6] * (len(columns) - 1) + [4.6], 1.35 + 0.18 * min(max(len(class_names), 3), MAX_BARS)
     figure, axes = plt.subplots(
         len(table),
         len(columns),
@@ -94,7 +95,7 @@ def disagreements(
 
 
 def _bars(ax: Axes, record: dict, class_names: list[str]) -> None:
-    """Both sides' probabilities, of `SHOWN` classes at most; above them, in their colours, what each says."""
+    """Both sides' probabilities, of `MAX_BARS` classes at most; above them, in their colours, what each predicts."""
     names = _strongest(record, class_names)
     rows = np.arange(len(names))
     for shift, side in ((-0.2, "a"), (0.2, "b")):
@@ -106,7 +107,7 @@ def _bars(ax: Axes, record: dict, class_names: list[str]) -> None:
     path = str(record["path"])
     name = path if len(path) < 44 else f"…{path[-42:]}"
     _over(ax, f"{name}\nis {_short(record['label'], 42)}", 27)
-    if not ax.containers:  # neither gives probabilities
+    if not ax.containers:  # neither side has probabilities
         ax.axis("off")
         return
     ax.set(yticks=rows, yticklabels=[_short(name, 20) for name in names], xlim=(0, 1.02), ylim=(len(rows) - 0.5, -0.5))
@@ -120,11 +121,11 @@ def _over(ax: Axes, text: str, points: int, **look) -> None:
 
 
 def _strongest(record: dict, class_names: list[str]) -> list[str]:
-    """The classes worth a bar, in their order: the label, what both say, and what else is likeliest."""
-    told = [record["label"], record["a"], record["b"]]
+    """The classes worth a bar, in their order: the label, what both predict, and the likeliest others."""
+    always = [record["label"], record["a"], record["b"]]
     values = [np.nanmax([record.get(f"p_{side}_{name}", np.nan) for side in "ab"] + [-1]) for name in class_names]
-    order = sorted(range(len(class_names)), key=lambda i: (class_names[i] not in told, -values[i]))
-    return [class_names[i] for i in sorted(order[:SHOWN])]
+    order = sorted(range(len(class_names)), key=lambda i: (class_names[i] not in always, -values[i]))
+    return [class_names[i] for i in sorted(order[:MAX_BARS])]
 
 
 def _short(text: str, letters: int) -> str:
@@ -132,33 +133,33 @@ def _short(text: str, letters: int) -> str:
 
 
 def disagreement_heatmaps(pair: Pair, shown: pd.DataFrame) -> tuple[np.ndarray, dict[str, list]] | None:
-    """The photos of rows of `Pair.table`, (n, S, S, 3), and Grad-CAM of each side that is a run, towards what it says.
+    """The photos of rows of `Pair.table`, (n, S, S, 3), and each run's Grad-CAM for the class it predicts.
 
-    None where no side is a run or a photo is not at hand, and of test photos, which stay closed: only what 06 wrote
-    down about them is read. Of pooled folds, each photo of which another network judged, the photos alone.
+    None where no side is a run or a photo is missing, and for test photos, which are not opened: only what 06 wrote
+    about them is read. For pooled folds the photos alone, since each was predicted by another network.
     """
     from fruitlib.data import dataset
 
-    sides = {side: judged for side, judged in (("a", pair.a), ("b", pair.b)) if judged.run}
-    if not len(shown) or not sides or any(judged.part == "test" for judged in sides.values()):
+    sides = {side: predictions for side, predictions in (("a", pair.a), ("b", pair.b)) if predictions.run}
+    if not len(shown) or not sides or any(predictions.part == "test" for predictions in sides.values()):
         return None
     photos, overlays = None, {}
     try:
-        for side, judged in sides.items():
+        for side, predictions in sides.items():
             paths = shown["path" if side == "a" else "path_b"]
-            rows = judged.run.manifest.set_index("path").reindex(paths).rename_axis("path").reset_index()
+            rows = predictions.run.manifest.set_index("path").reindex(paths).rename_axis("path").reset_index()
             if rows["status"].ne("ok").any() or rows["split"].eq("test").any():
                 return None
-            seen = dataset.of(judged.run, "val", rows=rows).images
-            photos = dataset.to_pictures(seen) / 255 if photos is None else photos
-            if judged.part == "val" and (judged.run.path / "best.pt").is_file():
-                overlays[side] = _overlays(judged.run, seen)
+            images = dataset.of(predictions.run, "val", rows=rows).images
+            photos = dataset.to_pictures(images) / 255 if photos is None else photos
+            if predictions.part == "val" and (predictions.run.path / "best.pt").is_file():
+                overlays[side] = _overlays(predictions.run, images)
     except (InputError, OSError):
         return None
     return photos, overlays
 
 
-def _overlays(run: Run, seen) -> list[np.ndarray]:
+def _overlays(run: Run, images) -> list[np.ndarray]:
     """Heatmaps of the last layer over photos uint8 (n, 3, S, S)."""
     from fruitlib.data import dataset
     from fruitlib.explain import gradcam
@@ -166,6 +167,6 @@ def _overlays(run: Run, seen) -> list[np.ndarray]:
 
     model, _ = models.restore(run.path / "best.pt")
     name, layer = list(blocks.target_layers(model).items())[-1]
-    maps = gradcam.heatmaps(model, dataset.to_float(seen), {name: layer})
-    pictures = dataset.to_pictures(seen) / 255
+    maps = gradcam.heatmaps(model, dataset.to_float(images), {name: layer})
+    pictures = dataset.to_pictures(images) / 255
     return [gradcam.overlay(photo, heat[0]) for photo, heat in zip(pictures, maps.heatmap, strict=True)]

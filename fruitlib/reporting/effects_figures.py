@@ -1,4 +1,4 @@
-"""Pictures of a sweep: what its settings do (see `insight`), what accuracy costs, and what more photos would bring."""
+"""Figures of 08: what the settings of a sweep do, what accuracy costs, and what more photos would bring."""
 
 import re
 from collections.abc import Sequence
@@ -10,16 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fruitlib.evaluation import metrics, study
-from fruitlib.evaluation.effects import COSTS, measure_name, measure_scale, pareto_front
+from fruitlib.evaluation.effects import pareto_front
 from fruitlib.evaluation.learning_curve import LearningCurve
+from fruitlib.evaluation.wording import COST_NAMES, learning_curve_text, measure_name, measure_scale
 from fruitlib.reporting.style import COLOURS
 
-TOLD, UNTOLD, INK = COLOURS["train"], "#8c8c8c", "#333333"
-MOST_ROWS, MOST_VALUES, MOST_NAMES, WIDE = 24, 8, 6, 30  # WIDE: highest over lowest value for a log axis
+SIGNIFICANT_COLOUR, OTHER_COLOUR, LINE_COLOUR = COLOURS["train"], "#8c8c8c", "#333333"
+DOT_COLOUR, BEST_COLOUR = COLOURS["train"], COLOURS["train"]
+MAX_ROWS, MAX_VALUES, MAX_NAMES = 24, 8, 6
+LOG_RATIO = 30  # highest over lowest value, from which an axis is logarithmic
 
 
 def forest(effects: pd.DataFrame) -> Figure:
-    """Effects with their 95 % intervals, a panel per measure, from `insight.effects`; blue where they can be told.
+    """Effects with their 95 % intervals, a panel per measure, from `effects.main_effects`; blue where significant.
 
     The 24 questions with the smallest p are shown where there are more; NaN intervals are a dot alone.
     """
@@ -27,7 +30,7 @@ def forest(effects: pd.DataFrame) -> Figure:
     asked = effects[["setting", "from", "to"]].itertuples(index=False)
     name = [_wrapped(f"{setting}: {to} over {start}", 44) for setting, start, to in asked]
     table = effects.assign(name=name)
-    rows = list(dict.fromkeys(table.sort_values("p", kind="stable")["name"]))[:MOST_ROWS]
+    rows = list(dict.fromkeys(table.sort_values("p", kind="stable")["name"]))[:MAX_ROWS]
     rows = [row for row in dict.fromkeys(name) if row in rows]
     figure, axes = plt.subplots(
         1, len(measures), figsize=(3.2 + 2.9 * len(measures), 1.5 + 0.42 * len(rows)), sharey=True, squeeze=False
@@ -35,15 +38,15 @@ def forest(effects: pd.DataFrame) -> Figure:
     for ax, measure in zip(axes[0], measures, strict=True):
         factor, unit = measure_scale(measure)
         for row in table[(table["measure"] == measure) & table["name"].isin(rows)].to_dict("records"):
-            at, colour = rows.index(row["name"]), TOLD if row["significant"] else UNTOLD
+            at, colour = rows.index(row["name"]), SIGNIFICANT_COLOUR if row["significant"] else OTHER_COLOUR
             ax.plot([factor * row["low"], factor * row["high"]], [at, at], color=colour, linewidth=2)
             ax.plot(factor * row["gain"], at, "o", color=colour)
         _focus(ax, factor * table.loc[table["measure"] == measure, ["gain", "low", "high"]])
-        ax.axvline(0, color=INK, linewidth=1)
+        ax.axvline(0, color=LINE_COLOUR, linewidth=1)
         ax.set(title=measure_name(measure), xlabel=f"difference, {unit}", ylim=(len(rows) - 0.5, -0.5))
     axes[0, 0].set_yticks(range(len(rows)), rows, fontsize=9)
     figure.tight_layout()
-    handles = [plt.Line2D([], [], color=c, marker="o", linewidth=2) for c in (TOLD, UNTOLD)]
+    handles = [plt.Line2D([], [], color=c, marker="o", linewidth=2) for c in (SIGNIFICANT_COLOUR, OTHER_COLOUR)]
     figure.legend(
         handles,
         ["can tell", "cannot tell"],
@@ -57,7 +60,7 @@ def forest(effects: pd.DataFrame) -> Figure:
 
 
 def _focus(ax: Axes, table: pd.DataFrame) -> None:
-    """Limits that one interval of two pairs, as wide as it likes, cannot stretch: it runs out of the picture."""
+    """Limits that one very wide interval, of two pairs say, does not stretch: it runs out of the picture."""
     gains, ends = table["gain"].abs().max(), table[["low", "high"]].abs().max(axis=1)
     reach = max(3 * gains, ends.median() * 1.5 if ends.notna().any() else 0, 1e-9)
     reach = min(reach, max(ends.max() if ends.notna().any() else gains, gains) * 1.1) or 1
@@ -65,10 +68,10 @@ def _focus(ax: Axes, table: pd.DataFrame) -> None:
 
 
 def means(results: pd.DataFrame, differs: Sequence[str], measure: str) -> Figure:
-    """The mean of a measure for each value of each setting as a line, a dot per seed (or fold, or run without either).
+    """The mean of a measure for each value of each setting as a line, a dot per seed (or fold, or run).
 
-    A setting with more than eight values that are numbers has a dot per run instead, on a log axis where they reach
-    far.
+    A setting with more than eight values that are numbers has a dot per run instead, on a log axis where they span
+    more than a factor of 30.
     """
     settings, replicates = study.compared_settings(differs), [name for name in differs if name in study.REPLICATES]
     columns = min(3, len(settings))
@@ -77,8 +80,8 @@ def means(results: pd.DataFrame, differs: Sequence[str], measure: str) -> Figure
     for ax, setting in zip(axes.flat, settings, strict=False):
         rows = results[results[measure].notna()]
         values = study.ordered_values(rows[setting])
-        if len(values) > MOST_VALUES and (numbers := _numbers(rows[setting])) is not None:
-            ax.plot(numbers, rows[measure], "o", color=TOLD, alpha=0.6, markersize=5)
+        if len(values) > MAX_VALUES and (numbers := _numbers(rows[setting])) is not None:
+            ax.plot(numbers, rows[measure], "o", color=DOT_COLOUR, alpha=0.6, markersize=5)
             _log_if_wide(ax, numbers)
         else:
             _means(ax, rows, replicates, setting, values, measure)
@@ -101,7 +104,7 @@ def _means(ax: Axes, rows: pd.DataFrame, replicates: list[str], setting: str, va
         own = rows[kinds == value]
         dots = own.groupby(replicates)[measure].mean() if replicates else own[measure]
         spread = np.linspace(-0.15, 0.15, len(dots)) if len(dots) > 1 else [0]
-        ax.plot(at + np.asarray(spread), dots, "o", color=TOLD, alpha=0.6, markersize=5)
+        ax.plot(at + np.asarray(spread), dots, "o", color=DOT_COLOUR, alpha=0.6, markersize=5)
         ax.plot([at - 0.28, at + 0.28], [own[measure].mean()] * 2, color=COLOURS["val"], linewidth=2.5)
     ax.set_xticks(range(len(values)), [_wrapped(value, max(7, 36 // len(values))) for value in values], fontsize=9)
     ax.set_xlim(-0.6, len(values) - 0.4)
@@ -111,7 +114,7 @@ def _means(ax: Axes, rows: pd.DataFrame, replicates: list[str], setting: str, va
 def parallel(results: pd.DataFrame, settings: Sequence[str], measure: str) -> Figure:
     """Parallel coordinates: a line per run through its values of the settings, coloured by its score, best on top.
 
-    Numbers that reach over more than a factor of 30, and lr, stand on a log axis; words are spaced evenly.
+    Numbers that span more than a factor of 30, and lr, are on a log axis; words are spaced evenly.
     """
     rows = results[results[measure].notna()].sort_values(measure)
     scores = rows[measure].astype(float)
@@ -123,7 +126,7 @@ def parallel(results: pd.DataFrame, settings: Sequence[str], measure: str) -> Fi
     for line, score in zip(heights + jitter, scores, strict=True):
         ax.plot(range(len(line)), line, color=plt.cm.viridis(0.9 * norm(score)), linewidth=1.6, alpha=0.85)
     for at, (_, ticks) in enumerate(places.values()):
-        ax.axvline(at, color=INK, linewidth=1)
+        ax.axvline(at, color=LINE_COLOUR, linewidth=1)
         for height, word in ticks:
             ax.text(
                 at - 0.04,
@@ -137,7 +140,7 @@ def parallel(results: pd.DataFrame, settings: Sequence[str], measure: str) -> Fi
     ax.set_xticks(
         range(len(settings) + 1), [*(_wrapped(setting, 16) for setting in settings), measure_name(measure)], fontsize=10
     )
-    ax.axvline(len(settings), color=INK, linewidth=1)
+    ax.axvline(len(settings), color=LINE_COLOUR, linewidth=1)
     for height in (0, 0.5, 1):
         ax.text(len(settings) + 0.04, height, f"{norm.inverse(height):.3f}", va="center", fontsize=9)
     ax.set(
@@ -155,20 +158,20 @@ def parallel(results: pd.DataFrame, settings: Sequence[str], measure: str) -> Fi
 
 def _places(values: pd.Series, log: bool) -> tuple[np.ndarray, list[tuple[float, str]]]:
     """Where values stand on an axis from 0 to 1, and its ticks: all of up to 8, else the ends and the middle."""
-    found, numbers = study.ordered_values(values), _numbers(values)
+    names, numbers = study.ordered_values(values), _numbers(values)
     if numbers is None:
-        heights = {value: (i + 0.5) / len(found) for i, value in enumerate(found)}
-        chosen = found if len(found) <= 12 else found[:: -(-len(found) // 12)]
+        heights = {value: (i + 0.5) / len(names) for i, value in enumerate(names)}
+        chosen = names if len(names) <= 12 else names[:: -(-len(names) // 12)]
         return values.map(study.value_text).map(heights).to_numpy(float), [(heights[v], v) for v in chosen]
-    log = bool(numbers.min() > 0 and (log or numbers.max() / numbers.min() > WIDE))
+    log = bool(numbers.min() > 0 and (log or numbers.max() / numbers.min() > LOG_RATIO))
     at = np.log(numbers) if log else numbers
     low, span = at.min(), np.ptp(at) or 1
-    if len(found) <= MOST_VALUES:
-        ticks = [float(value) for value in found]
+    if len(names) <= MAX_VALUES:
+        ticks = [float(value) for value in names]
     else:
         ticks = [np.exp(low + span * f) if log else low + span * f for f in (0, 0.5, 1)]
     heights = [((np.log(t) if log else t) - low) / span for t in ticks]
-    words = found if len(found) <= MOST_VALUES else [f"{t:.2g}" for t in ticks]
+    words = names if len(names) <= MAX_VALUES else [f"{t:.2g}" for t in ticks]
     kept, last = [], -1.0
     for height, word in zip(heights, words, strict=True):  # numbers that lie close together share a place
         if height - last >= 0.05:
@@ -178,9 +181,9 @@ def _places(values: pd.Series, log: bool) -> tuple[np.ndarray, list[tuple[float,
 
 
 def importances(table: pd.DataFrame) -> Axes:
-    """Optuna's importances as bars, from `insight.importances`."""
+    """Optuna's importances as bars, from `effects.load_importances`."""
     _, ax = plt.subplots(figsize=(6.5, 1.2 + 0.38 * len(table)))
-    bars = ax.barh([_wrapped(k, 34) for k in table["setting"]], table["importance"], color=TOLD, height=0.6)
+    bars = ax.barh([_wrapped(k, 34) for k in table["setting"]], table["importance"], color=DOT_COLOUR, height=0.6)
     ax.bar_label(bars, [f"{v:.2f}" for v in table["importance"]], padding=4, fontsize=9)
     ax.set(
         title="Share of the scores' variance, by Optuna",
@@ -206,7 +209,7 @@ def trade_off(results: pd.DataFrame, costs: Sequence[str]) -> Figure:
     results, letters = results[results["accuracy"].notna()], {}
     for ax, cost in zip(axes.flat, costs, strict=False):
         _front(ax, results[results[cost].notna()], cost, letters)
-        ax.set(xlabel=COSTS.get(cost, cost), ylabel="validation accuracy")
+        ax.set(xlabel=COST_NAMES.get(cost, cost), ylabel="validation accuracy")
     for ax in axes.flat[len(costs) :]:
         ax.set_axis_off()
     n = results["n"].astype(int)
@@ -225,18 +228,20 @@ def _front(ax: Axes, rows: pd.DataFrame, cost: str, letters: dict[str, str]) -> 
     best = pareto_front(rows[cost], rows["accuracy"])
     for row, on in zip(rows.to_dict("records"), best, strict=True):
         low, high = metrics.wilson(round(row["accuracy"] * row["n"]), int(row["n"]))
-        ax.plot([row[cost]] * 2, [low, high], color=TOLD if on else "#c4c4c4", linewidth=1.5, zorder=2 if on else 1)
-        ax.plot(row[cost], row["accuracy"], "o", color=TOLD if on else UNTOLD, zorder=3 if on else 2)
+        ax.plot(
+            [row[cost]] * 2, [low, high], color=BEST_COLOUR if on else "#c4c4c4", linewidth=1.5, zorder=2 if on else 1
+        )
+        ax.plot(row[cost], row["accuracy"], "o", color=BEST_COLOUR if on else OTHER_COLOUR, zorder=3 if on else 2)
     front = rows[best].sort_values([cost, "accuracy"])
-    ax.step(front[cost], front["accuracy"], where="post", color=TOLD, linewidth=1, linestyle="--")
+    ax.step(front[cost], front["accuracy"], where="post", color=BEST_COLOUR, linewidth=1, linestyle="--")
     _log_if_wide(ax, rows[cost])
     ax.margins(x=0.12, y=0.08)
     alike = front.drop_duplicates([cost, "accuracy"])
-    chosen = np.unique(np.linspace(0, len(alike) - 1, MOST_NAMES).round().astype(int)) if len(alike) else []
+    chosen = np.unique(np.linspace(0, len(alike) - 1, MAX_NAMES).round().astype(int)) if len(alike) else []
     for row in alike.iloc[chosen].to_dict("records"):
         letter = letters.setdefault(row["run"], _letter(len(letters)))
         place = {"xytext": (6, 4), "textcoords": "offset points", "fontsize": 10, "fontweight": "bold"}
-        ax.annotate(letter, (row[cost], row["accuracy"]), color=TOLD, **place)
+        ax.annotate(letter, (row[cost], row["accuracy"]), color=BEST_COLOUR, **place)
 
 
 def _letter(number: int) -> str:
@@ -244,20 +249,19 @@ def _letter(number: int) -> str:
 
 
 def learning_curves(curves: Sequence[LearningCurve], measure: str) -> Figure:
-    """A panel per curve of `learning.curves`: seeds as dots, means, the fit, and its band beyond the data."""
+    """A panel per `LearningCurve`: seeds as dots, means, the fit, and its band beyond the data."""
     figure, axes = plt.subplots(1, len(curves), figsize=(6 * len(curves), 3.9), sharey=True, squeeze=False)
     for ax, curve in zip(axes[0], curves, strict=True):
-        ax.plot(curve.points["photos"], curve.points["score"], "o", color=TOLD, alpha=0.6, markersize=5, label="a seed")
-        mean = curve.points.groupby("photos")["score"].mean()
+        points, line = curve.points, curve.line
+        ax.plot(points["photos"], points["score"], "o", color=DOT_COLOUR, alpha=0.6, markersize=5, label="a seed")
+        mean = points.groupby("photos")["score"].mean()
         ax.plot(mean.index, mean, "_", color=COLOURS["val"], markersize=16, markeredgewidth=2.5, label="mean")
-        if len(curve.line):
-            ax.plot(curve.line["photos"], curve.line["score"], color=INK, linewidth=1.5, label="a + b n^-c, fitted")
-            ax.fill_between(
-                curve.line["photos"], curve.line["low"], curve.line["high"], color=INK, alpha=0.15, linewidth=0
-            )
-            ax.axvline(curve.points["photos"].max(), color=INK, linewidth=1, linestyle=":", label="all there are")
-        title = _wrapped(curve.summary.split(";")[0], 52)
-        ax.set(title=title, xlabel=f"training photos{curve.of and f' of {curve.of}'}", xlim=(0, None))
+        if curve.extrapolated:
+            ax.plot(line["photos"], line["score"], color=LINE_COLOUR, linewidth=1.5, label="a + b n^-c, fitted")
+            ax.fill_between(line["photos"], line["low"], line["high"], color=LINE_COLOUR, alpha=0.15, linewidth=0)
+            ax.axvline(points["photos"].max(), color=LINE_COLOUR, linewidth=1, linestyle=":", label="all photos")
+        title = _wrapped(learning_curve_text(curve), 52)
+        ax.set(title=title, xlabel=f"training photos{curve.class_name and f' of {curve.class_name}'}", xlim=(0, None))
     axes[0, 0].set_ylabel("validation " + measure_name(measure))
     axes[0, 0].legend(frameon=False, loc="lower right", fontsize=9)
     figure.tight_layout()
@@ -265,7 +269,7 @@ def learning_curves(curves: Sequence[LearningCurve], measure: str) -> Figure:
 
 
 def _numbers(values: pd.Series) -> np.ndarray | None:
-    """Values as floats (n,); None where they are words, truths, or nothing."""
+    """Values as floats (n,); None where they are words, True and False, or missing."""
     if values.map(lambda value: isinstance(value, bool)).any():
         return None
     numbers = pd.to_numeric(values, errors="coerce")
@@ -274,13 +278,13 @@ def _numbers(values: pd.Series) -> np.ndarray | None:
 
 def _log_if_wide(ax: Axes, numbers: Sequence[float]) -> None:
     low, high = np.min(numbers), np.max(numbers)
-    if low > 0 and high / low > WIDE:
+    if low > 0 and high / low > LOG_RATIO:
         ax.set_xscale("log")
-        ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.12g}")  # 10^-3 needs math, which `plots.use_style` turns off
+        ax.xaxis.set_major_formatter(lambda x, _: f"{x:,.12g}")  # 10^-3 needs math, which `style.use_style` turns off
 
 
 def _wrapped(words: str, width: int) -> str:
-    """Broken into lines after spaces, commas, `_` and `=`, so that no name is cut where nobody would cut it."""
+    """Broken into lines after spaces, commas, `_` and `=`, so that names break between their parts."""
     lines = [""]
     for part in re.findall(r"[^_,= ]*[_,= ]+|[^_,= ]+", str(words)):
         if lines[-1] and len(lines[-1] + part.rstrip()) > width:

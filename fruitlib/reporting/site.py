@@ -1,7 +1,7 @@
 """Executed notebooks -> an offline site: an index per sweep and a page beside every notebook.
 
 The pages are plain HTML with one stylesheet: no script, nothing fetched. What a notebook shows passes a filter
-(`_clean`) that keeps text, tables and embedded pictures and drops everything that runs or loads. This module
+(`markup`) that keeps text, tables and embedded pictures and drops everything that runs or loads. This module
 decides what a page says; `assets/report.html.j2` decides how, and escapes every value on the way.
 """
 
@@ -16,11 +16,10 @@ import tokenize
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from urllib.parse import quote, unquote
+from urllib.parse import quote
 
 import jinja2
 import nbformat
-import nh3
 import pandas as pd
 from markupsafe import escape
 from nbconvert.filters import Highlight2HTML, ansi2html, markdown2html, strip_ansi
@@ -30,20 +29,15 @@ from PIL import Image
 from fruitlib.core import source_code
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import fingerprint, resolve, write_text
-from fruitlib.evaluation.effects import leading_effects
+from fruitlib.evaluation.sweep_answers import INSIGHT
+from fruitlib.evaluation.wording import leading_effects_text
+from fruitlib.reporting.markup import clean_markup
 
 EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run that names no `stages`
 WIDGET = "application/vnd.jupyter.widget-view+json"
-# What the filter lets pass of a notebook's own HTML
-TAGS = set(
-    """a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5 h6
-    hr i img kbd li mark ol p pre s small span strong sub summary sup table tbody td tfoot th thead tr u ul""".split()
-)
-ATTRIBUTES = set("alt class colspan height href id open rowspan scope src start style title width".split())
-STYLES = {"background-color", "color", "font-style", "font-weight", "text-align", "width"}
 LOWER_IS_BETTER = ("loss", "miss", "error", "latency", "seconds", "size")
-PLOTTED = 20  # runs in the interval plot, best first
-LARGE = 80_000  # base64 characters of a PNG: charts are smaller, sheets of photographs larger
+MAX_PLOTTED = 20  # runs in the interval plot, best first
+LARGE_PNG = 80_000  # base64 characters of a PNG: charts are smaller, sheets of photographs larger
 NONE = "–"
 
 
@@ -124,25 +118,25 @@ def _fixed(value, digits: int) -> str:
 def write_folder(folder: Path, title: str, run: str, changed_only: bool = False) -> list[Page]:
     """The pages of a folder's notebooks, beside them; of the sweep `title`; `run` names it ("": the sweep itself)."""
     pages = [_load(path) for path in sorted(folder.glob("*.ipynb")) if not path.name.startswith(".")]
-    stamp = fingerprint(title, _look(), [[page.path.stem, page.path.stat().st_mtime_ns] for page in pages])
+    stamp = fingerprint(title, _appearance(), [[page.path.stem, page.path.stat().st_mtime_ns] for page in pages])
     shared = {"root": "../" if run else "", "title": title, "run": run, "pages": pages, "stamp": stamp}
-    current = changed_only and all(_bears(page.path.with_suffix(".html"), stamp) for page in pages)
+    current = changed_only and all(_is_current(page.path.with_suffix(".html"), stamp) for page in pages)
     for number, page in enumerate([] if current else pages):
         write_text(page.path.with_suffix(".html"), _template().render(**shared, **_parts(page), number=number))
     for page in pages:
-        page.cells = []  # a sweep's pictures together may not fit in memory
+        page.cells = []  # all pictures of a sweep together may not fit in memory
     return pages
 
 
 @functools.cache
-def _look() -> str:
-    """Changes when pages would look otherwise."""
+def _appearance() -> str:
+    """A fingerprint that changes when pages would look different."""
     template = files("fruitlib.reporting").joinpath("assets/report.html.j2").read_text("utf-8")
     return fingerprint(template, source_code.module_source(__name__))
 
 
-def _bears(page: Path, stamp: str) -> bool:
-    """Whether a page was written from notebooks as they are."""
+def _is_current(page: Path, stamp: str) -> bool:
+    """Whether a page was written from the notebooks as they are now."""
     return page.is_file() and f'content="{stamp}"'.encode() in page.read_bytes()[:1000]
 
 
@@ -205,14 +199,14 @@ def _assignments(source: str) -> dict[str, tuple[str, str]]:
         return {}
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
     comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
-    found = {}
+    assignments = {}
     for node in tree.body:
         for target in [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", []):
             if isinstance(target, ast.Name) and node.value is not None:
                 text = node.value.value if isinstance(node.value, ast.Constant) else ""
                 text = text if isinstance(text, str) and text else ast.unparse(node.value)
-                found[target.id] = (text, comments.get(node.end_lineno, ""))
-    return found
+                assignments[target.id] = (text, comments.get(node.end_lineno, ""))
+    return assignments
 
 
 def _evidence(cells: list, page: Page) -> str:
@@ -220,7 +214,7 @@ def _evidence(cells: list, page: Page) -> str:
     parts, code, heading = [], [], page.title
     for cell in cells:
         if cell.cell_type == "markdown":
-            parts += [_code(code), _clean(markdown2html(cell.source), page.path.parent)]
+            parts += [_code(code), clean_markup(markdown2html(cell.source), page.path.parent)]
             code, heading = [], (re.findall(r"^#+ +(.+)$", cell.source, re.MULTILINE) or [heading])[-1]
         elif cell.cell_type == "code":
             code.append(cell.source)
@@ -261,7 +255,7 @@ def _display(output, folder: Path, heading: str) -> str:
     for mime in ("image/svg+xml", "image/png", "image/jpeg"):
         if mime in data:
             return _picture(mime, data[mime], output.metadata.get(mime, {}), heading)
-    shown = _clean(data.get("text/html") or markdown2html(data.get("text/markdown", "")), folder)
+    shown = clean_markup(data.get("text/html") or markdown2html(data.get("text/markdown", "")), folder)
     plain = data.get("text/latex") or data.get("text/plain") or ""
     return f'<div class="scroll">{shown}</div>' if shown else f"<pre>{ansi2html(plain)}</pre>" if plain else ""
 
@@ -275,7 +269,7 @@ def _picture(mime: str, content: str, metadata: dict, heading: str) -> str:
 
 def _lighter(mime: str, content: str) -> tuple[str, str]:
     """A large PNG, which photographs make, as WebP: a tenth of the size. The notebook keeps the original."""
-    if mime != "image/png" or len(content) < LARGE:
+    if mime != "image/png" or len(content) < LARGE_PNG:
         return mime, content
     picture, buffer = Image.open(io.BytesIO(base64.b64decode(content))).convert("RGBA"), io.BytesIO()
     paper = Image.new("RGBA", picture.size, "white")
@@ -283,69 +277,26 @@ def _lighter(mime: str, content: str) -> tuple[str, str]:
     return "image/webp", base64.b64encode(buffer.getvalue()).decode()
 
 
-def _clean(markup: str, folder: Path) -> str:
-    """`markup` balanced, without anything that runs, loads from a network or leads nowhere."""
-
-    def filtered(tag: str, name: str, value: str) -> str | None:
-        if name == "src":
-            kept = value.startswith("data:image/") or _local(value, folder)
-        elif name == "href":
-            kept = value.startswith("#") or _local(value, folder)
-        elif name == "style":  # a backslash can spell url( in other letters
-            kept = not re.search(r"\\|url\s*\(", value, re.IGNORECASE)
-        else:
-            kept = True
-        return value if kept else None
-
-    markup = re.sub(r'(?is)<a class="anchor-link".*?</a>', "", markup)
-    markup = re.sub(r'(?is)<a\b[^>]*?\bhref="([^"]*)"[^>]*>(.*?)</a>', _anchor, markup)
-    return nh3.clean(
-        markup,
-        tags=TAGS,
-        clean_content_tags={"script", "style"},  # what stands in them goes too
-        attributes={"*": ATTRIBUTES},
-        attribute_filter=filtered,
-        filter_style_properties=STYLES,
-        url_schemes={"data"},
-        link_rel=None,
-    ).strip()
-
-
-def _local(address: str, folder: Path) -> bool:
-    """Whether a relative address leads to a file that exists, or that this build writes."""
-    if re.match(r"\s*([\w+.-]+:|[/\\])", address) or len(address) > 500:
-        return False
-    target = folder / unquote(re.split("[?#]", address)[0])
-    home = target.parent / ("sweep.json" if target.name == "index.html" else f"{target.stem}.ipynb")
-    return target.exists() or (target.suffix == ".html" and home.exists())
-
-
-def _anchor(link: re.Match) -> str:
-    """A link to a notebook leads to its page; an address elsewhere is printed, as on paper."""
-    address, text = link[1], link[2]
-    if re.match(r"(https?:)?//", address):
-        return text if address in text else f'{text} <span class="address">{address}</span>'
-    return f'<a href="{re.sub(r"[.]ipynb(?=#|$)", ".html", address)}">{text}</a>'
-
-
 # ---------------------------------------------------------------- the index
 
 
 def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
     """Everything the template shows on the index."""
-    results, trouble = _table(sweep_dir / "results.csv")
-    openings, unread = _table(sweep_dir / "test_openings.csv")
-    pooled, unpooled = _table(sweep_dir / "results_oof.csv")
-    effects, unpaired = _table(sweep_dir / "effects.csv")
+    results, no_results = _table(sweep_dir / "results.csv")
+    openings, no_openings = _table(sweep_dir / "test_openings.csv")
+    pooled, no_pooled = _table(sweep_dir / "results_oof.csv")
+    effects, no_effects = _table(sweep_dir / INSIGHT)
     rows = {str(row.get("run")): row for row in results}
     runs = [run | {"row": rows.get(run["name"], {}), "pages": pages.get(run["name"], [])} for run in sweep["runs"]]
     complete = [run for run in runs if run["state"] == "complete"]
-    ranked = _ranked([run for run in complete if "stages" not in run], sweep)  # others no validation photo judges
+    ranked = _ranked(
+        [run for run in complete if "stages" not in run], sweep
+    )  # a run with stages was trained on the validation photos too
     shipped = next((run for run in runs if run["name"] == sweep["shipped"]), None)
     pooled.sort(key=lambda row: -_number(row.get(sweep["choose_by"])))
     winners = [row for row in pooled if shipped and row.get("combination") == shipped["row"].get("combination")]
     empty = "results.csv is missing or empty: no numbers to show" if complete and not results else ""
-    problems = [trouble or empty, unread, unpooled, unpaired]
+    problems = [no_results or empty, no_openings, no_pooled, no_effects]
     under_way = any(run["state"] == "pending" for run in runs) or sweep.get("total", 0) > len(runs)
     problems += _problems({"name": "", "pages": pages[""]}, [] if under_way else ["01_split"])
     problems += [text for run in complete for text in _problems(run, run.get("stages", EXPECTED))]
@@ -358,10 +309,10 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
         "winner": next(iter(winners + pooled), None),
         "shared": pages[""],
         "measured": {name for run in ranked for name, value in run["row"].items() if _fixed(value, 0) != NONE},
-        "forest": _forest([] if pooled else ranked[:PLOTTED]),  # folds judge different photos: no ranking
+        "forest": _forest([] if pooled else ranked[:MAX_PLOTTED]),  # folds validate on different photos: no ranking
         "openings": openings,
         "pooled": pooled,
-        "effects": leading_effects(pd.DataFrame(effects), sweep["choose_by"]),
+        "effects": leading_effects_text(pd.DataFrame(effects), sweep["choose_by"]),
         "under_way": under_way,
         "problems": [text for text in problems if text],
     }

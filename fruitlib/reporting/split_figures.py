@@ -6,7 +6,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fruitlib.evaluation.leakage import Leakage, points_text
+from fruitlib.evaluation.leakage import Leakage
+from fruitlib.evaluation.wording import leakage_points_text, leakage_text
 from fruitlib.reporting.style import COLOURS
 
 FOLD_COLOURS = (("#0072b2", "white"), ("#a6d0ee", "black"))  # neighbours alternate; with the colour of their numbers
@@ -57,7 +58,7 @@ def fold_counts(table: pd.DataFrame) -> Axes:
 
 
 def group_sizes(manifest: pd.DataFrame) -> Axes:
-    """How many groups of which size each class has, and how many photos stand alone, from the manifest's usable rows.
+    """How many groups of which size each class has, and how many photos have no group, from the usable rows.
 
     A disc's area shows the number of groups; the grey disc at 1 stands for photos without a group or alone in one.
     """
@@ -90,7 +91,7 @@ def group_sizes(manifest: pd.DataFrame) -> Axes:
 
 def _discs(ax: Axes, row: int, counts: pd.Series, most: int) -> None:
     """A disc for each size (index) of so many groups (value), with the number in it where it fits."""
-    areas, least = 30 + 370 * counts / most, 0 if len(counts) <= 12 else 150  # among many only large discs speak
+    areas, least = 30 + 370 * counts / most, 0 if len(counts) <= 12 else 150  # among many only large discs have numbers
     ax.scatter(counts.index, [row] * len(counts), s=areas, color=COLOURS["train"], alpha=0.8, linewidth=0)
     for (size, count), area in zip(counts.items(), areas, strict=True):
         if count > 1 and area >= max(least, 25 * len(f"{count:,}") ** 2):
@@ -101,7 +102,7 @@ def leakage_bars(leak: Leakage) -> Axes:
     """Accuracy under a random and a group-safe split with 95 % intervals, and the points between them."""
     _, ax = plt.subplots(figsize=(8, 2.6 if leak.measured else 0.6))
     if not leak.measured:
-        ax.text(0, 0.5, leak.summary, va="center")
+        ax.text(0, 0.5, leakage_text(leak), va="center")
         ax.axis("off")
         return ax
     rows = {"random split": ("random", COLOURS["val"]), "group-safe split": ("safe", COLOURS["train"])}
@@ -113,8 +114,7 @@ def leakage_bars(leak: Leakage) -> Axes:
     span = {"arrowstyle": "|-|, widthA=0.3, widthB=0.3", "color": "#333333", "shrinkA": 0, "shrinkB": 0}
     ax.annotate("", (leak.safe, 0.5), (leak.random, 0.5), arrowprops=span)
     ax.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(1.5, -0.65), xlim=(-0.02, 1.02))
-    gap = points_text(leak.points, leak.points_low, leak.points_high)
     text = f"accuracy of a quick classifier, with 95 % interval over {leak.groups:,} groups; n = {leak.n:,} photos"
-    ax.set_xlabel(f"{text}\n{gap}", fontsize=10)
+    ax.set_xlabel(f"{text}\n{leakage_points_text(leak)}", fontsize=10)
     ax.set_title("What a random split would claim")
     return ax

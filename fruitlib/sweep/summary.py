@@ -1,4 +1,4 @@
-"""What a sweep has come to so far, in files: `results.csv`, `effects.csv`, `results_oof.csv`, `sweep.json`."""
+"""The results of a sweep so far, in files: `results.csv`, `insight.csv`, `results_oof.csv`, `sweep.json`."""
 
 from pathlib import Path
 
@@ -6,14 +6,14 @@ import pandas as pd
 
 from fruitlib.core import files
 from fruitlib.data import splits
-from fruitlib.evaluation import crossval, effects
+from fruitlib.evaluation import crossval, sweep_answers
 from fruitlib.evaluation.study import build_study
 from fruitlib.runs.run import Run
 from fruitlib.sweep import final_model
 from fruitlib.sweep.final_model import TEST_STAGE
 from fruitlib.sweep.params import Sweep
 
-# Of training, in results.csv
+# What results.csv takes from the record of a training
 RECORDED = {name: name for name in ("best_epoch", "epochs", "precision")}
 RECORDED |= {"train_seconds": "seconds", "parameters": "total_parameters", "train_photos": "train_photos"}
 
@@ -21,7 +21,7 @@ RECORDED |= {"train_seconds": "seconds", "parameters": "total_parameters", "trai
 def results_table(plan: Sweep, work: dict[str, Run], states: dict, shipped: dict | None = None) -> pd.DataFrame:
     """A row per run: what differs, state, validation numbers, costs, and test numbers where 06 was executed.
 
-    `shipped` adds `shipping.expected` to a run's row, by the run's name.
+    `shipped`: columns to add to a run's row (`final_model.expected`), by the run's name.
     """
     rows, combination_of = [], {}
     if plan.config.folds:
@@ -54,13 +54,13 @@ def write_summary(
     shipped: str | None = None,
     total: int = 0,
 ) -> tuple[dict, list[str]]:
-    """`results.csv`, `sweep.json` and what compares runs with each other, as far as the sweep has come.
+    """`results.csv`, `sweep.json` and the tables that compare runs, as far as the sweep has come.
 
     Args:
-        total: the runs there will be in the end, where a search has not proposed all of them yet.
+        total: how many runs there will be in the end, where a search has not proposed all of them yet.
 
     Returns:
-        what `sweep.json` holds; in words, combinations that cannot be pooled.
+        what `sweep.json` holds; a line for each combination that cannot be pooled.
     """
     expected, problems = {}, []
     if plan.config.folds:
@@ -70,33 +70,32 @@ def write_summary(
         expected = {shipped: final_model.expected(plan, shipped, chosen, pooled)} if shipped else {}
     table = results_table(plan, work, states, expected)
     _write_table(table, sweep_dir / "results.csv")
-    _write_table(_effects(plan, sweep_dir, table), sweep_dir / "effects.csv")
-    told = _summary(plan, work, states) | {"chosen": chosen, "shipped": shipped}
-    told["total"] = max(total, len(work))
+    _write_insight(plan, sweep_dir, table)
+    sweep = _sweep_record(plan, work, states) | {"chosen": chosen, "shipped": shipped}
+    sweep["total"] = max(total, len(work))
     if shipped and plan.config.folds:
-        told["made"] = final_model.origin_summary(plan, work[shipped], folds_of(plan, work, chosen))
-    files.write_json(sweep_dir / "sweep.json", told)
-    return told, problems
+        sweep["made"] = final_model.origin_summary(plan, work[shipped], folds_of(plan, work, chosen))
+    files.write_json(sweep_dir / "sweep.json", sweep)
+    return sweep, problems
 
 
-def _effects(plan: Sweep, sweep_dir: Path, table: pd.DataFrame) -> pd.DataFrame:
-    """What each setting does, by the rule of 08 and with its corrections, so that the two never disagree."""
+def _write_insight(plan: Sweep, sweep_dir: Path, table: pd.DataFrame) -> None:
+    """`insight.csv` as 08 writes it, from the runs that are complete; without any, no file is left."""
     if plan.choose_by not in table:  # nothing is complete
-        return pd.DataFrame()
-    study = build_study(sweep_dir, table, _settings(plan), plan.choose_by)
-    found = effects.main_effects(study.results, study.differs, study.measures, study.folds)
-    return found.assign(summary=[effects.effect_text(row) for row in found.to_dict("records")])
+        (sweep_dir / sweep_answers.INSIGHT).unlink(missing_ok=True)
+        return
+    sweep_answers.write_effects(build_study(sweep_dir, table, _settings(plan), plan.choose_by))
 
 
 def _settings(plan: Sweep) -> dict[str, dict]:
-    """What differs between runs, as it was asked for; `results.csv` has the epochs and precision that came of it."""
+    """By run, the settings that differ, as they were set; `results.csv` has the epochs and precision that resulted."""
     return {
         name: {setting: getattr(config, setting) for setting in plan.settings} for name, config in plan.runs.items()
     }
 
 
-def _summary(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
-    """The sweep, its runs and where they ran; a run that was made to be shipped names the notebooks it has."""
+def _sweep_record(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
+    """The sweep, its runs and where they ran; a run that was made to be shipped lists its notebooks as `stages`."""
     stages = ("02_train", "05_quantize", TEST_STAGE)
     finished = [run.record(stage).get("finished", "") for run in work.values() for stage in stages]
     params = next((run.params for run in work.values() if (run.path / "params.yaml").is_file()), {"record": {}})

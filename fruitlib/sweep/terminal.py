@@ -1,4 +1,4 @@
-"""A sweep while it runs, read from its folder: a live table on the terminal; in the end, what it found.
+"""A sweep while it runs, read from its folder: a live table on the terminal; in the end, its results.
 
 What is shown comes from files alone (`sweep.json`, and each run's `.working.json` and `history.csv`), so another
 process, or a notebook (`widgets.live`), sees the same of a sweep that runs here, elsewhere, or on several machines.
@@ -15,7 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fruitlib.evaluation import effects
+from fruitlib.evaluation.sweep_answers import load_effects
+from fruitlib.evaluation.wording import leading_effects_text
 from fruitlib.runs.status import COLUMNS, SweepStatus, clock, in_order, load_status
 from fruitlib.sweep.params import Sweep
 
@@ -23,7 +24,7 @@ COLOURS = {"running": "cyan", "complete": "green", "failed": "red", "pruned": "y
 
 
 def table(status: SweepStatus, rows: int) -> Table:
-    """The runs as a table of at most so many rows."""
+    """The runs as a table of at most `rows` rows."""
     shown = in_order(status)[:rows]
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     for column in COLUMNS:
@@ -39,11 +40,11 @@ def table(status: SweepStatus, rows: int) -> Table:
 
 
 class Terminal:
-    """What a sweep is doing: a live table on a terminal, lines where there is none."""
+    """Shows a sweep while it runs: a live table on a terminal, lines where there is none."""
 
     def __init__(self, plan: Sweep, sweep_dir: Path):
-        made = bool(plan.config.folds) and plan.ship != "fold"  # one run more, of the model that is shipped
-        self.total = plan.search.trials if plan.search else len(plan.runs) + made
+        extra = bool(plan.config.folds) and plan.ship != "fold"  # the run of the model that is shipped
+        self.total = plan.search.trials if plan.search else len(plan.runs) + extra
         self.sweep_dir, self.started, self.doing = sweep_dir, time.monotonic(), ""
         self.before: set[str] = set()  # complete before this sweep began
         self._console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
@@ -62,7 +63,7 @@ class Terminal:
         self.close()
 
     def close(self) -> None:
-        """Stop; what is printed next stands on a line of its own."""
+        """Stop; what is printed next starts on a new line."""
         if not self._closed.is_set():
             self._closed.set()
             self._thread.join()
@@ -70,19 +71,19 @@ class Terminal:
                 self._live.stop()
 
     def photos(self, done: int, total: int) -> None:
-        """Photos drawn or checked so far."""
+        """Show how many photos are drawn or checked so far."""
         self.doing = f"photos {done}/{total}" if done < total else ""
 
     def say(self, text: str) -> None:
-        """A remark that stays."""
+        """Print a line that stays."""
         self._console.print(Text(text))
 
     def _watch(self) -> None:
-        spoken = time.monotonic()
+        printed = time.monotonic()
         while not self._closed.wait(0.5):
-            if self._live is None and time.monotonic() - spoken < 30:
+            if self._live is None and time.monotonic() - printed < 30:
                 continue
-            spoken = time.monotonic()
+            printed = time.monotonic()
             try:
                 status = load_status(self.sweep_dir)
                 if self._live:
@@ -90,7 +91,7 @@ class Terminal:
                     self._live.update(Group(table(status, height), Text(self.line(status))), refresh=True)
                 else:
                     self.say(self.line(status))
-            except (OSError, ValueError):  # a full disk, a folder that is being removed: not for this thread to tell
+            except (OSError, ValueError):  # a full disk, a folder that is being removed: another thread reports it
                 continue
 
     def line(self, status: SweepStatus) -> str:
@@ -100,10 +101,10 @@ class Terminal:
         now = [run for run in status.runs if run.name not in self.before]
         done = sum(run.share if run.state == "running" else run.state != "pending" for run in now)
         work = max(self.total, len(status.runs)) - len(self.before)
-        told = [part for part in (status.line, self.doing) if part] + [f"{clock(elapsed)} gone"]
+        parts = [part for part in (status.line, self.doing) if part] + [f"{clock(elapsed)} elapsed"]
         if work > done > 0.02 * work:
-            told.append(f"{clock(elapsed / done * (work - done))} left")
-        return " · ".join(told)
+            parts.append(f"{clock(elapsed / done * (work - done))} left")
+        return " · ".join(parts)
 
 
 def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
@@ -115,7 +116,7 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         timed = "train_seconds" in complete  # not where no run is complete
         seconds = complete.groupby("combination")["train_seconds"].sum() if timed else {}
         shown = pooled.assign(name=pooled["combination"], train_seconds=pooled["combination"].map(seconds))
-        photos = "photos, each judged by a fold's model"
+        photos = "photos, each predicted by a fold's model"
     if len(shown):
         width = max(map(len, shown["name"]))
         print(
@@ -126,7 +127,7 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         star = "*" if row["name"] == summary["chosen"] else " "
         seconds = f"{row['train_seconds']:.0f} s" if row["train_seconds"] >= 0 else "unfinished"
         print(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
-    for line in effects.leading_effects(_read_table(sweep_dir / "effects.csv"), plan.choose_by):
+    for line in leading_effects_text(load_effects(sweep_dir), plan.choose_by):
         print(f"\n{line}")
     if summary["shipped"] in set(table["run"]):  # another sweep on this folder may have written the table since
         print(f"\n* {_shipped(table.set_index('run').loc[summary['shipped']], summary)}")
@@ -136,16 +137,16 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
 
 
 def _shipped(row: pd.Series, summary: dict) -> str:
-    """Which model is shipped, how it was made, what is expected of it, and what a test found."""
-    told = ["chosen on validation"]
+    """Which model is shipped, how it was made, its expected accuracy, and its test accuracy."""
+    parts = ["chosen on validation"]
     if made := summary.get("made"):
         expected = f"{row['oof_accuracy']:.3f} (95 % interval {row['oof_low']:.2f}–{row['oof_high']:.2f})"
-        told = [f"chosen on out-of-fold predictions; shipped: {row.name}", made]
-        told += [f"expected accuracy: {expected}, that of its setting out of fold"]
+        parts = [f"chosen on out-of-fold predictions; shipped: {row.name}", made]
+        parts += [f"expected accuracy: {expected}, that of its combination out of fold"]
     if row.get("test_n", 0) > 0:
-        judged = f"{row['test_accuracy']:.3f} (95 % interval {row['test_low']:.2f}–{row['test_high']:.2f})"
-        told += [f"its {row['test_backend']} on {row['test_n']:.0f} test photos: accuracy {judged}"]
-    return ("\n  " if made else "; ").join(told)
+        tested = f"{row['test_accuracy']:.3f} (95 % interval {row['test_low']:.2f}–{row['test_high']:.2f})"
+        parts += [f"its {row['test_backend']} on {row['test_n']:.0f} test photos: accuracy {tested}"]
+    return ("\n  " if made else "; ").join(parts)
 
 
 def _best_first(table: pd.DataFrame, plan: Sweep, chosen: str | None) -> list[dict]:

@@ -1,4 +1,4 @@
-"""Calibration, thresholds and baselines: what is planted is found, and scikit-learn agrees."""
+"""Calibration, thresholds and baselines: they recover what was planted, and scikit-learn agrees."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
-from fruitlib.evaluation import baselines, calibration, intervals, metrics
+from fruitlib.evaluation import baselines, calibration, intervals, metrics, wording
 from fruitlib.reporting import metrics_figures
 
 
@@ -30,11 +30,11 @@ def test_an_honest_model_has_the_error_chance_gives_it_and_an_overconfident_one_
     honest, labels = drawn(300)
     chance = calibration.error_by_chance(honest)
     assert calibration.ece(honest, labels)[0] < np.quantile(chance, 0.99)
-    assert "chance alone may explain it" in calibration.calibration_summary(np.median(chance), 0, 1, chance)
+    assert calibration.chance_p(np.median(chance), chance) == pytest.approx(0.5, abs=0.01)
     sharp, labels = drawn(300, sharper=3)
     value, low, high = calibration.ece(sharp, labels)
     assert low < value < high and low > calibration.error_by_chance(sharp).max()
-    assert "more than chance" in calibration.calibration_summary(value, low, high, calibration.error_by_chance(sharp))
+    assert calibration.chance_p(value, calibration.error_by_chance(sharp)) == pytest.approx(1 / 1001)
     assert calibration.error_by_chance(drawn(30)[0]).mean() > 2 * calibration.error_by_chance(drawn(3000)[0]).mean()
 
 
@@ -43,24 +43,22 @@ def test_of_calibrated_models_one_in_twenty_is_doubted():
     doubted = 0
     for seed in range(200):
         probs, labels = drawn(30, seed=seed)
-        found = calibration.calibration_summary(
-            *calibration.ece(probs, labels), calibration.error_by_chance(probs, draws=200)
-        )
-        doubted += "more than chance" in found
+        chance = calibration.error_by_chance(probs, draws=200)
+        doubted += calibration.chance_p(calibration.ece(probs, labels)[0], chance) < 0.05
     assert 1 <= doubted <= 22  # 10 expected; three standard errors
 
 
 @pytest.mark.parametrize("sharper", [0.5, 1, 2, 4])
 def test_temperature_finds_the_sharpening(sharper):
     probs, labels = drawn(4000, sharper)
-    by = calibration.fit_temperature(probs, labels)
-    assert by == pytest.approx(sharper, rel=0.1)
-    scaled = calibration.scale_probs(probs, by)
+    temperature = calibration.fit_temperature(probs, labels)
+    assert temperature == pytest.approx(sharper, rel=0.1)
+    scaled = calibration.scale_probs(probs, temperature)
     assert (scaled.argmax(1) == probs.argmax(1)).all()
     assert metrics.log_loss(scaled, labels) <= metrics.log_loss(probs, labels)
 
 
-def test_what_is_judged_was_not_fitted():
+def test_no_photo_is_scaled_by_its_own_label():
     """A fold's temperature must not change when its own labels do."""
     probs, labels = drawn(100, 3)
     groups = [f"g{i // 4}" for i in range(100)]
@@ -76,7 +74,7 @@ def test_what_is_judged_was_not_fitted():
 def test_without_mistakes_no_temperature_is_suggested():
     probs, _ = drawn(20)
     assert calibration.fit_temperature(probs, probs.argmax(1)) == 1
-    assert "none is suggested" in calibration.temperature_summary(1, 0, probs.argmax(1), probs)
+    assert "none is suggested" in wording.temperature_text(1, 0, accuracy=1)
 
 
 @given(st.integers(0, 10_000))
@@ -110,14 +108,14 @@ def test_mean_colour_tells_colours_apart_and_nothing_else():
             made[..., 0] += (labels * 60).astype(np.uint8)[:, None, None]
         return made
 
-    taught, judged = np.arange(60) % 3, np.arange(30) % 3
-    found = baselines.mean_colour(photos(taught, True), taught, photos(judged, True))
-    assert (found == judged).mean() > 0.95
-    found = baselines.mean_colour(photos(taught, False), taught, photos(judged, False))
-    assert (found == judged).mean() < 0.7
+    train_labels, val_labels = np.arange(60) % 3, np.arange(30) % 3
+    predicted = baselines.mean_colour(photos(train_labels, True), train_labels, photos(val_labels, True))
+    assert (predicted == val_labels).mean() > 0.95
+    predicted = baselines.mean_colour(photos(train_labels, False), train_labels, photos(val_labels, False))
+    assert (predicted == val_labels).mean() < 0.7
     assert (baselines.majority(np.array([2, 2, 0]), 4) == 2).all()
     alike = np.zeros(3, int)
-    assert (baselines.mean_colour(photos(alike, True), alike, photos(judged, True)) == 0).all()
+    assert (baselines.mean_colour(photos(alike, True), alike, photos(val_labels, True)) == 0).all()
 
 
 def test_figures_say_what_they_show():

@@ -12,7 +12,7 @@ from fruitlib import cli
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
 from fruitlib.data import splits
-from fruitlib.evaluation import leakage
+from fruitlib.evaluation import leakage, wording
 from fruitlib.training import train
 
 
@@ -25,40 +25,41 @@ def divided(tmp_path, shapes):
     return tmp_path / "sweep", photos
 
 
-def of(sweep: Path, split: str) -> str:
+def first_photo(sweep: Path, split: str) -> str:
     manifest = splits.read(sweep)
     return manifest["path"][manifest["split"] == split].iloc[0]
 
 
 def test_silence_where_nothing_is_wrong(divided):
-    found = leakage.check_sweep(divided[0])
-    assert found.n == 48 and found.alarms == []
+    check = leakage.check_sweep(divided[0])
+    assert check.n == 48 and not check.alarming and wording.alarm_lines(check) == []
 
 
 def test_a_test_photo_in_training_rings(divided, capsys):
     sweep, photos = divided
-    test, train = of(sweep, "test"), of(sweep, "train")
+    test, train = first_photo(sweep, "test"), first_photo(sweep, "train")
     shutil.copyfile(photos / test, photos / train)
-    alarms = leakage.check_sweep(sweep).alarms
+    alarms = wording.alarm_lines(leakage.check_sweep(sweep))
     assert f"{test} (test) is found in train: {train}, the same file" in alarms
-    assert f"{train}: another picture than the one that was divided" in alarms
+    assert f"{train}: the file has changed since the split" in alarms
     assert cli.main(["check", str(sweep)]) == 1
     assert "ALARM" in capsys.readouterr().out
 
 
 def test_a_resaved_copy_is_a_look_alike(divided):
     sweep, photos = divided
-    test, train = of(sweep, "test"), of(sweep, "train")
+    test, train = first_photo(sweep, "test"), first_photo(sweep, "train")
     picture = np.asarray(Image.open(photos / test)).astype(int) + 1
     Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(photos / train)
-    found = leakage.check_sweep(sweep)
-    assert any(test in note and train in note and "looks like" in note for note in found.notes)
+    check = leakage.check_sweep(sweep)
+    assert (test, train) in [(pair["path_b"], pair["path_a"]) for pair in check.look_alikes]
+    assert any(test in note and train in note and "looks like" in note for note in wording.note_lines(check))
 
 
 def test_a_lost_photo_rings_and_a_wrong_folder_is_refused(divided, tmp_path, capsys):
     sweep, photos = divided
-    (photos / (lost := of(sweep, "val"))).unlink()
-    assert any(alarm.startswith(lost) for alarm in leakage.check_sweep(sweep).alarms)
+    (photos / (lost := first_photo(sweep, "val"))).unlink()
+    assert list(leakage.check_sweep(sweep).unreadable) == [lost]
     with pytest.raises(InputError, match="no manifest"):
         leakage.check_sweep(tmp_path)
     assert cli.main(["check", str(tmp_path)]) == 2

@@ -1,4 +1,4 @@
-"""Two sides on the same photos: matched whatever they are called, tested as SciPy would, and told in one way."""
+"""Two sides on the same photos: matched whatever they are called, tested as SciPy would, and described in one way."""
 
 import json
 
@@ -13,7 +13,7 @@ from sklearn.metrics import f1_score
 
 from fruitlib import cli
 from fruitlib.core.errors import InputError
-from fruitlib.evaluation import compare
+from fruitlib.evaluation import compare, wording
 from fruitlib.reporting import compare_figures
 from fruitlib.runs.run import Run
 
@@ -47,40 +47,42 @@ def pair_of(tmp_path, a, b, **columns) -> compare.Pair:
 def test_the_numbers_are_scipy_s_and_scikit_learn_s(rows):
     labels, a, b = (list(part) for part in zip(*rows, strict=True))
     pair = compare.match_photos(compare.Predictions("a", table(labels, a)), compare.Predictions("b", table(labels, b)))
-    found = compare.verdict(pair)
+    found = compare.compare_pair(pair)
     only_a = sum(one == label != other for label, one, other in rows)
     only_b = sum(other == label != one for label, one, other in rows)
-    assert (found["only_a"], found["only_b"]) == (only_a, only_b)
-    assert found["p"] == pytest.approx(binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1)
+    assert (found.only_a, found.only_b) == (only_a, only_b)
+    assert found.p == pytest.approx(binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1)
     f1 = [f1_score(labels, side, average="macro", labels=sorted(set(labels)), zero_division=0) for side in (a, b)]
-    assert found["macro_f1_difference"] == pytest.approx(f1[1] - f1[0])
+    assert found.macro_f1_difference == pytest.approx(f1[1] - f1[0])
     assert compare.two_by_two(pair).sum() == len(rows) and compare.two_by_two(pair)[0, 1] == only_a
 
 
 def test_a_foreign_table_with_other_names_order_and_rows(tmp_path, ours):
     """Other columns, classes in another order, a path of its own, two rows missing, three photos nobody else has."""
-    theirs = pd.DataFrame({"file": "D:\\photos\\" + ours["path"].str.replace("/", "\\"), "tomato": 0.1, "apple": 0.1})
-    theirs["cherry"] = 0.0
+    foreign = pd.DataFrame({"file": "D:\\photos\\" + ours["path"].str.replace("/", "\\"), "tomato": 0.1, "apple": 0.1})
+    foreign["cherry"] = 0.0
     for row, label in enumerate(ours["label"]):
-        theirs.loc[row, label] = 0.8
-    extra = theirs.tail(3).assign(file=[f"new{i}.jpg" for i in range(3)])
-    theirs = pd.concat([theirs.iloc[:-2], extra]).sample(frac=1, random_state=0)
+        foreign.loc[row, label] = 0.8
+    extra = foreign.tail(3).assign(file=[f"new{i}.jpg" for i in range(3)])
+    foreign = pd.concat([foreign.iloc[:-2], extra]).sample(frac=1, random_state=0)
     columns = {"path": "file"} | {f"p_{name}": name for name in ("tomato", "cherry", "apple")}
-    pair = pair_of(tmp_path, ours, theirs, **columns)
-    assert pair.matched.startswith("photos judged by both: 28, matched by the last 2 parts of the path")
-    assert pair.matched.endswith("by only A, and left out: 2; by only B, and left out: 3")
-    found = compare.verdict(pair)
-    assert found["b_correct"] == 28 and found["a_correct"] == 24 and found["only_b"] == 4
+    pair = pair_of(tmp_path, ours, foreign, **columns)
+    assert (len(pair.table), pair.matched_parts, pair.only_a, pair.only_b) == (28, 2, 2, 3)
+    text = wording.match_text(pair)
+    assert text.startswith("photos predicted by both: 28, matched by the last 2 parts of the path")
+    assert text.endswith("only in A, and left out: 2; only in B, and left out: 3")
+    found = compare.compare_pair(pair)
+    assert found.b_correct == 28 and found.a_correct == 24 and found.only_b == 4
     differing = compare.disagreements(pair)
     assert set(differing["right"]) == {"B"} and differing["p_b_tomato"].max() == pytest.approx(0.8)
 
 
 def test_photos_are_matched_by_name_where_folders_differ_and_never_by_a_name_that_two_have(tmp_path, ours):
-    theirs = ours.assign(path=[f"flat/{path.split('/')[1]}" for path in ours["path"]])
-    assert "matched by file name" in pair_of(tmp_path, ours, theirs).matched
-    theirs.loc[:1, "path"] = ["one/007.jpg", "two/007.jpg"]
-    theirs = theirs.drop(index=7)
-    pair = pair_of(tmp_path, ours, theirs)
+    foreign = ours.assign(path=[f"flat/{path.split('/')[1]}" for path in ours["path"]])
+    assert pair_of(tmp_path, ours, foreign).matched_parts == 1
+    foreign.loc[:1, "path"] = ["one/007.jpg", "two/007.jpg"]
+    foreign = foreign.drop(index=7)
+    pair = pair_of(tmp_path, ours, foreign)
     assert len(pair.table) == 27 and "007.jpg" not in " ".join(pair.table["path"])
 
 
@@ -99,9 +101,9 @@ def test_labels_of_one_side_will_do_and_two_must_agree(tmp_path, ours):
         pair_of(tmp_path, gaps, gaps)
 
 
-def test_a_named_column_wins_over_one_that_bears_our_name(tmp_path, ours):
-    theirs = ours.rename(columns={"label": "truth"}).assign(label=ours["predicted"]).drop(columns="predicted")
-    pair = pair_of(tmp_path, ours, theirs, label="truth", predicted="label")  # two names changed round
+def test_a_named_column_wins_over_one_that_has_our_name(tmp_path, ours):
+    swapped = ours.rename(columns={"label": "truth"}).assign(label=ours["predicted"]).drop(columns="predicted")
+    pair = pair_of(tmp_path, ours, swapped, label="truth", predicted="label")  # two names changed round
     assert pair.table["label"].tolist() == ours.sort_values("path")["label"].tolist()
     assert (pair.table["a"] == pair.table["b"]).all()
     wrong = ours.assign(truth=ours["label"], label="nonsense")
@@ -121,7 +123,7 @@ def test_whole_paths_that_fit_are_never_given_up_for_names_that_fit_more_often(t
     a = pd.DataFrame({"path": ["apple/1.jpg", "cherry/2.jpg", "cherry/3.jpg"], "label": labels, "predicted": labels})
     b = a.assign(path=["apple/1.jpg", "tomato/2.jpg", "tomato/3.jpg"], label=["apple", "tomato", "tomato"])
     pair = pair_of(tmp_path, a, b)
-    assert pair.table["path"].tolist() == ["apple/1.jpg"] and "matched by path;" in pair.matched
+    assert pair.table["path"].tolist() == ["apple/1.jpg"] and pair.matched_parts == 0
     away = b.assign(path="D:\\fruit\\" + b["path"].str.replace("/", "\\"))
     assert pair_of(tmp_path, a, away).table["path"].tolist() == ["apple/1.jpg"]  # nor by ends of two parts
 
@@ -140,9 +142,10 @@ def test_a_root_in_front_of_paths_changes_no_pair(parts):
 
 def test_numbers_in_place_of_classes_are_pointed_out(tmp_path, ours):
     numbers = ours.assign(predicted=[str(NAMES.index(one)) for one in ours["predicted"]]).drop(columns="label")
-    doubt = "nothing that B says (0, 1, 2) is a label (apple, cherry, tomato): are classes called otherwise there?"
-    assert pair_of(tmp_path, ours, numbers).matched.endswith(doubt)
-    assert "otherwise" not in pair_of(tmp_path, ours, ours).matched
+    pair = pair_of(tmp_path, ours, numbers)
+    assert compare.sides_without_labels(pair) == ["b"]
+    assert "nothing that B predicts (0, 1, 2) is a label (apple, cherry, tomato)" in wording.match_text(pair)
+    assert compare.sides_without_labels(pair_of(tmp_path, ours, ours)) == []
 
 
 @pytest.mark.parametrize(
@@ -150,10 +153,10 @@ def test_numbers_in_place_of_classes_are_pointed_out(tmp_path, ours):
     [
         (lambda t: t.drop(columns="path"), "no column path among label, predicted"),
         (lambda t: t.drop(columns="predicted"), "no column predicted"),
-        (lambda t: pd.concat([t, t.head(1)]), "apple/000.jpg stands there more than once"),
-        (lambda t: pd.concat([t, t.head(1).assign(path="./apple/000.jpg")]), "./apple/000.jpg stands there more than"),
+        (lambda t: pd.concat([t, t.head(1)]), "apple/000.jpg has more than one row"),
+        (lambda t: pd.concat([t, t.head(1).assign(path="./apple/000.jpg")]), "./apple/000.jpg has more than one row"),
         (lambda t: t.assign(predicted=["", *t["predicted"][1:]]), "apple/000.jpg has no predicted"),
-        (lambda t: t.assign(p_apple="0,5"), "p_apple holds '0,5', which is no number"),
+        (lambda t: t.assign(p_apple="0,5"), "p_apple holds '0,5', which is not a number"),
         (lambda t: t.drop(columns="predicted").assign(p_apple="", p_cherry=""), "apple/000.jpg has no predicted"),
         (lambda t: t.assign(path="elsewhere/" + t.index.astype(str)), "no photo in common"),
     ],
@@ -161,58 +164,55 @@ def test_numbers_in_place_of_classes_are_pointed_out(tmp_path, ours):
 def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path, ours, capsys, change, words):
     sides = [str(csv(tmp_path, "a.csv", ours)), str(csv(tmp_path, "b.csv", change(ours)))]
     assert cli.main(["compare", *sides]) == 2
-    summary = capsys.readouterr().err
-    assert words in summary and len(summary.splitlines()) == 1
+    message = capsys.readouterr().err
+    assert words in message and len(message.splitlines()) == 1
 
 
-def test_six_one_sided_disagreements_tell_and_five_do_not(tmp_path, ours):
+def test_six_one_sided_disagreements_are_significant_and_five_are_not(tmp_path, ours):
     right = ours.assign(predicted=ours["label"])
-    for wrong, word in ((5, "cannot tell (six that all speak for one side"), (6, "B is better")):
+    for wrong, words in ((5, "cannot tell (at least six photos"), (6, "B is better")):
         worse = right.assign(predicted=["cherry" if i < wrong else p for i, p in enumerate(right["label"])])
         worse.loc[: wrong - 1, "predicted"] = [NAMES[(NAMES.index(one) + 1) % 3] for one in right["label"][:wrong]]
-        assert word in compare.verdict(pair_of(tmp_path, worse, right))["summary"]
+        found = compare.compare_pair(pair_of(tmp_path, worse, right))
+        assert found.significant == (wrong == 6) and words in wording.comparison_text(found)
 
 
 def test_who_agrees_on_everything_is_told_apart_by_nothing(tmp_path, ours):
-    found = compare.verdict(pair_of(tmp_path, ours, ours))
-    assert found["p"] == 1 and "nothing tells them apart" in found["summary"]
+    found = compare.compare_pair(pair_of(tmp_path, ours, ours))
+    assert found.p == 1 and found.disagree == 0 and "macro_f1_low" not in found.numbers
+    assert "nothing tells them apart" in wording.comparison_text(found)
     assert compare.disagreements(pair_of(tmp_path, ours, ours)).empty
 
 
 def test_photos_of_one_group_do_not_count_as_six():
-    """Six photos of one fruit, all wrong in B: McNemar's test would tell, whole groups do not."""
+    """Six photos of one fruit, all wrong in B: significant for McNemar's test, not with whole groups."""
     labels = [NAMES[i // 6] for i in range(18)]
     pair = compare.match_photos(
         compare.Predictions("a", table(labels, labels)),
         compare.Predictions("b", table(labels, ["cherry"] * 6 + labels[6:])),
     )
-    assert compare.verdict(pair)["significant"] and "A is better" in compare.verdict(pair)["summary"]
+    alone = compare.compare_pair(pair)
+    assert alone.significant and "A is better" in wording.comparison_text(alone)
     pair.table["group"] = [f"{label}_{i // 2}" for i, label in enumerate(pair.table["label"])]
     pair.table.loc[:5, "group"] = "one fruit"
-    found = compare.verdict(pair)
-    assert found["p"] < 0.05 and not found["significant"]
-    assert (
-        "drawn by group, accuracy does not tell: cannot tell" in found["summary"] and "better" not in found["summary"]
-    )
+    found = compare.compare_pair(pair)
+    assert found.p < 0.05 and found.grouped and not found.significant
+    assert "cannot tell" in wording.comparison_text(found) and "better" not in wording.comparison_text(found)
 
 
 def test_backends_of_one_table_are_compared_and_the_command_says_what_the_notebook_says(tmp_path, ours, capsys):
     both = pd.concat([ours.assign(backend="torch"), ours.assign(backend="int8", predicted=ours["label"])])
     path = csv(tmp_path, "both.csv", both)
     assert cli.main(["compare", str(path), str(path), "--backend-b", "int8"]) == 0
-    summary = capsys.readouterr().out
+    printed = capsys.readouterr().out
     pair = compare.pair_of_sweep(tmp_path, str(path), str(path), backends=("", "int8"))
-    assert (
-        compare.verdict(pair)["summary"] in summary
-        and "A: " in summary
-        and "(torch)" in summary
-        and "(int8)" in summary
-    )
+    assert wording.comparison_text(compare.compare_pair(pair)) in printed
+    assert "A: " in printed and "(torch)" in printed and "(int8)" in printed
     with pytest.raises(InputError, match="no rows of backend fp64"):
         compare.load_predictions(path, backend="fp64")
 
 
-def sweep_folder(folder, scores: dict[str, int], **told):
+def sweep_folder(folder, scores: dict[str, int], **more):
     """A sweep's files as 07 reads them: so many of thirty right in each run."""
     labels = NAMES * 10
     rows = []
@@ -223,7 +223,7 @@ def sweep_folder(folder, scores: dict[str, int], **told):
         csv(folder / run, "predictions_val.csv", table(labels, predicted, backend="torch"))
         rows.append({"run": run, "state": "complete", "macro_f1": right / 30})
     pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
-    (folder / "sweep.json").write_text(json.dumps({"runs": [{"name": run} for run in scores]} | told))
+    (folder / "sweep.json").write_text(json.dumps({"runs": [{"name": run} for run in scores]} | more))
 
 
 def test_a_sweep_suggests_the_chosen_run_and_the_runner_up(tmp_path, monkeypatch):
@@ -232,12 +232,13 @@ def test_a_sweep_suggests_the_chosen_run_and_the_runner_up(tmp_path, monkeypatch
     sweep_folder(tmp_path, {"bad": 12, "best": 29, "good": 27}, chosen="best", choose_by="macro_f1")
     pair = compare.pair_of_sweep(tmp_path)
     assert [side.name.split("/")[1] for side in (pair.a, pair.b)] == ["best (torch)", "good (torch)"]
-    assert "picked out of 3" in compare.verdict(pair)["summary"]
+    assert "picked out of 3" in wording.comparison_text(compare.compare_pair(pair))
     with pytest.raises(InputError, match="name both, or neither"):
         compare.pair_of_sweep(tmp_path, a="bad")
     named = compare.pair_of_sweep(tmp_path, "bad", "good")
-    assert compare.verdict(named)["only_b"] == 15
-    assert "named beforehand, not picked by their results out of the sweep's 3" in compare.verdict(named)["summary"]
+    found = compare.compare_pair(named)
+    assert (found.only_b, found.chosen_among, found.candidates) == (15, 0, 3)
+    assert "named beforehand, not picked by their results out of the sweep's 3" in wording.comparison_text(found)
     with pytest.raises(InputError, match="are for CSVs"):
         compare.pair_of_sweep(tmp_path, columns=({"label": "truth"}, {}))
 
@@ -255,15 +256,19 @@ def test_of_several_tested_runs_the_first_two_and_of_one_its_backends(tmp_path, 
     csv(tmp_path / "c", "predictions_test.csv", both)
     pair = compare.pair_of_sweep(tmp_path, split="test")
     assert [side.name.split("/")[1][0] for side in (pair.a, pair.b)] == ["c", "b"]
-    assert "picked" not in compare.verdict(pair)["summary"]  # validation picked them, the test judges
+    found = compare.compare_pair(pair)
+    assert (found.chosen_among, found.candidates) == (0, 0)  # validation picked them, not the test photos
+    assert "picked" not in wording.comparison_text(found)
 
 
 def test_a_lone_run_is_compared_with_itself_or_by_its_test(tmp_path, monkeypatch, ours):
     monkeypatch.setattr(Run, "groups", lambda self, paths: ["" for _ in paths])
     monkeypatch.setattr(Run, "class_names", NAMES)
     sweep_folder(tmp_path, {"run": 20})
-    assert (pair := compare.pair_of_sweep(tmp_path)).a is pair.b
-    assert compare.verdict(pair)["summary"] == "Only one run is complete: nothing to compare"
+    pair = compare.pair_of_sweep(tmp_path)
+    assert pair.a is pair.b
+    text = wording.comparison_text(compare.compare_pair(pair))
+    assert text == "Only one run is complete: nothing to compare"
     both = [ours.assign(backend="torch"), ours.assign(backend="int8")]
     csv(tmp_path / "run", "predictions_test.csv", pd.concat(both))
     pair = compare.pair_of_sweep(tmp_path)
@@ -276,18 +281,20 @@ def test_repeats_of_pooled_folds_count_once(tmp_path, ours, monkeypatch):
     folds = ours.assign(combination="c", run="r", trained="t", fold=1, backend="torch")
     frame = pd.concat([folds.assign(repeat=1), folds.assign(repeat=2, predicted=folds["label"])])
     csv(tmp_path, "predictions_oof.csv", frame)
-    judged = compare.load_pooled(tmp_path, "c")
-    told = {"runs": [], "chosen": "c"}
-    (tmp_path / "sweep.json").write_text(json.dumps(told))
+    pooled = compare.load_pooled(tmp_path, "c")
+    sweep = {"runs": [], "chosen": "c"}
+    (tmp_path / "sweep.json").write_text(json.dumps(sweep))
     csv(tmp_path, "results.csv", pd.DataFrame({"run": ["r"], "state": ["complete"]}))
     csv(tmp_path, "results_oof.csv", pd.DataFrame({"combination": ["c"], "macro_f1": [0.5]}))
     monkeypatch.setattr(Run, "groups", lambda self, paths: ["" for _ in paths])
     monkeypatch.setattr(Run, "class_names", NAMES)
-    assert (pair := compare.pair_of_sweep(tmp_path)).a is pair.b  # the only combination
-    assert len(judged.table) == 30 and "repeat 1 of 2" in judged.name
-    assert (judged.table["predicted"] != judged.table["label"]).sum() == 4
-    assert compare.verdict(pair)["summary"] == "Only one combination is complete: nothing to compare"
-    with pytest.raises(InputError, match="more than once: folds with repeats"):
+    pair = compare.pair_of_sweep(tmp_path)
+    assert pair.a is pair.b  # the only combination
+    assert len(pooled.table) == 30 and "repeat 1 of 2" in pooled.name
+    assert (pooled.table["predicted"] != pooled.table["label"]).sum() == 4
+    text = wording.comparison_text(compare.compare_pair(pair))
+    assert text == "Only one combination is complete: nothing to compare"
+    with pytest.raises(InputError, match="more than one row: folds with repeats"):
         compare.load_predictions(tmp_path / "predictions_oof.csv")
 
 
@@ -300,20 +307,20 @@ def test_combinations_of_folds_are_named_like_runs(tmp_path, ours, monkeypatch, 
     path = csv(tmp_path, "predictions_oof.csv", frame)
     with pytest.raises(InputError, match="several combinations; give two of them as SWEEP/COMBINATION"):
         compare.load_predictions(path)
-    found = compare.verdict(compare.pair_of_sweep(tmp_path, "lr=0.1", "lr=0.2"))
-    assert found["only_b"] == 4
+    found = compare.compare_pair(compare.pair_of_sweep(tmp_path, "lr=0.1", "lr=0.2"))
+    assert found.only_b == 4
     assert cli.main(["compare", str(tmp_path / "lr=0.1"), str(tmp_path / "lr=0.2")]) == 0
-    assert found["summary"] in capsys.readouterr().out
+    assert wording.comparison_text(found) in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("part", ["val", "oof"])
-def test_each_side_shows_its_own_photos_and_looks_at_those_it_judged(tmp_path, monkeypatch, ours, part):
-    """The second run knows the photos by other paths; of pooled folds no network looks, since another one judged."""
+def test_each_side_shows_its_own_photos_and_looks_at_those_it_predicted(tmp_path, monkeypatch, ours, part):
+    """The second run has the photos under other paths; pooled folds, each of another network, have no heatmaps."""
     import torch
 
     from fruitlib.data import dataset
 
-    asked, roots = [], {"a": "", "b": "theirs/"}
+    asked, roots = [], {"a": "", "b": "other/"}
     sides = []
     for side, root in roots.items():
         run = Run(tmp_path / side / "run")
@@ -331,7 +338,7 @@ def test_each_side_shows_its_own_photos_and_looks_at_those_it_judged(tmp_path, m
     shown = compare.disagreements(pair)
     photos, overlays = compare_figures.disagreement_heatmaps(pair, shown)
     assert photos.shape == (4, 8, 8, 3) and photos.max() == pytest.approx(0.2)
-    assert asked == [shown["path"].tolist(), [f"theirs/{path}" for path in shown["path"]]]
+    assert asked == [shown["path"].tolist(), [f"other/{path}" for path in shown["path"]]]
     assert overlays == ({"a": ["a"] * 4, "b": ["b"] * 4} if part == "val" else {})
     monkeypatch.setattr(dataset, "of", lambda *a, **k: (_ for _ in ()).throw(InputError("the folder is gone")))
     assert compare_figures.disagreement_heatmaps(pair, shown) is None  # the table will do
@@ -344,10 +351,10 @@ def test_test_photos_stay_closed(tmp_path, monkeypatch, ours):
     monkeypatch.setattr(Run, "class_names", NAMES)
     monkeypatch.setattr("fruitlib.data.dataset.of", lambda *a, **k: pytest.fail("a test photo was opened"))
     monkeypatch.setattr(Run, "groups", lambda self, paths: ["" for _ in paths])
-    for part in ("test", "val"):  # told by the part that was read, and by the manifest
+    for part in ("test", "val"):  # known by the part that was read, and by the manifest
         sides = [
-            compare.Predictions(name, ours.assign(predicted=summary), run, part)
-            for name, summary in (("a", "x"), ("b", "y"))
+            compare.Predictions(name, ours.assign(predicted=answer), run, part)
+            for name, answer in (("a", "x"), ("b", "y"))
         ]
         pair = compare.match_photos(*sides)
         assert compare_figures.disagreement_heatmaps(pair, compare.disagreements(pair)) is None
@@ -360,8 +367,8 @@ def test_figures(tmp_path, ours):
     rows = {"accuracy": (0.1, 0.02, 0.2), "macro-F1": (0.0, np.nan, np.nan)}
     ax = compare_figures.differences(rows, 30)
     assert "n = 30" in ax.get_xlabel() and [text.get_text() for text in ax.texts] == ["+10.0", "+0.0 (no interval)"]
-    colours = [compare_figures.differences(rows, 30, told=told).lines[1].get_color() for told in (True, False)]
-    assert colours == [compare_figures.SIDES["b"], "#666666"]  # the interval alone tells nothing
+    colours = [compare_figures.differences(rows, 30, significant=yes).lines[1].get_color() for yes in (True, False)]
+    assert colours == [compare_figures.SIDES["b"], "#666666"]  # the interval alone does not decide
     shown = compare.disagreements(pair)
     figure = compare_figures.disagreements(shown, NAMES, np.zeros((4, 8, 8, 3)), {"a": [np.zeros((8, 8, 3))] * 4})
     assert len(figure.axes) == 12 and [text.get_text() for text in figure.axes[2].texts] == [
@@ -380,5 +387,5 @@ def test_figures(tmp_path, ours):
     }
     ax = compare_figures.disagreements(pd.DataFrame([record]), many).axes[0]
     shown = [text.get_text() for text in ax.get_yticklabels()]
-    assert len(shown) == compare_figures.SHOWN and {"class 3", "class 4", "class 9", "class 29"} <= set(shown)
+    assert len(shown) == compare_figures.MAX_BARS and {"class 3", "class 4", "class 9", "class 29"} <= set(shown)
     plt.close("all")

@@ -1,4 +1,4 @@
-"""Folds pooled: every photo judged once per repeat, by a run that never saw it, all from the same fresh weights."""
+"""Folds pooled: every photo predicted once per repeat, by a run that never saw it, all from the same fresh weights."""
 
 import numpy as np
 import pandas as pd
@@ -6,7 +6,7 @@ import pytest
 
 from fruitlib.core import config
 from fruitlib.data import splits
-from fruitlib.evaluation import crossval
+from fruitlib.evaluation import crossval, wording
 from fruitlib.runs.run import Run, create_run
 from fruitlib.training import train
 
@@ -25,27 +25,28 @@ def trained(shapes, tmp_path_factory):
     return work, {"run": list(work)}, folder
 
 
-def test_every_photo_is_judged_once_by_a_fold_that_did_not_learn_from_it(trained):
+def test_every_photo_is_predicted_once_by_a_fold_that_did_not_learn_from_it(trained):
     work, combinations, folder = trained
     pooled, problems = crossval.pool_folds(work, combinations, folder)
     assert problems == []
     manifest = splits.read(folder)
     assert sorted(pooled["path"]) == sorted(manifest.loc[manifest["split"] == "train", "path"])
     for name, run in work.items():
-        judged = set(pooled.loc[pooled["run"] == name, "path"])
-        assert judged and not judged & set(run.rows("train")["path"])
-        assert not judged & set(run.rows("test")["path"])
+        predicted = set(pooled.loc[pooled["run"] == name, "path"])
+        assert predicted and not predicted & set(run.rows("train")["path"])
+        assert not predicted & set(run.rows("test")["path"])
     assert pd.read_csv(folder / crossval.POOLED).shape == pooled.shape
 
 
 def test_03_reads_the_pooled_predictions_and_says_so(trained):
     work, combinations, folder = trained
     (folder / crossval.POOLED).unlink(missing_ok=True)
-    own, summary = crossval.out_of_sample(work["fold=1"])
-    assert len(own) == len(work["fold=1"].rows("val")) and "not all trained" in summary
+    own, pooled = crossval.out_of_sample(work["fold=1"])
+    assert len(own) == len(work["fold=1"].rows("val")) and not pooled
     crossval.pool_folds(work, combinations, folder)
-    table, summary = crossval.out_of_sample(work["fold=1"])
-    assert len(table) == 42 and "42 photos, 3 folds" in summary
+    table, pooled = crossval.out_of_sample(work["fold=1"])
+    assert len(table) == 42 and pooled
+    assert wording.out_of_sample_text(table, pooled, 3) == "out-of-fold predictions on 42 photos, 3 folds"
 
 
 def test_pooled_predictions_of_an_earlier_training_are_not_read(trained, monkeypatch):
@@ -54,8 +55,8 @@ def test_pooled_predictions_of_an_earlier_training_are_not_read(trained, monkeyp
     before, real = work["fold=1"].identity("03_metrics"), Run.record
     newer = {"identity": "another training"}
     monkeypatch.setattr(Run, "record", lambda run, stage: real(run, stage) | (newer if run.name == "fold=2" else {}))
-    own, summary = crossval.out_of_sample(work["fold=1"])
-    assert len(own) == len(work["fold=1"].rows("val")) and "not all trained" in summary
+    own, pooled = crossval.out_of_sample(work["fold=1"])
+    assert len(own) == len(work["fold=1"].rows("val")) and not pooled
     assert work["fold=1"].identity("03_metrics") != before  # so 03 is executed again once all are
 
 

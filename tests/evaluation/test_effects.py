@@ -3,6 +3,7 @@
 Learning curves.
 """
 
+import dataclasses
 import itertools
 import json
 
@@ -15,18 +16,17 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from fruitlib.core.errors import InputError
-from fruitlib.evaluation import selection, significance
-from fruitlib.evaluation.effects import (
-    answer,
-    asked_pairs,
-    at_best_lr,
-    effect_text,
-    interactions,
-    leading_effects,
-    load_importances,
-    main_effects,
-)
+from fruitlib.evaluation import selection, significance, sweep_answers
+from fruitlib.evaluation.effects import asked_pairs, at_best_lr, interactions, load_importances, main_effects
 from fruitlib.evaluation.study import CONVERGED, epochs_to_converge, load_study, ordered_values
+from fruitlib.evaluation.wording import (
+    effect_summary,
+    effects_answer_text,
+    leading_effects_text,
+    lr_comparison_text,
+    selection_optimism_text,
+    study_text,
+)
 
 FOUR = {"optimizer": ["adam", "sgd"], "batch_size": [8, 16], "seed": [0, 1, 2, 3]}
 
@@ -50,12 +50,12 @@ def test_a_planted_effect_is_found_and_no_other():
         found += effects.loc["optimizer", "significant"]
         assert effects.loc["optimizer", "gain"] == pytest.approx(0.05, abs=0.025)
     assert found >= 7
-    text = answer(main_effects(table, list(larger), ["accuracy"]), "accuracy")
+    text = effects_answer_text(main_effects(table, list(larger), ["accuracy"]), "accuracy")
     assert text.startswith("optimizer sgd over adam: accuracy +") and text.endswith("5 questions asked")
 
 
 def alarms(monkeypatch, times: int, luck: float) -> pd.DataFrame:
-    """Sweeps in which no setting does anything: whether optimizer, or anything, was told, and what its pairs alone say.
+    """Sweeps in which no setting does anything: how often optimizer, or any, is significant, and by pairs alone.
 
     Each seed favours one optimizer by chance, with a standard deviation of `luck`.
     """
@@ -72,13 +72,13 @@ def alarms(monkeypatch, times: int, luck: float) -> pd.DataFrame:
     return pd.DataFrame(rows).mean()
 
 
-def test_pure_noise_is_told_apart_in_fewer_sweeps_than_holm_allows(monkeypatch):
-    """300 sweeps of 16 runs, two questions each: 2.7 % had anything told. Holm allows 5 %, the draws 3.3 more."""
+def test_pure_noise_is_significant_in_fewer_sweeps_than_holm_allows(monkeypatch):
+    """300 sweeps of 16 runs, two questions each: 2.7 % had a significant effect; Holm allows 5, the draws 3.3 more."""
     assert alarms(monkeypatch, 300, luck=0)["any"] <= 0.05 + 0.033
 
 
 def test_luck_that_a_seed_gives_to_one_value_is_not_taken_for_an_effect(monkeypatch):
-    """100 sweeps: by the pairs alone 9 % of 150 would have told an idle setting, with the interval over seeds 3 %."""
+    """100 sweeps. Of 150, an idle setting was significant in 9 % by pairs alone, with the interval over seeds in 3."""
     found = alarms(monkeypatch, 100, luck=0.04)
     assert found["own"] <= 0.05 + 0.05 and found["pairs"] > found["own"] + 0.03
 
@@ -131,13 +131,15 @@ def test_one_seed_one_run_and_nothing_that_differs():
     table = sweep(grid, lambda row: 0.8)
     effects = main_effects(table, list(grid), ["accuracy"])
     assert set(effects["unit"]) == {"pair"} and not effects["significant"].any()
-    assert "cannot tell" in effect_text(effects.iloc[0].to_dict())
+    assert "cannot tell" in effect_summary(effects.iloc[0].to_dict())
     assert main_effects(table[:1], list(grid), ["accuracy"]).empty
     assert main_effects(table[:1], [], ["accuracy"]).empty
     assert interactions(table[:1], [], "accuracy").empty
-    assert answer(main_effects(table[:1], [], ["accuracy"]), "accuracy").startswith("No two runs are alike")
+    assert effects_answer_text(main_effects(table[:1], [], ["accuracy"]), "accuracy").startswith(
+        "No two runs are alike"
+    )
     one = main_effects(table[:2], list(grid), ["accuracy"]).iloc[0].to_dict()
-    assert "no interval, 1 pair," in effect_text(one)
+    assert "no interval, 1 pair," in effect_summary(one)
 
 
 def test_runs_without_a_number_are_passed_over():
@@ -161,15 +163,15 @@ def test_more_seeds_are_asked_for_where_they_would_help():
     table = sweep(THREE, lambda row: 0.8 + 0.01 * (row["optimizer"] == "sgd"), seed=3)
     row = main_effects(table, list(THREE), ["accuracy"]).set_index("setting", drop=False).loc["optimizer"]
     assert not row["significant"] and row["more"] >= 1
-    assert effect_text(row.to_dict()).endswith("more seeds would") or row["more"] == 1
+    assert effect_summary(row.to_dict()).endswith("more seeds would") or row["more"] == 1
 
 
-def test_an_interaction_is_found_and_said():
+def test_an_interaction_is_found_and_put_into_words():
     grid = {"optimizer": ["adam", "sgd"], "lr": [0.001, 0.01], "seed": list(range(8))}
     table = sweep(grid, lambda row: 0.8 + 0.08 * (row["optimizer"] == "sgd") * (row["lr"] == 0.01), noise=0.01)
     row = interactions(table, list(grid), "accuracy").iloc[0].to_dict()
     assert row["significant"] and row["gain"] == pytest.approx(0.08, abs=0.02)
-    assert effect_text(row).startswith("optimizer sgd over adam, with lr 0.01 rather than 0.001: accuracy +")
+    assert effect_summary(row).startswith("optimizer sgd over adam, with lr 0.01 rather than 0.001: accuracy +")
     flat = sweep(grid, lambda row: 0.8 + 0.08 * (row["lr"] == 0.01), noise=0.01)
     assert not interactions(flat, list(grid), "accuracy")["significant"].any()
 
@@ -178,13 +180,16 @@ def test_optimizers_at_their_own_best_lr_and_at_a_shared_one():
     best = {"adam": 0.001, "sgd": 0.1}
     grid = {"optimizer": ["adam", "sgd"], "lr": [0.001, 0.01, 0.1], "seed": [0, 1, 2]}
     table = sweep(grid, lambda row: 0.9 - 0.1 * abs(np.log10(row["lr"] / best[row["optimizer"]])), noise=0.001)
-    found, text = at_best_lr(table, list(grid), "accuracy")
-    assert found["own_lr"].to_dict() == {"adam": "0.001", "sgd": "0.1"}
-    assert found["own"].to_numpy() == pytest.approx([0.9, 0.9], abs=0.005)
+    found = at_best_lr(table, list(grid), "accuracy")
+    assert found.values["own_lr"].to_dict() == {"adam": "0.001", "sgd": "0.1"}
+    assert found.values["own"].to_numpy() == pytest.approx([0.9, 0.9], abs=0.005)
+    assert [effect["lr"] for effect in found.effects] == ["", found.shared_lr] and not found.same_best_lr
+    assert found.effects[0]["gain"] == pytest.approx(0, abs=0.005) and found.effects[0]["pairs"] == 3
+    text = lr_comparison_text(found)
     assert "each at its own best lr" in text and "all at lr" in text and "validation photos" in text
     apart = table[table["lr"] == table["optimizer"].map(best)]
-    assert "there is no shared one" in at_best_lr(apart, list(grid), "accuracy")[1]
-    assert at_best_lr(table, ["optimizer", "seed"], "accuracy")[0].empty
+    assert at_best_lr(apart, list(grid), "accuracy").shared_lr == ""
+    assert at_best_lr(table, ["optimizer", "seed"], "accuracy").values.empty
 
 
 def test_when_a_run_has_converged():
@@ -196,12 +201,12 @@ def test_when_a_run_has_converged():
 
 @pytest.fixture
 def folder(tmp_path):
-    """A finished sweep of four runs in files, two of them failed or shipped, judged on the same ten photos."""
+    """A finished sweep of four runs in files, two of them failed or shipped, evaluated on the same ten photos."""
     names = ["lr=0.01,seed=0", "lr=0.01,seed=1", "lr=0.1,seed=0", "lr=0.1,seed=1"]
     states = ["complete", "complete", "complete", "failed"]
-    told = [{"name": n, "settings": {"lr": float(n[3:].split(",")[0]), "seed": int(n[-1])}} for n in names]
-    told.append({"name": "refit", "settings": {}, "stages": ["train"]})
-    (tmp_path / "sweep.json").write_text(json.dumps({"choose_by": "accuracy", "runs": told}))
+    runs = [{"name": n, "settings": {"lr": float(n[3:].split(",")[0]), "seed": int(n[-1])}} for n in names]
+    runs.append({"name": "refit", "settings": {}, "stages": ["train"]})
+    (tmp_path / "sweep.json").write_text(json.dumps({"choose_by": "accuracy", "runs": runs}))
     rows = [{"run": name, "state": state, "n": 10} for name, state in zip(names, states, strict=True)]
     rows = [row | {"accuracy": 0.9, "macro_f1": 0.8} for row in rows]
     pd.DataFrame([*rows, {"run": "refit", "state": "complete"}]).to_csv(tmp_path / "results.csv", index=False)
@@ -220,19 +225,20 @@ def test_a_sweep_is_read_from_its_folder(folder):
     assert (study.differs, study.settings, study.measure, study.folds) == (["lr", "seed"], ["lr"], "accuracy", 0)
     assert len(study.results) == 3 and study.missing == {"failed": 1} and not study.searched
     assert list(study.results[CONVERGED]) == [2, 2, 2]
-    assert study.summary.startswith("3 complete runs, 1 failed; what differs: lr, seed")
+    assert study_text(study).startswith("3 complete runs, 1 failed; what differs: lr, seed")
     with pytest.raises(InputError, match="measure = test_accuracy"):
         load_study(folder, "test_accuracy")
 
 
-def test_choosing_among_runs_flatters_the_best(folder):
-    points, text = selection.optimism_of_study(load_study(folder))
-    assert 0.01 < points < 0.15  # three runs, each with one mistake of its own among ten photos
-    assert text.startswith("the best of 3 runs has an accuracy of 0.900 on 10 photos; choosing it among 3 flatters it")
+def test_choosing_among_runs_makes_the_best_look_better(folder):
+    optimism = selection.optimism_of_study(load_study(folder))
+    assert 0.01 < optimism.points < 0.15  # three runs, each with one mistake of its own among ten photos
+    assert (optimism.best, optimism.candidates, optimism.photos) == (0.9, 3, 10)
+    assert selection_optimism_text(optimism).startswith("the best of 3 runs has an accuracy of 0.900 on 10 photos; ")
     path = folder / "lr=0.1,seed=0" / "predictions_val.csv"
     pd.read_csv(path)[:9].to_csv(path, index=False)
-    points, text = selection.optimism_of_study(load_study(folder))
-    assert np.isnan(points) and "not available" in text
+    optimism = selection.optimism_of_study(load_study(folder))
+    assert np.isnan(optimism.points) and not optimism.measured
 
 
 def test_a_folder_without_runs_says_so(tmp_path):
@@ -249,12 +255,20 @@ def test_importances_are_read_where_there_are_some(folder):
         load_importances(folder)
 
 
-def test_a_first_page_says_what_can_be_told_first_and_counts_the_rest():
+def test_a_first_page_lists_significant_effects_first_and_counts_the_rest():
     rows = [("accuracy", 3, False, f"setting {n}") for n in range(7)] + [("accuracy", 3, True, "it matters")]
     rows += [("accuracy", 2, False, "two pairs"), ("train_seconds", 3, True, "takes longer")]
     table = pd.DataFrame(rows, columns=["measure", "units", "significant", "summary"]).assign(setting="lr")
-    lines = leading_effects(table, "accuracy")
+    lines = leading_effects_text(table, "accuracy")
     assert lines[:2] == ["it matters", "setting 0"] and lines[-1].startswith("… and 2 more") and len(lines) == 7
     few = "fewer than 3 pairs, seeds or folds cannot tell what lr did: add seeds or folds"
-    assert leading_effects(table[table["units"] < 3], "accuracy") == [few]
-    assert leading_effects(pd.DataFrame(), "accuracy") == []
+    assert leading_effects_text(table[table["units"] < 3], "accuracy") == [few]
+    assert leading_effects_text(pd.DataFrame(), "accuracy") == []
+
+
+def test_insight_csv_is_written_read_and_removed(folder):
+    study = load_study(folder)
+    table = sweep_answers.write_effects(study)
+    assert len(table) and sweep_answers.load_effects(folder)["summary"].tolist() == table["summary"].tolist()
+    sweep_answers.write_effects(dataclasses.replace(study, results=study.results[:1]))
+    assert not (folder / sweep_answers.INSIGHT).exists() and sweep_answers.load_effects(folder).empty

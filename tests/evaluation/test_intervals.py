@@ -14,7 +14,7 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
 from fruitlib.core.errors import InputError
-from fruitlib.evaluation import intervals, metrics, selection, significance
+from fruitlib.evaluation import intervals, metrics, selection, significance, wording
 
 CLASSES = 3
 pairs = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)), min_size=4, max_size=60)
@@ -40,7 +40,7 @@ def test_mcnemar_is_the_binomial_test_of_those_that_disagree(rows):
     assert found["p"] == pytest.approx(wanted)
 
 
-def test_six_on_one_side_are_the_fewest_that_tell():
+def test_at_least_six_on_one_side_are_needed():
     right, wrong = np.ones(30, bool), np.ones(30, bool)
     wrong[:6] = False
     assert significance.mcnemar(right, wrong)["p"] < 0.05
@@ -133,9 +133,8 @@ def test_the_same_photos_are_drawn_for_both():
     )
     assert b_low < a_high
     assert np.isnan(significance.paired_difference(labels, a, a, 3)["macro_f1"][1])
-    assert "cannot tell" in significance.difference_text(
-        0.1, -0.1, 0.3, "x"
-    ) and "tell" not in significance.difference_text(0.1, 0.05, 0.3, "x")
+    assert "cannot tell" in wording.difference_text(0.1, -0.1, 0.3, "x")
+    assert "tell" not in wording.difference_text(0.1, 0.05, 0.3, "x")
 
 
 pairs = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=12)
@@ -191,16 +190,17 @@ def test_pairs_needed_agrees_with_statsmodels_power(effect):
     assert significance.pairs_needed([1.0]) is None and significance.pairs_needed([1.0, -1.0]) is None
 
 
-def test_choosing_among_equals_flatters_and_a_lone_run_is_not_flattered():
+def test_choosing_among_equals_is_optimistic_and_a_lone_run_is_not():
     rng = np.random.default_rng(5)
     labels = np.arange(30) % 3
     equals = rng.random((30, 20)) < 0.8
     found = selection.selection_optimism(equals, labels)
-    assert 0.02 < found["points"] < 0.15 and found["honest"] == pytest.approx(found["best"] - found["points"])
+    assert 0.02 < found.points < 0.15 and found.honest == pytest.approx(found.best - found.points)
+    assert (found.candidates, found.photos) == (20, 30)
     alone = selection.selection_optimism(equals[:, :1], labels)
-    assert abs(alone["points"]) < 0.01
+    assert abs(alone.points) < 0.01 and not alone.measured
     better = np.column_stack([np.ones(30, bool), rng.random((30, 5)) < 0.5])
-    assert selection.selection_optimism(better, labels)["points"] < 0.005
+    assert selection.selection_optimism(better, labels).points < 0.005
 
 
 def test_groups_are_listed_worst_first():

@@ -1,4 +1,4 @@
-"""What is said before a number is trusted: leakage is found where it was planted, and not where it was not."""
+"""Leakage and wrong labels are found where they were planted, and not elsewhere."""
 
 import subprocess
 import sys
@@ -10,14 +10,14 @@ from PIL import Image
 
 from fruitlib.core.errors import InputError
 from fruitlib.data import photo_checks
-from fruitlib.evaluation import label_errors, leakage
+from fruitlib.evaluation import label_errors, leakage, wording
 from fruitlib.evaluation.intervals import units
 
 NAMES = ["apple", "cherry", "tomato"]
 
 
 def planted(leak: bool, groups_per_class: int = 10, views: int = 6):
-    """Pictures in which a class has a faint pattern and, where there is to be a leak, each group a strong one."""
+    """Pictures in which a class has a faint pattern and, where a leak is planted, each group a strong one."""
     rng = np.random.default_rng(0)
     pictures, labels, groups = [], [], []
     pattern = rng.normal(0, 2.5, (3, 16, 16, 3))
@@ -37,12 +37,12 @@ def test_a_planted_leak_has_its_price():
     assert leak.points == pytest.approx(100 * (leak.random - leak.safe))
     assert leak.random_low <= leak.random <= leak.random_high and leak.points_low < leak.points < leak.points_high
     assert (leak.n, leak.groups, leak.measured) == (180, 30, True)
-    assert f"{leak.points:.0f} points" in leak.summary and "are leakage" in leak.summary and "n = 180" in leak.summary
+    assert f"{leak.points:.0f} points" in wording.leakage_text(leak) and "n = 180" in wording.leakage_text(leak)
 
 
 def test_groups_that_share_nothing_cost_nothing():
     leak = leakage.price_of_leakage(*planted(leak=False))
-    assert leak.points_low < 0 < leak.points_high and "cannot be told from 0" in leak.summary
+    assert leak.points_low < 0 < leak.points_high and "cannot be told from 0" in wording.leakage_text(leak)
     assert 0.5 < leak.safe < 1
 
 
@@ -52,15 +52,17 @@ def test_the_price_is_the_same_for_the_same_seed():
     assert leakage.price_of_leakage(*given, seed=1, repeats=1) != leakage.price_of_leakage(*given, seed=2, repeats=1)
 
 
-def test_what_cannot_be_compared_is_said_in_a_sentence():
+def test_what_cannot_be_compared_has_a_reason():
     pictures, labels, groups = planted(leak=True, groups_per_class=2, views=3)
     alone = leakage.price_of_leakage(pictures, labels, [""] * 18)
-    assert alone.summary.startswith("no groups: nothing to compare") and not alone.measured and np.isnan(alone.points)
+    assert alone.reason == "no groups" and not alone.measured and np.isnan(alone.points)
     lone = [("all" if label == 2 else group) for label, group in zip(labels, groups, strict=True)]
-    assert leakage.price_of_leakage(pictures, labels, lone).summary.startswith("class 2 has 1 group, too few")
-    assert "two classes" in leakage.price_of_leakage(pictures, labels * 0, groups).summary
-    assert "two classes" in leakage.price_of_leakage(pictures[:0], labels[:0], []).summary
-    assert "2 groups, too few" in leakage.price_of_leakage(pictures, labels, groups, repeats=1).summary
+    few = leakage.price_of_leakage(pictures, labels, lone)
+    assert (few.reason, few.scarcest_class, few.fewest_groups) == ("few groups", 2, 1)
+    assert wording.leakage_text(few).startswith("class 2 has 1 group, too few")
+    assert leakage.price_of_leakage(pictures, labels * 0, groups).reason == "one class"
+    assert leakage.price_of_leakage(pictures[:0], labels[:0], []).reason == "one class"
+    assert leakage.price_of_leakage(pictures, labels, groups, repeats=1).fewest_groups == 2
 
 
 def test_groups_of_several_classes_are_compared_too():
@@ -125,7 +127,7 @@ def simulated(n: int, wrong: int, seed: int, shares=(0.42, 0.42, 0.16), repeats:
 
 
 @pytest.mark.parametrize(("n", "wrong"), [(30, 3), (100, 5), (304, 15)])
-def test_planted_wrong_labels_are_found_first_and_few_others_accused(n, wrong):
+def test_planted_wrong_labels_are_listed_first_and_few_others(n, wrong):
     found = accused = first = 0
     for seed in range(10):
         table, planted = simulated(n, wrong, seed)
@@ -171,17 +173,17 @@ def test_a_class_of_few_photos_or_none_is_no_obstacle(capsys):
     assert "".join(capsys.readouterr()) == ""
 
 
-def test_what_a_weak_model_doubts_is_said_to_be_weak():
+def test_the_doubts_of_a_weak_model_come_with_a_warning():
     table, _ = simulated(100, 0, seed=0)
     right = table.assign(predicted=table["label"])
     doubts = label_errors.doubtful_labels(table, NAMES)
-    assert label_errors.label_error_summary(doubts, right).endswith(
+    assert wording.label_error_text(doubts, right).endswith(
         "of 100 labels are in doubt, by predictions that agree with 1.00 of the labels"
     )
-    assert "trust your eyes" in label_errors.label_error_summary(doubts, right.assign(predicted="apple"))
+    assert "trust your eyes" in wording.label_error_text(doubts, right.assign(predicted="apple"))
 
 
-def test_predictions_that_cannot_be_judged_are_refused_by_name():
+def test_predictions_that_cannot_be_used_are_refused_by_name():
     table, _ = simulated(30, 0, seed=0)
     with pytest.raises(InputError, match="no column p_tomato"):
         label_errors.doubtful_labels(table.drop(columns="p_tomato"), NAMES)
@@ -191,7 +193,7 @@ def test_predictions_that_cannot_be_judged_are_refused_by_name():
         label_errors.doubtful_labels(table.assign(p_apple=np.nan), NAMES)
 
 
-def test_importing_audit_loads_none_of_its_tools():
+def test_importing_leakage_loads_none_of_its_tools():
     check = (
         "import sys, fruitlib.evaluation.leakage; print({'sklearn', 'cleanlab', 'scipy', 'torch'} & set(sys.modules))"
     )

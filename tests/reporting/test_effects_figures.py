@@ -1,4 +1,4 @@
-"""Pictures of a sweep: the Pareto front is right, and every picture holds what it is given, at odd sizes too."""
+"""Figures of a sweep: the Pareto front is right, and every figure shows what it is given, at odd sizes too."""
 
 import itertools
 
@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib.evaluation import learning_curve, study
+from fruitlib.evaluation import learning_curve, study, wording
 from fruitlib.evaluation.effects import cost_measures, main_effects, pareto_front
 from fruitlib.reporting import effects_figures, style
 
@@ -43,10 +43,9 @@ def test_the_pareto_front_is_right():
 
 def test_only_costs_that_vary_get_a_panel():
     table = results()
-    chosen, summary = cost_measures(table)
-    assert chosen == ["latency_ms_int8"] and "same network" in summary
+    assert cost_measures(table) == (["latency_ms_int8"], False)
     table["parameters"] = np.arange(len(table)) + 1000 * (table["optimizer"] == "sgd")
-    assert cost_measures(table) == (["parameters"], "")
+    assert cost_measures(table) == (["parameters"], True)
     assert cost_measures(table[["run", "accuracy"]])[0] == []
     figure = effects_figures.trade_off(table, ["parameters", "latency_ms_int8"])
     front = table[pareto_front(table["parameters"], table["accuracy"])].drop_duplicates("accuracy")
@@ -85,7 +84,8 @@ def test_a_learning_curve_recovers_a_power_law(a, b, c):
     curve = learning_curve.fit_learning_curve(photos, 1 - (a + b * photos**-c))
     at = curve.line.set_index("photos")["score"]
     assert at[370.0] == pytest.approx(1 - (a + b * 370**-c), abs=0.003)
-    assert "50 more photos" in curve.summary
+    assert (curve.more, curve.later) == (50, pytest.approx(1 - (a + b * 370**-c), abs=0.003))
+    assert curve.now == pytest.approx(1 - (a + b * 320**-c), abs=0.003)
 
 
 def test_a_learning_curve_grows_less_sure_beyond_the_data():
@@ -98,10 +98,12 @@ def test_a_learning_curve_grows_less_sure_beyond_the_data():
 
 
 def test_a_learning_curve_refuses_two_shares_and_says_when_seeds_are_missing():
-    few = learning_curve.fit_learning_curve([20, 40, 40], [0.7, 0.8, 0.81], of="tomato")
-    assert few.line.empty and "2 shares of the training photos" in few.summary
-    single = learning_curve.fit_learning_curve([20, 40, 80], [0.7, 0.8, 0.85], of="tomato")
-    assert "50 more photos of tomato" in single.summary and "no interval: one seed" in single.summary
+    few = learning_curve.fit_learning_curve([20, 40, 40], [0.7, 0.8, 0.81], class_name="tomato")
+    assert few.line.empty and few.shares == 2 and not few.extrapolated
+    assert wording.learning_curve_text(few).startswith("2 shares of the training photos")
+    single = learning_curve.fit_learning_curve([20, 40, 80], [0.7, 0.8, 0.85], class_name="tomato")
+    assert np.isnan(single.later_low) and single.later > single.now
+    assert wording.learning_curve_text(single).startswith("50 more photos of tomato: ")
 
 
 def test_curves_are_counted_in_photos_of_the_class_that_was_thinned(tmp_path):
@@ -122,14 +124,14 @@ def test_curves_are_counted_in_photos_of_the_class_that_was_thinned(tmp_path):
     photos = pd.DataFrame(photos).assign(group="", split="train", fold="", status="ok", reason="", width=8, height=8)
     photos.assign(sha256="", phash="").to_csv(tmp_path / "manifest.csv", index=False)
     (curve,) = learning_curve.learning_curves(study.Study(tmp_path, table, differs, "accuracy"))
-    assert curve.of == "tomato" and sorted(set(curve.points["photos"])) == [5, 10, 20]
+    assert curve.class_name == "tomato" and sorted(set(curve.points["photos"])) == [5, 10, 20]
     every = table.drop(columns="share_class")
     (curve,) = learning_curve.learning_curves(study.Study(tmp_path, every, ["train_share", "seed"], "accuracy"))
-    assert curve.of == "tomato"  # the same class in all runs stands in their params.yaml
+    assert curve.class_name == "tomato"  # the same class in all runs is in their params.yaml
     (curve,) = learning_curve.learning_curves(
         study.Study(tmp_path / "none", every, ["train_share", "seed"], "accuracy")
     )
-    assert curve.of == "" and sorted(set(curve.points["photos"])) == [91, 96, 105]
+    assert curve.class_name == "" and sorted(set(curve.points["photos"])) == [91, 96, 105]
     assert learning_curve.learning_curves(study.Study(tmp_path, table, ["seed"], "accuracy")) == []
 
 
@@ -137,7 +139,7 @@ def test_a_learning_curve_is_drawn_with_and_without_a_fit():
     photos = np.repeat([20, 40, 80], 2)
     curves = [
         learning_curve.fit_learning_curve(photos, 1 - photos**-0.5),
-        learning_curve.fit_learning_curve([20, 40], [0.7, 0.8], of="kiwi"),
+        learning_curve.fit_learning_curve([20, 40], [0.7, 0.8], class_name="kiwi"),
     ]
     figure = effects_figures.learning_curves(curves, "macro_f1")
     assert "50 more photos" in figure.axes[0].get_title()

@@ -16,7 +16,7 @@ from nbformat import v4
 from PIL import Image
 
 from fruitlib.core.errors import InputError
-from fruitlib.reporting import site
+from fruitlib.reporting import markup, site
 
 BEST, WORSE, FAILED, PENDING = "lr=0.001,optimizer=adam", "과일 #1 사진,lr=0.0003", "lr=1.0,optimizer=sgd", "lr=0.1"
 PNG = base64.b64encode(
@@ -253,7 +253,7 @@ def test_a_failed_run_says_why(sweep):
     assert "An Exception was encountered" not in markup.text and "2 · What is learnt?" in markup.text
 
 
-def test_nothing_chosen_and_nothing_opened_is_said(sweep):
+def test_the_index_says_that_nothing_was_chosen_or_opened(sweep):
     sweep_file(sweep, chosen=None)
     site.build_site(sweep)
     text = read(sweep / "index.html").text
@@ -300,7 +300,7 @@ def test_hostile_output_neither_runs_nor_loads(sweep):
 
 
 @pytest.mark.parametrize(
-    ("markup", "left"),
+    ("given", "left"),
     [
         ('<p style="color: red; position: fixed">a</p>', '<p style="color:red">a</p>'),
         ('<p style="width: u\\72l(x)">a</p>', "<p>a</p>"),
@@ -315,8 +315,8 @@ def test_hostile_output_neither_runs_nor_loads(sweep):
         ("a<script>f()", "a"),
     ],
 )
-def test_only_harmless_markup_passes_the_filter(tmp_path, markup, left):
-    assert site._clean(markup, tmp_path) == left
+def test_only_harmless_markup_passes_the_filter(tmp_path, given, left):
+    assert markup.clean_markup(given, tmp_path) == left
 
 
 def test_the_same_inputs_give_the_same_bytes(sweep):
@@ -330,22 +330,22 @@ def test_only_folders_with_a_changed_notebook_are_written_again_when_so_asked(sw
     site.build_site(sweep)
     pages = {run: sweep / run / "03_metrics.html" for run in (BEST, WORSE)}
     before = {run: page.stat().st_mtime_ns for run, page in pages.items()}
-    write(sweep / WORSE / "02_train.ipynb", notebook("2 · Trained anew?"))
+    write(sweep / WORSE / "02_train.ipynb", notebook("2 · Trained again?"))
     site.build_site(sweep, changed_only=True)
     assert pages[BEST].stat().st_mtime_ns == before[BEST] and pages[WORSE].stat().st_mtime_ns > before[WORSE]
-    sweep_file(sweep, title="Another title")  # stands on every page
+    sweep_file(sweep, title="Another title")  # is on every page
     site.build_site(sweep, changed_only=True)
     assert "Another title" in pages[BEST].read_text("utf-8")
 
 
-def test_the_index_says_what_made_a_difference_to_the_score(sweep):
+def test_the_index_lists_what_made_a_difference_to_the_score(sweep):
     rows = [("macro_f1", 3, "lr: can tell"), ("train_seconds", 3, "took longer"), ("macro_f1", 2, "two pairs")]
     table = pd.DataFrame(rows, columns=["measure", "units", "summary"]).assign(significant=True, setting="lr")
-    table.to_csv(sweep / "effects.csv", index=False)
+    table.to_csv(sweep / "insight.csv", index=False)
     site.build_site(sweep)
     text = read(sweep / "index.html").text
     assert "lr: can tell" in text and "took longer" not in text and "two pairs" not in text
-    (sweep / "effects.csv").unlink()
+    (sweep / "insight.csv").unlink()
     site.build_site(sweep)
     assert "made a difference" not in read(sweep / "index.html").text
 
@@ -376,7 +376,7 @@ def test_a_large_png_becomes_a_small_webp_that_looks_the_same():
     buffer = io.BytesIO()
     Image.fromarray(noise).save(buffer, "PNG")
     content = base64.b64encode(buffer.getvalue()).decode()
-    assert len(content) > site.LARGE
+    assert len(content) > site.LARGE_PNG
     mime, lighter = site._lighter("image/png", content)
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(lighter))), dtype=float)
     assert mime == "image/webp" and len(lighter) < len(content) / 2

@@ -122,13 +122,13 @@ def test_group_sizes_takes_no_groups_and_hundreds():
 
 
 def test_leakage_shows_both_accuracies_and_what_lies_between():
-    leak = leakage.Leakage("summary", 274, 49, 0.86, 0.8, 0.9, 0.72, 0.6, 0.8, 14.2, 9.3, 19.1)
+    leak = leakage.Leakage(274, 49, 0.86, 0.8, 0.9, 0.72, 0.6, 0.8, 14.2, 9.3, 19.1)
     ax = split_figures.leakage_bars(leak)
     assert "0.86" in texts(ax) and "0.72" in texts(ax) and "n = 274" in ax.get_xlabel()
     assert "14 points (95 % interval 9 to 19) are leakage" in ax.get_xlabel()
     assert [line.get_xdata().tolist() for line in ax.lines[::2]] == [[0.8, 0.9], [0.6, 0.8]]
-    assert texts(split_figures.leakage_bars(leakage.Leakage("no groups: nothing to compare"))) == [
-        "no groups: nothing to compare"
+    assert texts(split_figures.leakage_bars(leakage.Leakage(reason="no groups"))) == [
+        "no groups: nothing to compare, each photo stands alone"
     ]
 
 
@@ -179,8 +179,8 @@ def test_the_live_table_follows_a_sweep_from_its_files_until_it_is_over(tmp_path
 
     def write():
         listed = [{"name": name, "state": state, "epochs": 4, "error": None} for name, state in states.items()]
-        told = {"title": "T", "choose_by": "macro_f1", "runs": listed, "total": 3}
-        (tmp_path / "sweep.json").write_text(json.dumps(told))
+        sweep = {"title": "T", "choose_by": "macro_f1", "runs": listed, "total": 3}
+        (tmp_path / "sweep.json").write_text(json.dumps(sweep))
 
     assert widgets.live(str(tmp_path / "nothing")).value == "no sweep has begun here yet"
     write()

@@ -203,7 +203,7 @@ def folded(tmp_path):
 
 
 def compared(tmp_path, broken: str = "") -> pd.DataFrame:
-    """`effects.csv` after three lr over two seeds; the last run failed, one run's history is `broken`."""
+    """`insight.csv` after three lr over two seeds; the last run failed, one run's history is `broken`."""
     (tmp_path / "lrs.yaml").write_text("grid:\n  lr: [0.1, 0.01, 0.001]\n  seed: [0, 1]\n")
     plan = params.read_params(tmp_path / "lrs.yaml")
     states = {name: {"state": "complete", "error": None} for name in plan.runs}
@@ -221,9 +221,9 @@ def compared(tmp_path, broken: str = "") -> pd.DataFrame:
     if broken:
         (next(iter(work.values())).path / "history.csv").write_text(broken)
     summary.write_summary(plan, tmp_path, work, states)
-    found = pd.read_csv(tmp_path / "effects.csv")
+    found = pd.read_csv(tmp_path / "insight.csv")
     summary.write_summary(plan, tmp_path, work, {name: {"state": "pending", "error": None} for name in work})
-    assert not (tmp_path / "effects.csv").exists()  # nothing is complete: nothing to say
+    assert not (tmp_path / "insight.csv").exists()  # nothing is complete: nothing to say
     return found
 
 
@@ -311,7 +311,7 @@ def test_the_progress_line_counts_the_run_that_is_made_in_the_end(folded, tmp_pa
     plan, _, _ = folded
     told = terminal.Terminal(plan, tmp_path)
     status = SweepStatus(runs=[RunStatus(name, "complete") for name in plan.runs])
-    assert told.line(status).startswith("4/5 runs · 0:00 gone · 0:00 left")
+    assert told.line(status).startswith("4/5 runs · 0:00 elapsed · 0:00 left")
 
 
 def test_a_runs_status_is_read_from_its_files(tmp_path):
