@@ -179,7 +179,7 @@ def _some(names: pd.Series) -> str:
 
 
 def comparison_text(found: Comparison) -> str:
-    """Which side is better, if that can be told, and how sure that is."""
+    """Which side is better, if either, and how sure that is."""
     if found.alone:
         return f"Only one {'combination' if found.folds else 'run'} is complete: nothing to compare"
     text = f"A is right on {found.a_correct}/{found.n}, B on {found.b_correct}/{found.n}. "

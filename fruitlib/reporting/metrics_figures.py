@@ -1,4 +1,4 @@
-"""Figures of how far predictions can be trusted: arrays in, `Axes` or a `Figure` out, in the look of `plots`.
+"""Figures of how far predictions can be trusted: arrays in, `Axes` or a `Figure` out, in the look of `style`.
 
 probs are (n, C), labels class indexes (n,), right booleans (n,).
 """
@@ -61,24 +61,24 @@ def reliability(probs: np.ndarray, labels: np.ndarray, scaled: np.ndarray | None
 
 
 def threshold_curves(curves: dict[str, dict]) -> Figure:
-    """ROC, precision over recall, and both rates over the threshold, per class, from `thresholds.curves`."""
+    """ROC, precision over recall, and both rates over the threshold, per class, from `calibration.threshold_curves`."""
     figure, (roc, pr, over) = plt.subplots(1, 3, figsize=(11, 3.9))
-    for number, (name, found) in enumerate(curves.items()):
+    for number, (name, curve) in enumerate(curves.items()):
         style = {"color": INKS[number % len(INKS)], "linestyle": MARKS[number % len(MARKS)], "linewidth": 2}
-        roc.plot(found["false_alarms"], found["recall_roc"], label=f"{name}, AUC {found['auc']:.2f}", **style)
+        roc.plot(curve["false_alarms"], curve["recall_roc"], label=f"{name}, AUC {curve['auc']:.2f}", **style)
         pr.plot(
-            found["recall"], found["precision"], label=f"{name}, AP {found['ap']:.2f}", drawstyle="steps-pre", **style
+            curve["recall"], curve["precision"], label=f"{name}, AP {curve['ap']:.2f}", drawstyle="steps-pre", **style
         )
         over.plot(
-            found["threshold"],
-            found["recall"][:-1],
+            curve["threshold"],
+            curve["recall"][:-1],
             label=f"{name}: recall",
             color=style["color"],
             drawstyle="steps-pre",
         )
         over.plot(
-            found["threshold"],
-            found["precision"][:-1],
+            curve["threshold"],
+            curve["precision"][:-1],
             color=style["color"],
             linestyle="--",
             drawstyle="steps-pre",

@@ -1,4 +1,4 @@
-"""Sheets of photographs and maps: arrays in, a `Figure` out, in the look of `plots`.
+"""Sheets of photographs and maps: arrays in, a `Figure` out, in the look of `style`.
 
 A sheet is one Axes measured in inches, from its upper left corner to the right and down. An Axes for each picture would
 be the usual way, and takes ten times as long to draw, on every page of every run.
@@ -56,7 +56,7 @@ def quarantine_sheet(pictures: Sequence[np.ndarray | None] | None, titles: Seque
 def pair_sheet(pairs: Sequence[tuple], titles: Sequence[str], at_most: int = 12, title: str = "") -> Figure:
     """Pairs of pictures uint8 (H, W, 3) side by side, each pair with its title under it: 12 at most.
 
-    For near duplicates, or for photos that look alike and bear different labels.
+    For near duplicates, or for photos that look alike and have different labels.
     """
     pairs, side = list(pairs)[:at_most], 1.5
     figure, ax, corners = _grid(len(pairs), 3, 2 * side + 0.3, side + (LINES + 1) * LINE, title)

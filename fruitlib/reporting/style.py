@@ -20,7 +20,9 @@ def use_style() -> None:
     sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
     fonts = ["Noto Sans CJK KR", "NanumGothic", "Malgun Gothic", "AppleGothic"]  # class names may be Korean
     plt.rcParams.update({"figure.dpi": 100, "savefig.dpi": 100, "axes.titleweight": "bold", "axes.titlesize": 12})
-    warnings.filterwarnings("ignore", "Glyph .* missing from font")  # shown as an empty box, and said once is too often
+    warnings.filterwarnings(
+        "ignore", "Glyph .* missing from font"
+    )  # it is shown as an empty box; the warning adds nothing
     plt.rcParams["text.parse_math"] = False  # a $ in a class name is a $
     plt.rcParams["font.family"] = ["DejaVu Sans", *[name for name in fonts if _installed(name)]]
 

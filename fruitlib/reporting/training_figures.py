@@ -15,7 +15,7 @@ def training_curves(table: pd.DataFrame, epochs: int | None = None, best_epoch: 
     panels = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro-F1"}
     for ax, (column, title) in zip(axes, panels.items(), strict=True):
         for split, style in (("train", "--"), ("val", "-")):
-            if f"{split}_{column}" not in table:  # nothing validates
+            if f"{split}_{column}" not in table:  # there are no validation photos
                 continue
             colour = COLOURS[split]
             ax.plot(table["epoch"], table[f"{split}_{column}"], style, color=colour, label=split, marker=".")
@@ -30,7 +30,7 @@ def training_curves(table: pd.DataFrame, epochs: int | None = None, best_epoch: 
 
 
 def lr_finder_curve(table: pd.DataFrame, suggested: float, lr: float) -> Figure:
-    """Smoothed loss over lr (log axis) from `finder.find_lr`, with the suggested lr (NaN: none) and the run's own."""
+    """Smoothed loss over lr (log axis) from `lr_finder.find_lr`, with the suggested lr (NaN: none) and the run's."""
     figure, ax = plt.subplots(figsize=(7.5, 3.4))
     ax.plot(table["lr"], table["loss"], color=COLOURS["train"], label="loss of the batch, smoothed")
     if np.isfinite(suggested):

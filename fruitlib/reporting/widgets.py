@@ -22,7 +22,7 @@ from fruitlib.runs.status import COLUMNS, SweepStatus, in_order, load_status
 class LiveCurves:
     """Training curves redrawn in place, every `seconds` at most: call it with the history so far.
 
-    A training that is over sooner shows none: the notebook draws the whole of it below.
+    A training shorter than that shows none: the notebook draws its whole history below.
     """
 
     def __init__(self, epochs: int, seconds: float = 3):
@@ -30,13 +30,13 @@ class LiveCurves:
         self._shown, self._drawn = None, time.monotonic()
 
     def __call__(self, history: pd.DataFrame) -> None:
-        """Show or refresh the figure; a history without rows is passed over."""
+        """Show or refresh the figure; a history without rows is ignored."""
         early = time.monotonic() - self._drawn < self.seconds  # drawing must not outweigh training
         if not history.empty and not early:
             self._draw(history)
 
     def finish(self, history: pd.DataFrame) -> None:
-        """Show all of it where something was shown: whatever was passed over is in the last picture."""
+        """Show the whole history, where a figure was shown before."""
         if self._shown is not None:
             self._draw(history)
 

@@ -118,7 +118,7 @@ def test_where_nothing_is_wrong_no_interval_is_claimed():
 
 
 def test_the_same_photos_are_drawn_for_both():
-    """What both find hard cancels: paired, a small steady gain is told from none; apart, it could not be."""
+    """What both find hard cancels: paired, a small steady gain is significant; apart, it would not be."""
     rng = np.random.default_rng(3)
     labels = np.arange(300) % 3
     a = np.where(rng.random(300) < 0.4, (labels + 1) % 3, labels)
