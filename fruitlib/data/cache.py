@@ -89,7 +89,7 @@ def open_store(
         return store("stream", f"decoded every time, since no file could be kept ({reason})")
 
 
-def hold(folder: Path, paths: list[str], config: Config) -> Store:
+def decode_all(folder: Path, paths: list[str], config: Config) -> Store:
     """A handful of photos, decoded straight into memory, without a file."""
     summary = f"{len(paths):,} photos, in memory"
     return Store(stacked(folder, paths, config), folder, paths, config, "ram", summary)

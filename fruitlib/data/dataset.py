@@ -55,7 +55,7 @@ class DividedPhotos(Protocol):
         """The usable photos of train, val or test."""
 
 
-def of(
+def load_photos(
     run: DividedPhotos, split: str, progress: cache.Progress | None = None, rows: pd.DataFrame | None = None
 ) -> Photos:
     """The photos of a run's train, val or test part, or only those of its `rows`.
@@ -78,7 +78,7 @@ def pictures(folder: Path, paths: Iterable[str], config: Config, side: int | Non
     """The photos at a manifest's paths as models see them, or at `side` pixels: uint8 (n, S, S, 3), for figures."""
     if side:
         config = config.model_copy(update={"image_size": side})
-    held = cache.hold(folder, list(paths), config)
+    held = cache.decode_all(folder, list(paths), config)
     return held.take(range(len(held)))
 
 

@@ -22,8 +22,8 @@ from fruitlib.data.dataset import Photos, to_float, to_pictures
 POLICIES = get_args(Config.model_fields["augment"].annotation)[1:]  # all but none
 MIXINGS = get_args(Config.model_fields["mixing"].annotation)[1:]
 MIXED_EVENLY = 20.0  # in an example: shares near a half, which show what mixing does
-AHEAD_BYTES = 32e6  # of decoded photos that a thread prepares at a time
-AHEAD_BATCHES = 8
+PREFETCH_BYTES = 32e6  # of decoded photos that a thread prepares at a time
+PREFETCH_BATCHES = 8
 
 
 def batches(count: int, batch_size: int, seed: int, epoch: int) -> list[torch.Tensor]:
@@ -93,8 +93,8 @@ class Feed(_Epochs):
             return self._prepare(epoch, number, order[number], slots, draws)
 
         share = 3 * config.image_size**2 * config.batch_size / self.world_size
-        depth = int(np.clip(AHEAD_BYTES // share, 1, AHEAD_BATCHES))
-        for prepared in ahead(prepare, len(order), depth):
+        depth = int(np.clip(PREFETCH_BYTES // share, 1, PREFETCH_BATCHES))
+        for prepared in prefetch(prepare, len(order), depth):
             yield self._finish(prepared)
 
     def _prepare(self, epoch: int, number: int, batch: torch.Tensor, slots: torch.Tensor, draws: Draws) -> _Prepared:
@@ -162,7 +162,7 @@ def _pinned(pictures: torch.Tensor, device: torch.device) -> torch.Tensor:
     return pictures.pin_memory() if device.type == "cuda" else pictures
 
 
-def ahead(work: Callable, count: int, depth: int) -> Iterator:
+def prefetch(work: Callable, count: int, depth: int) -> Iterator:
     """`work(0)`, `work(1)` … `work(count - 1)`, done up to 2 · `depth` ahead of the caller in a thread.
 
     A thread does `depth` of them and ends, and the next one starts when the first of these are fetched: so none

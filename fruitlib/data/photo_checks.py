@@ -65,7 +65,7 @@ NO_PHOTO = [  # how files begin that Pillow does not open, and what to call them
 ]
 
 
-def check(
+def check_photos(
     folder: Path,
     rows: pd.DataFrame,
     min_side: int = 16,

@@ -12,14 +12,16 @@ from fruitlib.core import files, source_code
 from fruitlib.core.config import SPLIT_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import duplicates, photo_checks, sources
-from fruitlib.data.stratify import assign, deal, photo_of, subset, wanted_photos
+from fruitlib.data.stratify import assign_folds, assign_splits, photo_of, subset, wanted_photos
 
 SPLITS = ("train", "val", "test")
 USABLE = ("ok", "sealed")
 COLUMNS = ("path", "label", "group", "split", "fold", "status", "reason", "width", "height", "sha256", "phash")
 
 
-def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None] | None = None) -> pd.DataFrame:
+def prepare_manifest(
+    config: Config, sweep_dir: Path, progress: Callable[[int, int], None] | None = None
+) -> pd.DataFrame:
     """The sweep's manifest: read where it fits the data and the settings, made and written where not.
 
     Beside `manifest.csv` stands `manifest.json`: its identity, and in words what could not be met. Nothing is written
@@ -37,25 +39,25 @@ def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None
     code = source_code.closure_source([__name__])
     identity = files.fingerprint(settings, notes, _digest(rows), stamps, *code)
     made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
-    if made and record(sweep_dir)["identity"] == identity:
-        return read(sweep_dir)
-    manifest, summary = build(folder, rows, config, progress)
+    if made and load_record(sweep_dir)["identity"] == identity:
+        return load_manifest(sweep_dir)
+    manifest, summary = build_manifest(folder, rows, config, progress)
     names = sorted(set(manifest.loc[manifest["status"].isin(USABLE), "label"]))
     facts = {"identity": identity, "data": config.data, "folds": config.folds, "repeats": config.repeats}
     with files.lock(sweep_dir / ".manifest.lock"):  # of two sweeps that begin at once, one writes
         made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
-        if made and record(sweep_dir)["identity"] == identity:
-            return read(sweep_dir)
+        if made and load_record(sweep_dir)["identity"] == identity:
+            return load_manifest(sweep_dir)
         (sweep_dir / "manifest.json").unlink(missing_ok=True)  # a kill between the two must not pair new with old
         files.write_csv(sweep_dir / "manifest.csv", manifest)
         files.write_json(sweep_dir / "manifest.json", facts | {"notes": [*notes, *summary], "class_names": names})
     return manifest
 
 
-def build(folder: Path, rows: pd.DataFrame, config: Config, progress=None) -> tuple[pd.DataFrame, list[str]]:
+def build_manifest(folder: Path, rows: pd.DataFrame, config: Config, progress=None) -> tuple[pd.DataFrame, list[str]]:
     """Check the photos of `subset`'s rows and divide them; returns the manifest and what is to be said, in words."""
     divide(rows, config)  # what cannot be divided is said before minutes of decoding
-    manifest = photo_checks.check(folder, rows, config.min_side, progress)
+    manifest = photo_checks.check_photos(folder, rows, config.min_side, progress)
     bad, notes = manifest[manifest["status"] == "quarantined"], []
     if len(bad) and config.bad_photos == "stop":
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
@@ -89,9 +91,9 @@ def divide(manifest: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[s
     folds = pd.Series("", usable.index, dtype=str)
     try:
         val_per_class = 0 if config.folds else config.val_per_class
-        splits, summary = assign(usable, val_per_class, config.test_per_class, config.split_seed)
+        splits, summary = assign_splits(usable, val_per_class, config.test_per_class, config.split_seed)
         if config.folds:
-            dealt, more = deal(usable[splits == "train"], config.folds, config.repeats, config.split_seed)
+            dealt, more = assign_folds(usable[splits == "train"], config.folds, config.repeats, config.split_seed)
             folds, summary = dealt.reindex(usable.index, fill_value=""), [*summary, *more]
     except InputError as problem:
         raise InputError(f"{problem}{_subset_hint(config)}") from None
@@ -172,7 +174,7 @@ def part(manifest: pd.DataFrame, split: str, fold: int = 1, repeat: int = 1) -> 
     return rows[(numbers > 0) & judges].reset_index(drop=True)
 
 
-def taught(rows: pd.DataFrame, config: Config) -> pd.DataFrame:
+def training_rows(rows: pd.DataFrame, config: Config) -> pd.DataFrame:
     """The training rows as `train_share`, `share_class` and `train_labels` have them.
 
     Whole groups stay, drawn by the run's seed; with one seed, what a smaller share holds a larger one holds too.
@@ -233,7 +235,7 @@ def _stamps(folder: Path, paths: Iterable[str]) -> str:
     return digest.hexdigest()[:12]
 
 
-def read(sweep_dir: Path) -> pd.DataFrame:
+def load_manifest(sweep_dir: Path) -> pd.DataFrame:
     """The manifest of a sweep folder; a row per photo, text columns never NaN."""
     if not (sweep_dir / "manifest.csv").is_file():
         raise InputError(f"{files.display_path(sweep_dir)}: no manifest.csv; execute 01_split first")
@@ -241,7 +243,7 @@ def read(sweep_dir: Path) -> pd.DataFrame:
     return pd.read_csv(sweep_dir / "manifest.csv", dtype=texts, keep_default_na=False)
 
 
-def record(sweep_dir: Path) -> dict:
+def load_record(sweep_dir: Path) -> dict:
     """What stands beside the manifest: identity, data, folds, repeats, notes, class_names."""
     return json.loads((sweep_dir / "manifest.json").read_text(encoding="utf-8"))
 

@@ -46,7 +46,9 @@ def subset(rows: pd.DataFrame, share: float, seed: int) -> pd.DataFrame:
     return rows.assign(status=np.where(used, "ok", "left_out"), split=rows["split"].where(used, ""))
 
 
-def assign(rows: pd.DataFrame, val_per_class: float, test_per_class: float, seed: int) -> tuple[pd.Series, list[str]]:
+def assign_splits(
+    rows: pd.DataFrame, val_per_class: float, test_per_class: float, seed: int
+) -> tuple[pd.Series, list[str]]:
     """A split for every row: a number or share of each class for validation and test, the rest for training.
 
     A unit falls on one side as a whole, also a group that spans classes; where that makes an exact number impossible,
@@ -287,7 +289,7 @@ def _unmet(pairs, side: np.ndarray, wanted: np.ndarray, names: np.ndarray, per_c
     return notes
 
 
-def deal(pool: pd.DataFrame, folds: int, repeats: int, seed: int) -> tuple[pd.Series, list[str]]:
+def assign_folds(pool: pd.DataFrame, folds: int, repeats: int, seed: int) -> tuple[pd.Series, list[str]]:
     """Each row's fold in every repeat ("3 1" for two repeats), of about equal size and equal in classes.
 
     Photos that stand alone are dealt by scikit-learn's StratifiedKFold. Groups are dealt whole, larger ones first

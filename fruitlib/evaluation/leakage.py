@@ -207,9 +207,11 @@ def check_sweep(sweep_dir: Path, progress: Callable[[int, int], None] | None = N
     """
     if not (sweep_dir / "manifest.json").is_file():
         raise InputError(f"{files.display_path(sweep_dir)}: no manifest.json; give a sweep's folder, executed/<sweep>")
-    record, manifest = splits.record(sweep_dir), splits.read(sweep_dir)
+    record, manifest = splits.load_record(sweep_dir), splits.load_manifest(sweep_dir)
     used = manifest[manifest["status"].isin(splits.USABLE)].reset_index(drop=True)
-    found = photo_checks.check(sources.root(record["data"]), used.assign(split="", status="", reason=""), 1, progress)
+    found = photo_checks.check_photos(
+        sources.root(record["data"]), used.assign(split="", status="", reason=""), 1, progress
+    )
     found = found.assign(split=used["split"])
     pairs = _across(duplicates.pairs(found), found).to_dict("records")
     summary = {kind: [words.format(**pair) for pair in pairs if pair["kind"] == kind] for kind, words in WORDS.items()}

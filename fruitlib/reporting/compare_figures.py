@@ -149,7 +149,7 @@ def disagreement_heatmaps(pair: Pair, shown: pd.DataFrame) -> tuple[np.ndarray, 
             rows = judged.run.manifest.set_index("path").reindex(paths).rename_axis("path").reset_index()
             if rows["status"].ne("ok").any() or rows["split"].eq("test").any():
                 return None
-            seen = dataset.of(judged.run, "val", rows=rows).images
+            seen = dataset.load_photos(judged.run, "val", rows=rows).images
             photos = dataset.to_pictures(seen) / 255 if photos is None else photos
             if judged.part == "val" and (judged.run.path / "best.pt").is_file():
                 overlays[side] = _overlays(judged.run, seen)

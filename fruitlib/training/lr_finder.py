@@ -42,7 +42,7 @@ def find_lr(run: Run, steps: int) -> pd.DataFrame:
     if steps < FEWEST:
         raise InputError(f"lr_find = {steps}: a curve needs at least {FEWEST} steps; 100 is a good number, 0 is none")
     config, device = run.config, machine.device()
-    teach, num_classes = dataset.of(run, "train"), len(run.class_names)
+    teach, num_classes = dataset.load_photos(run, "train"), len(run.class_names)
     start = config.lr / BELOW
     rows, smoothed, best = [], 0.0, float("inf")
     with _own_randomness(config.seed), contextlib.closing(_batches(Feed(teach, config, device))) as feed:

@@ -77,7 +77,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
 
     # Photos, decoded once: in memory, in a mapped file, or streamed, as fits.
     decoding = meter("photos decoded")
-    names, teach, judge = run.class_names, dataset.of(run, "train", decoding), dataset.of(run, "val")
+    names, teach, judge = run.class_names, dataset.load_photos(run, "train", decoding), dataset.load_photos(run, "val")
     refuse_what_watches_validation(config, judge)
     say(
         f"photos: {teach.store.summary}\n{balance.summary(teach.labels, names, config.balance, config.augment_to)}",

@@ -56,7 +56,7 @@ def test_all_kinds_give_the_same_bytes_in_the_order_asked(photos, tmp_path):
         assert np.array_equal(store.take(asked), expected[asked])
         taken = store.take(np.array([], dtype=int))
         assert taken.shape == (0, SIDE, SIDE, 3)
-    assert np.array_equal(cache.hold(folder, paths, settings()).take(range(12)), expected)
+    assert np.array_equal(cache.decode_all(folder, paths, settings()).take(range(12)), expected)
 
 
 def test_what_is_taken_may_be_changed_and_the_file_stays(photos, tmp_path):
@@ -104,7 +104,7 @@ def test_no_photos_are_no_trouble(tmp_path):
     for kind in ("auto", "ram", "disk", "stream"):
         store = cache.open_store(tmp_path, [], [], settings(cache=kind), tmp_path / "cache")
         assert len(store) == 0 and store.take([]).shape == (0, SIDE, SIDE, 3)
-    assert cache.hold(tmp_path, [], settings()).take([]).shape == (0, SIDE, SIDE, 3)
+    assert cache.decode_all(tmp_path, [], settings()).take([]).shape == (0, SIDE, SIDE, 3)
 
 
 def test_auto_keeps_what_fits_and_says_so(photos, tmp_path, monkeypatch):

@@ -57,7 +57,7 @@ def checked(tmp_path):
             image.save(tmp_path / label / f"{file}.jpg", quality=85 if file.startswith("again") else 95)
         paths = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg"))
         rows = pd.DataFrame({"path": paths, "label": [path.split("/")[0] for path in paths], "group": "", "split": ""})
-        return photo_checks.check(tmp_path, rows)
+        return photo_checks.check_photos(tmp_path, rows)
 
     return check
 
@@ -299,7 +299,7 @@ def test_false_merges_are_counted_by_photo_and_by_pair():
 def rates(folder, paths, variety):
     """Rates of false merges as named, and with Cherry 2 and 4, which show the same fruit, as one."""
     rows = pd.DataFrame({"path": paths, "label": [path.split("/")[0] for path in paths], "group": "", "split": ""})
-    found, _ = duplicates.resolve(photo_checks.check(folder, rows), near=True)
+    found, _ = duplicates.resolve(photo_checks.check_photos(folder, rows), near=True)
     truth = pd.Series([variety(path) for path in paths], index=paths)
     one_fruit = truth.replace({"cherry_4": "cherry_2", "Cherry 4": "Cherry 2"})
     return duplicates.false_merges(found, truth), duplicates.false_merges(found, one_fruit)

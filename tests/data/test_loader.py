@@ -45,7 +45,7 @@ def rows():
 def photos(folder, rows):
     paths = rows["path"].tolist()
     return dataset.Photos(
-        cache.hold(folder, paths, settings()), np.arange(len(paths)), dataset._labels(rows, ["a", "b"]), paths
+        cache.decode_all(folder, paths, settings()), np.arange(len(paths)), dataset._labels(rows, ["a", "b"]), paths
     )
 
 
@@ -110,17 +110,17 @@ def fake_run(folder, rows, tmp_path, monkeypatch, **values):
 
 def test_train_and_val_share_one_file_and_test_is_not_decoded_before_asked(folder, rows, tmp_path, monkeypatch, photos):
     run = fake_run(folder, rows, tmp_path, monkeypatch)
-    train, val = dataset.of(run, "train"), dataset.of(run, "val")
+    train, val = dataset.load_photos(run, "train"), dataset.load_photos(run, "val")
     files = list(cache_dir().glob("*.npy"))
     assert len(files) == 1 and len(train.store) == len(val.store) == 16
     assert (len(train), len(val)) == (12, 4) and val.paths == [f"{i}.png" for i in range(12, 16)]
     assert np.array_equal(val.take(range(4)), photos.take(range(12, 16)))
     assert torch.equal(val.labels, photos.labels[12:16])
-    test = dataset.of(run, "test")
+    test = dataset.load_photos(run, "test")
     assert test.paths == [f"{i}.png" for i in range(16, 20)] and len(test.store) == 4
     run.manifest.loc[3, "status"] = "left_out"
     with pytest.raises(InputError, match=r"03\.png: in the train part, but not to be used"):
-        dataset.of(run, "train")
+        dataset.load_photos(run, "train")
 
 
 def test_spread_keeps_the_proportions_of_the_classes():
@@ -247,7 +247,7 @@ def test_an_interrupted_loop_leaves_no_thread_though_its_traceback_lives():
         return number
 
     def loop():
-        for number in loader.ahead(slowly, 100, 4):
+        for number in loader.prefetch(slowly, 100, 4):
             if number == 2:
                 raise KeyboardInterrupt
 
@@ -267,9 +267,9 @@ def test_results_come_in_order_and_only_so_far_ahead():
         return number
 
     for count in (0, 1, 3, 4, 5, 17):
-        assert list(loader.ahead(work, count, 4)) == list(range(count))
+        assert list(loader.prefetch(work, count, 4)) == list(range(count))
     begun.clear()
-    results = loader.ahead(work, 100, 4)
+    results = loader.prefetch(work, 100, 4)
     next(results)
     time.sleep(0.05)
     assert len(begun) <= 8

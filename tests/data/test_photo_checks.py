@@ -345,7 +345,9 @@ def collection(tmp_path):
 def test_the_table_is_the_same_whatever_the_number_of_workers(collection, workers):
     folder, rows = collection
     many = pd.concat([rows] * 12, ignore_index=True)
-    assert photo_checks.check(folder, many, workers=workers).equals(photo_checks.check(folder, many, workers=1))
+    assert photo_checks.check_photos(folder, many, workers=workers).equals(
+        photo_checks.check_photos(folder, many, workers=1)
+    )
 
 
 def test_check_keeps_every_row_in_its_place_and_opens_only_what_it_may(collection):
@@ -356,7 +358,7 @@ def test_check_keeps_every_row_in_its_place_and_opens_only_what_it_may(collectio
     for shut in ("1", "2"):
         (folder / f"사과/한 장 {shut}.png").write_bytes(b"never to be opened")
     seen = []
-    checked = photo_checks.check(folder, rows, progress=lambda done, total: seen.append((done, total)))
+    checked = photo_checks.check_photos(folder, rows, progress=lambda done, total: seen.append((done, total)))
     assert checked[["path", "label", "group", "split"]].equals(rows[["path", "label", "group", "split"]])
     assert list(checked.columns) == ["path", "label", "group", "split", *photo_checks.COLUMNS]
     facts = checked.set_index("path")
@@ -371,7 +373,7 @@ def test_a_file_with_several_boxes_is_read_once(collection, monkeypatch):
     folder, rows = collection
     read = []
     monkeypatch.setattr(photo_checks, "_read", lambda file: read.append(file.name) or file.read_bytes())
-    checked = photo_checks.check(folder, rows)
+    checked = photo_checks.check_photos(folder, rows)
     assert sorted(read) == sorted(set(read)) and len(read) == 10
     boxes = checked[checked["path"].str.contains("한 장 3") & (checked["status"] == "ok")]
     assert boxes["sha256"].nunique() == 1 and boxes["phash"].nunique() == len(boxes) == 3
@@ -380,15 +382,15 @@ def test_a_file_with_several_boxes_is_read_once(collection, monkeypatch):
 def test_nothing_is_rewritten_and_twice_gives_the_same_table(collection):
     folder, rows = collection
     before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.rglob("*.*g")}
-    first, second = photo_checks.check(folder, rows), photo_checks.check(folder, rows)
+    first, second = photo_checks.check_photos(folder, rows), photo_checks.check_photos(folder, rows)
     assert first.to_csv().encode() == second.to_csv().encode()
     assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.rglob("*.*g")} == before
 
 
 def test_no_rows_and_no_photo_to_open_are_fine(tmp_path):
     rows = pd.DataFrame({"path": ["a.png"], "label": "a", "group": "", "split": "test"})
-    assert photo_checks.check(tmp_path, rows)["status"].tolist() == ["sealed"]
-    assert photo_checks.check(tmp_path, rows.iloc[:0]).columns.tolist() == [*rows.columns, *photo_checks.COLUMNS]
+    assert photo_checks.check_photos(tmp_path, rows)["status"].tolist() == ["sealed"]
+    assert photo_checks.check_photos(tmp_path, rows.iloc[:0]).columns.tolist() == [*rows.columns, *photo_checks.COLUMNS]
 
 
 def test_looks_keep_colour_beside_shape():
@@ -419,8 +421,8 @@ def test_real_photos_are_checked_in_a_few_times_what_decoding_them_takes(real_da
         return time.perf_counter() - started
 
     decode()  # from disk once, for both
-    checked = photo_checks.check(folder, rows)
-    ratio = min(taken(lambda: photo_checks.check(folder, rows)) / (10 * taken(decode)) for _ in range(3))
+    checked = photo_checks.check_photos(folder, rows)
+    ratio = min(taken(lambda: photo_checks.check_photos(folder, rows)) / (10 * taken(decode)) for _ in range(3))
     print(f"intake takes {ratio:.1f} times what decoding takes")
     assert ratio < 6
     assert set(checked["status"]) == {"ok"} and set(checked["reason"]) == {""}

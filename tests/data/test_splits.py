@@ -66,14 +66,14 @@ def divided(rows, **others):
 
 
 def test_counts_are_met_and_bytes_are_the_same_for_a_seed(collection, tmp_path):
-    first = splits.prepare(settings(collection), tmp_path / "a")
-    splits.prepare(settings(collection), tmp_path / "b")
-    other = splits.prepare(settings(collection, split_seed=1), tmp_path / "c")
+    first = splits.prepare_manifest(settings(collection), tmp_path / "a")
+    splits.prepare_manifest(settings(collection), tmp_path / "b")
+    other = splits.prepare_manifest(settings(collection, split_seed=1), tmp_path / "c")
     assert splits.counts(first).loc["사과"].tolist() == [6, 3, 3]
     assert (tmp_path / "a/manifest.csv").read_bytes() == (tmp_path / "b/manifest.csv").read_bytes()
     assert first["split"].tolist() != other["split"].tolist()
-    pd.testing.assert_frame_equal(splits.read(tmp_path / "a"), first, check_dtype=False)
-    assert splits.fingerprint(splits.read(tmp_path / "a")) == splits.fingerprint(first)
+    pd.testing.assert_frame_equal(splits.load_manifest(tmp_path / "a"), first, check_dtype=False)
+    assert splits.fingerprint(splits.load_manifest(tmp_path / "a")) == splits.fingerprint(first)
     assert set(first["path"]) == {p.relative_to(collection).as_posix() for p in collection.rglob("*.png")}
 
 
@@ -82,10 +82,10 @@ def test_folders_inside_a_class_are_groups_and_never_divided(tmp_path):
         for variety in range(6):
             for view in range(4):
                 photo(tmp_path / "photos" / label / f"variety {variety}" / f"{view}.png")
-    manifest = splits.prepare(settings(tmp_path / "photos", val_per_class=4, test_per_class=6), tmp_path / "a")
+    manifest = splits.prepare_manifest(settings(tmp_path / "photos", val_per_class=4, test_per_class=6), tmp_path / "a")
     assert manifest.groupby("group")["split"].nunique().max() == 1
     assert splits.counts(manifest).loc["apple"].tolist() == [12, 4, 8]
-    notes = splits.record(tmp_path / "a")["notes"]
+    notes = splits.load_record(tmp_path / "a")["notes"]
     assert "apple: 8 test photos, not 6, since groups are never divided" in notes
 
 
@@ -94,7 +94,7 @@ def test_train_and_val_without_test_take_the_test_from_train(tmp_path):
         for label in ("a", "b"):
             for i in range(count):
                 photo(tmp_path / "photos" / part / label / f"{i}.png")
-    manifest = splits.prepare(settings(tmp_path / "photos"), tmp_path / "s")
+    manifest = splits.prepare_manifest(settings(tmp_path / "photos"), tmp_path / "s")
     assert splits.counts(manifest).loc["a"].tolist() == [5, 3, 3]
 
 
@@ -105,7 +105,7 @@ def test_a_predefined_test_part_is_kept_and_not_opened(tmp_path):
                 photo(tmp_path / "photos" / part / label / f"{part} variety {i // 3}" / f"{i}.png")
     (tmp_path / "photos" / "Test" / "Apple" / "Test variety 0" / "0.png").write_bytes(b"never to be decoded")
     cfg = settings(tmp_path / "photos")
-    manifest = splits.prepare(cfg, tmp_path / "a")
+    manifest = splits.prepare_manifest(cfg, tmp_path / "a")
     test = manifest[manifest["path"].str.startswith("Test/")]
     assert set(test["split"]) == {"test"} and set(test["status"]) == {"sealed"} and set(test["sha256"]) == {""}
     assert splits.counts(manifest).loc["Apple"].tolist() == [6, 3, 9]
@@ -119,7 +119,7 @@ def test_links_are_followed_and_broken_ones_are_bad_photos(collection, tmp_path)
     (collection / "사과" / "group").symlink_to(collection / "sour cherry")
     (collection / "사과" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     with pytest.raises(InputError, match=r"gone\.png"):
-        splits.prepare(settings(collection, bad_photos="stop"), tmp_path / "b")
+        splits.prepare_manifest(settings(collection, bad_photos="stop"), tmp_path / "b")
 
 
 @pytest.mark.parametrize(
@@ -137,18 +137,18 @@ def test_links_are_followed_and_broken_ones_are_bad_photos(collection, tmp_path)
 def test_bad_input_is_one_line_and_nothing_is_written(collection, tmp_path, break_it, words):
     break_it(collection)
     with pytest.raises(InputError, match=words) as problem:
-        splits.prepare(settings(collection, bad_photos="stop"), tmp_path / "a")
+        splits.prepare_manifest(settings(collection, bad_photos="stop"), tmp_path / "a")
     assert "\n" not in str(problem.value)
     assert not (tmp_path / "a").exists()
 
 
 def test_quarantine_keeps_the_bad_photo_in_the_manifest_with_its_reason(collection, tmp_path):
     (collection / "사과" / "bad.jpg").write_bytes(b"no image")
-    manifest = splits.prepare(settings(collection), tmp_path / "a")
+    manifest = splits.prepare_manifest(settings(collection), tmp_path / "a")
     bad = manifest[manifest["status"] == "quarantined"]
     assert bad["path"].tolist() == ["사과/bad.jpg"] and bad["reason"].iloc[0] and bad["split"].iloc[0] == ""
     assert splits.counts(manifest).loc["사과", "quarantined"] == 1
-    assert any("1 of the photos are quarantined" in note for note in splits.record(tmp_path / "a")["notes"])
+    assert any("1 of the photos are quarantined" in note for note in splits.load_record(tmp_path / "a")["notes"])
     assert "사과/bad.jpg" not in set(pd.concat([splits.part(manifest, s) for s in splits.SPLITS])["path"])
 
 
@@ -156,22 +156,22 @@ def test_too_few_photos_after_quarantine_are_refused_by_name_and_number(collecti
     for file in sorted((collection / "사과").iterdir())[:6]:
         file.write_bytes(b"no image")
     with pytest.raises(InputError, match=r"class 사과 has 6 photos \(6 more are .*not an image\), at least 7"):
-        splits.prepare(settings(collection), tmp_path / "a")
+        splits.prepare_manifest(settings(collection), tmp_path / "a")
     assert not (tmp_path / "a").exists()
 
 
 def test_a_change_in_the_photos_makes_a_new_split_and_no_change_makes_none(collection, tmp_path):
-    splits.prepare(settings(collection), tmp_path / "a")
-    before = splits.fingerprint(splits.read(tmp_path / "a"))
+    splits.prepare_manifest(settings(collection), tmp_path / "a")
+    before = splits.fingerprint(splits.load_manifest(tmp_path / "a"))
     written = (tmp_path / "a/manifest.csv").stat().st_mtime_ns
-    splits.prepare(settings(collection), tmp_path / "a")
+    splits.prepare_manifest(settings(collection), tmp_path / "a")
     assert (tmp_path / "a/manifest.csv").stat().st_mtime_ns == written
     photo(collection / "사과" / "한 장 00.png", size=(44, 44))  # another under the same name
-    splits.prepare(settings(collection), tmp_path / "a")
-    changed = splits.fingerprint(splits.read(tmp_path / "a"))
+    splits.prepare_manifest(settings(collection), tmp_path / "a")
+    changed = splits.fingerprint(splits.load_manifest(tmp_path / "a"))
     photo(collection / "사과" / "new.png")
-    assert len(splits.prepare(settings(collection), tmp_path / "a")) == 25
-    assert len({splits.fingerprint(splits.read(tmp_path / "a")), changed, before}) == 3
+    assert len(splits.prepare_manifest(settings(collection), tmp_path / "a")) == 25
+    assert len({splits.fingerprint(splits.load_manifest(tmp_path / "a")), changed, before}) == 3
 
 
 def test_a_tables_labels_boxes_and_splits_count(collection, tmp_path):
@@ -182,31 +182,33 @@ def test_a_tables_labels_boxes_and_splits_count(collection, tmp_path):
     second = table.iloc[[5]].assign(x=20)
     pd.concat([table, second]).to_csv(collection / "photos.csv", index=False)
     cfg = settings(collection / "photos.csv")
-    manifest = splits.prepare(cfg, tmp_path / "a")
+    manifest = splits.prepare_manifest(cfg, tmp_path / "a")
     boxes = manifest[manifest["path"].str.startswith(table["path"][5])]
     assert len(boxes) == 2 and boxes["split"].nunique() == 1
-    assert splits.counts(splits.read(tmp_path / "a")).loc["2"].tolist() == [7, 3, 2]
-    assert splits.record(tmp_path / "a")["class_names"] == ["1", "2"]
+    assert splits.counts(splits.load_manifest(tmp_path / "a")).loc["2"].tolist() == [7, 3, 2]
+    assert splits.load_record(tmp_path / "a")["class_names"] == ["1", "2"]
     pd.concat([table.assign(label="7").iloc[:12], table.iloc[12:]]).to_csv(collection / "photos.csv", index=False)
-    assert set(splits.prepare(cfg, tmp_path / "a")["label"]) == {"7", "2"}
+    assert set(splits.prepare_manifest(cfg, tmp_path / "a")["label"]) == {"7", "2"}
 
 
 def test_the_record_is_valid_json_and_names_classes_and_folds(collection, tmp_path):
-    splits.prepare(settings(collection, folds=3, repeats=2), tmp_path / "a")
+    splits.prepare_manifest(settings(collection, folds=3, repeats=2), tmp_path / "a")
     record = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert record["class_names"] == ["sour cherry", "사과"]
     assert (record["folds"], record["repeats"]) == (3, 2)
 
 
 def test_photos_left_out_are_not_opened_and_stay_in_the_manifest(collection, tmp_path):
-    first = splits.prepare(settings(collection, subset=0.75, val_per_class=2, test_per_class=2), tmp_path / "a")
+    first = splits.prepare_manifest(
+        settings(collection, subset=0.75, val_per_class=2, test_per_class=2), tmp_path / "a"
+    )
     left_out = first[first["status"] == "left_out"]
     assert len(left_out) == 6 and set(left_out["split"]) == set(left_out["sha256"]) == {""}
     assert splits.counts(first).loc["사과"].tolist() == [5, 2, 2, 3]
-    assert "18 of 24 photos are used (subset: 0.75)" in splits.record(tmp_path / "a")["notes"]
+    assert "18 of 24 photos are used (subset: 0.75)" in splits.load_record(tmp_path / "a")["notes"]
     for path in left_out["path"]:
         (collection / path).write_bytes(b"never opened")
-    again = splits.prepare(
+    again = splits.prepare_manifest(
         settings(collection, subset=0.75, val_per_class=2, test_per_class=2, bad_photos="stop"), tmp_path / "b"
     )
     assert again["split"].tolist() == first["split"].tolist()
@@ -215,7 +217,7 @@ def test_photos_left_out_are_not_opened_and_stay_in_the_manifest(collection, tmp
 def test_numbers_as_names_stay_text(tmp_path):
     rows = pd.DataFrame({"path": ["1", "2"], "label": ["03", "NA"], "group": ["1e5", ""], "split": ["train", "val"]})
     manifest_of(rows, fold="1").to_csv(tmp_path / "manifest.csv", index=False)
-    found = splits.read(tmp_path)
+    found = splits.load_manifest(tmp_path)
     assert found["label"].tolist() == ["03", "NA"] and found["group"].tolist() == ["1e5", ""]
     assert found["fold"].tolist() == ["1", "1"] and found["path"].tolist() == ["1", "2"]
     assert found["width"].sum() == 80
@@ -532,24 +534,24 @@ def test_train_share_keeps_whole_groups_nests_and_touches_no_other_class():
     rows["group"] = [f"{label}{i // 4}" for i, label in enumerate(rows["label"])]
     rows["path"] = [f"{label}/{i}.png" for i, label in enumerate(rows["label"])]
     settings = {"train_share": 0.5, "share_class": "a", "seed": 3}
-    half = splits.taught(rows, config.make(settings))
+    half = splits.training_rows(rows, config.make(settings))
     assert half["label"].value_counts().to_dict() == {"a": 20, "b": 20}
     sizes = half[half["label"] == "a"].groupby("group").size()
     assert (sizes == 4).all()
-    fifth = splits.taught(rows, config.make(settings | {"train_share": 0.2}))
+    fifth = splits.training_rows(rows, config.make(settings | {"train_share": 0.2}))
     assert set(fifth["path"]) < set(half["path"]) and (fifth["label"] == "a").sum() == 8
-    other = splits.taught(rows, config.make(settings | {"seed": 4}))
+    other = splits.training_rows(rows, config.make(settings | {"seed": 4}))
     assert set(other["path"]) != set(half["path"])
-    assert splits.taught(rows, config.make({"train_share": 0.6}))["label"].value_counts().to_dict() == {
+    assert splits.training_rows(rows, config.make({"train_share": 0.6}))["label"].value_counts().to_dict() == {
         "a": 24,
         "b": 12,
     }
     with pytest.raises(InputError, match="share_class = c: no such class"):
-        splits.taught(rows, config.make({"train_share": 0.5, "share_class": "c"}))
+        splits.training_rows(rows, config.make({"train_share": 0.5, "share_class": "c"}))
 
 
 def test_shuffled_labels_are_the_same_ones_elsewhere():
     rows = pd.DataFrame({"label": list("ab" * 30), "path": [str(i) for i in range(60)]})
-    shuffled = splits.taught(rows, config.make({"train_labels": "shuffled"}))
+    shuffled = splits.training_rows(rows, config.make({"train_labels": "shuffled"}))
     assert sorted(shuffled["label"]) == sorted(rows["label"]) and shuffled["path"].tolist() == rows["path"].tolist()
     assert 10 < (shuffled["label"] != rows["label"]).sum() < 50

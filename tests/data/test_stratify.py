@@ -27,7 +27,7 @@ def rows_of(groups):
 def sides(groups, val, test, seed):
     """The split of each group."""
     rows = rows_of(groups)
-    found, _ = stratify.assign(rows, val, test, seed)
+    found, _ = stratify.assign_splits(rows, val, test, seed)
     assert found.groupby(rows["group"]).nunique().max() == 1
     return found.groupby(rows["group"]).first().tolist()
 

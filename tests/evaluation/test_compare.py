@@ -325,7 +325,7 @@ def test_each_side_shows_its_own_photos_and_looks_at_those_it_judged(tmp_path, m
         sides.append(compare.Predictions(side, own, run, part))
     pixels = dataset.Photos(None, np.arange(4), torch.zeros(4), [])
     monkeypatch.setattr(dataset.Photos, "images", torch.full((4, 3, 8, 8), 51, dtype=torch.uint8))
-    monkeypatch.setattr(dataset, "of", lambda run, split, rows: asked.append(rows["path"].tolist()) or pixels)
+    monkeypatch.setattr(dataset, "load_photos", lambda run, split, rows: asked.append(rows["path"].tolist()) or pixels)
     monkeypatch.setattr(compare_figures, "_overlays", lambda run, seen: [run.path.parent.name] * len(seen))
     pair = compare.match_photos(*sides)
     shown = compare.disagreements(pair)
@@ -333,7 +333,7 @@ def test_each_side_shows_its_own_photos_and_looks_at_those_it_judged(tmp_path, m
     assert photos.shape == (4, 8, 8, 3) and photos.max() == pytest.approx(0.2)
     assert asked == [shown["path"].tolist(), [f"theirs/{path}" for path in shown["path"]]]
     assert overlays == ({"a": ["a"] * 4, "b": ["b"] * 4} if part == "val" else {})
-    monkeypatch.setattr(dataset, "of", lambda *a, **k: (_ for _ in ()).throw(InputError("the folder is gone")))
+    monkeypatch.setattr(dataset, "load_photos", lambda *a, **k: (_ for _ in ()).throw(InputError("the folder is gone")))
     assert compare_figures.disagreement_heatmaps(pair, shown) is None  # the table will do
 
 

@@ -46,7 +46,7 @@ def test_twelve_photos_are_learnt_by_heart(name, dozen, tmp_path):
     if name not in config.OURS:
         settings |= {"dropout": 0.0, "head": "gap_bn" if name.startswith("vgg") else "linear"}
     cfg = config.make(settings)
-    splits.prepare(cfg, tmp_path)
+    splits.prepare_manifest(cfg, tmp_path)
     history = train.fit(create_run(tmp_path / "run", cfg))
     assert history["train_accuracy"].iloc[-1] == 1.0
     assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0] / 2

@@ -111,7 +111,7 @@ def test_smote_tops_up_the_features_of_rare_classes(make_run, base):
 @pytest.mark.parametrize("name", ["end2end", "resnet18", "efficientnet_b0"])
 def test_the_head_of_the_features_is_the_model(name, make_run):
     model = models.build(config.make({"model": name}), 3)
-    photos = dataset.of(make_run(), "val")
+    photos = dataset.load_photos(make_run(), "val")
     with torch.no_grad():
         found = models.head_of(model.eval())(blocks.backbone_features(model, photos))
         torch.testing.assert_close(found, evaluate.predict(model, photos), atol=1e-5, rtol=1e-4)

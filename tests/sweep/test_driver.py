@@ -157,7 +157,7 @@ def test_a_notebook_after_02_reads_the_settings_its_plan_has_now(tmp_path, tiny,
     (tmp_path / "notebooks").mkdir()
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     nbformat.write(notebook, tmp_path / "notebooks" / "05_quantize.ipynb")
-    splits.prepare(config.make(tiny), tmp_path)
+    splits.prepare_manifest(config.make(tiny), tmp_path)
     run = create_run(tmp_path / "run", config.make(tiny))
     for name in ("best.pt", "history.csv", "predictions_val.csv"):
         (run.path / name).touch()

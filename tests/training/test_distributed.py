@@ -84,7 +84,7 @@ def test_with_batchnorm_the_numbers_are_those_of_the_kept_weights_and_each_photo
     train.fit(run)
     assert run.predictions("val")["path"].tolist() == run.rows("val")["path"].tolist()
     model, _ = models.restore(run.path / "best.pt")
-    logits = evaluate.predict(model, dataset.of(run, "val"))
+    logits = evaluate.predict(model, dataset.load_photos(run, "val"))
     probs, _ = run.probs(run.predictions("val"))
     np.testing.assert_allclose(probs, metrics.softmax(logits.numpy()), atol=1e-4)
 

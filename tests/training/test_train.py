@@ -75,7 +75,7 @@ def test_base_then_end2end(make_run, shapes, tmp_path, tiny):
         for file in (shapes / ["disc", "bar"][i]).iterdir():  # in other colours: the same photo has one label
             ImageOps.invert(Image.open(file)).save(five / name / file.name)
     settings = {**tiny, "data": str(five), "model": "base", "epochs": 1}
-    splits.prepare(config.make(settings), tmp_path / "base")
+    splits.prepare_manifest(config.make(settings), tmp_path / "base")
     base = create_run(tmp_path / "base" / "run", config.make(settings))
     train.fit(base)
     run = make_run(base_weights=str(base.path / "best.pt"), lr=1e-9, epochs=1)
@@ -202,7 +202,7 @@ def test_averaged_weights_are_judged_and_kept(make_run):
     run = make_run(ema=0.9, epochs=2)
     train.fit(run)
     model, _ = models.restore(run.path / "best.pt")
-    logits = evaluate.predict(model, dataset.of(run, "val"))
+    logits = evaluate.predict(model, dataset.load_photos(run, "val"))
     probs, _ = run.probs(run.predictions("val"))
     np.testing.assert_allclose(probs, metrics.softmax(logits.numpy()), atol=1e-5)
     plain = make_run("plain", epochs=2)
