@@ -93,7 +93,7 @@ def test_loaded_photos_carry_their_labels_and_an_unknown_label_is_named(folder, 
 
 
 def fake_run(folder, rows, tmp_path, monkeypatch, **values):
-    """What `images.of` asks of a run, over photos 0-11 train, 12-15 val, 16-18 test, 19 sealed, 20 quarantined."""
+    """What `load_photos` reads from a run, over photos 0-11 train, 12-15 val, 16-18 test, 19 sealed, 20 quarantined."""
     monkeypatch.setenv("FRUITLIB_CACHE", str(tmp_path / "kept"))
     split = ["train"] * 12 + ["val"] * 4 + ["test"] * 4 + ["train"]
     status = ["ok"] * 19 + ["sealed", "quarantined"]

@@ -245,7 +245,7 @@ def test_counts_are_met_whenever_whole_groups_allow_it(sizes, wanted, seed):
     val, test = wanted
     possible = val + test < sum(sizes) and exact_is_possible(sizes, test, val)
     try:
-        found, notes = splits.assign(rows, val, test, seed)
+        found, notes = stratify.assign_splits(rows, val, test, seed)
     except InputError as problem:
         assert "too few" in str(problem) and not possible
         return
@@ -272,7 +272,7 @@ def test_large_groups_and_many_groups_meet_their_shares_too():
     rng = np.random.default_rng(0)
     for sizes in (rng.integers(1500, 3500, 60), rng.integers(20, 60, 5000)):
         rows = rows_of([{"a": int(size)} for size in sizes])
-        found, notes = splits.assign(rows, 0.2, 0.1, 0)
+        found, notes = stratify.assign_splits(rows, 0.2, 0.1, 0)
         assert found.groupby(rows["group"]).nunique().max() == 1 and notes == []
         assert (found == "val").sum() == int(0.2 * len(rows) + 0.5)
         assert (found == "test").sum() == int(0.1 * len(rows) + 0.5)
@@ -287,7 +287,7 @@ def test_large_groups_and_many_groups_meet_their_shares_too():
 def test_groups_that_span_classes_stay_whole_and_order_does_not_matter(units, wanted, seed):
     rows = rows_of(units)
     try:
-        found, _ = splits.assign(rows, *wanted, seed)
+        found, _ = stratify.assign_splits(rows, *wanted, seed)
     except InputError as problem:
         assert "too few" in str(problem)
         return
@@ -298,21 +298,21 @@ def test_groups_that_span_classes_stay_whole_and_order_does_not_matter(units, wa
     for label, count in table["val"].items():
         assert count >= (wanted[0] if wanted[0] >= 1 else max(1, int(0.2 * total[label] + 0.5)))
     shuffled = rows.sample(frac=1, random_state=seed)
-    assert splits.assign(shuffled, *wanted, seed)[0].sort_index().equals(found)
+    assert stratify.assign_splits(shuffled, *wanted, seed)[0].sort_index().equals(found)
 
 
 def test_mixed_groups_that_fit_leave_the_counts_exact():
     """Sessions of two apples and a cherry, and single photos of both: every count can be met, and is."""
     rows = rows_of([{"apple": 2, "cherry": 1}] * 12 + [{"apple": 1}] * 20 + [{"cherry": 1}] * 20)
     for seed in range(10):
-        found, notes = splits.assign(rows, 10, 8, seed)
+        found, notes = stratify.assign_splits(rows, 10, 8, seed)
         assert pd.crosstab(rows["label"], found)[["val", "test"]].values.tolist() == [[10, 8], [10, 8]]
         assert notes == []
 
 
 def test_mixed_groups_reach_every_side_about_as_often_as_their_share():
     rows = rows_of([{"apple": 2, "cherry": 2}] * 100 + [{"apple": 1}] * 800 + [{"cherry": 1}] * 800)
-    found, _ = splits.assign(rows, 0.2, 0.2, 0)
+    found, _ = stratify.assign_splits(rows, 0.2, 0.2, 0)
     test = (found[rows["group"] != ""] == "test").sum()
     assert found.value_counts().tolist() == [1200, 400, 400]
     assert 40 <= test <= 120  # 80 of 400
@@ -320,20 +320,20 @@ def test_mixed_groups_reach_every_side_about_as_often_as_their_share():
 
 def test_other_seeds_divide_otherwise_and_the_same_seed_alike():
     rows = rows_of([{"a": 1}] * 30 + [{"b": 3}] * 20)
-    found = [tuple(splits.assign(rows, 6, 6, seed)[0]) for seed in (0, 0, 1, 2)]
+    found = [tuple(stratify.assign_splits(rows, 6, 6, seed)[0]) for seed in (0, 0, 1, 2)]
     assert found[0] == found[1] and len(set(found)) == 3
 
 
 def test_a_share_is_rounded_to_the_nearest_and_is_at_least_one():
     rows = rows_of([{"a": 1}] * 33 + [{"b": 1}] * 4 + [{"c": 1}] * 38)
-    found, notes = splits.assign(rows, 0.2, 0.1, 0)
+    found, notes = stratify.assign_splits(rows, 0.2, 0.1, 0)
     assert pd.crosstab(rows["label"], found)[["val", "test"]].values.tolist() == [[7, 3], [1, 1], [8, 4]]
     assert notes == []
 
 
 def test_a_side_resting_on_one_group_is_said_with_what_to_do():
     rows = rows_of([{"Apple": 120}] * 10 + [{"Cherry": 1}] * 150)
-    _, notes = splits.assign(rows, 120, 0, 0)
+    _, notes = stratify.assign_splits(rows, 120, 0, 0)
     wanted = "Apple: the 120 val photos are 1 group, so they count for little more than one: a share such as"
     assert len([note for note in notes if "Apple" in note]) == 1
     assert notes[0] == f"{wanted} val_per_class: 0.2 may take more of them"
@@ -346,14 +346,14 @@ def test_photos_chained_through_groups_and_boxes_stay_together():
     chain += [("z/4.jpg#xywh=0,0,9,9", ""), ("z/4.jpg#xywh=5,0,9,9", "")]
     rows = pd.concat([rows, pd.DataFrame([(p, "a", g, "") for p, g in chain], columns=rows.columns)], ignore_index=True)
     for seed in range(20):
-        found, _ = splits.assign(rows, 2, 2, seed)
+        found, _ = stratify.assign_splits(rows, 2, 2, seed)
         assert len(set(found[6:10])) == 1 and len(set(found[10:])) == 1
 
 
 def test_rows_without_a_split_follow_their_group_into_a_predefined_part():
     rows = rows_of([{"a": 3}] * 2 + [{"a": 1}] * 10)
     rows.loc[0, "split"] = "test"
-    found, _ = splits.assign(rows, 2, 5, 0)
+    found, _ = stratify.assign_splits(rows, 2, 5, 0)
     assert (found[:3] == "test").all() and (found == "test").sum() == 3 and (found == "val").sum() == 2
 
 
@@ -465,23 +465,23 @@ def test_an_unknown_fold_or_repeat_is_refused():
 )
 def test_a_subset_takes_whole_groups_of_every_class(units, share, seed):
     rows = rows_of(units)
-    found = splits.subset(rows, share, seed)
+    found = stratify.subset(rows, share, seed)
     assert set(found["status"]) <= {"ok", "left_out"} and len(found) == len(rows)
     assert set(found.loc[found["status"] == "ok", "label"]) == set(rows["label"])
     assert found.groupby(rows["group"].where(rows["group"] != "", rows["path"]))["status"].nunique().max() == 1
     shuffled = rows.sample(frac=1, random_state=seed)
-    assert splits.subset(shuffled, share, seed).sort_index().equals(found)
+    assert stratify.subset(shuffled, share, seed).sort_index().equals(found)
 
 
 def test_a_subset_comes_close_to_its_share_in_every_class_and_part():
     rows = rows_of([{"a": 1}] * 200 + [{"b": 5}] * 40 + [{"c": 1}] * 7)
     rows.loc[rows.index[:100], "split"] = "test"
-    found = splits.subset(rows, 0.1, 0)
+    found = stratify.subset(rows, 0.1, 0)
     used = found[found["status"] == "ok"].groupby(["label", "split"]).size()
     assert used.to_dict() == {("a", ""): 10, ("a", "test"): 10, ("b", ""): 20, ("c", ""): 1}
     assert set(found.loc[found["status"] == "left_out", "split"]) == {""}
-    assert not splits.subset(rows, 0.1, 1)["status"].equals(found["status"])
-    assert splits.subset(rows, 1, 0)["split"].equals(rows["split"])
+    assert not stratify.subset(rows, 0.1, 1)["status"].equals(found["status"])
+    assert stratify.subset(rows, 1, 0)["split"].equals(rows["split"])
 
 
 # ---- what leaks, and the fingerprint

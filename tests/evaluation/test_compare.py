@@ -342,7 +342,7 @@ def test_test_photos_stay_closed(tmp_path, monkeypatch, ours):
     rows = ours.assign(status="ok", split="test")
     monkeypatch.setattr(Run, "manifest", rows)
     monkeypatch.setattr(Run, "class_names", NAMES)
-    monkeypatch.setattr("fruitlib.data.dataset.of", lambda *a, **k: pytest.fail("a test photo was opened"))
+    monkeypatch.setattr("fruitlib.data.dataset.load_photos", lambda *a, **k: pytest.fail("a test photo was opened"))
     monkeypatch.setattr(Run, "groups", lambda self, paths: ["" for _ in paths])
     for part in ("test", "val"):  # told by the part that was read, and by the manifest
         sides = [

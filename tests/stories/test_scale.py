@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fruitlib.core import config
-from fruitlib.data import splits
+from fruitlib.data import splits, stratify
 
 rows, folder, seconds, last = 2_000_000, Path(sys.argv[1]), {}, time.perf_counter()
 
@@ -34,7 +34,7 @@ frame = pd.DataFrame({
 })
 del label, session, grouped
 done("made")
-frame = splits.subset(frame, 0.95, 0)
+frame = stratify.subset(frame, 0.95, 0)
 done("subset")
 digits = pd.Series([f"{n:064x}" for n in range(rows)], dtype=str)
 frame = frame.assign(reason="", width=640, height=480, sha256=digits, phash=digits.str[-16:])
@@ -51,7 +51,7 @@ if settings["folds"]:  # the rest is the same for shares
     before = splits.fingerprint(manifest)
     done("fingerprint")
     del manifest
-    manifest = splits.read(folder)
+    manifest = splits.load_manifest(folder)
     done("read")
     assert splits.fingerprint(manifest) == before
     done("fingerprint again")
