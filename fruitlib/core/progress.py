@@ -1,10 +1,13 @@
 """How far long work is and how long it still takes, in words."""
 
 import time
+from collections.abc import Callable
+
+OnProgress = Callable[[int, int], None]  # called with (done, total) while long work goes on
 
 
-def meter(what: str, every: float = 5):
-    """A `progress(done, total)` that prints `photos checked: 4,500 of 49,236, 3 min left` every so many seconds.
+def meter(what: str, every: float = 5) -> OnProgress:
+    """An `OnProgress` that prints `photos checked: 4,500 of 49,236, 3 min left` every so many seconds.
 
     Work that is over sooner prints nothing.
     """

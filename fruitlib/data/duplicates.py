@@ -28,7 +28,7 @@ import numpy as np
 import pandas as pd
 
 from fruitlib.core.errors import InputError
-from fruitlib.data import sources
+from fruitlib.data.tables import photo_of
 
 NEAR = 8
 MOST_PAIRS = 5_000_000  # pairs held at a time; beyond, the most distant are let go, and a note says so
@@ -121,7 +121,7 @@ def _count_pairs(sizes: pd.Series) -> int:
 def _usable(manifest: pd.DataFrame) -> pd.DataFrame:
     """The rows of status ok, by path, with `box`: what follows the file in `path`."""
     rows = manifest[manifest["status"] == "ok"].sort_values("path")
-    files = rows["path"].str.replace(sources.FRAGMENT, "", regex=True)
+    files = photo_of(rows["path"])
     boxes = [path[len(file) :] for path, file in zip(rows["path"], files, strict=True)]
     return rows.assign(file=files, box=boxes)
 

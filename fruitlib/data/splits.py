@@ -12,7 +12,8 @@ from fruitlib.core import files, source_code
 from fruitlib.core.config import SPLIT_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import duplicates, photo_checks, sources
-from fruitlib.data.stratify import assign_folds, assign_splits, photo_of, subset, wanted_photos
+from fruitlib.data.stratify import assign_folds, assign_splits, subset, wanted_photos
+from fruitlib.data.tables import photo_of
 
 SPLITS = ("train", "val", "test")
 USABLE = ("ok", "sealed")

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fruitlib.core.errors import InputError
-from fruitlib.data import sources
+from fruitlib.data.tables import photo_of
 
 SIDES = ("train", "test", "val")  # what a unit's side 0, 1, 2 means: the test is served first
 EXACT = 200_000  # steps that may go into meeting both counts of a class at once: a tenth of a second
@@ -369,11 +369,6 @@ def wanted_photos(per_class: float, photos: np.ndarray) -> np.ndarray:
 
 def _by_path(rows: pd.DataFrame) -> pd.DataFrame:
     return rows if rows["path"].is_monotonic_increasing else rows.sort_values("path")
-
-
-def photo_of(paths: pd.Series) -> pd.Series:
-    """The paths of the photos, without boxes."""
-    return paths.str.replace(sources.FRAGMENT, "", regex=True)
 
 
 def _units(rows: pd.DataFrame) -> np.ndarray:

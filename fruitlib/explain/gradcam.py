@@ -21,8 +21,8 @@ from torch.nn.functional import interpolate
 
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path, replacing
+from fruitlib.data.augment import LUMA
 
-LUMA = np.array([0.299, 0.587, 0.114])  # brightness of red, green, blue: ITU-R BT.601
 NOISE = 1e-6  # float32 holds 7 digits, so a peak this small beside the terms it sums is their rounding
 
 
