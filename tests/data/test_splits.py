@@ -505,7 +505,7 @@ def test_leaks_across_folds_are_listed_in_any_repeat():
 
 
 def test_a_random_split_leaks_near_identical_photos_and_ours_does_not():
-    """Bursts of five shots of one fruit: a plain random split shows the judge what the model has learnt by heart."""
+    """Bursts of five shots of one fruit: a plain random split puts near-copies of training photos into the test."""
     rows = rows_of([{label: 5} for label in "ab" for _ in range(20)])
     ours, _ = divided(rows, val_per_class=20, test_per_class=20)
     drawn = np.random.default_rng(0).permutation(["train"] * 120 + ["val"] * 40 + ["test"] * 40)
