@@ -13,7 +13,7 @@ FP32, INT8 = "model.fp32.onnx", "model.int8.onnx"
 
 def calibration_photos(run: Run) -> Photos:
     """The training photos that set the INT8 ranges: `calibration_images` of them, spread over all."""
-    return dataset.spread(dataset.of(run, "train"), run.config.calibration_images)
+    return dataset.spread(dataset.load_photos(run, "train"), run.config.calibration_images)
 
 
 def build_model_files(run: Run, model, checkpoint: dict) -> dict[str, Path]:

@@ -127,10 +127,10 @@ def photos_to_try(run: Run) -> tuple[Photos, bool]:
     A model trained on the photos of all folds has no validation photos. It is tried on the training photos that did
     not calibrate it, or on all of them where every one did.
     """
-    val_photos = dataset.of(run, "val")
+    val_photos = dataset.load_photos(run, "val")
     if len(val_photos):
         return val_photos, True
-    train_photos = dataset.of(run, "train")
+    train_photos = dataset.load_photos(run, "train")
     used = set(model_files.calibration_photos(run).paths)
     others = [position for position, path in enumerate(train_photos.paths) if path not in used]
     return (train_photos.pick(others) if others else train_photos), False
