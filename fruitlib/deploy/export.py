@@ -26,7 +26,7 @@ class ExportError(RuntimeError):
     """The exported file does not compute what the model computes; its message is one line."""
 
 
-def to_onnx(
+def export_onnx(
     model: torch.nn.Module, path: Path, image_size: int, class_names: list[str], extra: dict | None = None
 ) -> Path:
     """Write `model` to `path` as one ONNX file: "images" (batch, 3, S, S) in [0, 1] -> "logits" (batch, C).
@@ -91,7 +91,7 @@ def parity(reference_logits: np.ndarray, logits: np.ndarray) -> dict:
     }
 
 
-def check(
+def check_parity(
     fp32_parity: dict, int8_parity: dict | None = None, tolerance: float = 1e-3, min_agreement: float = 0.95
 ) -> dict:
     """The gate. Raises ExportError where fp32 is further than `tolerance` logits from torch on any image.

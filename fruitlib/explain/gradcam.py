@@ -236,7 +236,7 @@ def central_share(heat: np.ndarray) -> float:
     return float(middle.sum() / heat.sum()) if heat.sum() > 0 else float("nan")
 
 
-def save(path: Path, heatmaps: Heatmaps, **meta) -> None:
+def save_heatmaps(path: Path, heatmaps: Heatmaps, **meta) -> None:
     """Write `heatmaps` and any arrays besides (paths, labels) as compressed npz; heat in float16."""
     arrays = {name: np.asarray(value) for name, value in meta.items()}
     own = {field.name: np.asarray(getattr(heatmaps, field.name)) for field in fields(Heatmaps)}
@@ -247,7 +247,7 @@ def save(path: Path, heatmaps: Heatmaps, **meta) -> None:
         np.savez_compressed(file, **arrays, **own | {"heatmap": own["heatmap"].astype(np.float16)})
 
 
-def load(path: Path) -> tuple[Heatmaps, dict[str, np.ndarray]]:
+def load_heatmaps(path: Path) -> tuple[Heatmaps, dict[str, np.ndarray]]:
     """What `save` wrote: the heatmaps (heat in float32) and the other arrays by name."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:

@@ -142,7 +142,7 @@ def _check_with_torch(plan: Sweep) -> None:
         for config in starts.values():
             models.check_start(config)
         for config in lower:
-            precision.check(config, machine.device())
+            precision.check_precision(config, machine.device())
 
 
 def _check_classes(plan: Sweep, progress: Terminal) -> None:

@@ -74,7 +74,7 @@ def choose(config: Config, num_classes: int, device: torch.device, folder: Path)
     return Speed(precision, FORMATS[memory_format], entry["step_ms"], _summary(entry))
 
 
-def check(config: Config, device: torch.device) -> None:
+def check_precision(config: Config, device: torch.device) -> None:
     """Refuse a precision that this device does not have (InputError)."""
     _candidates(config, device)
 

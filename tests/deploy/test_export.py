@@ -85,7 +85,7 @@ def trained() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def fp32(trained, tmp_path_factory):
-    return export.to_onnx(trained, tmp_path_factory.mktemp("fp32") / "model.fp32.onnx", 32, NAMES, {"run": "lr=é"})
+    return export.export_onnx(trained, tmp_path_factory.mktemp("fp32") / "model.fp32.onnx", 32, NAMES, {"run": "lr=é"})
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_fp32_computes_what_torch_computes(name, tmp_path):
     torch.manual_seed(0)
     model = Net() if name == "small" else getattr(torchvision.models, name)(weights=None, num_classes=3)
     model = lived_in(model, size).to(memory_format=torch.channels_last)
-    path = export.to_onnx(model, tmp_path / "model.onnx", size, NAMES)
+    path = export.export_onnx(model, tmp_path / "model.onnx", size, NAMES)
     noise = np.random.default_rng(1).random((7, 3, size, size), np.float32)
     for images in (noise, structured(size), noise[:1], structured(size)[4:5]):
         with torch.no_grad():
@@ -145,9 +145,9 @@ def test_model_is_left_as_found(tmp_path, capfd, caplog):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(5)
     random_state = torch.get_rng_state()
-    export.to_onnx(model, tmp_path / "a.onnx", 32, NAMES)
+    export.export_onnx(model, tmp_path / "a.onnx", 32, NAMES)
     with torch.inference_mode():
-        export.to_onnx(model, tmp_path / "b.onnx", 32, NAMES)
+        export.export_onnx(model, tmp_path / "b.onnx", 32, NAMES)
     assert [m.training for m in model.modules()] == flags
     assert [id(p.grad) for p in model.parameters()] == grads
     assert [p.requires_grad for p in model.parameters()] == [i > 0 for i in range(len(grads))]
@@ -158,9 +158,9 @@ def test_model_is_left_as_found(tmp_path, capfd, caplog):
 
 def test_names_and_metadata_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(InputError, match="2 names for 3 logits"):
-        export.to_onnx(Net(), tmp_path / "model.onnx", 32, NAMES[:2])
+        export.export_onnx(Net(), tmp_path / "model.onnx", 32, NAMES[:2])
     with pytest.raises(InputError, match="image_size"):
-        export.to_onnx(Net(), tmp_path / "model.onnx", 32, NAMES, {"image_size": "64"})
+        export.export_onnx(Net(), tmp_path / "model.onnx", 32, NAMES, {"image_size": "64"})
     assert not list(tmp_path.iterdir())
 
 
@@ -172,7 +172,7 @@ def test_a_failed_export_keeps_the_earlier_file(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_text("earlier")
     with pytest.raises(Exception, match="export"):
-        export.to_onnx(Unexportable(), path, 32, NAMES)
+        export.export_onnx(Unexportable(), path, 32, NAMES)
     assert path.read_text() == "earlier" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -192,7 +192,7 @@ def test_int8_is_smaller_and_agrees(trained, fp32, int8):
 
 
 def test_large_layers_shrink_to_about_a_quarter(tmp_path):
-    fp32 = export.to_onnx(Net(width=128), tmp_path / "a.onnx", 32, NAMES)
+    fp32 = export.export_onnx(Net(width=128), tmp_path / "a.onnx", 32, NAMES)
     int8 = quantize.quantize(fp32, tmp_path / "b.onnx", separable(4, 0)[0])
     assert export.size_mb(int8) < 0.3 * export.size_mb(fp32)
 
@@ -288,7 +288,7 @@ def test_a_broken_file_is_caught(trained, fp32, tmp_path):
     images, _ = separable(50, 6)
     reference = export.run_torch(trained, images)
     good = export.parity(reference, predict.run_onnx(fp32, images))
-    assert export.check(good, good) == {"fp32_verified": True, "int8_verified": True, "reason": ""}
+    assert export.check_parity(good, good) == {"fp32_verified": True, "int8_verified": True, "reason": ""}
     proto = onnx.load(fp32)
     bias = next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("10.bias"))
     moved = onnx.numpy_helper.to_array(bias) + np.array([0, 0.002, 0], np.float32)
@@ -296,16 +296,16 @@ def test_a_broken_file_is_caught(trained, fp32, tmp_path):
     onnx.save(proto, tmp_path / "nudged.onnx")
     nudged = export.parity(reference, predict.run_onnx(tmp_path / "nudged.onnx", images))
     with pytest.raises(export.ExportError, match=r"off by 0\.002"):
-        export.check(nudged)
-    assert export.check(nudged, tolerance=0.01)["fp32_verified"]
+        export.check_parity(nudged)
+    assert export.check_parity(nudged, tolerance=0.01)["fp32_verified"]
 
 
 def test_int8_that_disagrees_is_reported():
     good = {"max_abs_diff": 0.0, "mean_abs_diff": 0.0, "agreement": 1.0, "n": 40}
-    found = export.check(good, {**good, "max_abs_diff": 2.0, "agreement": 0.9})
+    found = export.check_parity(good, {**good, "max_abs_diff": 2.0, "agreement": 0.9})
     assert not found["int8_verified"] and "90.0% of 40 images" in found["reason"]
-    assert export.check(good, {**good, "agreement": 0.9}, min_agreement=0.9)["int8_verified"]
-    missing = export.check(good)
+    assert export.check_parity(good, {**good, "agreement": 0.9}, min_agreement=0.9)["int8_verified"]
+    missing = export.check_parity(good)
     assert not missing["int8_verified"] and "no INT8" in missing["reason"]
 
 
@@ -314,8 +314,8 @@ def test_nan_never_passes():
     with np.errstate(invalid="ignore"):
         bad = export.parity(np.zeros((2, 3)), np.array([[0, np.nan, 0], [0, 0, 0]]))
     with pytest.raises(export.ExportError):
-        export.check(bad, good)
-    found = export.check(good, {**bad, "agreement": 1.0})
+        export.check_parity(bad, good)
+    found = export.check_parity(good, {**bad, "agreement": 1.0})
     assert not found["int8_verified"] and "finite" in found["reason"]
 
 

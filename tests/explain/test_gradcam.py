@@ -371,8 +371,8 @@ def test_overlay_refuses_other_shapes():
 def test_save_and_load_round_trip(tmp_path):
     model, path = small_net().eval(), tmp_path / "cams" / "val.npz"
     maps = gradcam.heatmaps(model, torch.rand(2, 3, 16, 16), {"a": model[2], "ß": model[6]})
-    gradcam.save(path, maps, paths=["apple/1.jpg", "kirsche/ü.jpg"], labels=np.array([0, 1]))
-    again, meta = gradcam.load(path)
+    gradcam.save_heatmaps(path, maps, paths=["apple/1.jpg", "kirsche/ü.jpg"], labels=np.array([0, 1]))
+    again, meta = gradcam.load_heatmaps(path)
     np.testing.assert_allclose(again.heatmap, maps.heatmap, atol=1e-3)
     assert again.heatmap.dtype == np.float32 and again.layer_names == ["a", "ß"]
     for name in ("peak", "predicted", "probs", "targets"):
@@ -386,14 +386,14 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     maps = gradcam.heatmaps(model, torch.rand(1, 3, 16, 16), last_relu(model))
     path = tmp_path / "cams.npz"
     with pytest.raises(InputError, match="paths"):
-        gradcam.save(path, maps, paths=np.array([object()]))
+        gradcam.save_heatmaps(path, maps, paths=np.array([object()]))
     with pytest.raises(InputError, match="probs"):
-        gradcam.save(path, maps, probs=np.zeros(1))
+        gradcam.save_heatmaps(path, maps, probs=np.zeros(1))
     with pytest.raises(InputError, match=r"cams\.npz"):
-        gradcam.load(path)
+        gradcam.load_heatmaps(path)
     np.savez(path, heatmap=np.zeros(1))
     with pytest.raises(InputError, match=r"cams\.npz"):
-        gradcam.load(path)
+        gradcam.load_heatmaps(path)
     path.write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(InputError, match=r"cams\.npz"):
-        gradcam.load(path)
+        gradcam.load_heatmaps(path)

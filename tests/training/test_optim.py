@@ -228,7 +228,7 @@ def follow(cfg, scores, steps_per_epoch=2) -> list[float]:
     for score in scores:
         for _ in range(steps_per_epoch):
             schedule.step()
-        schedule.judged(score)
+        schedule.end_epoch(score)
         found.append(schedule.lr)
     return found
 
@@ -265,7 +265,7 @@ def test_a_resumed_schedule_goes_on_exactly(name, optimizer_first):
             optimizer.step()
             schedule.step()
             if (step + 1) % steps == 0:
-                schedule.judged(scores[step // steps])
+                schedule.end_epoch(scores[step // steps])
             if saved is not None:
                 saved.append(io.BytesIO())
                 torch.save([optimizer.state_dict(), schedule.state_dict()], saved[-1])
