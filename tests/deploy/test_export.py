@@ -1,6 +1,5 @@
-"""The exported files compute what the model computes, stand alone, and the gate shuts when they do not."""
+"""The exported files compute what the model computes, stand alone, and are refused when they do not."""
 
-import json
 import time
 
 import numpy as np
@@ -61,7 +60,7 @@ def structured(size: int) -> np.ndarray:
     return np.stack([np.stack([plane, plane[::-1], 1 - plane]) for plane in planes])
 
 
-def lived_in(model: nn.Module, size: int) -> nn.Module:
+def with_batchnorm_statistics(model: nn.Module, size: int) -> nn.Module:
     """BatchNorm statistics other than 0 and 1, so that a wrong folding shows."""
     model.train()
     with torch.no_grad():
@@ -102,7 +101,7 @@ def test_fp32_computes_what_torch_computes(name, tmp_path):
     size = 32 if name == "small" else 64
     torch.manual_seed(0)
     model = Net() if name == "small" else getattr(torchvision.models, name)(weights=None, num_classes=3)
-    model = lived_in(model, size).to(memory_format=torch.channels_last)
+    model = with_batchnorm_statistics(model, size).to(memory_format=torch.channels_last)
     path = export.export_onnx(model, tmp_path / "model.onnx", size, NAMES)
     noise = np.random.default_rng(1).random((7, 3, size, size), np.float32)
     for images in (noise, structured(size), noise[:1], structured(size)[4:5]):
@@ -124,9 +123,9 @@ def test_one_file_that_says_what_it_is(fp32):
     assert (images.name, logits.name) == ("images", "logits")
     shape = images.type.tensor_type.shape.dim
     assert shape[0].dim_param == "batch" and [d.dim_value for d in shape[1:]] == [3, 32, 32]
-    found = predict.read_metadata(fp32)
-    assert json.loads(found["class_names"]) == NAMES
-    assert found["image_size"] == "32" and found["run"] == "lr=é"
+    assert predict.class_names(fp32) == NAMES
+    metadata = predict.read_metadata(fp32)
+    assert metadata["image_size"] == "32" and metadata["run"] == "lr=é"
 
 
 def test_no_source_paths_in_the_files(fp32, int8):
@@ -135,7 +134,7 @@ def test_no_source_paths_in_the_files(fp32, int8):
         assert b"site-packages" not in content and b'.py"' not in content
 
 
-def test_model_is_left_as_found(tmp_path, capfd, caplog):
+def test_the_model_is_left_unchanged(tmp_path, capfd, caplog):
     model = Net().train()
     model(torch.rand(4, 3, 32, 32)).sum().backward()
     model.body[1].eval()
@@ -216,8 +215,8 @@ def test_int8_is_what_the_docstring_says(int8):
 
 
 def test_metadata_survives_quantizing(fp32, int8):
-    found = predict.read_metadata(int8)
-    assert "Conv/Gemm/MatMul" in found.pop("quantization") and found == predict.read_metadata(fp32)
+    metadata = predict.read_metadata(int8)
+    assert "Conv/Gemm/MatMul" in metadata.pop("quantization") and metadata == predict.read_metadata(fp32)
 
 
 def test_order_and_batches_of_calibration_images_do_not_matter(fp32, tmp_path):
@@ -302,8 +301,8 @@ def test_a_broken_file_is_caught(trained, fp32, tmp_path):
 
 def test_int8_that_disagrees_is_reported():
     good = {"max_abs_diff": 0.0, "mean_abs_diff": 0.0, "agreement": 1.0, "n": 40}
-    found = export.check_parity(good, {**good, "max_abs_diff": 2.0, "agreement": 0.9})
-    assert not found["int8_verified"] and "90.0% of 40 images" in found["reason"]
+    verdict = export.check_parity(good, {**good, "max_abs_diff": 2.0, "agreement": 0.9})
+    assert not verdict["int8_verified"] and "90.0% of 40 images" in verdict["reason"]
     assert export.check_parity(good, {**good, "agreement": 0.9}, min_agreement=0.9)["int8_verified"]
     missing = export.check_parity(good)
     assert not missing["int8_verified"] and "no INT8" in missing["reason"]
@@ -315,8 +314,8 @@ def test_nan_never_passes():
         bad = export.parity(np.zeros((2, 3)), np.array([[0, np.nan, 0], [0, 0, 0]]))
     with pytest.raises(export.ExportError):
         export.check_parity(bad, good)
-    found = export.check_parity(good, {**bad, "agreement": 1.0})
-    assert not found["int8_verified"] and "finite" in found["reason"]
+    verdict = export.check_parity(good, {**bad, "agreement": 1.0})
+    assert not verdict["int8_verified"] and "finite" in verdict["reason"]
 
 
 # ---- latency ----
@@ -332,11 +331,11 @@ def test_latency_orders_and_interleaves():
 
         return call
 
-    found = export.latency_ms({"slow": sleeper("s", 0.006), "fast": sleeper("f", 0.002)}, repeats=10, warmup=2)
+    times = export.latency_ms({"slow": sleeper("s", 0.006), "fast": sleeper("f", 0.002)}, repeats=10, warmup=2)
     assert "".join(calls) == "fssf" * 6
-    assert 2 <= found["fast"]["least"] <= found["fast"]["median"]
-    assert found["slow"]["least"] >= 6 and found["fast"]["least"] < 6
-    assert found["slow"]["n"] == 10
+    assert 2 <= times["fast"]["least"] <= times["fast"]["median"]
+    assert times["slow"]["least"] >= 6 and times["fast"]["least"] < 6
+    assert times["slow"]["n"] == 10
     with pytest.raises(InputError, match="repeats"):
         export.latency_ms({}, repeats=0)
 
@@ -355,8 +354,8 @@ def test_latency_leaves_warmup_out_and_threads_restored():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        found = export.latency_ms({"a": slow_at_first}, repeats=3, warmup=2)["a"]
-        assert found["median"] < 25 and found["n"] == 3
+        times = export.latency_ms({"a": slow_at_first}, repeats=3, warmup=2)["a"]
+        assert times["median"] < 25 and times["n"] == 3
         assert state["threads"] == 1 and torch.get_num_threads() == 2
         with pytest.raises(RuntimeError, match="planted"):
             export.latency_ms({"a": fail})
@@ -373,5 +372,5 @@ def test_runners_compute_the_logits(trained, fp32, int8):
     trained.eval()
     np.testing.assert_allclose(runners["torch"](), runners["fp32"](), atol=1e-4)
     runners["int8"] = export.onnx_runner(int8, images)
-    found = export.latency_ms(runners, repeats=5, warmup=1)
-    assert list(found) == ["torch", "fp32", "int8"] and all(v["least"] > 0 for v in found.values())
+    times = export.latency_ms(runners, repeats=5, warmup=1)
+    assert list(times) == ["torch", "fp32", "int8"] and all(v["least"] > 0 for v in times.values())

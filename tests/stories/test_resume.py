@@ -20,7 +20,12 @@ import torch
 from fruitlib.runs.run import Run
 from fruitlib.training import checkpoint, train, weights
 
-TIMES = ["seconds", "photos_per_second", "cpu_percent", "ram_gb"]  # the columns of history.csv that depend on the machine
+TIMES = [
+    "seconds",
+    "photos_per_second",
+    "cpu_percent",
+    "ram_gb",
+]  # the columns of history.csv that depend on the machine
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +87,12 @@ def undisturbed(server, run):
 
 
 def assert_bit_for_bit(run, other) -> None:
-    history, expected = run.history(), other.history()
-    assert list(history.columns) == list(expected.columns)
-    assert history["epoch"].tolist() == list(range(1, len(expected) + 1))
-    pd.testing.assert_frame_equal(history.drop(columns=TIMES), expected.drop(columns=TIMES), check_exact=True)
+    history, undisturbed_history = run.history(), other.history()
+    assert list(history.columns) == list(undisturbed_history.columns)
+    assert history["epoch"].tolist() == list(range(1, len(undisturbed_history) + 1))
+    pd.testing.assert_frame_equal(
+        history.drop(columns=TIMES), undisturbed_history.drop(columns=TIMES), check_exact=True
+    )
     best, expected = (weights.load_checkpoint(one.path / "best.pt") for one in (run, other))
     assert best["epoch"] == expected["epoch"] and list(best["state_dict"]) == list(expected["state_dict"])
     assert all(torch.equal(best["state_dict"][name], tensor) for name, tensor in expected["state_dict"].items())
@@ -198,7 +205,7 @@ def test_a_damaged_checkpoint_is_named_and_training_restarts(make_run, server):
 
 
 def test_a_history_longer_than_the_checkpoint_is_cut_to_it(make_run, server):
-    """Killed with the row of an epoch written, and its checkpoint not: no row is there twice, none is of another attempt."""
+    """Killed with the row of an epoch written, and its checkpoint not: each row once, all of the same attempt."""
     whole, run = undisturbed(server, make_run("whole")), cut_off(server, make_run())
     table = run.history()
     extra = table.iloc[[-1, -1]].assign(epoch=[len(table) + 1, len(table) + 2], train_loss=99.0)
