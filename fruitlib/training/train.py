@@ -102,7 +102,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     model = models.build(config, num_classes).to(device, memory_format=speed.memory_format)
     initial_weights = models.fingerprint(model)
     trained_blocks = blocks.freeze_blocks(model, config)
-    precision.compiled(model, config)
+    precision.compile_model(model, config)
     say(speed.summary, model.weights_origin)
 
     # Batches, loss and optimizer.

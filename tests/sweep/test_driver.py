@@ -115,7 +115,7 @@ def wait_until(condition, seconds: float = 60) -> None:
         ("grid: {1: [2]}", [], "1 is no setting"),
         ("seed: 5000000000", [], "seed = 5000000000"),
         ("base_weights: missing.pt", [], "base_weights missing.pt: no such file"),
-        ("base_weights: broken.pt", [], "broken.pt: not a checkpoint that can be read"),
+        ("base_weights: broken.pt", [], "broken.pt: not a readable checkpoint"),
         ("weights: default", [], "weights default: no such file; wanted none, DEFAULT"),
         ("model: base", [], "model base has 5 classes, the photos have 3"),
         ("epochs: 1", ["--data", ""], "--data is empty"),

@@ -242,8 +242,8 @@ def test_a_finished_training_leaves_no_checkpoint_to_go_on_from(make_run):
 
 
 @pytest.mark.parametrize("settings", [{"patience": 1}, {"scheduler": "plateau"}])
-def test_what_follows_validation_is_refused_where_nothing_validates(make_run, settings):
-    with pytest.raises(InputError, match="follows validation, and no photo validates"):
+def test_settings_that_need_validation_photos_are_refused_without_them(make_run, settings):
+    with pytest.raises(InputError, match="needs validation photos"):
         train.fit(make_run(folds=2, fold=0, **settings))
 
 
