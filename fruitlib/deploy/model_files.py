@@ -22,6 +22,6 @@ def build_model_files(run: Run, model, checkpoint: dict) -> dict[str, Path]:
     The checkpoint's preprocessing goes into their metadata, so that a file alone says what photos it expects.
     """
     extra = {"preprocess": json.dumps(checkpoint["preprocess"])}
-    fp32 = export.to_onnx(model, run.path / FP32, run.config.image_size, run.class_names, extra)
+    fp32 = export.export_onnx(model, run.path / FP32, run.config.image_size, run.class_names, extra)
     int8 = quantize.quantize(fp32, run.path / INT8, dataset.to_array(calibration_photos(run).images))
     return {"fp32": fp32, "int8": int8}

@@ -104,7 +104,7 @@ def export_run(run: Run) -> Export:
     logits = {"torch": export.run_torch(model, images)}
     logits |= {backend: predict.run_onnx(path, images) for backend, path in paths.items()}
     parity = {backend: export.parity(logits["torch"], logits[backend]) for backend in paths}
-    verdict = export.check(parity["fp32"], parity["int8"], min_agreement=run.config.int8_agreement)
+    verdict = export.check_parity(parity["fp32"], parity["int8"], min_agreement=run.config.int8_agreement)
     labels = photos.labels.numpy()
     correct = {backend: int((values.argmax(1) == labels).sum()) for backend, values in logits.items()}
     times = _latencies(model, paths, images[:1])

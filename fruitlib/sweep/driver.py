@@ -140,9 +140,9 @@ def _check_with_torch(plan: Sweep) -> None:
         from fruitlib.training import models, precision
 
         for config in starts.values():
-            models.check_start(config)
+            models.check_start_weights(config)
         for config in lower:
-            precision.check(config, machine.device())
+            precision.check_precision(config, machine.device())
 
 
 def _check_classes(plan: Sweep, progress: Terminal) -> None:

@@ -132,11 +132,11 @@ def test_an_ensembles_onnx_files_answer_as_it_does(ensemble, tmp_path):
     run, _ = ensemble
     model, _ = models.restore(run.path / "best.pt")
     photos = dataset.to_array(dataset.load_photos(run, "train").images)
-    fp32 = export.to_onnx(model, tmp_path / "fp32.onnx", run.config.image_size, run.class_names)
+    fp32 = export.export_onnx(model, tmp_path / "fp32.onnx", run.config.image_size, run.class_names)
     int8 = quantize.quantize(fp32, tmp_path / "int8.onnx", photos)
     logits = export.run_torch(model, photos)
     parity = [export.parity(logits, predict.run_onnx(path, photos)) for path in (fp32, int8)]
-    verdict = export.check(*parity, min_agreement=run.config.int8_agreement)
+    verdict = export.check_parity(*parity, min_agreement=run.config.int8_agreement)
     assert verdict["fp32_verified"] and verdict["int8_verified"], verdict
 
 
