@@ -83,7 +83,7 @@ def _add_data(commands) -> None:
     names = data.add_subparsers(required=True, metavar="NAME")
     for name, words in (("sample", "draw three fruits"), ("sample5", "draw five fruits, for the base model")):
         names.add_parser(name, help=words).set_defaults(command=_draw, name=name)
-    words = "fetch a data set by git into data/; stopped at any moment and run again, it goes on"
+    words = "fetch a data set by git into data/; an interrupted fetch leaves nothing there"
     bring = names.add_parser("fetch", help=words, description=words)
     bring.add_argument("name", choices=list(fetch.DATASETS), metavar="NAME", help=", ".join(fetch.DATASETS))
     bring.add_argument("--url", help="another address of the same git repository, such as a mirror")
@@ -158,7 +158,7 @@ def _draw(options: argparse.Namespace) -> int:
 def _fetch(options: argparse.Namespace) -> int:
     from fruitlib.data import fetch
 
-    folder = fetch.fetch(options.name, options.url, options.to, progress=fetch.meter())
+    folder = fetch.fetch(options.name, options.url, options.to, progress=progress.meter("objects received"))
     print(f"in a params file: data: {folder if options.to else options.name}")
     return 0
 

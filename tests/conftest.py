@@ -94,7 +94,7 @@ def make_run(tiny, tmp_path):
 
     def make(name="run", **settings):
         cfg = config.make({**tiny, **settings})
-        splits.prepare(cfg, tmp_path)
+        splits.prepare_manifest(cfg, tmp_path)
         return create_run(tmp_path / name, cfg)
 
     return make

@@ -1,13 +1,17 @@
 """How far long work is and how long it still takes, in words."""
 
 import time
+from collections.abc import Callable
+
+OnProgress = Callable[[int, int], None]  # called with (done, total) while long work goes on
 
 
-def meter(what: str, every: float = 5):
-    """A `progress(done, total)` that prints `photos checked: 4,500 of 49,236, 3 min left` every so many seconds.
+def meter(what: str, every: float = 5, say: Callable[[str], None] | None = None) -> OnProgress:
+    """An `OnProgress` that prints `photos checked: 4,500 of 49,236, 3 min left` every so many seconds.
 
-    Work that is over sooner prints nothing.
+    Work that is over sooner prints nothing. `say` prints a line in its own way.
     """
+    say = say or (lambda line: print(line, flush=True))
     started = spoken = time.monotonic()
 
     def show(done: int, total: int) -> None:
@@ -15,7 +19,7 @@ def meter(what: str, every: float = 5):
         if (now := time.monotonic()) - spoken < every or not done:
             return
         left = (now - started) / done * (total - done)
-        print(f"{what}: {done:,} of {total:,}, {duration(left)} left", flush=True)
+        say(f"{what}: {done:,} of {total:,}, {duration(left)} left")
         spoken = now
 
     return show

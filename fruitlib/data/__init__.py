@@ -1,20 +1,21 @@
-"""Photos as people have them -> photos one may learn from: checked, grouped, divided, decoded once, fed to training.
+"""Photos as people have them -> photos ready for training: checked, grouped, divided, decoded once, in batches.
 
 In: a folder, a table or a known data set. Out: `manifest.csv`, a row per photo, and batches of tensors. Read `sources`
 first, then `splits`; a training's batches come from `loader`.
 
-    fetch            public photographs by git, counted
+    fetch            public photographs cloned by git, counted
     practice_photos  draws the practice photographs
     sources          folder, table, fetched set -> rows of path, label, group, split; nothing opened
-    photo_checks     each photo checked, its oddities named, its look hashed
+    tables           a CSV or TSV table -> the same rows, with boxes
+    photo_checks     each photo opened and checked, its oddities named, its look hashed
     duplicates       copies and near-copies -> groups; label conflicts
-    stratify         shares, folds and subsets; groups whole, two million rows in seconds
+    stratify         shares, folds and subsets; groups never divided, two million rows in seconds
     splits           the manifest: train, val, test, folds; what could not be met; what leaks
     preprocess       one photo -> the square of bytes a model sees
     cache            photos decoded once: a mapped file shared by all processes, or streamed
     augment          policies as data by (seed, epoch, slot); mixup, cutmix
     balance          class weights, samplers, over- and undersampling, SMOTE
     dataset          decoded photos in order, with their labels
-    batch            what one process learns from in a step
-    loader           an epoch's batches, prepared beside training
+    batch            what one process trains on in a step
+    loader           an epoch's batches, prefetched while the network computes
 """

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torchvision.transforms import InterpolationMode, v2
 
-LUMA = np.array([0.299, 0.587, 0.114])  # the eye's weights of red, green and blue (ITU-R BT.601)
-ORDER, AUGMENT, MIX = 0, 1, 2  # purposes, each with a random stream of its own
-COLOURING, THEIRS = ("colour", "full"), ("trivial", "randaugment")
+LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue in brightness (ITU-R BT.601)
+ORDER, AUGMENT, MIX = 0, 1, 2  # purposes; each has its own random stream
+COLOUR_POLICIES, TORCHVISION_POLICIES = ("colour", "full"), ("trivial", "randaugment")
 ROWS = 1 << 16
 
 
@@ -24,13 +24,13 @@ class Draws:
 
     warps: np.ndarray | None = None  # float64 (m, 3, 3)
     colours: np.ndarray | None = None  # float64 (m, 3, 4)
-    theirs: str = ""  # trivial or randaugment: torchvision's operations, which it draws from `seeds`
+    torchvision_policy: str = ""  # trivial or randaugment; torchvision draws its operations from `seeds`
     seeds: np.ndarray | None = None  # int64 (m,)
 
     def pick(self, slots) -> "Draws":
         """The draws of these slots."""
         some = [None if part is None else part[slots] for part in (self.warps, self.colours, self.seeds)]
-        return Draws(some[0], some[1], self.theirs, some[2])
+        return Draws(some[0], some[1], self.torchvision_policy, some[2])
 
 
 @dataclass(frozen=True)
@@ -49,27 +49,27 @@ def generator(seed: int, epoch: int, purpose: int) -> torch.Generator:
 
 
 def draw(policy: str, count: int, seed: int, epoch: int) -> Draws:
-    """An epoch's augmentation by `policy`, a row for each of `count` slots; row i is alike for any larger count.
+    """An epoch's augmentation by `policy`, a row for each of `count` slots; row i is the same for any larger count.
 
     none; crop: a part of 35 to 100 % of the area and 3:4 to 4:3, mirrored or not (as in Szegedy et al. 2015);
     geometric: see `_geometric`; colour: see `_colours`; full: both; trivial: TrivialAugment (Müller and Hutter 2021)
-    and randaugment: RandAugment (Cubuk et al. 2020), both torchvision's.
+    and randaugment: RandAugment (Cubuk et al. 2020), both by torchvision.
     """
     random, parts = generator(seed, epoch, AUGMENT), []
     for start in range(0, max(count, 1), ROWS):  # in parts, so that millions of slots pass through little memory
         rows = min(ROWS, count - start)
         parts.append(_drawn(policy, torch.rand(rows, 12, generator=random, dtype=torch.float64).numpy().T))
-    found = {name: [getattr(part, name) for part in parts] for name in ("warps", "colours", "seeds")}
-    whole = {name: None if some[0] is None else np.concatenate(some) for name, some in found.items()}
-    return Draws(theirs=parts[0].theirs, **whole)
+    columns = {name: [getattr(part, name) for part in parts] for name in ("warps", "colours", "seeds")}
+    whole = {name: None if some[0] is None else np.concatenate(some) for name, some in columns.items()}
+    return Draws(torchvision_policy=parts[0].torchvision_policy, **whole)
 
 
 def _drawn(policy: str, numbers: np.ndarray) -> Draws:
     """The draws that `policy` makes of random numbers (12, m)."""
-    if policy in THEIRS:
-        return Draws(theirs=policy, seeds=(numbers[0] * 2**53).astype(np.int64))
+    if policy in TORCHVISION_POLICIES:
+        return Draws(torchvision_policy=policy, seeds=(numbers[0] * 2**53).astype(np.int64))
     warps = {"crop": _crops, "geometric": _geometric, "full": _geometric}.get(policy)
-    return Draws(warps(numbers[:8]) if warps else None, _colours(numbers[8:]) if policy in COLOURING else None)
+    return Draws(warps(numbers[:8]) if warps else None, _colours(numbers[8:]) if policy in COLOUR_POLICIES else None)
 
 
 def _crops(numbers: np.ndarray) -> np.ndarray:
@@ -123,10 +123,10 @@ def _colours(numbers: np.ndarray) -> np.ndarray:
 def apply(pictures: np.ndarray, draws: Draws) -> np.ndarray:
     """The pictures uint8 (k, S, S, 3), each after its row of `draws` (k rows); borders are reflected.
 
-    torchvision's policies draw from torch's global random state, which belongs to the calling thread's work: call them
-    where no other thread draws from it, so not beside training.
+    torchvision's policies draw from torch's global random state: call them where no other thread draws from it, so not
+    in a thread beside training.
     """
-    if draws.theirs:
+    if draws.torchvision_policy:
         return _by_torchvision(pictures, draws)
     side, result = pictures.shape[1], pictures
     if draws.warps is not None:
@@ -148,7 +148,7 @@ def in_pixels(warps: np.ndarray, side: int) -> np.ndarray:
 
 
 def apply_batch(images: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """`apply` for float images (k, 3, S, S) in [0, 1] on their device, all at once, as a GPU likes it."""
+    """`apply` for float images (k, 3, S, S) in [0, 1] on their device, all at once, which is fast on a GPU."""
     side = images.shape[-1]
     if draws.warps is not None:
         warps = torch.as_tensor(draws.warps, dtype=images.dtype, device=images.device)
@@ -167,7 +167,7 @@ def apply_batch(images: torch.Tensor, draws: Draws) -> torch.Tensor:
 
 def _by_torchvision(pictures: np.ndarray, draws: Draws) -> np.ndarray:
     """Each picture after torchvision's policy, whose draws come from the picture's own seed."""
-    make = {"trivial": v2.TrivialAugmentWide, "randaugment": v2.RandAugment}[draws.theirs]
+    make = {"trivial": v2.TrivialAugmentWide, "randaugment": v2.RandAugment}[draws.torchvision_policy]
     policy, result = make(interpolation=InterpolationMode.BILINEAR), np.empty_like(pictures)
     with torch.random.fork_rng(devices=[]):
         for picture, seed, out in zip(pictures, draws.seeds.tolist(), result, strict=True):

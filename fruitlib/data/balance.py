@@ -13,8 +13,8 @@ METHODS = {
     "class_weights": "every photo once; its loss counts n / (classes · photos of its class)",
     "weighted_sampler": "as many photos as there are, drawn with replacement, each class equally likely",
     "oversample": "every class repeated to the size of the largest",
-    "undersample": "every class cut to the size of the smallest, drawn anew each epoch",
-    "augment_to": "classes below augment_to photos topped up with augmented children",
+    "undersample": "every class cut to the size of the smallest, drawn again each epoch",
+    "augment_to": "classes below augment_to photos topped up with augmented copies",
     "smote": "frozen features of rare classes joined by points between neighbours (SMOTE)",
 }
 NEIGHBOURS = 5  # SMOTE's own number
@@ -24,10 +24,10 @@ _PURPOSE = 0xBA1A  # keeps these draws apart from others of the same seed and ep
 def slots(labels: torch.Tensor, method: str, augment_to: int = 0, seed: int = 0, epoch: int = 1) -> torch.Tensor:
     """The photos one epoch goes over, as indexes int64 (m,) into `labels` int64 (n,); a photo may occur repeatedly.
 
-    The result depends on (labels, method, augment_to, seed, epoch) alone, and its order carries no meaning; only
-    with `augment_to` slot i < n is photo i itself, and the augmented children follow. `weighted_sampler` draws as
-    torch's `WeightedRandomSampler` does with weights 1 / photos of the class. Repeats are whole as far as they go;
-    which photos serve once more to fill up is drawn anew each epoch, without replacement.
+    The result depends on (labels, method, augment_to, seed, epoch) alone. Its order has no meaning, except that with
+    `augment_to` slot i < n is photo i itself, and the augmented copies follow. `weighted_sampler` draws as torch's
+    `WeightedRandomSampler` does with weights 1 / photos of the class. The other methods repeat every photo of a class
+    equally often as far as possible; those repeated once more are drawn each epoch, without replacement.
 
     Raises:
         InputError: an unknown method.
@@ -44,8 +44,8 @@ def slots(labels: torch.Tensor, method: str, augment_to: int = 0, seed: int = 0,
     elif method == "undersample":
         chosen = np.concatenate([rng.choice(photos, min(sizes), replace=False) for photos in members])
     elif method == "augment_to":
-        children = [_repeated(photos, max(augment_to - len(photos), 0), rng) for photos in members]
-        chosen = np.concatenate([np.arange(len(labels)), *children])
+        copies = [_repeated(photos, max(augment_to - len(photos), 0), rng) for photos in members]
+        chosen = np.concatenate([np.arange(len(labels)), *copies])
     else:
         chosen = np.arange(len(labels))
     return torch.from_numpy(chosen)
@@ -66,7 +66,7 @@ def _evenly(members: list[np.ndarray], count: int, rng: np.random.Generator) -> 
 
 
 def _repeated(photos: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` of these photos: all of them as often as they go in whole, the remainder without replacement."""
+    """`count` of these photos: all of them equally often, the remainder drawn without replacement."""
     whole, rest = divmod(count, len(photos))
     return np.concatenate([np.tile(photos, whole), rng.choice(photos, rest, replace=False)])
 
@@ -74,7 +74,7 @@ def _repeated(photos: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
 def class_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     """Weight of each class, float32 (C,): n / (C · n_c) for labels int64 (n,), scikit-learn's "balanced".
 
-    Averaged over these photos the weight is 1, so that losses keep their scale and `lr` its meaning.
+    The mean weight of these photos is 1, so losses keep their scale and `lr` its meaning.
 
     Raises:
         InputError: a class without photos.
@@ -89,7 +89,7 @@ def smote(features: torch.Tensor, labels: torch.Tensor, seed: int = 0) -> tuple[
     """Features (n, D) and labels (n,) joined by synthetic ones until every class is as large as the largest.
 
     A synthetic point lies on the segment between a point and one of its nearest neighbours of the same class (Chawla
-    et al. 2002, by imbalanced-learn): 5 of them, or all there are where the smallest class has fewer (`said` tells).
+    et al. 2002, by imbalanced-learn): 5 of them, or all there are where the smallest class has fewer (see `summary`).
     The n given points come first, unchanged.
 
     Raises:

@@ -7,7 +7,7 @@ import torch
 
 @dataclass(frozen=True)
 class Batch:
-    """What one process learns from in a step: its share of a batch of `size` photos over all processes."""
+    """What one process trains on in a step: its share of a batch of `size` photos over all processes."""
 
     images: torch.Tensor  # float32 (k, 3, S, S) in [0, 1], channels last, on the device
     labels: torch.Tensor  # int64 (k,), on the device
@@ -18,7 +18,7 @@ class Batch:
     def parts(self, size: int | None) -> list["Batch"]:
         """This share in nearly equal slices of at most `size` images.
 
-        One more where an image would be alone otherwise, from which BatchNorm cannot learn.
+        One image more where a slice would hold a single one: BatchNorm cannot train on one image.
         """
         count = 1 if size is None else -(-len(self.labels) // size)
         if size is not None and size > 1:

@@ -1,11 +1,11 @@
-"""Photos decoded once into one file of bytes, mapped by every process that reads it, or decoded again as they come."""
+"""Photos decoded once into one file of bytes, mapped by every process that reads it, or decoded again each time."""
 
 import hashlib
 import mmap
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,21 +17,21 @@ import psutil
 from fruitlib.core import files, source_code
 from fruitlib.core.config import PREPROCESS_SETTINGS, Config
 from fruitlib.core.errors import InputError
+from fruitlib.core.progress import OnProgress
 from fruitlib.data import photo_checks, preprocess, sources
 
-KEEP_DAYS = 7  # a file that nobody used for so long is removed when another is made
-CHUNK = 16  # photos a thread decodes at a time: small ones, handed out one by one, would cost more in the handing out
-Progress = Callable[[int, int], None]
+KEEP_DAYS = 7  # a file not used for so long is removed when another is made
+CHUNK = 16  # photos a thread decodes at a time: handing out small ones one by one costs more than decoding them
 
 
 @dataclass(frozen=True)
 class Store:
     """Decoded photos by position: their bytes where they are kept, else what is needed to decode them again.
 
-    `kind` is ram, disk or stream; `said` tells in a line how many photos there are, their size, and where they are.
+    `kind` is ram, disk or stream; `summary` is one line: how many photos there are, their size, and where they are.
     """
 
-    pixels: np.ndarray | None  # uint8 (n, S, S, 3), as a rule mapped from a file; None: stream
+    pixels: np.ndarray | None  # uint8 (n, S, S, 3), usually mapped from a file; None: stream
     folder: Path
     paths: list[str]
     config: Config
@@ -51,16 +51,16 @@ class Store:
 
 
 def open_store(
-    folder: Path, paths: list[str], keys: list[str], config: Config, cache_dir: Path, progress: Progress | None = None
+    folder: Path, paths: list[str], keys: list[str], config: Config, cache_dir: Path, progress: OnProgress | None = None
 ) -> Store:
-    """The photos at `paths` as `config` prepares them, from their cache file; it is made first where it is missing.
+    """The photos at `paths` as `config` prepares them, from their cache file, which is made if it is missing.
 
     `keys` are the sha256 of the files' bytes, "" where not known. Processes that ask for the same photos at once
     decode them once. `cache = auto` keeps up to a quarter of the available memory in memory, up to half of the free
     disk on the disk, and decodes more than that every time. `progress(done, total)` is called while a file is made.
 
     Raises:
-        InputError: a photo does not open any more; `ram` or `disk` was asked for and cannot be had.
+        InputError: a photo no longer opens; `ram` or `disk` is set and there is no room.
     """
     shape = (len(paths), config.image_size, config.image_size, 3)
     size = int(np.prod(shape, dtype=np.int64))
@@ -72,7 +72,7 @@ def open_store(
     if not paths:
         return store("ram", "in memory", np.empty(shape, np.uint8))
     if config.cache == "stream":
-        return store("stream", "decoded every time, as cache = stream asks")
+        return store("stream", "decoded every time, since cache = stream")
     file = cache_dir / f"{identity(folder, paths, keys, config)}.npy"
     try:
         with files.lock(file.with_suffix(".lock")):
@@ -82,15 +82,15 @@ def open_store(
             if not is_whole(file, shape):
                 write(file, shape, decoded(folder, paths, config), progress)
             return store(kind, where, mapped(file, shape, read_ahead=kind == "ram"))
-    except OSError as problem:  # the disk is full, or not to be written to
+    except OSError as problem:  # the disk is full, or read-only
         reason = f"{files.display_path(cache_dir)}: {problem.strerror or problem}"
         if config.cache != "auto":
             raise InputError(f"cache = {config.cache}: {reason}; make room there or set cache: stream") from None
-        return store("stream", f"decoded every time, since no file could be kept ({reason})")
+        return store("stream", f"decoded every time, since no file could be written ({reason})")
 
 
-def hold(folder: Path, paths: list[str], config: Config) -> Store:
-    """A handful of photos, decoded straight into memory, without a file."""
+def decode_all(folder: Path, paths: list[str], config: Config) -> Store:
+    """A few photos, decoded into memory, without a cache file."""
     summary = f"{len(paths):,} photos, in memory"
     return Store(stacked(folder, paths, config), folder, paths, config, "ram", summary)
 
@@ -113,19 +113,19 @@ def _sha256(file: Path) -> str:
         raise InputError(f"{file}: does not open ({problem.strerror}): repair or remove it, then split again") from None
 
 
-def place(asked: str, size: int, to_write: int, cache_dir: Path) -> tuple[str, str]:
-    """(kind, where in words) for `size` bytes, of which `to_write` are still to be written to the disk.
+def place(setting: str, size: int, to_write: int, cache_dir: Path) -> tuple[str, str]:
+    """(kind, where as text) for `size` bytes, of which `to_write` must still be written to the disk.
 
     Raises:
-        InputError: `ram` or `disk` was asked for and there is no room for it.
+        InputError: `ram` or `disk` is set and there is no room for it.
     """
     memory, disk = memory_budget(), disk_budget(cache_dir)
     budgets = f"memory budget {in_words(memory)}, disk budget {in_words(disk)}"
-    if (asked == "ram" and size > memory) or (asked in ("ram", "disk") and to_write > disk):
-        raise InputError(f"cache = {asked}: the photos take {in_words(size)} ({budgets}); set cache: auto")
+    if (setting == "ram" and size > memory) or (setting in ("ram", "disk") and to_write > disk):
+        raise InputError(f"cache = {setting}: the photos take {in_words(size)} ({budgets}); set cache: auto")
     if to_write > disk:
         return "stream", f"decoded every time ({budgets})"
-    if asked == "disk" or size > memory:
+    if setting == "disk" or size > memory:
         return "disk", f"read from the disk ({budgets})"
     return "ram", f"in memory (budget {in_words(memory)})"
 
@@ -141,7 +141,7 @@ def disk_budget(folder: Path) -> int:
 
 
 def in_words(size: int) -> str:
-    """Bytes as people read them."""
+    """Bytes as text: `37 kB`, `2.1 GB`."""
     for unit, name in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
         if size >= unit:
             return f"{size / unit:.1f} {name}" if size < 10 * unit else f"{size / unit:,.0f} {name}"
@@ -151,13 +151,13 @@ def in_words(size: int) -> str:
 def decoded(folder: Path, paths: list[str], config: Config) -> Iterator[np.ndarray]:
     """The photos at `paths` one by one, each uint8 (S, S, 3), decoded by a thread per core.
 
-    Threads, not processes: decoders work outside Python's lock, and processes would have to send every photo over
-    (for photos of 100 pixels both gained nothing over one thread, two processes lost a quarter).
+    Threads, not processes: decoders release Python's lock, and processes would have to send every photo back
+    (for photos of 100 pixels neither was faster than one thread, and two processes took a quarter longer).
     """
     workers = min(32, os.cpu_count() or 1)
     step = max(1, min(CHUNK, len(paths) // workers))
     with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(paths), 64 * step):  # so that millions of photos do not wait as tasks
+        for start in range(0, len(paths), 64 * step):  # so that millions of photos do not queue as tasks
             chunks = [paths[at : at + step] for at in range(start, min(start + 64 * step, len(paths)), step)]
             for photos in pool.map(lambda chunk: [preprocess.decode(folder, path, config) for path in chunk], chunks):
                 yield from photos
@@ -171,10 +171,10 @@ def stacked(folder: Path, paths: list[str], config: Config) -> np.ndarray:
     return pixels
 
 
-def write(file: Path, shape: tuple[int, ...], photos: Iterator[np.ndarray], progress: Progress | None) -> None:
+def write(file: Path, shape: tuple[int, ...], photos: Iterator[np.ndarray], progress: OnProgress | None) -> None:
     """Write the photos as an .npy file of this shape, whole or not at all. The caller holds the file's lock.
 
-    (Written, not mapped: writing to a map of a disk that is full ends the process.)
+    (Written, not mapped: writing to a memory map when the disk is full kills the process.)
     """
     tidy(file.parent)
     partial = file.with_suffix(".partial")
@@ -200,7 +200,7 @@ def tidy(cache_dir: Path) -> None:
             if file.suffix == ".npy" and file.stat().st_mtime < long_ago:
                 file.unlink()
             if file.suffix == ".partial":
-                with files.lock(file.with_suffix(".lock"), timeout=0):  # held by whoever still writes it
+                with files.lock(file.with_suffix(".lock"), timeout=0):  # held by the process that writes it
                     file.unlink()
 
 
@@ -208,17 +208,17 @@ def is_whole(file: Path, shape: tuple[int, ...]) -> bool:
     """Whether the file is there with all the bytes that an array of this shape has."""
     with suppress(OSError, ValueError), file.open("rb") as content:
         np.lib.format.read_magic(content)
-        found, _, _ = np.lib.format.read_array_header_1_0(content)
-        return found == shape and file.stat().st_size == content.tell() + int(np.prod(shape, dtype=np.int64))
+        stored_shape, _, _ = np.lib.format.read_array_header_1_0(content)
+        return stored_shape == shape and file.stat().st_size == content.tell() + int(np.prod(shape, dtype=np.int64))
     return False
 
 
 def mapped(file: Path, shape: tuple[int, ...], read_ahead: bool) -> np.ndarray:
-    """The file's array, read-only, its pages shared among all processes; `read_ahead`: loaded before first asked for.
+    """The file's array, read-only, its pages shared among all processes; with `read_ahead` loaded at once.
 
-    Counts as a use of the file.
+    Opening it counts as a use of the file.
     """
-    with suppress(OSError):  # a cache that may only be read
+    with suppress(OSError):  # a read-only cache
         os.utime(file)
     start = file.stat().st_size - int(np.prod(shape, dtype=np.int64))
     with file.open("rb") as content:

@@ -12,6 +12,7 @@ import torch
 from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
+from fruitlib.core.progress import OnProgress
 from fruitlib.data import cache, sources
 from fruitlib.data.cache import Store
 
@@ -30,7 +31,7 @@ class Photos:
 
     @property
     def images(self) -> torch.Tensor:
-        """All of them, gathered anew: uint8 (n, 3, S, S), channels last in memory."""
+        """All of them, gathered on each call: uint8 (n, 3, S, S), channels last in memory."""
         return torch.from_numpy(self.take(np.arange(len(self)))).permute(0, 3, 1, 2)
 
     def take(self, positions) -> np.ndarray:
@@ -45,7 +46,7 @@ class Photos:
 
 
 class DividedPhotos(Protocol):
-    """What `of` asks of a run: its settings, its classes, the sweep's manifest, and the rows of a split."""
+    """What `load_photos` reads from a run: its settings, its classes, the sweep's manifest, and the rows of a split."""
 
     config: Config
     class_names: list[str]
@@ -55,13 +56,16 @@ class DividedPhotos(Protocol):
         """The usable photos of train, val or test."""
 
 
-def of(
-    run: DividedPhotos, split: str, progress: cache.Progress | None = None, rows: pd.DataFrame | None = None
+def load_photos(
+    run: DividedPhotos, split: str, progress: OnProgress | None = None, rows: pd.DataFrame | None = None
 ) -> Photos:
     """The photos of a run's train, val or test part, or only those of its `rows`.
 
-    Training and validation share one store of all photos of the sweep that may be seen, whatever the fold; test photos
-    have one of their own, which is not made before somebody asks for it.
+    Training and validation share one store, of all usable photos of the sweep outside the test part, whatever the
+    fold. Test photos have their own store, which is made when they are first loaded.
+
+    Raises:
+        InputError: a row that the manifest does not allow to be used, or an unknown label.
     """
     rows, pool = run.rows(split) if rows is None else rows, run.manifest
     pool = rows if split == "test" else pool[(pool["status"] == "ok") & (pool["split"] != "test")]
@@ -69,8 +73,8 @@ def of(
     paths, keys = pool["path"].tolist(), pool["sha256"].tolist()
     store = cache.open_store(folder, paths, keys, run.config, files.cache_dir(), progress)
     index = pd.Index(paths).get_indexer(rows["path"])
-    if (index < 0).any():  # -1 would quietly stand for the last photo
-        raise InputError(f"{rows['path'][int(index.argmin())]}: in the {split} part, but not to be used: split again")
+    if (index < 0).any():  # -1 would silently select the last photo
+        raise InputError(f"{rows['path'][int(index.argmin())]}: in the {split} part, but not usable: split again")
     return Photos(store, index, _labels(rows, run.class_names), rows["path"].tolist())
 
 
@@ -78,8 +82,8 @@ def pictures(folder: Path, paths: Iterable[str], config: Config, side: int | Non
     """The photos at a manifest's paths as models see them, or at `side` pixels: uint8 (n, S, S, 3), for figures."""
     if side:
         config = config.model_copy(update={"image_size": side})
-    held = cache.hold(folder, list(paths), config)
-    return held.take(range(len(held)))
+    store = cache.decode_all(folder, list(paths), config)
+    return store.take(range(len(store)))
 
 
 def _labels(rows: pd.DataFrame, class_names: list[str]) -> torch.Tensor:

@@ -1,13 +1,14 @@
 """Photos that are the same, or nearly: kept on one side of the split by a common group, never removed.
 
-Two photos are compared by what `intake.looks` keeps of them. Their distance is the larger of two: how many of the 64
-shape bits differ, and half the greatest difference of any of the 27 cell colours (in levels of 255). Up to NEAR = 8
-they count as near-duplicates: so 8 bits, and 16 levels in every cell. A group of near-duplicates has all its members
-within NEAR of each other (complete linkage), so that views of a turning fruit do not chain into one long group.
+Two photos are compared by their hash, `photo_checks.looks`. Their distance is the larger of two numbers: how many of
+the 64 shape bits differ, and half the greatest difference of any of the 27 cell colours (in levels of 255). Up to
+NEAR = 8 they count as near-duplicates: 8 bits, and 16 levels in every cell. All members of a group of
+near-duplicates lie within NEAR of each other (complete linkage), so that views of a turning fruit do not chain into
+one long group.
 
 NEAR was chosen on Fruits-360 (3-body problem, 2025.06.18.3): 5,880 training photos of 49 varieties, labels apple,
-cherry and tomato, groups not given. Views of a variety a few degrees apart are near-duplicates, different varieties are
-not.
+cherry and tomato, without groups. Views of a variety a few degrees apart are near-duplicates, different varieties
+are not.
 
     NEAR   photos in a group   of these, in one with another variety   grouped pairs that cross varieties
        4              69.0 %                     0 %   (as named: 1.2 %)                0 %   (0.8 %)
@@ -19,7 +20,7 @@ not.
 
 The first shares count the folders Cherry 2 and Cherry 4 as one variety: they show the same fruit (the same crack and
 spots, at the same angles). The shares in brackets take all 49 folders as they are named. Up to 10, no other two
-varieties meet.
+varieties share a group.
 """
 
 from collections.abc import Iterator
@@ -28,10 +29,10 @@ import numpy as np
 import pandas as pd
 
 from fruitlib.core.errors import InputError
-from fruitlib.data import sources
+from fruitlib.data.tables import photo_of
 
 NEAR = 8
-MOST_PAIRS = 5_000_000  # pairs held at a time; beyond, the most distant are let go, and a note says so
+MOST_PAIRS = 5_000_000  # at most so many pairs are kept; beyond, the most distant are dropped, with a note
 BLOCK = 2**19  # comparisons at a time
 PAIRS = ["path_a", "path_b", "label_a", "label_b", "distance", "kind"]
 
@@ -45,7 +46,7 @@ def resolve(manifest: pd.DataFrame, near: bool) -> tuple[pd.DataFrame, list[str]
     Only rows of status `ok` count. The order of rows makes no difference, and a second pass changes nothing.
 
     Returns:
-        the manifest with new `group`, `status` and `reason`, its rows as they lay; and notes, in words.
+        the manifest with new `group`, `status` and `reason`, rows in the same order; and notes, sentences for people.
 
     Raises:
         InputError: a phash that this version did not write.
@@ -121,36 +122,36 @@ def _count_pairs(sizes: pd.Series) -> int:
 def _usable(manifest: pd.DataFrame) -> pd.DataFrame:
     """The rows of status ok, by path, with `box`: what follows the file in `path`."""
     rows = manifest[manifest["status"] == "ok"].sort_values("path")
-    files = rows["path"].str.replace(sources.FRAGMENT, "", regex=True)
+    files = photo_of(rows["path"])
     boxes = [path[len(file) :] for path, file in zip(rows["path"], files, strict=True)]
     return rows.assign(file=files, box=boxes)
 
 
 def _labelled_twice(rows: pd.DataFrame) -> pd.Series:
-    """Why rows that show one photo under several labels are refused, by index: another of its labels and paths."""
-    same = rows[(rows["sha256"] != "") & rows.duplicated(["sha256", "box"], keep=False)].groupby(["sha256", "box"])
+    """By index, why rows that show one photo under several labels are quarantined: another of its labels and paths."""
+    same = rows[(rows["sha256"] != "") & rows.duplicated(["sha256", "box"], keep=False)]
+    labels = same.groupby(["sha256", "box"])["label"].transform("nunique")
     reasons = {}
-    for _, copies in same:
+    for _, copies in same[labels > 1].groupby(["sha256", "box"]):
         firsts = copies.drop_duplicates("label")
-        if len(firsts) > 1:
-            for index, label in copies["label"].items():
-                other = firsts[firsts["label"] != label].iloc[0]
-                reasons[index] = f"the same photo is labelled {other['label']} as {other['path']}"
+        for index, label in copies["label"].items():
+            other = firsts[firsts["label"] != label].iloc[0]
+            reasons[index] = f"the same photo is labelled {other['label']} as {other['path']}"
     return pd.Series(reasons, dtype=object)
 
 
 def _repeated(values: pd.Series) -> Iterator[np.ndarray]:
     """Positions of the rows that share a value, for every value that several have."""
     several = np.flatnonzero((values != "") & values.duplicated(keep=False))
-    return (several[found] for found in values.iloc[several].groupby(values.iloc[several]).indices.values())
+    return (several[places] for places in values.iloc[several].groupby(values.iloc[several]).indices.values())
 
 
 def _units(rows: pd.DataFrame) -> tuple[np.ndarray, list[int], list[int]]:
     """What is never divided: a given group, or a photo without one.
 
     Returns:
-        the unit of every row, numbered by first appearance; a forest over units for `_find`; and for each unit itself
-        where its group is given, else -1.
+        the unit of every row, numbered by first appearance; a forest over units for `_find`; and for each unit its own
+        number where its group is given, else -1.
     """
     grouped = (rows["group"] != "").to_numpy()
     units, _ = pd.factorize(rows["group"].where(grouped, "\0" + rows["path"]))
@@ -160,7 +161,10 @@ def _units(rows: pd.DataFrame) -> tuple[np.ndarray, list[int], list[int]]:
 
 
 def _find(parent: list[int], unit: int) -> int:
-    """The unit that stands for all united with this one: the first of them."""
+    """The root of the units united with this one: the first of them.
+
+    scipy's DisjointSet takes twice the time, and its roots are not the first units.
+    """
     while parent[unit] != unit:
         parent[unit] = unit = parent[parent[unit]]
     return unit
@@ -178,7 +182,7 @@ def _unite(parent: list[int], given: list[int], a: int, b: int) -> None:
 
 
 def _names(rows: pd.DataFrame, units: np.ndarray, parent: list[int], given: list[int], alike: set[int]) -> np.ndarray:
-    """The group of every row: a given one, or `same/` or `near/` and its first photo, or "" where it stands alone."""
+    """The group of every row: a given one, or `same/` or `near/` and its first photo, or "" if it has no copies."""
     roots = _roots(np.arange(len(parent)), parent)
     first_rows = np.unique(units, return_index=True)[1]
     groups, files = rows["group"].to_numpy(), rows["file"].to_numpy()
@@ -204,7 +208,7 @@ def _join_alike(rows: pd.DataFrame, units, parent: list[int], given: list[int]) 
     node, firsts = keys.groupby(list(keys), sort=False).ngroup().to_numpy(), np.flatnonzero(~keys.duplicated())
     alike = set()
     for row, first in zip(at.tolist(), at[firsts[node]].tolist(), strict=True):
-        if _find(parent, units[row]) != _find(parent, units[first]):  # they look the same to the last digit
+        if _find(parent, units[row]) != _find(parent, units[first]):  # their hashes are equal
             _unite(parent, given, units[row], units[first])
             alike.add(int(units[first]))
     weight, owner, label = np.bincount(node), owner[firsts], label[firsts]
@@ -223,7 +227,7 @@ def _join_alike(rows: pd.DataFrame, units, parent: list[int], given: list[int]) 
 
 
 def _most_alike(groups: np.ndarray, units: np.ndarray, one: np.ndarray, other: np.ndarray) -> str:
-    """The names of the two given groups (unit numbers of each pair's sides) that share most pairs, in words."""
+    """For a note, the names of the two given groups that share most pairs; `one`, `other`: the units of each pair."""
     if not len(one):
         return ""
     both, counts = np.unique(np.sort(np.stack([one, other]), axis=0), axis=1, return_counts=True)
@@ -239,7 +243,7 @@ def _link(bits, colours, a, b, unit: list[int], parent: list[int], given: list[i
     cluster, members, refused, united = list(range(len(unit))), {}, set(), set()
     for one, other in zip(a.tolist(), b.tolist(), strict=True):
         p, q = sorted((cluster[one], cluster[other]))
-        if p == q or (p, q) in refused:  # clusters only grow: what was too far apart stays so
+        if p == q or (p, q) in refused:  # clusters only grow, so those too far apart stay so
             continue
         left, right = members.get(p, [p]), members.get(q, [q])
         roots = {_find(parent, unit[p]), _find(parent, unit[q])}
@@ -264,11 +268,13 @@ def _apart(bits: np.ndarray, colours: np.ndarray, left: list[int], right: list[i
 
 
 def _vectors(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """`intake.looks` as numbers: shape bits uint64 (n,) and cell colours uint8 (n, 27)."""
+    """`photo_checks.looks` as numbers: shape bits uint64 (n,) and cell colours uint8 (n, 27)."""
     try:
         raw = np.frombuffer(bytes.fromhex("".join(texts)), np.uint8).reshape(len(texts), 35)
     except ValueError:
-        raise InputError("manifest.csv: a phash is not of this version: remove the file and split again") from None
+        raise InputError(
+            "manifest.csv: a phash was written by another version: remove the file and split again"
+        ) from None
     return raw[:, :8].copy().view(np.uint64).ravel(), raw[:, 8:]
 
 
@@ -284,18 +290,18 @@ def _search(bits, colours, limit: int, most: int, labels: np.ndarray | None = No
         a, b, distance, and the limit up to which all are there: lowered where there would be more than `most` pairs,
         -1 where these are not even all of distance 0.
     """
-    found, held = [np.empty((3, 0), np.int32)], 0
+    blocks, count = [np.empty((3, 0), np.int32)], 0
     for block in _near(bits, colours, limit, labels):
         if limit < 0:
             break
-        found.append(block[:, block[2] <= limit])
-        held += found[-1].shape[1]
-        while held > most and limit >= 0:
+        blocks.append(block[:, block[2] <= limit])
+        count += blocks[-1].shape[1]
+        while count > most and limit >= 0:
             limit -= 1
-            found = [np.concatenate(found, axis=1)]
-            found = [found[0][:, found[0][2] <= limit] if limit >= 0 else found[0][:, :most]]
-            held = found[0].shape[1]
-    a, b, distance = np.concatenate(found, axis=1)
+            kept = np.concatenate(blocks, axis=1)
+            blocks = [kept[:, kept[2] <= limit] if limit >= 0 else kept[:, :most]]
+            count = blocks[0].shape[1]
+    a, b, distance = np.concatenate(blocks, axis=1)
     order = np.lexsort((b, a, distance))
     return a[order], b[order], distance[order], limit
 
@@ -330,8 +336,9 @@ def _pairs(rows: pd.DataFrame, limit: int, most: int, other_labels: bool) -> pd.
     a, b, distance, _ = _search(*_vectors(rows["phash"].tolist()), limit, most, labels)
     one, other = rows.iloc[a].reset_index(drop=True), rows.iloc[b].reset_index(drop=True)
     exact = (one["sha256"] == other["sha256"]) & (one["box"] == other["box"]) & (one["sha256"] != "")
-    found = [one["path"], other["path"], one["label"], other["label"], distance, np.where(exact, "exact", "near")]
-    return pd.DataFrame(dict(zip(PAIRS, found, strict=True)))
+    kind = np.where(exact, "exact", "near")
+    columns = [one["path"], other["path"], one["label"], other["label"], distance, kind]
+    return pd.DataFrame(dict(zip(PAIRS, columns, strict=True)))
 
 
 def _exact_notes(rows: pd.DataFrame, twice: int) -> list[str]:

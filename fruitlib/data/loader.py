@@ -1,6 +1,6 @@
-"""The feed of training: batches that depend on (seed, epoch, slot) alone, prepared while the network computes.
+"""Training batches that depend on (seed, epoch, slot) alone, prepared while the network computes.
 
-Neither processes, threads, nor where the photos are kept change which photos a step learns from, or how they look.
+Neither processes, threads, nor where the photos are kept change which photos a step trains on, or how they look.
 """
 
 import threading
@@ -21,13 +21,13 @@ from fruitlib.data.dataset import Photos, to_float, to_pictures
 
 POLICIES = get_args(Config.model_fields["augment"].annotation)[1:]  # all but none
 MIXINGS = get_args(Config.model_fields["mixing"].annotation)[1:]
-MIXED_EVENLY = 20.0  # in an example: shares near a half, which show what mixing does
-AHEAD_BYTES = 32e6  # of decoded photos that a thread prepares at a time
-AHEAD_BATCHES = 8
+MIXED_EVENLY = 20.0  # alpha for example pictures: shares near a half show what mixing does
+PREFETCH_BYTES = 32e6  # of decoded photos that a thread prepares at a time
+PREFETCH_BATCHES = 8
 
 
 def batches(count: int, batch_size: int, seed: int, epoch: int) -> list[torch.Tensor]:
-    """An epoch's shuffled batches of indexes. A remainder under half a batch, or under 3, joins the batch before it.
+    """An epoch's shuffled batches of indexes. A remainder under half a batch, or under 3, joins the last batch.
 
     So no photo is left out, no step rests on one or two photos, and every process has a share of every batch.
     """
@@ -40,11 +40,11 @@ def batches(count: int, batch_size: int, seed: int, epoch: int) -> list[torch.Te
 
 @dataclass(frozen=True)
 class _Prepared:
-    """A process's share of a batch on its way: each photo it needs once, and where the photos go."""
+    """A process's share of a batch before `_finish`: each photo it needs once, and its positions in the batch."""
 
     pictures: torch.Tensor  # uint8 (u, S, S, 3)
-    draws: Draws | None  # what is still to be done to them
-    mine: torch.Tensor  # int64 (k,), places among the pictures
+    draws: Draws | None  # augmentation that `_finish` must still apply
+    mine: torch.Tensor  # int64 (k,), positions among the pictures
     partners: torch.Tensor | None  # int64 (k,)
     labels: torch.Tensor  # int64 (u,)
     mix: Mix | None
@@ -68,15 +68,16 @@ class Feed(_Epochs):
     """The batches of training: which photos, in what order, augmented, balanced and mixed as the settings say.
 
     A thread gathers (and where they are not kept, decodes) photos some batches ahead. It also augments them, unless
-    there is a GPU, which does that in one go, or the policy is torchvision's.
+    there is a GPU, which augments a batch at once, or the policy is torchvision's.
     """
 
     def __init__(self, photos: Photos, config: Config, device: torch.device, rank: int = 0, world_size: int = 1):
         self.photos, self.config, self.device = photos, config, torch.device(device)
         self.rank, self.world_size = rank, world_size
-        # torchvision's policies draw from torch's global random state, so they run in the loop's own thread: another
-        # thread would change that state under the hands of dropout.
-        self.late = self.device.type != "cpu" or config.augment in augment.THEIRS
+        # torchvision's policies draw from torch's global random state, so they run in the loop's own thread: in another
+        # thread they would change the state that dropout draws from.
+        torchvision_draws = config.augment in augment.TORCHVISION_POLICIES
+        self.augment_in_loop = self.device.type != "cpu" or torchvision_draws
 
     def slots(self, epoch: int) -> torch.Tensor:
         """The photos of an epoch, int64 (m,), before they are shuffled; a slot is a place in this list."""
@@ -93,12 +94,12 @@ class Feed(_Epochs):
             return self._prepare(epoch, number, order[number], slots, draws)
 
         share = 3 * config.image_size**2 * config.batch_size / self.world_size
-        depth = int(np.clip(AHEAD_BYTES // share, 1, AHEAD_BATCHES))
-        for prepared in ahead(prepare, len(order), depth):
+        depth = int(np.clip(PREFETCH_BYTES // share, 1, PREFETCH_BATCHES))
+        for prepared in prefetch(prepare, len(order), depth):
             yield self._finish(prepared)
 
     def _prepare(self, epoch: int, number: int, batch: torch.Tensor, slots: torch.Tensor, draws: Draws) -> _Prepared:
-        """All that can be done beside the loop, in NumPy and OpenCV (torch would start a second team of threads)."""
+        """The work done in the prefetch thread, in NumPy and OpenCV (torch would start a second pool of threads)."""
         config, batch = self.config, batch.numpy()
         seeds = (config.seed, epoch, number)
         mix = augment.pairs(config.mixing, config.mixing_alpha, len(batch), config.image_size, *seeds)
@@ -107,7 +108,7 @@ class Feed(_Epochs):
         needed, places = np.unique(wanted, return_inverse=True)
         which, draws = slots.numpy()[batch[needed]], draws.pick(batch[needed])
         pictures = self.photos.take(which)
-        if not self.late:
+        if not self.augment_in_loop:
             pictures, draws = augment.apply(pictures, draws), None
         places = torch.from_numpy(places)
         return _Prepared(
@@ -121,9 +122,9 @@ class Feed(_Epochs):
         )
 
     def _finish(self, prepared: _Prepared) -> Batch:
-        """The rest, on the device and in the loop's thread."""
+        """The remaining work, on the device and in the loop's thread."""
         pictures, draws, mix = prepared.pictures, prepared.draws, prepared.mix
-        if draws and draws.theirs:
+        if draws and draws.torchvision_policy:
             pictures, draws = torch.from_numpy(augment.apply(pictures.numpy(), draws)), None
         images = to_float(pictures.to(self.device, non_blocking=True).permute(0, 3, 1, 2))
         if draws:
@@ -137,7 +138,7 @@ class Feed(_Epochs):
 
 
 class FeatureFeed(_Epochs):
-    """As `Feed`, over features (n, D) that a frozen backbone made of the photos once: nothing to decode or augment."""
+    """As `Feed`, over features (n, D) that a frozen backbone computed once: nothing to decode or augment."""
 
     def __init__(
         self, features: torch.Tensor, labels: torch.Tensor, config: Config, rank: int = 0, world_size: int = 1
@@ -158,22 +159,22 @@ class FeatureFeed(_Epochs):
 
 
 def _pinned(pictures: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """In memory from which a GPU fetches by itself, where there is one."""
+    """Copied to pinned memory for a CUDA device, so that the transfer does not block; else as they are."""
     return pictures.pin_memory() if device.type == "cuda" else pictures
 
 
-def ahead(work: Callable, count: int, depth: int) -> Iterator:
+def prefetch(work: Callable, count: int, depth: int) -> Iterator:
     """`work(0)`, `work(1)` … `work(count - 1)`, done up to 2 · `depth` ahead of the caller in a thread.
 
-    A thread does `depth` of them and ends, and the next one starts when the first of these are fetched: so none
-    outlives a loop that was left for whatever reason, even while a traceback keeps this generator alive. What `work`
-    raises is raised here.
+    A thread does `depth` of them and ends; the next one starts when the first of these are fetched. So no thread
+    outlives a loop that was left early, even while a traceback keeps this generator alive. An exception in `work` is
+    raised here.
     """
     leave = threading.Event()
 
     def begin(start: int) -> list[Future]:
         results = [Future() for _ in range(start, min(start + depth, count))]
-        thread = threading.Thread(target=do, args=(start, tuple(results)), name="fruitlib-ahead")
+        thread = threading.Thread(target=do, args=(start, tuple(results)), name="fruitlib-prefetch")
         threads.append(thread)
         thread.start()
         return results

@@ -1,7 +1,7 @@
-"""Every photo opened once: is it a photo, how large is it, what is odd about it, and what does it look like?
+"""Opens every photo once: is it a photo, how large is it, what is odd about it, and what does it look like?
 
-Nothing is rewritten. A photo that cannot be used is quarantined with a reason; one that can, but is not quite what its
-name or its kind promises, is `ok` and its reason says what is odd. Test photos of a predefined split are listed, not
+Nothing is rewritten. A photo that cannot be used is quarantined with a reason; one that can be used, but differs from
+what its name or kind says, is `ok` and its reason says what is odd. Test photos of a predefined split are listed, not
 opened ("sealed").
 
 Threads do the work: decoding, hashing and reading let other threads run, and unlike processes they start at once, in
@@ -29,10 +29,11 @@ import pandas as pd
 from PIL import Image, ImageCms, ImageFile
 
 from fruitlib.core.errors import InputError
+from fruitlib.core.progress import OnProgress
 from fruitlib.data import sources
 
 COLUMNS = ["status", "reason", "width", "height", "sha256", "phash"]
-SHUT = (0, 0, "", "")  # width, height, sha256 and phash of a photo that was not opened
+UNOPENED = (0, 0, "", "")  # width, height, sha256 and phash of a photo that was not opened
 CHUNK = 16  # photos a thread takes at a time
 MOST_BYTES = 2**30
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")  # no EPS: it runs code
@@ -45,7 +46,7 @@ TURNS = dict(
 )
 TURNS |= {5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270}
 TURNS |= {7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_90}
-NO_PHOTO = [  # how files begin that Pillow does not open, and what to call them; the first that fits
+NO_PHOTO = [  # how files begin that Pillow does not open, and what to call them; the first match counts
     (rb"version https://git-lfs", "a Git LFS pointer, not the photo itself: run git lfs pull"),
     (rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?<(!doctype html|html|head|body|!--)", "a web page, not an image"),
     (rb"(\xef\xbb\xbf)?\s*(<\?xml[^>]*>\s*)?(<!doctype svg[^>]*>\s*)?<svg", "an SVG drawing: export it as PNG first"),
@@ -65,16 +66,16 @@ NO_PHOTO = [  # how files begin that Pillow does not open, and what to call them
 ]
 
 
-def check(
+def check_photos(
     folder: Path,
     rows: pd.DataFrame,
     min_side: int = 16,
-    progress: Callable[[int, int], None] | None = None,
+    progress: OnProgress | None = None,
     workers: int | None = None,
 ) -> pd.DataFrame:
-    """Open every photo that may be opened now; adds status, reason, width, height, sha256 and phash.
+    """Open every photo that may be opened; adds status, reason, width, height, sha256 and phash.
 
-    Predefined test photos become `sealed`, and rows whose status is `left_out` already stay so; neither is opened. A
+    Predefined test photos become `sealed`, and rows whose status is `left_out` keep it; neither is opened. A
     file with several boxes is decoded once. `progress(done, total)` is called from this thread, every few photos. The
     table is the same whatever the number of `workers` (threads; as many as processors by default).
     """
@@ -83,7 +84,8 @@ def check(
     closed = left_out | (rows["split"] == "test").to_numpy()
     why = rows["reason"].tolist() if "reason" in rows else [""] * len(rows)
     facts = [
-        ("left_out", text, *SHUT) if out else ("sealed", "", *SHUT) for text, out in zip(why, left_out, strict=True)
+        ("left_out", text, *UNOPENED) if out else ("sealed", "", *UNOPENED)
+        for text, out in zip(why, left_out, strict=True)
     ]
     to_open = sorted(np.flatnonzero(~closed).tolist(), key=paths.__getitem__)
     places = ((position, *sources.locate(folder, paths[position])) for position in to_open)
@@ -91,10 +93,10 @@ def check(
     done = 0
     work = ((chunk, min_side) for chunk in _chunks(by_file))
     with contextlib.closing(_in_threads(_inspect_chunk, work, workers or os.cpu_count() or 1)) as results:
-        for found in results:
-            for position, fact in found:
+        for chunk in results:
+            for position, fact in chunk:
                 facts[position] = fact
-            done += len(found)
+            done += len(chunk)
             if progress:
                 progress(done, len(to_open))
     checked = pd.DataFrame(facts, columns=COLUMNS, index=rows.index)
@@ -106,7 +108,7 @@ def _chunks(items: Iterator) -> Iterator[list]:
 
 
 def _in_threads(work: Callable, jobs: Iterable[tuple], workers: int) -> Iterator:
-    """`work(*job)` for every job, in order; few wait at a time, so that millions need no memory and Ctrl-C ends."""
+    """`work(*job)` for every job, in order; few are queued at a time, for memory and for Ctrl-C."""
     with ThreadPoolExecutor(workers) as pool:
         waiting = deque()
         for job in jobs:
@@ -119,20 +121,20 @@ def _in_threads(work: Callable, jobs: Iterable[tuple], workers: int) -> Iterator
 
 def _inspect_chunk(files: list[list[tuple]], min_side: int) -> list[tuple[int, tuple]]:
     """(row, facts) of every place in some files; a place is (row, file, box)."""
-    found = []
+    results = []
     for places in files:
         facts = _inspect(places[0][1], [box for _, _, box in places], min_side)
-        found += [(position, fact) for (position, _, _), fact in zip(places, facts, strict=True)]
-    return found
+        results += [(position, fact) for (position, _, _), fact in zip(places, facts, strict=True)]
+    return results
 
 
 def inspect(
     file: Path, box: tuple[int, int, int, int] | None = None, min_side: int = 16
 ) -> tuple[str, str, int, int, str, str]:
-    """(status, reason, width, height, sha256, phash) of a photo, or of a box (x, y, width, height) in it; see `check`.
+    """(status, reason, width, height, sha256, phash) of a photo, or of a box (x, y, width, height) in it.
 
     Width and height are the whole upright photo's, sha256 the file's, phash the box's. The file is read once and
-    decoded wholly, large JPEG files at a reduced scale where no box is asked for.
+    decoded completely, a large JPEG file at a reduced scale if no box is given.
     """
     return _inspect(Path(file), [box], min_side)[0]
 
@@ -146,10 +148,10 @@ def _inspect(file: Path, boxes: list, min_side: int) -> list[tuple]:
         photo, size, odd = _decode(content, file.suffix, shrink=boxes == [None])
     except InputError as problem:
         return [("quarantined", str(problem), 0, 0, sha256, "")] * len(boxes)
-    return [_judge(photo, size, odd, sha256, box, min_side) for box in boxes]
+    return [_facts(photo, size, odd, sha256, box, min_side) for box in boxes]
 
 
-def _judge(photo: Image.Image, size: tuple[int, int], odd: list[str], sha256: str, box, min_side: int) -> tuple:
+def _facts(photo: Image.Image, size: tuple[int, int], odd: list[str], sha256: str, box, min_side: int) -> tuple:
     """The facts of a photo that opened, or of one box in it."""
     if wrong := _wrong_size(size, box, min_side):
         return "quarantined", wrong, *size, sha256, ""
@@ -183,8 +185,8 @@ def looks(small: Image.Image) -> str:
     """What a photo looks like, as 70 hex digits: 16 of shape, 54 of colour. From the photo squashed to 32 x 32, RGB.
 
     Shape is imagehash's pHash, the signs of the 8 x 8 lowest frequencies of the luminance's cosine transform against
-    their median (Zauner, 2010, "Implementation and benchmarking of perceptual image hash functions"). It calls a
-    yellow apple and a red one alike, so colour follows: the mean red, green and blue of 3 x 3 cells, a byte each.
+    their median (Zauner, 2010, "Implementation and benchmarking of perceptual image hash functions"). It is the same
+    for a yellow apple and a red one, so colour follows: the mean red, green and blue of 3 x 3 cells, a byte each.
     """
     return str(imagehash.phash(small)) + small.resize((3, 3), Image.Resampling.BOX).tobytes().hex()
 
@@ -192,7 +194,7 @@ def looks(small: Image.Image) -> str:
 def open_photo(file: Path) -> Image.Image:
     """One photo as RGB, upright (EXIF orientation applied), fully decoded.
 
-    Transparent parts are shown on white, deeper greys scaled to 8 bits, and of an animation the first frame is taken.
+    Transparent parts are shown on white, deeper greys are scaled to 8 bits, and an animation gives its first frame.
 
     Raises:
         InputError: no such file, or not a photo that can be used; the line says why.
@@ -204,10 +206,10 @@ def open_photo(file: Path) -> Image.Image:
 
 
 def glimpse(file: Path, side: int = 128) -> np.ndarray | None:
-    """What can still be shown of a photo: uint8 (h, w, 3), at most `side` pixels; None where nothing can be.
+    """A small picture of a photo even if it is damaged: uint8 (h, w, 3), at most `side` pixels; None if none opens.
 
-    For a page that lists what is quarantined. Not beside other threads that decode: cut-off files need a switch of
-    Pillow's that holds for the process.
+    For a page that lists quarantined photos. Do not call it while other threads decode: cut-off files need a setting
+    of Pillow's that holds for the process.
     """
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
     try:
@@ -225,16 +227,16 @@ def glimpse(file: Path, side: int = 128) -> np.ndarray | None:
 def _read(file: Path) -> bytes:
     """The file's bytes, or an `InputError` saying why there are none."""
     try:
-        found = os.stat(file)
-        if stat.S_ISDIR(found.st_mode):
+        facts = os.stat(file)
+        if stat.S_ISDIR(facts.st_mode):
             raise InputError("a folder, where a file is expected")
-        if not stat.S_ISREG(found.st_mode):
+        if not stat.S_ISREG(facts.st_mode):
             raise InputError("not a regular file")  # reading a pipe would wait for ever
-        if found.st_size > MOST_BYTES:
-            raise InputError(f"too large: a file of {found.st_size / 2**30:.1f} GiB")
+        if facts.st_size > MOST_BYTES:
+            raise InputError(f"too large: a file of {facts.st_size / 2**30:.1f} GiB")
         content = file.read_bytes()
     except FileNotFoundError:
-        raise InputError("a link to a file that is gone" if os.path.islink(file) else "no such file") from None
+        raise InputError("a link to a missing file" if os.path.islink(file) else "no such file") from None
     except PermissionError:
         raise InputError("not readable: permission denied") from None
     except (OSError, ValueError) as problem:
@@ -248,7 +250,7 @@ def _read(file: Path) -> bytes:
 
 def _decode(content: bytes, suffix: str, shrink: bool) -> tuple[Image.Image, tuple[int, int], list[str]]:
     """(upright RGB photo, its size before any shrinking, what is odd about it); `InputError` where it does not open."""
-    with _warnings_kept() as heard:
+    with _warnings_kept() as messages:
         try:
             photo = Image.open(io.BytesIO(content), formats=FORMATS)
             _check_pixels(photo)
@@ -256,8 +258,8 @@ def _decode(content: bytes, suffix: str, shrink: bool) -> tuple[Image.Image, tup
             shrunk = shrink and photo.draft(None, (128, 128))
             photo.load()
             whole = whole if shrunk else photo.size  # TIFF turns while loading
-            orientation, readable = _orientation(photo, heard)
-            rgb, words = _to_rgb(photo, raw)
+            orientation, readable = _orientation(photo, messages)
+            rgb, changes = _to_rgb(photo, raw)
         except InputError:
             raise
         except Exception as problem:  # a broken file can raise nearly anything inside a decoder
@@ -266,7 +268,7 @@ def _decode(content: bytes, suffix: str, shrink: bool) -> tuple[Image.Image, tup
         raise InputError("cut off: its end is nothing but zeros")
     if orientation in TURNS:
         rgb = rgb.transpose(TURNS[orientation])
-    odd += words + ([] if readable else ["EXIF orientation unreadable"])
+    odd += changes + ([] if readable else ["EXIF orientation unreadable"])
     return rgb, whole[::-1] if orientation >= 5 else whole, odd
 
 
@@ -274,36 +276,36 @@ _thread = threading.local()
 
 
 def _keep(text: str) -> bool:
-    heard = getattr(_thread, "heard", None)
-    if heard is not None:
-        heard.append(text)
-    return heard is not None
+    messages = getattr(_thread, "messages", None)
+    if messages is not None:
+        messages.append(text)
+    return messages is not None
 
 
-# Ignores a warning only in a thread that is inside `_warnings_kept`: a filter calls its pattern's `match`. Who copies
-# filters, as scikit-learn does for its workers, takes `pattern`, which matches nothing.
+# Ignores a warning only in a thread that is inside `_warnings_kept`: a filter calls its pattern's `match`. Code that
+# copies filters, as scikit-learn does for its workers, copies `pattern`, which matches nothing.
 _FILTER = ("ignore", types.SimpleNamespace(match=_keep, pattern="(?!)"), Warning, None, 0)
 
 
 @contextlib.contextmanager
 def _warnings_kept() -> Iterator[list[str]]:
-    """Collect this thread's warnings instead of showing them; other threads' stay as they are.
+    """Collect this thread's warnings instead of showing them; other threads' warnings are not affected.
 
-    `warnings.catch_warnings` swaps the filters of the whole process, and two threads inside it restore each other's.
+    `warnings.catch_warnings` swaps the filters of the whole process, and two threads in it restore each other's.
     """
     if warnings.filters[:1] != [_FILTER]:
         with contextlib.suppress(ValueError):
             warnings.filters.remove(_FILTER)
         warnings.filters.insert(0, _FILTER)
-    _thread.heard = []
+    _thread.messages = []
     try:
-        yield _thread.heard
+        yield _thread.messages
     finally:
-        _thread.heard = None
+        _thread.messages = None
 
 
 def _check_pixels(photo: Image.Image) -> None:
-    """Refuse by its header what would fill the memory, and what has no agreed brightness."""
+    """Raise, by the header alone, for a photo that would fill the memory or has no defined brightness."""
     limit = Image.MAX_IMAGE_PIXELS
     if limit and photo.width * photo.height > limit:
         raise Image.DecompressionBombError
@@ -312,7 +314,7 @@ def _check_pixels(photo: Image.Image) -> None:
 
 
 def _oddities(photo: Image.Image, suffix: str) -> list[str]:
-    """What the header shows to be odd: a wrong name, several frames."""
+    """What is odd by the header: a wrong file ending, several frames."""
     kind, named = SAME_KIND.get(photo.format, photo.format), NAMED.get(suffix.lower()[1:])
     odd = [f"{'an' if kind[0] == 'A' else 'a'} {kind} under the name {suffix}"] if named and named != kind else []
     frames = getattr(photo, "n_frames", 1) if photo.format not in ("JPEG", "MPO") else 1  # MPO: previews, no animation
@@ -325,37 +327,37 @@ def _parts(kind: str) -> str:
     return "pages" if kind == "TIFF" else "frames"
 
 
-def _orientation(photo: Image.Image, heard: list[str]) -> tuple[int, bool]:
-    """The EXIF orientation (1: as it lies), and whether it could be read where EXIF data are given."""
+def _orientation(photo: Image.Image, messages: list[str]) -> tuple[int, bool]:
+    """The EXIF orientation (1: upright as stored), and False where EXIF data are given but unreadable."""
     try:
         value = photo.getexif().get(ORIENTATION)
-    except Exception:  # EXIF of any make, broken in any way
+    except Exception:  # EXIF can be broken in any way
         return 1, False
     if value is None:
-        return 1, not any("EXIF" in text for text in heard)
-    known = isinstance(value, int) and 0 <= value <= 8  # 0 is what some cameras write for 1
+        return 1, not any("EXIF" in text for text in messages)
+    known = isinstance(value, int) and 0 <= value <= 8  # some cameras write 0 for 1
     return (value or 1, True) if known else (1, False)
 
 
 def _to_rgb(photo: Image.Image, raw: str) -> tuple[Image.Image, list[str]]:
-    """The photo as RGB of 8 bits, and what that took, in words; `raw` is how Pillow describes the stored pixels."""
+    """The photo as RGB of 8 bits, and what was changed; `raw` is how Pillow describes the stored pixels."""
     if photo.mode.startswith("I"):
         return _to_8_bits(photo, raw)
-    words = ["16 bits scaled to 8"] if photo.format in ("PNG", "TIFF") and ";16" in raw else []
+    changes = ["16 bits scaled to 8"] if photo.format in ("PNG", "TIFF") and ";16" in raw else []
     if photo.mode == "LAB":
         lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
-        return ImageCms.profileToProfile(photo, lab, srgb, outputMode="RGB"), words
+        return ImageCms.profileToProfile(photo, lab, srgb, outputMode="RGB"), changes
     if photo.has_transparency_data:
         photo = photo.convert("RGBA")
         if photo.getchannel("A").getextrema()[0] < 255:
             white = Image.new("RGBA", photo.size, "white")
             white.alpha_composite(photo)
-            photo, words = white, [*words, "transparent parts shown on white"]
-    return photo.convert("RGB"), words
+            photo, changes = white, [*changes, "transparent parts shown on white"]
+    return photo.convert("RGB"), changes
 
 
 def _to_8_bits(photo: Image.Image, raw: str) -> tuple[Image.Image, list[str]]:
-    """Integer greys of 12, 16 or 32 bits, scaled; what fits into 16 of 32 bits is taken for 16, as PGM stores it."""
+    """Integer greys of 12, 16 or 32 bits, scaled to 8; 32 bits count as 16 if all values fit, as PGM stores them."""
     values = np.asarray(photo)
     if re.search(r"I;\d+B?S", raw) and values.min() < 0:
         raise InputError("negative pixel values: save it with 8 or 16 bits, from 0, first")
@@ -371,13 +373,15 @@ def _damage(problem: Exception, content: bytes) -> str:
     if isinstance(problem, Image.DecompressionBombError):
         return f"too large: more than {Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels"
     if isinstance(problem, Image.UnidentifiedImageError):
-        found = (words for start, words in NO_PHOTO if re.match(start, content[:1024], re.DOTALL | re.IGNORECASE))
-        return next(found, "not an image that can be read")
+        names = (name for start, name in NO_PHOTO if re.match(start, content[:1024], re.DOTALL | re.IGNORECASE))
+        return next(names, "not an image that can be read")
     if isinstance(problem, MemoryError):
         return "more memory needed to decode it than there is"
     if "not available" in text or "unsupported" in text:
-        return "compressed in a way that cannot be read here: save it anew as JPEG or PNG"
-    short = content[:4] == b"RIFF" and int.from_bytes(content[4:8], "little") + 8 > len(content)  # WebP says its length
+        return "compressed in a way that cannot be read here: save it again as JPEG or PNG"
+    short = content[:4] == b"RIFF" and int.from_bytes(content[4:8], "little") + 8 > len(
+        content
+    )  # a WebP file holds its length
     if short or re.search("truncated|unexpected end|not enough|only got|eof", text):
         return "cut off: the end of the picture is missing"
     return "corrupt data inside"

@@ -1,4 +1,4 @@
-"""Draws the practice photographs, apples, cherries, tomatoes (and lemons, pears), so that nothing need be downloaded.
+"""Draws the practice photographs, apples, cherries, tomatoes (and lemons, pears), so that no download is needed.
 
 A fruit is a radius over the directions from its centre; stems and leaves are swept spheres; all is lit once, before a
 camera with the usual faults. Varieties share colours across fruits: dimple, stem, calyx and skin tell them apart.
@@ -14,8 +14,9 @@ import numpy as np
 from PIL import Image
 
 from fruitlib.core import errors, files
+from fruitlib.core.progress import OnProgress
 
-VERSION = 1  # raised whenever a seed gives other pictures than before
+VERSION = 1  # increased whenever a seed gives other pictures than before
 COUNTS = {"apple": 127, "cherry": 127, "tomato": 50, "lemon": 100, "pear": 100}
 FRUITS = ("apple", "cherry", "tomato")
 FIVE = ("apple", "cherry", "tomato", "lemon", "pear")
@@ -337,7 +338,7 @@ def expose(scene, rng, size: int) -> Image.Image:
 
 def pick(fruit: str, rng: np.random.Generator) -> str:
     """The name of a variety of `fruit`, common ones more often."""
-    often = {name: kind.often for (of, name), kind in VARIETIES.items() if of == fruit}
+    often = {name: kind.often for (kind_of, name), kind in VARIETIES.items() if kind_of == fruit}
     return str(rng.choice(list(often), p=np.array(list(often.values())) / sum(often.values())))
 
 
@@ -353,11 +354,11 @@ def photograph(fruit: str, rng: np.random.Generator, size: int = 128, variety: s
     return expose(scene.reshape(canvas.n, canvas.n, 3), rng, size)
 
 
-def draw(folder: Path, five: bool = False, seed: int = 0, size: int = 128, progress=None) -> Path:
+def draw(folder: Path, five: bool = False, seed: int = 0, size: int = 128, progress: OnProgress | None = None) -> Path:
     """Write `<folder>/<class>/<variety>__<number>.jpg` (127, 127, 50; with `five` also 100, 100); returns the folder.
 
     A picture depends on (seed, set, fruit, number) alone. `progress(done, total)` is called after each. A folder with
-    this set is left as it is; one with something else is an `InputError`.
+    this set is not changed; a folder with other files raises an `InputError`.
     """
     folder = files.resolve(folder)
     record = {"seed": int(seed), "five": bool(five), "size": int(size), "version": VERSION}
@@ -368,24 +369,24 @@ def draw(folder: Path, five: bool = False, seed: int = 0, size: int = 128, progr
         fill(Path(beside, "set"), record, progress)
         try:
             os.replace(Path(beside, "set"), folder)
-        except OSError:  # another process may have drawn it meanwhile
+        except OSError:  # another process may have drawn it in the meantime
             if not drawn(folder, record):
                 raise
     return folder
 
 
 def drawn(folder: Path, record: dict) -> bool:
-    """Whether `folder` holds the set of `record`; False if absent or empty, `InputError` if it holds else."""
+    """Whether `folder` holds the set of `record`; False if absent or empty, `InputError` if it holds other files."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     path = folder / "sample.json"
-    there = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if any(there.get(key) != record[key] for key in record):
-        raise errors.InputError(f"{folder}: holds {there or 'other files'}, not {record}; remove it or name another")
+    on_disk = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if any(on_disk.get(key) != record[key] for key in record):
+        raise errors.InputError(f"{folder}: holds {on_disk or 'other files'}, not {record}; remove it or name another")
     return True
 
 
-def fill(folder: Path, record: dict, progress) -> None:
+def fill(folder: Path, record: dict, progress: OnProgress | None) -> None:
     """Draw every photograph of a set into `folder`, then its record."""
     jobs = [(fruit, number) for fruit in (FIVE if record["five"] else FRUITS) for number in range(COUNTS[fruit])]
     for done, (fruit, number) in enumerate(jobs, 1):

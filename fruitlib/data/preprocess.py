@@ -1,4 +1,4 @@
-"""One photo, as it lies in the folder, to the square of bytes that models see; the same bytes on every call."""
+"""A photo file -> the square of bytes that models see; the same bytes on every call."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,11 +12,11 @@ from fruitlib.core.config import FACTORS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import photo_checks, sources
 
-# OpenCV would share out each small picture among threads of its own, which wait by spinning: in a thread beside
-# training that takes the cores from torch, and photos are shared out one by one anyway. This holds for the process.
+# OpenCV would split each small picture among its own threads, which wait by spinning. That takes cores from torch
+# during training, and photos are already decoded in parallel. The setting holds for the whole process.
 cv2.setNumThreads(0)
 
-LIBRARIES = {"opencv": cv2.__version__, "pillow": PIL.__version__}  # whose versions may decode otherwise
+LIBRARIES = {"opencv": cv2.__version__, "pillow": PIL.__version__}  # other versions may decode differently
 ENHANCERS = {
     "brightness": ImageEnhance.Brightness,
     "contrast": ImageEnhance.Contrast,
@@ -30,7 +30,7 @@ def decode(folder: Path, path: str, config: Config) -> np.ndarray:
     """The photo at a manifest's `path`, upright RGB, cropped, made square and enhanced: uint8 (S, S, 3).
 
     Raises:
-        InputError: the photo does not open any more, or its box lies outside of it.
+        InputError: the photo no longer opens, or its box lies outside of it.
     """
     file, box = sources.locate(folder, path)
     try:
@@ -63,9 +63,9 @@ def region(photo: Image.Image, box: tuple[int, int, int, int] | None, config: Co
             return widened(boxed, config.crop_margin, whole)
         inside = widened(boxed, 0, whole)  # a photo of several boxes has an object in each
     if config.crop_to == "object" and inside[2] > inside[0] and inside[3] > inside[1]:
-        found = find_object(np.asarray(photo.crop(inside)))
-        if found:
-            shifted = (found[0] + inside[0], found[1] + inside[1], found[2] + inside[0], found[3] + inside[1])
+        extent = find_object(np.asarray(photo.crop(inside)))
+        if extent:
+            shifted = (extent[0] + inside[0], extent[1] + inside[1], extent[2] + inside[0], extent[3] + inside[1])
             return widened(shifted, config.crop_margin, inside)
     return inside
 
@@ -83,12 +83,12 @@ def widened(area: Area, margin: float, limit: Area) -> Area:
 
 
 def find_object(pixels: np.ndarray, look_at: int = 256) -> Area | None:
-    """The extent of what stands on a plain background in uint8 (h, w, 3), or None where nothing does.
+    """The extent of the object on a plain background in uint8 (h, w, 3), or None where there is none.
 
     The background's colour is the median along the border, which must be plain: three quarters of its pixels within
-    30 of 255 steps of that colour. What differs from it by more than Otsu's threshold (1979) is the object; its
-    largest connected part counts, unless that is under 1 % of the picture or all of it. Photos over `look_at` pixels
-    are searched at that size.
+    30 of 255 steps of that colour. Pixels that differ from it by more than Otsu's threshold (1979) are the object;
+    its largest connected part counts, unless that is under 1 % of the picture or all of it. Photos over `look_at`
+    pixels are reduced to that size first.
     """
     height, width = pixels.shape[:2]
     scale = max(1, max(height, width) / look_at)
@@ -100,7 +100,7 @@ def find_object(pixels: np.ndarray, look_at: int = 256) -> Area | None:
     difference = np.abs(small - colour).max(2).astype(np.uint8)
     _, mask = cv2.threshold(difference, 0, 1, cv2.THRESH_BINARY | cv2.THRESH_OTSU)
     count, _, facts, _ = cv2.connectedComponentsWithStats(mask)
-    if not plain or count < 2 or difference.max() <= 30:  # grain and shadows alone are no object
+    if not plain or count < 2 or difference.max() <= 30:  # grain and shadows alone are not an object
         return None
     left, top, wide, high, pixels_in = facts[1 + facts[1:, cv2.CC_STAT_AREA].argmax()]
     if pixels_in < 0.01 * mask.size or (wide, high) == size:
@@ -110,7 +110,7 @@ def find_object(pixels: np.ndarray, look_at: int = 256) -> Area | None:
 
 
 def square(photo: Image.Image, area: Area, how: str, side: int) -> Image.Image:
-    """The area of the photo as a square of `side` pixels, each the mean over all that it stands for.
+    """The area of the photo as a square of `side` pixels, each the mean over the pixels it covers.
 
     `crop` keeps the central square, `squash` everything out of proportion, `pad` everything in proportion, with the
     outermost pixels repeated beside it (a reflection would show parts of a second fruit).

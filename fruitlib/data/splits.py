@@ -1,7 +1,7 @@
-"""Which photos may teach and which may judge: the manifest, stratified, seeded, groups never divided."""
+"""The manifest: which photos are for training, validation and test; stratified, seeded, groups never divided."""
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 
@@ -11,20 +11,22 @@ import pandas as pd
 from fruitlib.core import files, source_code
 from fruitlib.core.config import SPLIT_SETTINGS, Config
 from fruitlib.core.errors import InputError
+from fruitlib.core.progress import OnProgress
 from fruitlib.data import duplicates, photo_checks, sources
-from fruitlib.data.stratify import assign, deal, photo_of, subset, wanted_photos
+from fruitlib.data.stratify import assign_folds, assign_splits, subset, wanted_photos
+from fruitlib.data.tables import photo_of
 
 SPLITS = ("train", "val", "test")
 USABLE = ("ok", "sealed")
 COLUMNS = ("path", "label", "group", "split", "fold", "status", "reason", "width", "height", "sha256", "phash")
 
 
-def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None] | None = None) -> pd.DataFrame:
-    """The sweep's manifest: read where it fits the data and the settings, made and written where not.
+def prepare_manifest(config: Config, sweep_dir: Path, progress: OnProgress | None = None) -> pd.DataFrame:
+    """The sweep's manifest: loaded if it fits the data and the settings, else built and written.
 
-    Beside `manifest.csv` stands `manifest.json`: its identity, and in words what could not be met. Nothing is written
-    unless all photos and classes allow the split. The identity holds what was listed (of a table: what its rows
-    say), and size and time of every file in use.
+    `manifest.json` beside `manifest.csv` holds its identity, and notes on what could not be met. Nothing is written
+    unless all photos and classes allow the split. The identity covers the listed rows (of a table: their values), and
+    size and time of every file in use.
 
     Raises:
         InputError: no photos, a photo that does not open (`bad_photos: stop`), a class too small for the split.
@@ -37,30 +39,34 @@ def prepare(config: Config, sweep_dir: Path, progress: Callable[[int, int], None
     code = source_code.closure_source([__name__])
     identity = files.fingerprint(settings, notes, _digest(rows), stamps, *code)
     made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
-    if made and record(sweep_dir)["identity"] == identity:
-        return read(sweep_dir)
-    manifest, summary = build(folder, rows, config, progress)
+    if made and load_record(sweep_dir)["identity"] == identity:
+        return load_manifest(sweep_dir)
+    manifest, summary = build_manifest(folder, rows, config, progress)
     names = sorted(set(manifest.loc[manifest["status"].isin(USABLE), "label"]))
     facts = {"identity": identity, "data": config.data, "folds": config.folds, "repeats": config.repeats}
-    with files.lock(sweep_dir / ".manifest.lock"):  # of two sweeps that begin at once, one writes
+    with files.lock(sweep_dir / ".manifest.lock"):  # of two sweeps that start at once, one writes
         made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
-        if made and record(sweep_dir)["identity"] == identity:
-            return read(sweep_dir)
-        (sweep_dir / "manifest.json").unlink(missing_ok=True)  # a kill between the two must not pair new with old
+        if made and load_record(sweep_dir)["identity"] == identity:
+            return load_manifest(sweep_dir)
+        (sweep_dir / "manifest.json").unlink(
+            missing_ok=True
+        )  # a kill between the two writes must not pair new with old
         files.write_csv(sweep_dir / "manifest.csv", manifest)
         files.write_json(sweep_dir / "manifest.json", facts | {"notes": [*notes, *summary], "class_names": names})
     return manifest
 
 
-def build(folder: Path, rows: pd.DataFrame, config: Config, progress=None) -> tuple[pd.DataFrame, list[str]]:
-    """Check the photos of `subset`'s rows and divide them; returns the manifest and what is to be said, in words."""
-    divide(rows, config)  # what cannot be divided is said before minutes of decoding
-    manifest = photo_checks.check(folder, rows, config.min_side, progress)
+def build_manifest(
+    folder: Path, rows: pd.DataFrame, config: Config, progress: OnProgress | None = None
+) -> tuple[pd.DataFrame, list[str]]:
+    """Check the photos of `subset`'s rows and divide them; returns the manifest and notes, sentences for people."""
+    divide(rows, config)  # report what cannot be divided before minutes of decoding
+    manifest = photo_checks.check_photos(folder, rows, config.min_side, progress)
     bad, notes = manifest[manifest["status"] == "quarantined"], []
     if len(bad) and config.bad_photos == "stop":
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         reason = f"{folder / bad['path'].iloc[0]}: {bad['reason'].iloc[0]}{more}"
-        raise InputError(f"{reason}: repair or remove it, or set bad_photos: quarantine to go on without")
+        raise InputError(f"{reason}: repair or remove it, or set bad_photos: quarantine to continue without it")
     manifest, summary = duplicates.resolve(manifest, near=config.near_duplicates == "group")
     if left_out := (manifest["status"] == "left_out").sum():
         notes.append(f"{len(rows) - left_out:,} of {len(rows):,} photos are used (subset: {config.subset:g})")
@@ -74,7 +80,7 @@ def build(folder: Path, rows: pd.DataFrame, config: Config, progress=None) -> tu
 def divide(manifest: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[str]]:
     """Every usable row's split and fold, from the settings alone, and what could not be met; opens no file.
 
-    With folds the pool (all but test) bears `split` train and in `fold` the number of its fold in each repeat.
+    With folds, `split` is train for all but test photos, and `fold` holds the fold number in each repeat.
 
     Raises:
         InputError: a class with too few photos or groups.
@@ -84,15 +90,16 @@ def divide(manifest: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[s
     if config.folds and (usable["split"] == "val").any():
         notes.append(f"{(usable['split'] == 'val').sum():,} photos of the predefined val part joined the folds")
         usable = usable.assign(split=usable["split"].replace("val", "train"))
-    notes += _without_effect(config, set(usable["split"]))
+    notes += _unused_settings_notes(config, set(usable["split"]))
     _check_sizes(usable, manifest, config)
     folds = pd.Series("", usable.index, dtype=str)
     try:
         val_per_class = 0 if config.folds else config.val_per_class
-        splits, summary = assign(usable, val_per_class, config.test_per_class, config.split_seed)
+        splits, summary = assign_splits(usable, val_per_class, config.test_per_class, config.split_seed)
         if config.folds:
-            dealt, more = deal(usable[splits == "train"], config.folds, config.repeats, config.split_seed)
-            folds, summary = dealt.reindex(usable.index, fill_value=""), [*summary, *more]
+            pool = usable[splits == "train"]
+            assigned, more = assign_folds(pool, config.folds, config.repeats, config.split_seed)
+            folds, summary = assigned.reindex(usable.index, fill_value=""), [*summary, *more]
     except InputError as problem:
         raise InputError(f"{problem}{_subset_hint(config)}") from None
     sides = {"split": splits, "fold": folds}
@@ -100,15 +107,15 @@ def divide(manifest: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[s
     manifest = manifest.assign(**{name: side.reindex(manifest.index, fill_value="") for name, side in sides.items()})
     if given and len(divided := leaks(manifest)):
         kinds = divided.groupby("kind", sort=False)["value"].agg(["size", "first"])
-        found = [f"{n:,} {kind}{'s' * (n > 1)}, such as {first}" for kind, n, first in kinds.itertuples()]
-        notes.append(f"the given split divides what belongs together: {'; '.join(found)}: see leaks")
+        counts_text = [f"{n:,} {kind}{'s' * (n > 1)}, such as {first}" for kind, n, first in kinds.itertuples()]
+        notes.append(f"the given split divides what belongs together: {'; '.join(counts_text)}: see leaks")
     return manifest, [*notes, *summary]
 
 
 def _check_sizes(usable: pd.DataFrame, manifest: pd.DataFrame, config: Config) -> None:
-    """Refuse a class of fewer photos than the settings ask for, with one left to learn from."""
-    there = set(usable["split"])
-    for split in sorted(there - {"", "train"}):
+    """Raise for a class with fewer photos than the settings need, one of them for training."""
+    parts = set(usable["split"])
+    for split in sorted(parts - {"", "train"}):
         missing = set(manifest.loc[manifest["split"] == split, "label"])
         missing -= set(usable.loc[usable["split"] == split, "label"])
         if missing:
@@ -116,11 +123,11 @@ def _check_sizes(usable: pd.DataFrame, manifest: pd.DataFrame, config: Config) -
             raise InputError(f"class {label} has no usable {split} photo{_why(manifest, label, split)}: add some")
     photos = usable.loc[usable["split"].isin(["", "train"]), "label"].value_counts()
     photos = photos.reindex(sorted(set(manifest["label"])), fill_value=0)
-    needed = np.zeros(len(photos), int) if "test" in there else wanted_photos(config.test_per_class, photos.to_numpy())
+    needed = np.zeros(len(photos), int) if "test" in parts else wanted_photos(config.test_per_class, photos.to_numpy())
     if config.folds:
         needed, setting = needed + config.folds, f"folds {config.folds}"
     else:
-        needed = needed + 1 + (0 if "val" in there else wanted_photos(config.val_per_class, photos.to_numpy()))
+        needed = needed + 1 + (0 if "val" in parts else wanted_photos(config.val_per_class, photos.to_numpy()))
         setting = f"val_per_class {config.val_per_class}"
     lacking = np.flatnonzero(photos.to_numpy() < needed)
     if len(lacking):
@@ -140,12 +147,12 @@ def _why(manifest: pd.DataFrame, label: str, split: str | None = None) -> str:
     return f" ({len(bad)} more are quarantined, the first is {bad['path'].iloc[0]}: {bad['reason'].iloc[0]})"
 
 
-def _without_effect(config: Config, there: set[str]) -> list[str]:
-    """Settings that the photos' own parts leave without effect, in words."""
+def _unused_settings_notes(config: Config, parts: set[str]) -> list[str]:
+    """A note for each setting that the photos' own parts leave unused."""
     notes = []
-    if "val" in there and not config.folds:
+    if "val" in parts and not config.folds:
         notes.append("the photos bring their own val part: val_per_class is not used")
-    if "test" in there:
+    if "test" in parts:
         notes.append("the photos bring their own test part: test_per_class is not used")
     return notes
 
@@ -157,7 +164,7 @@ def _subset_hint(config: Config) -> str:
 def part(manifest: pd.DataFrame, split: str, fold: int = 1, repeat: int = 1) -> pd.DataFrame:
     """The usable rows of train, val or test, index reset; with folds, val is that fold and train the others.
 
-    Of fold 0 val is empty and train all photos of the folds.
+    For fold 0, val is empty and train holds the photos of all folds.
 
     Raises:
         InputError: no such fold or repeat.
@@ -168,14 +175,14 @@ def part(manifest: pd.DataFrame, split: str, fold: int = 1, repeat: int = 1) -> 
     numbers = _numbers(rows["fold"], repeat)
     if not 0 <= fold <= numbers.max():
         raise InputError(f"fold = {fold}: the manifest holds folds 1 to {numbers.max()}, and 0 for all of them")
-    judges = numbers == fold if split == "val" else numbers != fold
-    return rows[(numbers > 0) & judges].reset_index(drop=True)
+    chosen = numbers == fold if split == "val" else numbers != fold
+    return rows[(numbers > 0) & chosen].reset_index(drop=True)
 
 
-def taught(rows: pd.DataFrame, config: Config) -> pd.DataFrame:
-    """The training rows as `train_share`, `share_class` and `train_labels` have them.
+def training_rows(rows: pd.DataFrame, config: Config) -> pd.DataFrame:
+    """The training rows after `train_share`, `share_class` and `train_labels`.
 
-    Whole groups stay, drawn by the run's seed; with one seed, what a smaller share holds a larger one holds too.
+    Groups stay whole and are drawn by the run's seed; with one seed, a smaller share is part of a larger one.
 
     Raises:
         InputError: no such class.
@@ -201,7 +208,7 @@ def _numbers(folds: pd.Series, repeat: int) -> np.ndarray:
 
 
 def fingerprint(manifest: pd.DataFrame, sides: tuple[str, ...] = ("train", "val")) -> str:
-    """Changes when a usable photo of these sides, its label, its side or its fold does; so what training depends on."""
+    """Changes when a usable photo of these sides, its label, its side or its fold does: what training depends on."""
     rows = manifest[manifest["split"].isin(sides) & manifest["status"].isin(USABLE)]
     return _digest(rows[["path", "label", "split", "fold", "sha256"]])
 
@@ -216,24 +223,24 @@ def _digest(rows: pd.DataFrame) -> str:
 
 
 def sealed_files(config: Config, manifest: pd.DataFrame) -> str:
-    """A digest of path, bytes and time of change of sealed photos: all that is known of them without opening them."""
+    """A digest of path, bytes and time of change of the sealed photos, which stay unopened."""
     return _stamps(sources.root(config.data), manifest.loc[manifest["status"] == "sealed", "path"])
 
 
 def _stamps(folder: Path, paths: Iterable[str]) -> str:
-    """A digest of path, bytes and time of change of each file; of the path alone where there is none."""
+    """A digest of path, bytes and time of change of each file; of the path alone where the file is missing."""
     digest = sha256()
     for path in paths:
         file, _ = sources.locate(folder, path)
         try:
             facts = file.stat()
             digest.update(f"{path}\0{facts.st_size} {facts.st_mtime_ns}\0".encode())
-        except (OSError, ValueError):  # a broken link, a name that no file can have
+        except (OSError, ValueError):  # a broken link, or a name that is not possible
             digest.update(f"{path}\0".encode())
     return digest.hexdigest()[:12]
 
 
-def read(sweep_dir: Path) -> pd.DataFrame:
+def load_manifest(sweep_dir: Path) -> pd.DataFrame:
     """The manifest of a sweep folder; a row per photo, text columns never NaN."""
     if not (sweep_dir / "manifest.csv").is_file():
         raise InputError(f"{files.display_path(sweep_dir)}: no manifest.csv; execute 01_split first")
@@ -241,15 +248,15 @@ def read(sweep_dir: Path) -> pd.DataFrame:
     return pd.read_csv(sweep_dir / "manifest.csv", dtype=texts, keep_default_na=False)
 
 
-def record(sweep_dir: Path) -> dict:
-    """What stands beside the manifest: identity, data, folds, repeats, notes, class_names."""
+def load_record(sweep_dir: Path) -> dict:
+    """The record beside the manifest (`manifest.json`): identity, data, folds, repeats, notes, class_names."""
     return json.loads((sweep_dir / "manifest.json").read_text(encoding="utf-8"))
 
 
 def counts(manifest: pd.DataFrame) -> pd.DataFrame:
     """Photos per class (rows) and split (columns), with totals; quarantined and left-out ones in columns of their own.
 
-    With folds, the pool that is dealt into them counts as train; `fold_counts` has its folds.
+    With folds, the photos of all folds count as train; `fold_counts` has its folds.
     """
     outside = [status for status in ("quarantined", "left_out") if (manifest["status"] == status).any()]
     where = manifest["split"].mask(manifest["status"].isin(outside), manifest["status"])
@@ -272,13 +279,13 @@ def _count(labels: pd.Series, where: pd.Series, order: Iterable) -> pd.DataFrame
 def leaks(manifest: pd.DataFrame) -> pd.DataFrame:
     """Groups, identical files (sha256) and photos (under several boxes) on more than one side; empty when clean.
 
-    With folds, the folds of each repeat are sides too. Columns: kind, value, stands in.
+    With folds, the folds of each repeat are sides too. Columns: kind, value, sides.
     """
     usable = manifest[manifest["split"] != ""]
     kinds = {name: usable[name] for name in ("group", "sha256") if name in usable}
     if usable["path"].str.contains("#xywh=", regex=False).any():
         kinds["photo"] = photo_of(usable["path"])
-    found = {}
+    divided_keys = {}
     for sides in _sides(usable):
         names, side = np.unique(sides.to_numpy(dtype=object), return_inverse=True)
         for kind, keys in kinds.items():
@@ -288,12 +295,12 @@ def leaks(manifest: pd.DataFrame) -> pd.DataFrame:
             for value, places in pd.Series(names[pairs[divided] % len(names)]).groupby(
                 values[pairs[divided] // len(names)]
             ):
-                found.setdefault((kind, value), " + ".join(places))
-    return pd.DataFrame([(*key, place) for key, place in found.items()], columns=["kind", "value", "stands in"])
+                divided_keys.setdefault((kind, value), " + ".join(places))
+    return pd.DataFrame([(*key, place) for key, place in divided_keys.items()], columns=["kind", "value", "sides"])
 
 
 def _sides(usable: pd.DataFrame) -> list[pd.Series]:
-    """Where each row stands: its split, or in every repeat its fold."""
+    """The side of each row: its split, or its fold in every repeat."""
     if "fold" not in usable or not (in_folds := usable["fold"] != "").any():
         return [usable["split"]]
     repeats = len(usable.loc[in_folds, "fold"].iloc[0].split())

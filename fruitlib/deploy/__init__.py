@@ -1,7 +1,7 @@
 """A trained network -> a file that others can use, and what it is worth on photos it has never seen.
 
-predict      an exported file used; needs neither torch nor pandas
-export       ONNX fp32, checked against torch; latency and size
+predict      an exported file in use; needs neither torch nor pandas
+export       ONNX fp32, parity with torch; latency and size
 quantize     INT8 by static quantization
 model_files  both files of a run
 verify       export.json: both files checked against torch and measured

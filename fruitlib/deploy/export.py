@@ -1,7 +1,7 @@
-"""The trained model as a file that runs without torch: ONNX in fp32 and INT8, parity gate, size, latency.
+"""The trained model as a file that runs without torch: ONNX in fp32, parity with torch, size, latency.
 
-A file written here is usable alone: weights inside, class names and image size in its metadata.
-The gate comes before use: fp32 that differs from torch is an error, INT8 that differs is reported.
+A file written here is usable alone: weights inside, class names and image size in its metadata. Parity is checked
+before use: fp32 that differs from torch is an error, INT8 that differs is reported.
 """
 
 import copy
@@ -26,18 +26,20 @@ class ExportError(RuntimeError):
     """The exported file does not compute what the model computes; its message is one line."""
 
 
-def to_onnx(
+def export_onnx(
     model: torch.nn.Module, path: Path, image_size: int, class_names: list[str], extra: dict | None = None
 ) -> Path:
     """Write `model` to `path` as one ONNX file: "images" (batch, 3, S, S) in [0, 1] -> "logits" (batch, C).
 
-    The batch is free, S is `image_size`. The metadata holds `class_names` (a JSON list), `image_size` and
+    The batch size is free, S is `image_size`. The metadata holds `class_names` (a JSON list), `image_size` and
     `extra` (text by name). What is exported is a copy on the CPU in evaluation mode, so `model` stays as it is.
-    Raises InputError where names and logits do not fit, or `extra` uses a name of ours.
+
+    Raises:
+        InputError: not one name per logit, or a reserved name in `extra`.
     """
     path, extra = Path(path), extra or {}
     if clash := RESERVED & extra.keys():
-        raise InputError(f"extra: the metadata keys {sorted(clash)} are taken; rename them")
+        raise InputError(f"extra: the metadata keys {sorted(clash)} are reserved; rename them")
     with torch.inference_mode(False), torch.no_grad():
         model, images = _cpu_copy(model), torch.full((2, 3, image_size, image_size), 0.5)
         width = model(images).shape[-1]
@@ -68,7 +70,7 @@ def _cpu_copy(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def run_torch(model: torch.nn.Module, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """The same by torch: a copy of `model` on the CPU in evaluation mode, the reference for `parity`."""
+    """Logits (n, C) by torch, the reference for `parity`: of a copy of `model` on the CPU in evaluation mode."""
     model = _cpu_copy(model)
     with torch.inference_mode():
         return np.concatenate([model(torch.from_numpy(b)).numpy() for b in in_batches(images, batch_size)])
@@ -91,14 +93,17 @@ def parity(reference_logits: np.ndarray, logits: np.ndarray) -> dict:
     }
 
 
-def check(
+def check_parity(
     fp32_parity: dict, int8_parity: dict | None = None, tolerance: float = 1e-3, min_agreement: float = 0.95
 ) -> dict:
-    """The gate. Raises ExportError where fp32 is further than `tolerance` logits from torch on any image.
+    """Whether the exported files compute what torch does, from their `parity` with it.
 
     INT8 is approximate by nature: `int8_verified` says whether its class is torch's on at least the share
-    `min_agreement` of the images, `reason` why not ("" when it is). One in twenty may flip by default, as
-    this is to catch a broken file; what INT8 costs in accuracy is measured on labels. NaN never passes.
+    `min_agreement` of the images, `reason` why not ("" when it is). By default one image in twenty may differ: this
+    check is for broken files; what INT8 costs in accuracy is measured on labels. NaN never passes.
+
+    Raises:
+        ExportError: fp32 is further than `tolerance` logits from torch on some image.
     """
     worst = fp32_parity["max_abs_diff"]
     if not worst <= tolerance:
@@ -119,9 +124,9 @@ def size_mb(path: Path) -> float:
 
 def onnx_runner(path: Path, image: np.ndarray, threads: int = 1) -> Callable[[], np.ndarray]:
     """For `latency_ms`: a call that runs the file on `image` (1, 3, S, S)."""
-    opened = open_session(path, threads)
-    feed = {"images": check_images(path, opened, image, "image")}
-    return lambda: opened.run(["logits"], feed)[0]
+    session = open_session(path, threads)
+    feed = {"images": check_images(path, session, image, "image")}
+    return lambda: session.run(["logits"], feed)[0]
 
 
 def torch_runner(model: torch.nn.Module, image: np.ndarray) -> Callable[[], np.ndarray]:

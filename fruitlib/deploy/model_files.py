@@ -13,7 +13,7 @@ FP32, INT8 = "model.fp32.onnx", "model.int8.onnx"
 
 def calibration_photos(run: Run) -> Photos:
     """The training photos that set the INT8 ranges: `calibration_images` of them, spread over all."""
-    return dataset.spread(dataset.of(run, "train"), run.config.calibration_images)
+    return dataset.spread(dataset.load_photos(run, "train"), run.config.calibration_images)
 
 
 def build_model_files(run: Run, model, checkpoint: dict) -> dict[str, Path]:
@@ -22,6 +22,6 @@ def build_model_files(run: Run, model, checkpoint: dict) -> dict[str, Path]:
     The checkpoint's preprocessing goes into their metadata, so that a file alone says what photos it expects.
     """
     extra = {"preprocess": json.dumps(checkpoint["preprocess"])}
-    fp32 = export.to_onnx(model, run.path / FP32, run.config.image_size, run.class_names, extra)
+    fp32 = export.export_onnx(model, run.path / FP32, run.config.image_size, run.class_names, extra)
     int8 = quantize.quantize(fp32, run.path / INT8, dataset.to_array(calibration_photos(run).images))
     return {"fp32": fp32, "int8": int8}

@@ -19,9 +19,9 @@ def quantize(
     """Write the INT8 version of `fp32` to `int8`, calibrated on images (n, 3, S, S) float32 in [0, 1].
 
     Static quantization by ONNX Runtime in the QDQ format: activations unsigned, weights signed and per
-    channel, its advice for x86. Ranges run from the smallest to the largest value seen (MinMax), so neither
+    channel, as it advises for x86. Ranges run from the smallest to the largest value seen (MinMax), so neither
     the order nor the batches of the images matter. Only `op_types`, where the weights are, become INT8:
-    quantizing SiLU, x * sigmoid(x), as well is reported to collapse trained EfficientNets.
+    quantizing SiLU, x * sigmoid(x), too is reported to ruin trained EfficientNets.
     `reduce_range` keeps weights to 7 bits, for x86 without VNNI, where sums of 8-bit products can saturate.
     The metadata is kept, "quantization" added. Jacob et al. 2018, "Quantization and Training of Neural
     Networks for Efficient Integer-Arithmetic-Only Inference", equation 1 and section 3.
@@ -43,7 +43,7 @@ def quantize(
 
 
 class _Calibration(ort.CalibrationDataReader):
-    """Hands the quantizer its images, a batch at a time."""
+    """Gives the quantizer its images, a batch at a time."""
 
     def __init__(self, images: np.ndarray, batch_size: int):
         self.batches = iter(in_batches(images, batch_size))

@@ -32,7 +32,7 @@ def predict_test_photos(run: Run) -> pd.DataFrame:
     print(*summary, sep="\n", end="\n" if summary else "")
     run.record_test_opening(len(rows))
     model, _ = models.restore(run.path / "best.pt")
-    photos = dataset.to_array(dataset.of(run, "test", rows=rows).images)
+    photos = dataset.to_array(dataset.load_photos(run, "test", rows=rows).images)
     logits = {"torch": run_torch(model, photos)}
     logits |= {name: run_onnx(run.path / f"model.{name}.onnx", photos) for name in ("fp32", "int8")}
     table = run.write_predictions("test", {name: metrics.softmax(values) for name, values in logits.items()}, rows)
@@ -47,7 +47,7 @@ def open_test_photos(run: Run) -> tuple[pd.DataFrame, list[str]]:
         InputError: none of them can be used.
     """
     rows = run.rows("test")
-    checked = photo_checks.check(sources.root(run.config.data), rows.assign(split=""), run.config.min_side)
+    checked = photo_checks.check_photos(sources.root(run.config.data), rows.assign(split=""), run.config.min_side)
     bad = checked[checked["status"] == "quarantined"]
     summary = []
     if len(bad):

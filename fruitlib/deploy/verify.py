@@ -104,7 +104,7 @@ def export_run(run: Run) -> Export:
     logits = {"torch": export.run_torch(model, images)}
     logits |= {backend: predict.run_onnx(path, images) for backend, path in paths.items()}
     parity = {backend: export.parity(logits["torch"], logits[backend]) for backend in paths}
-    verdict = export.check(parity["fp32"], parity["int8"], min_agreement=run.config.int8_agreement)
+    verdict = export.check_parity(parity["fp32"], parity["int8"], min_agreement=run.config.int8_agreement)
     labels = photos.labels.numpy()
     correct = {backend: int((values.argmax(1) == labels).sum()) for backend, values in logits.items()}
     times = _latencies(model, paths, images[:1])
@@ -127,10 +127,10 @@ def photos_to_try(run: Run) -> tuple[Photos, bool]:
     A model trained on the photos of all folds has no validation photos. It is tried on the training photos that did
     not calibrate it, or on all of them where every one did.
     """
-    val_photos = dataset.of(run, "val")
+    val_photos = dataset.load_photos(run, "val")
     if len(val_photos):
         return val_photos, True
-    train_photos = dataset.of(run, "train")
+    train_photos = dataset.load_photos(run, "train")
     used = set(model_files.calibration_photos(run).paths)
     others = [position for position, path in enumerate(train_photos.paths) if path not in used]
     return (train_photos.pick(others) if others else train_photos), False

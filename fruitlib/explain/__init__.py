@@ -1,4 +1,4 @@
-"""Where a network looks. In: a model and images; out: heatmaps and feature maps, the model left as it was found.
+"""Where a network looks. In: a model and images; out: heatmaps and feature maps, the model unchanged.
 
 gradcam    heatmaps by pytorch-grad-cam, layer by layer
 """

@@ -1,8 +1,8 @@
-"""Where a model looks: Grad-CAM heatmaps and feature maps, the model left exactly as it was found.
+"""Where a model looks: Grad-CAM heatmaps and feature maps, the model left unchanged.
 
-pytorch-grad-cam does the method. Two of its habits are replaced here: it pairs layers with recordings by
-position, which mislabels layers not listed in running order, and it stretches every map to full heat, even
-one that is nothing but rounding noise.
+pytorch-grad-cam implements the method. Two things are done differently here: it pairs layers with recordings
+by position, which mislabels layers not listed in running order, and it scales every map to full heat, even one
+of rounding noise.
 """
 
 import contextlib
@@ -21,8 +21,8 @@ from torch.nn.functional import interpolate
 
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path, replacing
+from fruitlib.data.augment import LUMA
 
-LUMA = np.array([0.299, 0.587, 0.114])  # brightness of red, green, blue: ITU-R BT.601
 NOISE = 1e-6  # float32 holds 7 digits, so a peak this small beside the terms it sums is their rounding
 
 
@@ -30,8 +30,8 @@ NOISE = 1e-6  # float32 holds 7 digits, so a peak this small beside the terms it
 class Heatmaps:
     """Grad-CAM of n images in several layers.
 
-    `heatmap` is scaled to a largest value of 1 per map, or all 0 where nothing in the layer speaks for the
-    target. `peak` is that largest value before scaling, in logits, by which a weak map is told from a strong.
+    `heatmap` is scaled to a largest value of 1 per map, or all 0 where nothing in the layer supports the
+    target. `peak` is that largest value before scaling, in logits, which distinguishes weak maps from strong ones.
     """
 
     heatmap: np.ndarray  # (n, layers, S, S) float32 in [0, 1], as large as the images
@@ -54,11 +54,14 @@ def heatmaps(
     `targets`: a class index per image; by default each image's predicted class. A layer gives
     (n, channels, h, w) and runs once per pass. Frozen models and callers in `inference_mode` are fine.
     Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
-    Localization", equations 1 and 2. Raises InputError where images, layers or targets do not fit.
+    Localization", equations 1 and 2.
+
+    Raises:
+        InputError: images, layers or targets do not fit the model.
     """
-    _check(model, images, target_layers)
+    _check_inputs(model, images, target_layers)
     targets = None if targets is None else _checked_targets(targets, len(images))
-    with torch.inference_mode(False), torch.enable_grad(), _as_found(model):
+    with torch.inference_mode(False), torch.enable_grad(), _frozen_in_eval_mode(model):
         cam, parts = _LayerCAM(model, target_layers), []
         try:
             for start in range(0, len(images), batch_size):
@@ -78,15 +81,15 @@ def feature_maps(
     Strength is the mean absolute activation over all `images`, so that a column is one channel throughout.
     A layer with fewer channels than `top` gives all it has. One pass: meant for a handful of images.
     """
-    _check(model, images, target_layers)
-    with torch.inference_mode(False), torch.no_grad(), _as_found(model):
+    _check_inputs(model, images, target_layers)
+    with torch.inference_mode(False), torch.no_grad(), _frozen_in_eval_mode(model):
         recorder = _Recorder(model, target_layers)
         try:
             recorder(images.to(next(model.parameters()).device, torch.float32, copy=True))
-            found = {name: recorder.activation(name) for name in target_layers}
+            activations = {name: recorder.activation(name) for name in target_layers}
         finally:
             recorder.release()
-    return {name: _strongest(activation, top) for name, activation in found.items()}
+    return {name: _strongest(activation, top) for name, activation in activations.items()}
 
 
 def _strongest(activation: np.ndarray, top: int) -> np.ndarray:
@@ -95,7 +98,7 @@ def _strongest(activation: np.ndarray, top: int) -> np.ndarray:
 
 
 @contextlib.contextmanager
-def _as_found(model: torch.nn.Module) -> Iterator[None]:
+def _frozen_in_eval_mode(model: torch.nn.Module) -> Iterator[None]:
     """Evaluation mode and frozen parameters inside; afterwards every flag and `.grad` as before."""
     training = [(module, module.training) for module in model.modules()]
     parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
@@ -163,8 +166,8 @@ class _LayerCAM(GradCAM):
         logits = self.outputs.detach().float().cpu()
         predicted = logits.argmax(1).numpy()
         chosen = predicted if targets is None else targets
-        found = {"heatmap": heatmap, "peak": peak, "predicted": predicted, "targets": chosen}
-        return found | {"probs": logits.softmax(1).numpy()}
+        probs = logits.softmax(1).numpy()
+        return {"heatmap": heatmap, "peak": peak, "predicted": predicted, "targets": chosen, "probs": probs}
 
     def compute_cam_per_layer(self, input_tensor, targets, eigen_smooth):
         return [self._scaled(name, input_tensor.shape[-2:]) for name in self.layer_names]
@@ -173,7 +176,7 @@ class _LayerCAM(GradCAM):
         return tuple(np.stack(part, axis=1) for part in zip(*cam_per_target_layer, strict=True))
 
     def _scaled(self, name: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """One layer's maps (n, *size) and their peaks (n,); only ReLU and the own maximum, never the minimum."""
+        """One layer's maps (n, *size) and their peaks (n,); divided by the map's maximum, minimum not subtracted."""
         recorder = self.activations_and_grads
         activation, gradient = recorder.activation(name), recorder.gradient(name)
         maps = np.maximum(self.get_cam_image(None, None, None, activation, gradient), 0)
@@ -189,11 +192,11 @@ class _LayerCAM(GradCAM):
 class _Logit(ClassifierOutputTarget):
     def __call__(self, model_output):
         if not 0 <= self.category < len(model_output):
-            raise InputError(f"targets: {self.category} is no class index; use 0 to {len(model_output) - 1}")
+            raise InputError(f"targets: {self.category} is not a class index; use 0 to {len(model_output) - 1}")
         return super().__call__(model_output)
 
 
-def _check(model: torch.nn.Module, images: torch.Tensor, target_layers: dict[str, torch.nn.Module]) -> None:
+def _check_inputs(model: torch.nn.Module, images: torch.Tensor, target_layers: dict[str, torch.nn.Module]) -> None:
     if images.ndim != 4 or len(images) == 0:
         raise InputError(f"images: shape {tuple(images.shape)}; give at least one, as (n, 3, S, S)")
     if not target_layers:
@@ -236,24 +239,24 @@ def central_share(heat: np.ndarray) -> float:
     return float(middle.sum() / heat.sum()) if heat.sum() > 0 else float("nan")
 
 
-def save(path: Path, heatmaps: Heatmaps, **meta) -> None:
+def save_heatmaps(path: Path, heatmaps: Heatmaps, **meta) -> None:
     """Write `heatmaps` and any arrays besides (paths, labels) as compressed npz; heat in float16."""
     arrays = {name: np.asarray(value) for name, value in meta.items()}
     own = {field.name: np.asarray(getattr(heatmaps, field.name)) for field in fields(Heatmaps)}
     for name, array in arrays.items():
         if name in own or array.dtype.hasobject:
-            raise InputError(f"{name}: a name in use, or no plain numbers or text; rename or convert it")
+            raise InputError(f"{name}: name in use, or not plain numbers or text; rename or convert it")
     with replacing(path) as partial, open(partial, "wb") as file:
         np.savez_compressed(file, **arrays, **own | {"heatmap": own["heatmap"].astype(np.float16)})
 
 
-def load(path: Path) -> tuple[Heatmaps, dict[str, np.ndarray]]:
+def load_heatmaps(path: Path) -> tuple[Heatmaps, dict[str, np.ndarray]]:
     """What `save` wrote: the heatmaps (heat in float32) and the other arrays by name."""
     try:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
         own = {field.name: arrays.pop(field.name) for field in fields(Heatmaps)}
     except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{display_path(path)}: no heatmaps to read there; run notebook 04 again") from error
+        raise InputError(f"{display_path(path)}: not readable as heatmaps; run notebook 04 again") from error
     own |= {"heatmap": own["heatmap"].astype(np.float32), "layer_names": own["layer_names"].tolist()}
     return Heatmaps(**own), arrays

@@ -150,7 +150,7 @@ def disagreement_heatmaps(pair: Pair, shown: pd.DataFrame) -> tuple[np.ndarray, 
             rows = predictions.run.manifest.set_index("path").reindex(paths).rename_axis("path").reset_index()
             if rows["status"].ne("ok").any() or rows["split"].eq("test").any():
                 return None
-            images = dataset.of(predictions.run, "val", rows=rows).images
+            images = dataset.load_photos(predictions.run, "val", rows=rows).images
             photos = dataset.to_pictures(images) / 255 if photos is None else photos
             if predictions.part == "val" and (predictions.run.path / "best.pt").is_file():
                 overlays[side] = _overlays(predictions.run, images)

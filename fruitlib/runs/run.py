@@ -78,7 +78,7 @@ class Run:
     @cached_property
     def class_names(self) -> list[str]:
         """Class names in the order of logits and of `p_` columns."""
-        return splits.record(self.sweep_dir)["class_names"]
+        return splits.load_record(self.sweep_dir)["class_names"]
 
     def rows(self, split: str) -> pd.DataFrame:
         """The usable photos of train, val or test; with folds, val is this run's fold and train all others.
@@ -86,7 +86,7 @@ class Run:
         train is what teaches: thinned, or its labels shuffled, where settings ask for it.
         """
         rows = splits.part(self.manifest, split, self.config.fold, self.config.repeat)
-        return splits.taught(rows, self.config) if split == "train" else rows
+        return splits.training_rows(rows, self.config) if split == "train" else rows
 
     def history(self) -> pd.DataFrame:
         """A row per epoch trained so far; empty before the first."""
@@ -334,5 +334,5 @@ def _manifest(sweep_dir: Path, time: int) -> tuple[pd.DataFrame, str]:
 
     Read once for all runs: two million rows are a gigabyte and ten seconds.
     """
-    manifest = splits.read(sweep_dir)
+    manifest = splits.load_manifest(sweep_dir)
     return manifest, splits.fingerprint(manifest)

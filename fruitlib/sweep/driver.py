@@ -60,7 +60,7 @@ def run_sweep(params_file: Path, data: str | None = None, options: Options = Opt
             kernel.warm_up()
         else:
             files.tidy(sweep_dir)
-        splits.prepare(plan.config, sweep_dir, progress.photos)
+        splits.prepare_manifest(plan.config, sweep_dir, progress.photos)
         driver = Driver(plan, sweep_dir, progress, Engine(executor, sweep_dir, kernel.name, progress.say))
         return driver.run()
 
@@ -107,7 +107,7 @@ def sweep_name(plan: Sweep, data: str | None) -> str:
 
 
 def _refuse_other_data(config: Config, sweep_dir: Path) -> None:
-    if (sweep_dir / "manifest.json").is_file() and (held := splits.record(sweep_dir)["data"]) != config.data:
+    if (sweep_dir / "manifest.json").is_file() and (held := splits.load_record(sweep_dir)["data"]) != config.data:
         where = files.display_path(sweep_dir)
         raise InputError(f"{where} holds results on other photos ({held}): give this sweep another name with --out")
 
@@ -140,9 +140,9 @@ def _check_with_torch(plan: Sweep) -> None:
         from fruitlib.training import models, precision
 
         for config in starts.values():
-            models.check_start(config)
+            models.check_start_weights(config)
         for config in lower:
-            precision.check(config, machine.device())
+            precision.check_precision(config, machine.device())
 
 
 def _check_classes(plan: Sweep, progress: Terminal) -> None:

@@ -65,7 +65,7 @@ def write_summary(
     expected, problems = {}, []
     if plan.config.folds:
         pooled, problems = crossval.pool_folds(work, plan.combinations(), sweep_dir)
-        pooled = crossval.pooled_results(pooled, splits.record(sweep_dir)["class_names"])
+        pooled = crossval.pooled_results(pooled, splits.load_record(sweep_dir)["class_names"])
         _write_table(pooled, sweep_dir / "results_oof.csv")
         expected = {shipped: final_model.expected(plan, shipped, chosen, pooled)} if shipped else {}
     table = results_table(plan, work, states, expected)

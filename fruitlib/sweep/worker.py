@@ -161,7 +161,7 @@ def sweep_stage_is_complete(folder: Path, stage: str, config: Config) -> bool:
 
 
 def _sweep_identity(folder: Path, stage: str, config: Config) -> str:
-    rests_on = [splits.record(folder)["identity"]]
+    rests_on = [splits.load_record(folder)["identity"]]
     if stage in LOOK_BACK:
         chosen = Run(folder).read_json("sweep.json").get("chosen")
         rests_on += [(folder / "results.csv").read_text(encoding="utf-8"), chosen]

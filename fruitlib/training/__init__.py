@@ -4,15 +4,17 @@ Read `train` first: the recipe from first line to last.
 
     weights       weights from files, taken only where they fit
     zoo           torchvision's networks by name, their published weights, their heads
-    models        the 3-convolution base, End2End, ensembles; building, saving, restoring
-    blocks        a network's blocks and layers; which of them learn in which epoch
+    models        the 3-convolution base, End2End, ensembles; built, saved, loaded
+    blocks        a network's blocks and layers; which of them train in which epoch
     losses        cross-entropy, focal, their mix, soft F1; smoothing, class weights
     optim         optimizers with groups by block, schedules, averaged weights
     precision     precision and memory format, timed once per sweep; compilation
+    micro_batch   gradients of a batch, in parts that fit the device
     evaluate      an epoch in numbers: batches tallied, validation photos predicted, each once
-    checkpoint    last.pt: all that a training that was cut off needs to resume
+    checkpoint    last.pt: all that an interrupted training needs to resume
     tracking      history.csv, the machine's load, TensorBoard, W&B
-    distributed   several processes: started, followed, restarted, nothing left behind
+    messages      lines printed for people, also from several processes
+    distributed   several processes: started, followed, restarted, all ended
     lr_finder     which learning rate? a range test
     train         the recipe
 """

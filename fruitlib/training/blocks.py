@@ -1,4 +1,4 @@
-"""Transfer: which part of a network learns in which epoch, and what a part that does not learn hands on."""
+"""A network's blocks: which of them train in which epoch, and the features of a backbone that does not train."""
 
 import torch
 from torch import nn
@@ -13,37 +13,40 @@ from fruitlib.training.zoo import HEADS
 
 
 def freeze_blocks(model: Normalized, config: Config, epoch: int = 1) -> list[str]:
-    """Let learn what `freeze` and `unfreeze_every` allow in this epoch (from 1); returns its blocks and `head`.
+    """Unfreeze what `freeze` and `unfreeze_every` let train in this epoch (from 1), freeze the rest.
 
     Gradual unfreezing starts from what `freeze` leaves and adds a block, from the head down, after every
     `unfreeze_every` epochs (Howard & Ruder 2018, ULMFiT, section 3.3).
+
+    Returns:
+        the names of the blocks that train, and `head`.
     """
     blocks = blocks_of(model)
-    still = {"none": 0, "backbone": len(blocks), "all_but_last_block": len(blocks) - 1}[config.freeze]
+    frozen = {"none": 0, "backbone": len(blocks), "all_but_last_block": len(blocks) - 1}[config.freeze]
     if config.unfreeze_every:
-        still = max(0, still - (epoch - 1) // config.unfreeze_every)
+        frozen = max(0, frozen - (epoch - 1) // config.unfreeze_every)
     for number, block in enumerate(blocks.values()):
-        block.requires_grad_(number >= still)
+        block.requires_grad_(number >= frozen)
     models.head_of(model).requires_grad_(True)
-    return [*blocks, "head"][still:]
+    return [*blocks, "head"][frozen:]
 
 
 def set_modes(model: Normalized) -> None:
-    """Training mode for what learns; frozen blocks in eval mode.
+    """Training mode for what trains; frozen blocks in eval mode.
 
-    So their BatchNorm uses the statistics it came with and leaves them as they are, and they drop nothing.
+    Their BatchNorm then uses its statistics without changing them, and dropout is off.
     """
     model.train()
     for block in blocks_of(model).values():
         block.train(any(p.requires_grad for p in block.parameters()))
 
 
-@torch.no_grad()  # not inference_mode: the head is to learn from these
+@torch.no_grad()  # not inference_mode: the head trains on these
 def backbone_features(model: Normalized, photos: Photos, batch_size: int = 64) -> torch.Tensor:
-    """What the backbone, in eval mode, hands to the head for these photos: float32 (n, D) on the CPU."""
-    caught: list[torch.Tensor] = []
+    """The backbone's features of these photos, in eval mode: float32 (n, D) on the CPU."""
+    features: list[torch.Tensor] = []
     hook = models.head_of(model).register_forward_pre_hook(
-        lambda module, inputs: caught.append(inputs[0].float().cpu())
+        lambda module, inputs: features.append(inputs[0].float().cpu())
     )
     device = next(model.parameters()).device
     model.eval()
@@ -52,24 +55,28 @@ def backbone_features(model: Normalized, photos: Photos, batch_size: int = 64) -
             model(pixels)
     finally:
         hook.remove()
-    return torch.cat(caught)
+    return torch.cat(features)
 
 
-CONTAINERS = ("features", "trunk_output", "base")  # a row of parts, in torchvision's networks and in End2End
+CONTAINERS = (
+    "features",
+    "trunk_output",
+    "base",
+)  # children that hold parts in a row, in torchvision's networks and in End2End
 CAM_LAYERS = 4
 
 
 def blocks_of(model: Normalized) -> dict[str, nn.Module]:
     """The backbone, from input to output: a block for each resolution, or for each layer of our own small networks.
 
-    Each of the backbone's weights and BatchNorms is in exactly one block. Blocks by resolution make a block mean much
-    the same in every family, whose parts number from 6 (ResNet) to 37 (VGG).
+    Each of the backbone's weights and BatchNorms is in exactly one block. Divided by resolution, blocks are
+    comparable between families, whose parts number from 6 (ResNet) to 37 (VGG).
     """
-    found = {}
+    blocks = {}
     for stage in _stages(model.net):
         name = _block_name([name for name, part in stage.items() if _has_weights(part)])
-        found[name] = next(iter(stage.values())) if len(stage) == 1 else nn.ModuleList(stage.values())
-    return found
+        blocks[name] = next(iter(stage.values())) if len(stage) == 1 else nn.ModuleList(stage.values())
+    return blocks
 
 
 def target_layers(model: Normalized) -> dict[str, nn.Module]:
@@ -96,13 +103,13 @@ def _stages(net: nn.Module) -> list[dict[str, nn.Module]]:
 
 def _parts(net: nn.Module) -> dict[str, nn.Module]:
     """The backbone's parts by name, in running order: the network's children, containers opened, pooling left out."""
-    found = {}
+    parts = {}
     for name, child in net.named_children():
         if name in CONTAINERS:
-            found |= {f"{name}{inner}" if inner.isdigit() else inner: part for inner, part in child.named_children()}
+            parts |= {f"{name}{inner}" if inner.isdigit() else inner: part for inner, part in child.named_children()}
         elif name not in (*HEADS, "avgpool"):
-            found[name] = child
-    return found
+            parts[name] = child
+    return parts
 
 
 def _lowers_resolution(part: nn.Module) -> bool:

@@ -1,7 +1,7 @@
-"""`last.pt`: all that a training which was cut off needs in order to go on as if it had not been.
+"""`last.pt`: all that an interrupted training needs to resume as if it had never stopped.
 
 It is written whole after every epoch and removed when training is complete. Random states are not in it: every epoch
-seeds them anew from (seed, epoch, rank), so that they are known without having been kept.
+seeds them from (seed, epoch, rank).
 """
 
 from dataclasses import dataclass, field, fields
@@ -27,35 +27,39 @@ class TrainingState:
     history: list[dict[str, float]] = field(default_factory=list)  # a row per epoch
     best: tuple[float, float] = (float("-inf"), float("-inf"))  # monitored score and -val_loss of the epoch kept
     best_epoch: int = 0
-    reference: float = float("-inf")  # the score that early stopping wants exceeded by min_delta
+    reference: float = float("-inf")  # early stopping waits for a score that exceeds this one by min_delta
     waited: int = 0  # epochs since it was
     micro_batch: int | None = None  # images at a time; None: a whole share of a batch
 
 
-def save(run: Run, identity: str, progress: TrainingState, parts: dict[str, Any], speed: dict[str, str]) -> None:
-    """Write `last.pt`: the progress, the state of each of `parts` (whatever has a `state_dict`), and in what precision
-    and memory format they came about. Then the new best, kept aside so far, takes the place of the old one."""
+def save(run: Run, identity: str, state: TrainingState, parts: dict[str, Any], speed: dict[str, str]) -> None:
+    """Write `last.pt`; then `best.next.pt`, where there is one, replaces `best.pt`.
+
+    Args:
+        parts: objects with a `state_dict`, by name.
+        speed: `Speed.names`, the precision and memory format.
+    """
     content = {
         "speed": speed,
         "identity": identity,
         "settings": run.config.model_dump(include=set(TRAIN_SETTINGS)),
         "data_fingerprint": run.data_fingerprint,
-        "progress": {entry.name: getattr(progress, entry.name) for entry in fields(progress)},
+        "progress": {entry.name: getattr(state, entry.name) for entry in fields(state)},
         "parts": {name: part.state_dict() for name, part in parts.items()},
     }
     with files.replacing(run.path / NAME) as partial:
         torch.save(content, partial)
-    settle(run, progress)
+    settle(run, state)
 
 
-def settle(run: Run, progress: TrainingState) -> None:
-    """Let the best epoch kept aside become `best.pt` and `predictions_val.csv`, if it is the one `progress` names.
+def settle(run: Run, state: TrainingState) -> None:
+    """Rename `best.next.pt` to `best.pt`, and its predictions likewise, if they are of `state.best_epoch`.
 
-    Killed between the two, a training finds here what it was about to do. One that `last.pt` does not know is
-    dropped: its epoch comes again, on a GPU perhaps not quite as it was, and the best before it still stands.
+    A training killed between writing `last.pt` and renaming does the renaming here. A next best that `last.pt` does not
+    know is removed: its epoch comes again, on a GPU perhaps not quite as it was, and the best before it still holds.
     """
     weights, predictions = run.path / NEXT_BEST[0], run.path / NEXT_BEST[1]
-    if not weights.is_file() or load_checkpoint(weights)["epoch"] != progress.best_epoch:
+    if not weights.is_file() or load_checkpoint(weights)["epoch"] != state.best_epoch:
         weights.unlink(missing_ok=True)
         predictions.unlink(missing_ok=True)
         return
@@ -65,10 +69,10 @@ def settle(run: Run, progress: TrainingState) -> None:
 
 
 def load_unfinished(run: Run, identity: str) -> tuple[dict | None, str]:
-    """What `last.pt` holds, if it is of this very training; else None. And in words, what was found.
+    """What `last.pt` holds, if it is of this very training; else None. And a line that says which it was.
 
-    A file that is damaged, or of other settings, photos or code, is named as such: training then starts anew. A disk
-    that cannot be read is another matter (OSError).
+    A file that is damaged, or of other settings, photos or code, is reported, and training restarts. A disk that
+    cannot be read raises OSError.
     """
     path = run.path / NAME
     if not path.is_file():
@@ -76,22 +80,24 @@ def load_unfinished(run: Run, identity: str) -> tuple[dict | None, str]:
     where = files.display_path(path)
     try:
         content = load_checkpoint(path)
-        found = content["identity"]
+        same = content["identity"] == identity
     except (InputError, KeyError, TypeError):
-        return None, f"{where} is damaged and cannot be gone on from: training starts anew"
-    if found != identity:
-        return None, f"{where} is of another training ({_difference(content, run)}): training starts anew"
+        return None, f"{where} is damaged and cannot be resumed; restarting training"
+    if not same:
+        return None, f"{where} is of another training ({_difference(content, run)}); restarting training"
     epochs = content["progress"]["epoch"]
     return content, f"resumed after epoch {epochs} of {run.config.epochs}, from {where}"
 
 
 def _difference(content: dict, run: Run) -> str:
-    """What tells a checkpoint's training from this one, in words."""
+    """How a checkpoint's training differs from this one, in words."""
     settings = run.config.model_dump(include=set(TRAIN_SETTINGS))
-    held = content.get("settings", {}).items()
-    if differing := [
-        f"{name} = {value}, here {settings[name]}" for name, value in held if settings.get(name, value) != value
-    ]:
+    differing = [
+        f"{name} = {value}, here {settings[name]}"
+        for name, value in content.get("settings", {}).items()
+        if settings.get(name, value) != value
+    ]
+    if differing:
         return "; ".join(differing)
     if content.get("data_fingerprint") != run.data_fingerprint:
         return "other photos, labels or split"
@@ -99,9 +105,9 @@ def _difference(content: dict, run: Run) -> str:
 
 
 def restore(content: dict, parts: dict[str, Any]) -> TrainingState:
-    """Put the states `last.pt` holds into `parts`; returns how far the training had come."""
+    """Load the states that `last.pt` holds into `parts`; returns how far the training had come."""
     for name, part in parts.items():
         part.load_state_dict(content["parts"][name])
-    progress = TrainingState(**content["progress"])
-    progress.best = tuple(progress.best)
-    return progress
+    state = TrainingState(**content["progress"])
+    state.best = tuple(state.best)
+    return state

@@ -1,9 +1,9 @@
 """Several training processes under torchrun: started, followed, started again when one is lost, none left behind.
 
 On one machine `launch` does it all. When a worker is lost (killed, out of memory, its GPU gone), torchrun starts the
-whole group again and training goes on from `last.pt`. What fails for a reason that would come again (a photo that
-does not open, a loss that is not a number, any exception in the recipe) is not tried again: the first worker to fail
-writes its reason into `train.error`, and everyone leaves.
+whole group again and training resumes from `last.pt`. A failure that would come again (a photo that does not open,
+a loss that is NaN, any exception in the recipe) is not tried again: the first worker to fail writes its reason into
+`train.error`, and all workers end.
 
 On several machines with one shared folder, torchrun is started by hand. Execute 02_train on one of them up to "How
 does it learn?": it divides the photos and writes the run folder. Then, on every machine:
@@ -15,7 +15,7 @@ does it learn?": it divides the photos and writes the run folder. Then, on every
 HOST is one of the machines, the same everywhere. Only the worker of rank 0 writes to the run folder, and holds its
 lock. The rest of 02 then finds the run trained. `processes` in the params does not matter here: `batch_size` counts
 images over all processes, so results do not depend on how many share the work (but for BatchNorm, which normalises by
-each process's own share of a batch; rank 0's statistics are judged and kept). FRUITLIB_CACHE names a disk of each
+each process's own share of a batch; rank 0's statistics are evaluated and kept). FRUITLIB_CACHE names a disk of each
 machine's own for decoded photos. Where the machines have several networks, GLOO_SOCKET_IFNAME (NCCL_SOCKET_IFNAME for
 GPUs) says which to use.
 """
@@ -40,20 +40,18 @@ import torch
 import torch.distributed as dist
 
 from fruitlib.core import files, machine, progress
-from fruitlib.core.errors import InputError
+from fruitlib.core.errors import InputError, first_line
 from fruitlib.runs.run import Pruned, Run
+from fruitlib.training import messages
+from fruitlib.training.messages import say
 
 OnEpoch = Callable[[pd.DataFrame], None]
 # A training of days may lose a worker now and then; one that loses a fourth has a fault that another start won't mend.
 MAX_RESTARTS = 3
-FAILED = "train.error"  # in the run folder: why training cannot go on, in the words of the first worker to fail
+FAILED = "train.error"  # in the run folder: why training failed, written by the first worker to fail
 SCRAPS = ".torchrun"  # in the run folder: what torchrun would leave behind among the system's temporary files
-# What of the workers' words is for the person; the rest is in train.log.
-PASSED_ON = ("epoch ", "resumed ", "stopped early", "a worker was lost", "GPU memory ran out", "precision ")
-PASSED_ON += ("W&B ", "TensorBoard ", "wandb stopped", "tensorboard stopped", "balance ", "photos: ")
-PASSED_ON += ("fresh weights", "weights from", "all weights", "backbone from", "base from", "torchvision's ")
-# What several processes take beyond what one does, mostly to load torch and torchvision anew in torchrun and in each
-# worker. Measured on two cores: two processes 8 to 9 s, four 14 s, beside other heavy work up to 15 s.
+# What several processes take beyond what one does, mostly to load torch and torchvision in torchrun and in each worker.
+# Measured on two cores: two processes 8 to 9 s, four 14 s, beside other heavy work up to 15 s.
 START_SECONDS = 10
 WORTH_IT = 0.8  # several processes must promise to save a fifth of the time; exchanging gradients costs some of it
 # A worker waits for others while rank 0 decodes photos, keeps heatmaps or writes to a slow disk; torch's own limit,
@@ -61,44 +59,55 @@ WORTH_IT = 0.8  # several processes must promise to save a fifth of the time; ex
 PATIENCE = timedelta(hours=2)
 
 
-def advice(seconds_per_epoch: float, epochs: int, processes: int) -> str:
-    """Whether several processes are worth it, in words.
+def least_seconds(seconds_per_epoch: float, epochs: int, processes: int) -> float:
+    """The least time a training can take: the work divided evenly, and the start of several processes.
 
-    What they can save at most is known beforehand: p processes take a p-th of one's time or more, and the start.
     `seconds_per_epoch` is that of one process.
     """
-    one = seconds_per_epoch * epochs
-    best = START_SECONDS + one / processes
-    summary = f"about {progress.duration(one)} in one process; {processes} take {START_SECONDS} s to start, so"
-    if best > WORTH_IT * one:
+    return seconds_per_epoch * epochs / processes + (START_SECONDS if processes > 1 else 0)
+
+
+def worth_it(seconds_per_epoch: float, epochs: int, processes: int) -> bool:
+    """Whether several processes can save enough of the time that one takes."""
+    one = least_seconds(seconds_per_epoch, epochs, 1)
+    return least_seconds(seconds_per_epoch, epochs, processes) <= WORTH_IT * one
+
+
+def advice(seconds_per_epoch: float, epochs: int, processes: int) -> str:
+    """A sentence on whether several processes are worth it."""
+    one = progress.duration(least_seconds(seconds_per_epoch, epochs, 1))
+    best = progress.duration(least_seconds(seconds_per_epoch, epochs, processes))
+    summary = f"about {one} in one process; {processes} take {START_SECONDS} s to start, so"
+    if not worth_it(seconds_per_epoch, epochs, processes):
         return f"{summary} this run is too small for them: processes: 1 is right"
-    return f"{summary} they may be done after {progress.duration(best)} where each has cores or a GPU of its own"
+    return f"{summary} they may be done after {best} where each has cores or a GPU of its own"
 
 
 def launch(run: Run, on_epoch: OnEpoch) -> None:
-    """Train in `processes` children under torchrun, showing their log and passing on each new epoch.
+    """Train in `processes` children under torchrun; print their messages and call `on_epoch` after each epoch.
 
     Whatever ends this call (an error, an interrupted cell) ends the children too.
 
     Raises:
-        RuntimeError: the children failed; one line says why, and where all they said is.
+        RuntimeError: the children failed; one line says why, and where their log is.
     """
-    processes, marker = run.config.processes, run.path / FAILED
+    processes, error_file = run.config.processes, run.path / FAILED
     threads = max(1, torch.get_num_threads() // processes)
     mark = f"{os.getpid()}:{time.time_ns()}"  # who started them and when: in the environment of them all
-    print(f"starting {processes} processes with {threads} thread{'s' if threads > 1 else ''} each", flush=True)
-    marker.unlink(missing_ok=True)
+    say(f"starting {processes} processes with {threads} thread{'s' if threads > 1 else ''} each")
+    error_file.unlink(missing_ok=True)
     child = _start_agent(run, processes, threads, mark)
     try:
-        _follow(child, mark, run, on_epoch)
-        if child.wait() or marker.is_file():
-            where = files.display_path(run.path / "train.log")
-            reason = _read_text(marker) or _loss_reason(_read_text(run.path / "train.log"), child.returncode)
-            raise RuntimeError(f"training in {processes} processes failed: {reason} (all they said: {where})")
+        error = _follow(child, mark, run, on_epoch)
+        if child.wait() or error:
+            log = run.path / "train.log"
+            reason = _read_text(error_file) or error or _how_lost(_read_text(log), child.returncode)
+            where = files.display_path(log)
+            raise RuntimeError(f"training in {processes} processes failed: {reason} (log: {where})")
     finally:
         end_tree(child, mark=mark)
         child.stdout.close()
-        marker.unlink(missing_ok=True)
+        error_file.unlink(missing_ok=True)
         shutil.rmtree(run.path / SCRAPS, ignore_errors=True)
 
 
@@ -108,7 +117,7 @@ def _start_agent(run: Run, processes: int, threads: int, mark: str) -> subproces
     command += [f"--nproc-per-node={processes}", f"--max-restarts={MAX_RESTARTS}", f"--log-dir={run.path / SCRAPS}"]
     environment = os.environ | {
         "OMP_NUM_THREADS": str(threads),
-        "FRUITLIB_STARTER": mark,
+        messages.STARTER: mark,
         "FRUITLIB_HOME": str(files.home()),
         # A store that outlives the workers still has the lost ones' addresses, and a restarted group waits for them
         # (pytorch issue 135712; seen with 2.15).
@@ -119,21 +128,32 @@ def _start_agent(run: Run, processes: int, threads: int, mark: str) -> subproces
     return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
 
 
-def _follow(child: subprocess.Popen, mark: str, run: Run, on_epoch: OnEpoch, patience: float = 10) -> None:
-    """Write all the children say to `train.log`, and pass on what is for the person, until they are gone.
+def _follow(child: subprocess.Popen, mark: str, run: Run, on_epoch: OnEpoch, patience: float = 10) -> str:
+    """Until the children are gone, write all their output to `train.log` and act on their messages.
 
     A helper that outlives torchrun by more than `patience` seconds (W&B starts one) is ended: it would keep us here.
+
+    Returns:
+        the first reason a worker gave for a failure that would come again; empty where there was none.
     """
+    error = ""
     threading.Thread(target=lambda: (child.wait(), end_tree(child, patience, mark)), daemon=True).start()
     with (run.path / "train.log").open("w", encoding="utf-8") as log:
         for line in child.stdout:
-            log.write(line)
-            if line.startswith("error: ") and (run.path / FAILED).is_file():  # it would come again: do not try
-                child.terminate()
-            if line.startswith(PASSED_ON):
-                print(line, end="", flush=True)
-            if line.startswith("epoch "):
+            message = messages.parse(line)
+            if message is None:
+                log.write(line)
+                continue
+            kind, text = message
+            log.write(text + "\n")
+            if kind == messages.ERROR:
+                error = error or text
+                child.terminate()  # another try would fail likewise
+                continue
+            say(text)
+            if kind == messages.EPOCH:
                 on_epoch(run.history())
+    return error
 
 
 def _read_text(path: Path) -> str:
@@ -141,13 +161,17 @@ def _read_text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else ""
 
 
-def _loss_reason(summary: str, code: int) -> str:
-    """What torchrun's log says of workers that could not give a reason themselves."""
-    codes = [int(found) for found in re.findall(r"failed \(exitcode: (-?\d+)\)", summary)]
-    if not codes:
+def _how_lost(log: str, code: int) -> str:
+    """How workers ended that could not give a reason themselves.
+
+    torchrun says so only in its log, whose wording (torch 2.15) is therefore searched; where that has changed, its own
+    exit code is all there is to report.
+    """
+    exit_codes = [int(digits) for digits in re.findall(r"failed \(exitcode: (-?\d+)\)", log)]
+    if not exit_codes:
         return f"torchrun ended {_ending(code)}"
-    hint = "; often too little memory" if codes[-1] == -signal.SIGKILL else ""
-    return f"a worker was lost {len(codes)} times, last {_ending(codes[-1])}{hint}"
+    hint = "; often too little memory" if exit_codes[-1] == -signal.SIGKILL else ""
+    return f"a worker was lost {len(exit_codes)} times, last {_ending(exit_codes[-1])}{hint}"
 
 
 def _ending(code: int) -> str:
@@ -155,8 +179,8 @@ def _ending(code: int) -> str:
     return f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
 
 
-def refuse_differing(epoch: int) -> None:
-    """Stop where workers would go on from different epochs.
+def check_same_epoch(epoch: int) -> None:
+    """Stop where workers would resume after different epochs.
 
     Raises:
         InputError: on a shared folder, one machine does not see yet what another has written.
@@ -166,21 +190,21 @@ def refuse_differing(epoch: int) -> None:
     epochs = [None] * dist.get_world_size()
     dist.all_gather_object(epochs, epoch)
     if len(set(epochs)) > 1:
-        raise InputError(f"last.pt is of epochs {sorted(set(epochs))}, depending on who reads it: start again later")
+        raise InputError(f"last.pt: machines read different epochs from it ({sorted(set(epochs))}); start again later")
 
 
-def in_step(check: Callable[[], None]) -> None:
-    """What rank 0's `check` raises of `runs.Pruned`, all ranks raise: each alone might look a moment too early."""
-    found = [None]
+def raise_on_all_ranks(check: Callable[[], None]) -> None:
+    """Call `check` in rank 0, and raise its `runs.Pruned` in all ranks: each alone might look a moment too early."""
+    reason = [None]
     if machine.rank() == 0:
         try:
             check()
-        except Pruned as told:
-            found = [str(told)]
+        except Pruned as pruned:
+            reason = [str(pruned)]
     if dist.is_initialized():
-        dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
-    if found[0]:
-        raise Pruned(found[0])
+        dist.broadcast_object_list(reason, src=0, device=torch.device("cpu"))
+    if reason[0]:
+        raise Pruned(reason[0])
 
 
 def end_tree(child: subprocess.Popen, patience: float = 10, mark: str = "") -> None:
@@ -204,32 +228,32 @@ def end_tree(child: subprocess.Popen, patience: float = 10, mark: str = "") -> N
 
 
 def _workers(child: subprocess.Popen, mark: str) -> set[psutil.Process]:
-    """All processes below `child`, and all that bear the mark."""
-    found = set()
+    """All processes below `child`, and all whose FRUITLIB_STARTER is `mark`."""
+    workers = set()
     with contextlib.suppress(psutil.NoSuchProcess):
-        found |= set(psutil.Process(child.pid).children(recursive=True))
+        workers |= set(psutil.Process(child.pid).children(recursive=True))
     for process in psutil.process_iter() if mark else ():
         with contextlib.suppress(psutil.Error):  # over by now, or another person's
-            if process.environ().get("FRUITLIB_STARTER") == mark:
-                found.add(process)
-    return {process for process in found if process.pid != child.pid}
+            if process.environ().get(messages.STARTER) == mark:
+                workers.add(process)
+    return {process for process in workers if process.pid != child.pid}
 
 
 def worker(work: Callable[[], None]) -> None:
     """One torchrun worker's life around `work`, the training of the run folder that is its program's argument.
 
     Rank 0 holds the run's lock, unless its starter does; a run that is trained already is left alone. An exception in
-    `work` is written into `train.error`, where nobody was first, and ends this process. An exception that only echoes
-    the end of another process is not: there the group is to start again.
+    `work` is written into `train.error`, unless another worker was first, and ends this process. An exception that
+    only echoes the end of another process is not written: the group then starts again.
     """
     _leave_with_starter()
     run, first = Run(files.resolve(sys.argv[1])), machine.rank() == 0
     try:
-        _refuse_misfits(run)
+        _check_flags(run)
         _meet(run, first)
         with run.locked(timeout=30) if first else contextlib.nullcontext():  # a killed rank 0 may still hold it
-            for half in run.path.glob(".[blhp]*.*.*") if first else ():  # best, last, history … of a killed rank 0
-                half.unlink(missing_ok=True)
+            for partial in run.path.glob(".[blhp]*.*.*") if first else ():  # a killed rank 0's best, last …
+                partial.unlink(missing_ok=True)
             if not run.is_complete("train"):  # else a worker was lost after all was done
                 work()
             dist.barrier()
@@ -240,39 +264,39 @@ def worker(work: Callable[[], None]) -> None:
 
 
 def _meet(run: Run, first: bool) -> None:
-    """Join the other workers; all leave again if one of them has said in `train.error` why there is no going on."""
+    """Join the other workers; all end again if one of them has written to `train.error`."""
     restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     if first and not restarts:
-        (run.path / FAILED).unlink(missing_ok=True)  # an earlier start's; nobody writes this one's before all are here
+        (run.path / FAILED).unlink(
+            missing_ok=True
+        )  # an earlier start's: in this one nobody writes it before all have joined
     enough_gpus = torch.cuda.is_available() and torch.cuda.device_count() >= int(os.environ["LOCAL_WORLD_SIZE"])
     if enough_gpus:
         torch.cuda.set_device(machine.device())
     dist.init_process_group("cpu:gloo,cuda:nccl" if enough_gpus else "gloo", timeout=PATIENCE)
     if reason := _read_text(run.path / FAILED):
-        _leave(1, f"error: {reason}")
-    if first and restarts:
-        print(f"a worker was lost: all start again (restart {restarts} of {_max_restarts()})", flush=True)
+        messages.failed(reason)
+        _leave(1)
+    if restarts:
+        say(f"a worker was lost: all start again (restart {restarts} of {_max_restarts()})")
 
 
 def _fail(run: Run, problem: Exception) -> None:
-    """Say why this worker ends, to all if it is its own failure, and end it."""
+    """Report why this worker ends, to all if it is its own failure, and end it."""
     traceback.print_exc()
-    summary = (str(problem).strip().splitlines() or ["no reason given"])[0]  # of CUDA's many lines the first matters
-    if is_echo(problem):
-        _leave(1, f"lost: {summary}")
-    reason = f"{type(problem).__name__}: {summary}"
-    with contextlib.suppress(OSError), (run.path / FAILED).open("x", encoding="utf-8") as file:  # the first alone can
-        file.write(reason)
-    _leave(1, f"error: {reason}")
+    if not is_echo(problem):
+        reason = f"{type(problem).__name__}: {first_line(problem)}"  # of CUDA's many lines the first matters
+        with contextlib.suppress(OSError), (run.path / FAILED).open("x", encoding="utf-8") as file:
+            file.write(reason)  # "x": only the first worker to fail can
+        messages.failed(reason)
+    _leave(1)
 
 
-def _leave(code: int, last_words: str = "") -> None:
+def _leave(code: int) -> None:
     """End this process at once.
 
     Where the group is broken, tidying up may hang; where all is done, Python takes three seconds over it.
     """
-    if last_words:
-        print(f"\n{last_words}\n", end="", flush=True)  # on a line of its own, whatever the others print
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -290,8 +314,8 @@ def is_echo(problem: BaseException | None) -> bool:
     return gloo or isinstance(problem, dist.DistError) or is_echo(problem.__cause__ or problem.__context__)
 
 
-def _refuse_misfits(run: Run) -> None:
-    """What torchrun's flags, given by hand, may get wrong.
+def _check_flags(run: Run) -> None:
+    """Refuse what torchrun's flags, given by hand, may get wrong.
 
     Raises:
         InputError: batches too small for so many processes; restarts that would wait for ever.
@@ -312,21 +336,20 @@ def _max_restarts() -> int:
 def _leave_with_starter() -> None:
     """End this worker when torchrun's agent, or the process that started the agent, is gone.
 
-    Either may be killed outright, and then cannot tell anyone. An agent left alone would start its workers again, so
-    it is killed too; it keeps nothing that could be harmed.
+    Either may be killed outright, without a chance to end others. An agent left alone would start its workers again,
+    so it is killed too; it keeps nothing that could be harmed.
     """
-    agent, mark = os.getppid(), os.environ.get("FRUITLIB_STARTER", "")  # no mark: torchrun was started by hand
+    agent, mark = os.getppid(), os.environ.get(messages.STARTER, "")  # no mark: torchrun was started by hand
     starter = int(mark.partition(":")[0] or 0)
 
     def watch() -> None:
         with contextlib.suppress(psutil.Error):
             while os.getppid() == agent and (not mark or psutil.Process(agent).ppid() == starter):
                 time.sleep(1)
-            still_there = mark and os.getppid() == agent
-            if (
-                still_there and psutil.Process(agent).environ().get("FRUITLIB_STARTER") == mark
-            ):  # not who adopts orphans
-                os.kill(agent, signal.SIGKILL)
+            if mark and os.getppid() == agent:
+                same = psutil.Process(agent).environ().get(messages.STARTER) == mark  # not a process adopting orphans
+                if same:
+                    os.kill(agent, signal.SIGKILL)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

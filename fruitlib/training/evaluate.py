@@ -14,7 +14,7 @@ from fruitlib.training import models, precision
 
 
 class Tally:
-    """Loss and confusion matrix of an epoch's training batches, this process's share; `row` adds up all shares."""
+    """Loss and confusion matrix of an epoch's training batches, this process's share; `row` sums all shares."""
 
     def __init__(self, num_classes: int, device: torch.device):
         self.matrix = torch.zeros(num_classes * num_classes, dtype=torch.int64, device=device)
@@ -73,22 +73,22 @@ def predict(model: torch.nn.Module, photos: Photos, batch_size: int = 64) -> tor
 
 
 def predict_shared(model: torch.nn.Module, photos: Photos, features: torch.Tensor | None = None) -> torch.Tensor:
-    """`predict` with the photos dealt out among the processes, each to exactly one; all get all logits.
+    """`predict` with the photos divided among the processes, each photo to exactly one; all get all logits.
 
-    (torch's DistributedSampler would repeat photos to even out the shares, and so judge some of them twice.)
-    Where their features (n, D) are known, the head is all there is to compute.
+    (torch's DistributedSampler would repeat photos to make the shares equal, and count some of them twice.)
+    Where their features (n, D) are given, only the head is computed.
     """
     if features is not None:
         with torch.inference_mode():
             return models.head_of(model).eval()(features.to(next(model.parameters()).device)).float().cpu()
     if not dist.is_initialized():
         return predict(model, photos)
-    for buffer in model.buffers():  # BatchNorm's statistics differ by process; rank 0's are the ones that are kept
+    for buffer in model.buffers():  # BatchNorm's statistics differ by process; rank 0's are kept
         dist.broadcast(buffer, src=0)
     shares = [range(rank, len(photos), dist.get_world_size()) for rank in range(dist.get_world_size())]
-    mine = shares[dist.get_rank()]
+    own = shares[dist.get_rank()]
     gathered: list = [None] * len(shares)
-    dist.all_gather_object(gathered, predict(model, photos.pick(mine)) if mine else None)
+    dist.all_gather_object(gathered, predict(model, photos.pick(own)) if own else None)
     logits = torch.empty(len(photos), next(part.shape[1] for part in gathered if part is not None))
     for share, part in zip(shares, gathered, strict=True):
         if part is not None:

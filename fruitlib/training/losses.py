@@ -1,7 +1,7 @@
 """Losses as objectives: each gives a part's share of its batch's loss, and the shares of all parts sum to that loss.
 
 A part is what one process, or one slice of its images, sees of a batch. So neither processes nor accumulation change
-what a step learns from: gradients of the shares sum to the gradient of the whole batch's loss. Targets are
+a step: gradients of the shares sum to the gradient of the whole batch's loss. Targets are
 distributions over the classes, which makes smoothed labels and mixed pairs nothing special.
 """
 
@@ -32,12 +32,14 @@ def build(config: Config, class_weights: torch.Tensor | None = None) -> Objectiv
     """
     if config.loss == "soft_f1":
         if class_weights is not None:
-            raise InputError("loss = soft_f1 weighs all classes alike already: set balance other than class_weights")
-        return lambda logits, batch: _share_of_soft_f1(_precise(logits), batch, config.label_smoothing)
+            raise InputError(
+                "loss = soft_f1 already weights all classes equally: use a balance other than class_weights"
+            )
+        return lambda logits, batch: _soft_f1_share(_in_float32(logits), batch, config.label_smoothing)
     per_image = _per_image(config)
 
     def objective(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
-        logits = _precise(logits)
+        logits = _in_float32(logits)
         wanted = batch_targets(logits, batch, config.label_smoothing, class_weights)
         return per_image(logits, wanted).sum() / batch.size
 
@@ -48,20 +50,20 @@ def build_validation_loss(config: Config) -> ValidationLoss:
     """The same loss for validation: a number from logits (n, C) and labels (n,), without class weights or smoothing."""
     per_image = _per_image(config)
 
-    def judged(logits: torch.Tensor, labels: torch.Tensor) -> float:
-        logits = _precise(logits)
+    def validation_loss(logits: torch.Tensor, labels: torch.Tensor) -> float:
+        logits = _in_float32(logits)
         wanted = targets(logits, labels)
         if config.loss == "soft_f1":
             return soft_f1(soft_counts(logits, wanted, wanted)).item()
         return per_image(logits, wanted).mean().item()
 
-    return judged
+    return validation_loss
 
 
 def targets(
     logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.0, class_weights: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """What logits (k, C) should say for labels (k,): (1 - smoothing) · one-hot + smoothing / C, as (k, C).
+    """Target distributions of labels (k,), for logits (k, C): (1 - smoothing) · one-hot + smoothing / C, as (k, C).
 
     Label smoothing is Szegedy et al.'s (2016, section 7). Weights (C,) multiply each row by that of its label; since
     the losses per image are linear in the targets, they multiply the loss likewise.
@@ -105,7 +107,7 @@ def soft_counts(logits: torch.Tensor, wanted: torch.Tensor, present: torch.Tenso
     """What soft F1 is made of, (3, C): Σ p·y, Σ p + Σ y, and Σ present, over images; they add up over parts.
 
     `wanted` y (n, C) may be smoothed, which puts a little of every class into every image; `present` (n, C) is not,
-    and tells which classes occur.
+    and says which classes occur.
     """
     p = logits.softmax(dim=1)
     return torch.stack([(p * wanted).sum(0), p.sum(0) + wanted.sum(0), present.sum(0)])
@@ -121,7 +123,7 @@ def soft_f1(counts: torch.Tensor) -> torch.Tensor:
     return 1 - (2 * overlap / sizes).mean()
 
 
-def _share_of_soft_f1(logits: torch.Tensor, batch: Batch, smoothing: float) -> torch.Tensor:
+def _soft_f1_share(logits: torch.Tensor, batch: Batch, smoothing: float) -> torch.Tensor:
     """This process's share of the soft F1 loss of a whole batch: its value is the loss / processes.
 
     The counts of all processes enter the value, and this process's own carry the gradient. That gradient is the
@@ -130,16 +132,16 @@ def _share_of_soft_f1(logits: torch.Tensor, batch: Batch, smoothing: float) -> t
     processes = dist.get_world_size() if dist.is_initialized() else 1
     if abs(len(logits) * processes - batch.size) >= processes:
         raise InputError(
-            f"loss = soft_f1 counts over a whole batch ({batch.size} images) and was given {len(logits)} of it: "
+            f"loss = soft_f1 needs the whole batch ({batch.size} images) at once and got {len(logits)}: "
             "set micro_batch to auto and lower batch_size"
         )
     wanted, present = batch_targets(logits, batch, smoothing), batch_targets(logits, batch)
-    mine = soft_counts(logits, wanted, present)
+    own = soft_counts(logits, wanted, present)
     if processes == 1:
-        return soft_f1(mine)
-    everyone = mine.detach().clone()
-    dist.all_reduce(everyone)
-    loss = soft_f1(mine + (everyone - mine.detach()))
+        return soft_f1(own)
+    total = own.detach().clone()
+    dist.all_reduce(total)
+    loss = soft_f1(own + (total - own.detach()))
     return loss - loss.detach() * (1 - 1 / processes)
 
 
@@ -152,6 +154,6 @@ def _per_image(config: Config) -> Callable[[torch.Tensor, torch.Tensor], torch.T
     return cross_entropy
 
 
-def _precise(logits: torch.Tensor) -> torch.Tensor:
+def _in_float32(logits: torch.Tensor) -> torch.Tensor:
     """Logits in at least float32: bf16 has three decimal digits, too few for a logarithm near 0."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

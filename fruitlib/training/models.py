@@ -1,8 +1,9 @@
-"""The networks: a three-convolution base, `End2End` around it, torchvision's by name; their weights and checkpoints.
+"""The networks: a three-convolution base, `End2End` around it, ensembles; built from the settings, saved and loaded.
 
 Every model takes float images (N, 3, S, S) in [0, 1] and gives logits (N, num_classes); normalisation is inside,
-so that an exported file needs no instructions. A model is a backbone, whose `blocks` run one after the other, and a
-`head`, which turns the backbone's features (N, D) into logits.
+so that an exported file needs no instructions. A model is a backbone, whose blocks (`blocks`) run one after the other,
+and a head, which turns the backbone's features (N, D) into logits. torchvision's networks come from `zoo`; `weights`
+reads files and fits what they hold to a network.
 """
 
 import math
@@ -85,7 +86,7 @@ class Normalized(nn.Module):
 
 
 class Ensemble(nn.Module):
-    """Several models that answer together: the mean of their softmax (Lakshminarayanan et al. 2017, section 2.4)."""
+    """Several models as one: the mean of their softmax (Lakshminarayanan et al. 2017, section 2.4)."""
 
     def __init__(self, members: list[Normalized]):
         super().__init__()
@@ -93,11 +94,8 @@ class Ensemble(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, S, S) in [0, 1] -> log of the mean probabilities (N, num_classes), whose softmax is that mean."""
-        answers = torch.stack([member(images).log_softmax(1) for member in self.members])
-        return answers.logsumexp(0) - math.log(len(self.members))
-
-
-# ---- building ----
+        log_probs = torch.stack([member(images).log_softmax(1) for member in self.members])
+        return log_probs.logsumexp(0) - math.log(len(self.members))
 
 
 def build(config: Config, num_classes: int) -> Normalized:
@@ -105,21 +103,21 @@ def build(config: Config, num_classes: int) -> Normalized:
 
     `weights`: none; DEFAULT, torchvision's own, from its cache or downloaded into it; or a path, to a checkpoint of
     the same model (its head is taken where it has the same shape) or to a state_dict of torchvision's. Fresh weights
-    are drawn from torch's global generator. What was loaded stands in `.weights_origin`.
+    are drawn from torch's global generator. `.weights_origin` says what was loaded.
 
     Raises:
         InputError: weights that cannot be loaded or belong to another model, a base model for other than five classes.
     """
-    path, content = _start(config)
+    path, content = _start_weights(config)
     ours = "network" in content
     if config.model in OURS:
         model = _ours(config, num_classes)
         if content and not ours:
-            raise InputError(f"weights {path}: no checkpoint of {config.model} written by fruitlib")
+            raise InputError(f"weights {path}: not a checkpoint of {config.model} written by fruitlib; name a best.pt")
     else:
         model = Normalized(*build_torchvision(config, num_classes, path, {} if ours else content))
     if ours:
-        model.weights_origin = _continue(model, content, path)
+        model.weights_origin = _load_own(model, content, path)
     return model
 
 
@@ -141,29 +139,26 @@ def _ours(config: Config, num_classes: int) -> Normalized:
     return Normalized(End2End(base, num_classes), weights_origin=origin)
 
 
-# ---- weights from files ----
-
-
-def check_start(config: Config) -> None:
-    """Refuse weights that could not be started from, before anything is trained; DEFAULT ones are downloaded now.
+def check_start_weights(config: Config) -> None:
+    """Refuse weights that cannot be loaded, before anything is trained; DEFAULT ones are downloaded now.
 
     Raises:
         InputError: as `build` does.
     """
-    _start(config)
+    _start_weights(config)
     if config.base_weights:
         _ours(config, num_classes=2)
     if config.weights == "DEFAULT":
         load_published(config.model, torchvision.models.get_model_weights(config.model).DEFAULT)
 
 
-def _start(config: Config) -> tuple[Path, dict]:
+def _start_weights(config: Config) -> tuple[Path, dict]:
     """The file that `weights` names and what it holds: a checkpoint of ours of this model, a state_dict, or nothing."""
     if config.weights in ("none", "DEFAULT"):
         return Path(), {}
     path = files.resolve(config.weights)
     if not path.is_file():
-        raise InputError(f"weights {path}: no such file; wanted: none, DEFAULT or a checkpoint's path")
+        raise InputError(f"weights {path}: no such file; set none, DEFAULT or a checkpoint's path")
     content = load_checkpoint(path)
     if content and all(isinstance(value, torch.Tensor) for value in content.values()):
         return path, content
@@ -171,18 +166,18 @@ def _start(config: Config) -> tuple[Path, dict]:
 
 
 def _own_checkpoint(content: dict, model: str, where: str) -> dict:
-    """`content` where it is a checkpoint of a single `model`; anything else is named."""
+    """`content` if it is a checkpoint of a single `model`; else InputError."""
     if "network" not in content:
-        raise InputError(f"{where}: neither a best.pt of this fruitlib nor a state_dict; name one of them")
+        raise InputError(f"{where}: neither a best.pt of fruitlib nor a state_dict; name one of them")
     if (held := content["network"]["model"]) != model:
-        raise InputError(f"{where}: holds model {held}, not {model}: set model: {held}, or name another file")
+        raise InputError(f"{where}: holds model {held}, not {model}; set model: {held}, or name another file")
     if "members" in content:
         raise InputError(f"{where}: an ensemble of {len(content['members'])}; name the best.pt of one of its runs")
     return content
 
 
-def _continue(model: Normalized, content: dict, path: Path) -> str:
-    """Take a checkpoint's weights, its head only where every shape is the same; says which of the two it was."""
+def _load_own(model: Normalized, content: dict, path: Path) -> str:
+    """Load a checkpoint's weights, its head only if all shapes match; returns the text for `weights_origin`."""
     own, state, head_prefix = model.state_dict(), content["state_dict"], f"net.{head_name(model.net)}."
     heads = {name for name in {*own, *state} if name.startswith(head_prefix)}
     same = all(name in own and name in state and own[name].shape == state[name].shape for name in heads)
@@ -193,7 +188,7 @@ def _continue(model: Normalized, content: dict, path: Path) -> str:
 
 
 def checkpoint(model: Normalized | Ensemble, config: Config, class_names: list[str], **facts: Any) -> dict:
-    """What a file needs to hold for `restore` to give the model back: network and photo settings, classes, weights."""
+    """The content of a file that `restore` makes a model from: network and photo settings, classes, weights."""
     content = {
         "network": config.model_dump(include=set(NETWORK_SETTINGS)),
         "image_size": config.image_size,
@@ -214,14 +209,14 @@ def restore(path: Path) -> tuple[Normalized | Ensemble, dict]:
     """The trained model (or ensemble) that a checkpoint holds, in eval mode, and the checkpoint itself.
 
     Raises:
-        InputError: a file that is no checkpoint, or one of another version of fruitlib.
+        InputError: a file that is not a checkpoint, or is of another version of fruitlib.
     """
     content = load_checkpoint(path)
     if "network" not in content:
-        raise InputError(f"{path}: says nothing of its network (another version of fruitlib wrote it): train it again")
+        raise InputError(f"{path}: does not name its network (another version of fruitlib wrote it); train it again")
     states = content["members"] if "members" in content else [content["state_dict"]]
     members = []
-    with torch.random.fork_rng(devices=[]):  # the fresh weights, soon replaced, are not to cost anybody's random state
+    with torch.random.fork_rng(devices=[]):  # drawing fresh weights, soon replaced, must not change the random state
         for state in states:
             members.append(build(make(content["network"], str(path)), len(content["class_names"])))
             take_weights(members[-1], state, str(path))
@@ -231,20 +226,17 @@ def restore(path: Path) -> tuple[Normalized | Ensemble, dict]:
     return model.eval(), content
 
 
-# ---- parts of a network ----
-
-
 def head_of(model: Normalized) -> nn.Module:
-    """The last part, which turns features (N, D) into logits; what stands before it is the backbone."""
+    """The last part, which turns features (N, D) into logits; everything before it is the backbone."""
     return getattr(model.net, head_name(model.net))
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Twelve hex digits of all weights and buffers; tells fresh weights from those of another run."""
+    """Twelve hex digits of all weights and buffers; differs between fresh weights and those of another run."""
     tensors = [tensor.detach().cpu().contiguous().numpy().tobytes() for tensor in model.state_dict().values()]
     return files.fingerprint(*model.state_dict(), *tensors)
 
 
 def num_parameters(model: nn.Module) -> int:
-    """How many numbers training may change."""
+    """How many numbers training can change."""
     return sum(p.numel() for p in model.parameters() if p.requires_grad)

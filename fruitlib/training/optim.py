@@ -16,13 +16,13 @@ CYCLE_START, CYCLE_END = 1 / 25, 1 / 25e4  # shares of the peak
 
 
 def build(config: Config, model: nn.Module) -> torch.optim.Optimizer:
-    """torch's optimizer that `config.optimizer` names, over the parameters that are to learn, in named groups.
+    """torch's optimizer that `config.optimizer` names, over the parameters that train, in named groups.
 
     A group is a block of the backbone or the head, in two parts: weights, and biases and norms (one dimension or
     none), which are never decayed (He et al. 2019, "Bag of Tricks", section 3.1). The head learns at `lr`, the block
     before it at lr · layer_decay, the one before that at lr · layer_decay² … (Howard and Ruder 2018, section 3.2).
-    Call it after `transfer.freeze`. With `unfreeze_every` everything is in it from the start: a frozen parameter has
-    no gradient, and torch's optimizers leave such a parameter, and its momentum, alone.
+    Call it after `blocks.freeze_blocks`. With `unfreeze_every` everything is in it from the start: a frozen parameter
+    has no gradient, and torch's optimizers leave such a parameter, and its momentum, alone.
     """
     groups = parameter_groups(config, model)
     lr, momentum = config.lr, config.momentum
@@ -51,11 +51,11 @@ def parameter_groups(config: Config, model: nn.Module) -> list[dict]:
 
 
 def factor(config: Config, step: int, steps_per_epoch: int) -> float:
-    """The learning rate of optimizer step `step` (0 is the first) as a share of its peak, plateau's cuts aside.
+    """The learning rate of optimizer step `step` (0 is the first) as a share of its peak, apart from plateau's cuts.
 
     Warm-up rises linearly over W = warmup_epochs · steps_per_epoch steps, (step + 1) / (W + 1), and meets the peak as
     it ends. Then, with t from 0 to 1 over the steps that remain:
-    step: 0.1 ^ (thirds gone by), in whole epochs; exponential: 0.01 ^ t; cosine: 0.01 + 0.99 · (1 + cos πt) / 2
+    step: 0.1 ^ (thirds passed), in whole epochs; exponential: 0.01 ^ t; cosine: 0.01 + 0.99 · (1 + cos πt) / 2
     (Loshchilov and Hutter 2017, without restarts); constant and plateau: 1. one_cycle (Smith and Topin 2018, in
     torch's form) rises by itself: half a cosine from 1/25 to 1, and another down to 1/250,000; the rise takes 30 % of
     the steps, or the W of warm-up where those are given.
@@ -88,14 +88,14 @@ def _share(done: float, all_of_it: float) -> float:
 class Schedule:
     """Sets each group's learning rate: its peak · `factor` · plateau's cuts. Momentum stays what the setting says.
 
-    The lr is a function of the steps taken, so a resumed schedule goes on exactly. torch's own classes were weighed:
+    The lr is a function of the steps taken, so a resumed schedule continues exactly. torch's own classes do not do:
     CosineAnnealingLR and OneCycleLR cannot end each group at a share of its own peak or follow a warm-up, SequentialLR
     refuses ReduceLROnPlateau, and all of them warn where fp16's scaler skips the first step. Tests hold `factor` to
     torch's curves where both exist.
     """
 
     def __init__(self, config: Config, optimizer: torch.optim.Optimizer, steps_per_epoch: int):
-        """Take each group's lr, as `build` made it, for its peak, and set that of the first step."""
+        """Take each group's lr, as `build` made it, as its peak, and set the lr of the first step."""
         self.config, self.optimizer, self.steps_per_epoch = config, optimizer, steps_per_epoch
         self.peaks = [group["lr"] for group in optimizer.param_groups]
         self.taken = 0
@@ -112,11 +112,11 @@ class Schedule:
         self.taken += 1
         self._set()
 
-    def judged(self, score: float) -> None:
+    def end_epoch(self, score: float) -> None:
         """Call after every epoch with the monitored score, higher is better.
 
         plateau divides all rates by 10 after more than max(2, epochs // 10) epochs without a gain of `min_delta`;
-        epochs of warm-up do not count. The other schedules do not listen.
+        epochs of warm-up do not count. Other schedules ignore the score.
         """
         if self.config.scheduler == "plateau" and self.taken > self.config.warmup_epochs * self.steps_per_epoch:
             self.plateau.step(score)
@@ -133,12 +133,12 @@ class Schedule:
             group["lr"] = peak * share
 
     def state_dict(self) -> dict:
-        """Steps taken, peaks, and what plateau remembers: numbers only."""
+        """Steps taken, peaks, and plateau's state: numbers only."""
         plateau = {"plateau": self.plateau.state_dict(), "cut": self.stand_in.param_groups[0]["lr"]}
         return {"taken": self.taken, "peaks": self.peaks, **plateau}
 
     def load_state_dict(self, state: dict) -> None:
-        """Go on from `state_dict`; sets the optimizer's rates, whether its own state was loaded before or will be."""
+        """Continue from `state_dict`; sets the optimizer's rates, whether its own state is loaded before or after."""
         self.taken, self.peaks = state["taken"], list(state["peaks"])
         self.plateau.load_state_dict(state["plateau"])
         self.stand_in.param_groups[0]["lr"] = state["cut"]
@@ -167,11 +167,11 @@ class Average:
 
     @property
     def model(self) -> nn.Module:
-        """The averaged model, to judge and to keep."""
+        """The averaged model, which is evaluated and kept."""
         return self.averaged.module
 
     def update(self) -> None:
-        """Take in the live model's weights: call after every optimizer step."""
+        """Average in the live model's weights: call after every optimizer step."""
         self.averaged.update_parameters(self.live)
 
     def state_dict(self) -> dict[str, torch.Tensor]:
@@ -179,5 +179,5 @@ class Average:
         return self.averaged.state_dict()
 
     def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
-        """Go on from `state_dict`."""
+        """Continue from `state_dict`."""
         self.averaged.load_state_dict(state)

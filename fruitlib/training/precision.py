@@ -1,7 +1,7 @@
-"""How the arithmetic of training is done: precision, memory layout and compilation, timed where the settings say auto.
+"""Precision, memory format and compilation of training; the first two are timed where the settings say auto.
 
-Timings differ from minute to minute, and a run's numbers with the precision. So `auto` is for those who ask for it, and
-what it became is timed once per sweep, written to its `auto.json`, and read from there by every run and resumption.
+Timings vary from minute to minute, and a run's numbers depend on the precision. So what `auto` becomes is timed once
+per sweep, written to its `auto.json`, and read from there by every run and resumption.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from fruitlib.training import models
 
 GAIN = 1.3  # rounding costs a little accuracy, and numbers then differ between machines: only for a real gain
 NEAR = 1.05  # differences below are noise
-MOST_IMAGES = 64  # a larger batch tells the same
+MOST_IMAGES = 64  # a larger batch gives the same order
 WARM_UP, MEASURED = 2, 5  # rounds
 STEP_SECONDS, ALL_SECONDS = 1.0, 8.0  # what one step and all of them may take, about
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -35,7 +35,7 @@ Pair = tuple[str, str]  # precision, memory format
 
 @dataclass(frozen=True)
 class Speed:
-    """What training computes with, and how that was found."""
+    """What training computes with, and how that was chosen."""
 
     precision: str  # fp32 | bf16 | fp16
     memory_format: torch.memory_format  # channels_last or contiguous_format
@@ -44,13 +44,13 @@ class Speed:
 
     @property
     def names(self) -> dict[str, str]:
-        """Precision and memory format by their settings' names and words."""
-        memory_format = next(name for name, found in FORMATS.items() if found == self.memory_format)
+        """The settings `precision` and `memory_format` with their values as text."""
+        memory_format = next(name for name, value in FORMATS.items() if value == self.memory_format)
         return {"precision": self.precision, "memory_format": memory_format}
 
 
 def choose(config: Config, num_classes: int, device: torch.device, folder: Path) -> Speed:
-    """What the settings `precision` and `memory_format` name; `auto` becomes what is faster here, timed once a folder.
+    """What the settings `precision` and `memory_format` name; `auto` becomes what is faster, timed once per folder.
 
     Steps of a fresh network (forward, backward, plain SGD) are timed on noise, for this process' share of a batch (at
     most 64 images, fewer where steps are slow), all candidates in turns. bf16 and fp16 are taken only where they are
@@ -64,25 +64,25 @@ def choose(config: Config, num_classes: int, device: torch.device, folder: Path)
     candidates = _candidates(config, device)
     if len(candidates) == 1 or config.features_once:
         return _untimed(config, candidates[0])
-    found = [None]
+    entries = [None]
     if machine.rank() == 0:
-        found = [_once(config, num_classes, device, candidates, Path(folder))]
-    if dist.is_initialized():  # nodes of different make would time, and then compute, different things
-        dist.broadcast_object_list(found, src=0, device=torch.device("cpu"))
-    entry = found[0] or _once(config, num_classes, device, candidates, Path(folder))
+        entries = [_once(config, num_classes, device, candidates, Path(folder))]
+    if dist.is_initialized():  # different machines would time, and then compute, different things
+        dist.broadcast_object_list(entries, src=0, device=torch.device("cpu"))
+    entry = entries[0] or _once(config, num_classes, device, candidates, Path(folder))
     precision, memory_format = entry["chosen"].split()
     return Speed(precision, FORMATS[memory_format], entry["step_ms"], _summary(entry))
 
 
-def check(config: Config, device: torch.device) -> None:
+def check_precision(config: Config, device: torch.device) -> None:
     """Refuse a precision that this device does not have (InputError)."""
     _candidates(config, device)
 
 
 def speed_from_names(names: dict[str, str]) -> Speed:
-    """What a training that was cut off computed with, to go on alike; from `Speed.names`."""
+    """The `Speed` of an interrupted training, from its `Speed.names`, to resume alike."""
     precision, memory_format = names["precision"], names["memory_format"]
-    summary = f"precision {precision}, {memory_format}, as before the training was cut off"
+    summary = f"precision {precision}, {memory_format}, as before the interruption"
     return Speed(precision, FORMATS[memory_format], {}, summary)
 
 
@@ -109,16 +109,16 @@ def _problem(precision: str, device: torch.device) -> str:
     if torch.device(device).type == "cpu":
         return "needs a CUDA device, training runs on the CPU; use bf16 or fp32" if precision == "fp16" else ""
     if precision == "bf16" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        return f"{torch.cuda.get_device_name(device)} does not have it; use fp16 or fp32"
+        return f"{torch.cuda.get_device_name(device)} does not support it; use fp16 or fp32"
     return ""
 
 
 def _untimed(config: Config, pair: Pair) -> Speed:
-    """Nothing is open, or a frozen backbone sees each photo once, and then there is nothing to gain."""
+    """What needs no timing: only one candidate, or a frozen backbone, which sees each photo only once."""
     precision, memory_format = pair
-    why = "as asked" if config.precision != "auto" else "a frozen backbone computes its features once"
-    own = "as asked" if config.memory_format != "auto" else "the usual one for convolutions"
-    summary = f"precision {precision} ({why}), {memory_format} ({own}): nothing was timed"
+    why = "as set" if config.precision != "auto" else "a frozen backbone computes its features once"
+    why_format = "as set" if config.memory_format != "auto" else "the usual one for convolutions"
+    summary = f"precision {precision} ({why}), {memory_format} ({why_format}): nothing was timed"
     return Speed(precision, FORMATS[memory_format], {}, summary)
 
 
@@ -131,7 +131,7 @@ def images_per_step(config: Config) -> int:
 def _once(config: Config, num_classes: int, device: torch.device, candidates: list[Pair], folder: Path) -> dict:
     """The entry of `auto.json` for this network on this machine; timed and added where it is missing.
 
-    Batch size, processes and threads change the timings, but are no reason for a grid over them to compare precisions.
+    Batch size, processes and threads change the timings, too, but a grid over them should run in one precision.
     """
     facts = {
         **config.model_dump(include={*NETWORK_SETTINGS, "image_size", "precision", "memory_format"}),
@@ -164,12 +164,14 @@ def _read(path: Path) -> dict:
             _summary(entry)
     except (ValueError, KeyError, TypeError, AttributeError):
         where = files.display_path(path)
-        raise InputError(f"{where}: not the timings this program wrote; remove it, and they are taken anew") from None
+        raise InputError(
+            f"{where}: not timings that fruitlib wrote; remove the file, and they are measured again"
+        ) from None
     return entries
 
 
 def fastest(timed: dict[Pair, float]) -> Pair:
-    """The pair to train with, of times by (precision, memory format).
+    """The (precision, memory format) to train with, from their times.
 
     fp32, unless bf16 or fp16 is `GAIN` times as fast; fp16 only where it beats bf16 clearly, as it needs loss scaling;
     then the faster memory format, channels_last where the two are within 5 %.
@@ -193,7 +195,7 @@ def _summary(entry: dict) -> str:
     timed = {tuple(name.split()): ms for name, ms in entry["step_ms"].items()}
     precision, memory_format = chosen = tuple(entry["chosen"].split())
     others = {name: min(t for (p, _), t in timed.items() if p == name) for name, _ in timed if name != precision}
-    if not others:  # the precision was named
+    if not others:  # the settings name the precision
         others = {name: ms for (_, name), ms in timed.items() if name != memory_format}
     rest = "".join(f", {name} takes {ms:.1f}" for name, ms in others.items())
     why = f"; less than {GAIN} times as fast" if precision == "fp32" and "bf16" in others else ""
@@ -206,7 +208,7 @@ def step_times(
 ) -> tuple[dict[Pair, float], int]:
     """Least seconds of a training step by candidate, and how many images the steps had.
 
-    Where GPU memory ends, with half the images. At least two, which BatchNorm after the last pooling needs.
+    Where GPU memory runs out, half the images are used; at least two, which BatchNorm after the last pooling needs.
     """
     device = torch.device(device)
     fresh = {"weights": "none", "base_weights": "", "freeze": "none", "unfreeze_every": 0}
@@ -259,7 +261,7 @@ def _now(device: torch.device) -> float:
 
 
 def _measured(step: Callable, candidates: list[Pair], most: int) -> tuple[dict[Pair, float], int]:
-    """The least time by candidate, taken in turns: what else the machine does only adds to it, and hits all alike."""
+    """The least time by candidate, taken in turns: other work on the machine only adds to it, and affects all alike."""
     seconds_for_two = min(step(candidates[0], 2) for _ in range(4))  # the first ones are slow
     images = max(2, min(most, int(2 * STEP_SECONDS / seconds_for_two)))
     deadline = time.perf_counter() + ALL_SECONDS
@@ -275,7 +277,7 @@ def _measured(step: Callable, candidates: list[Pair], most: int) -> tuple[dict[P
     return {pair: min(taken[min(WARM_UP, len(taken) - 1) :]) for pair, taken in times.items()}, images
 
 
-def compiled(model: nn.Module, config: Config) -> None:
+def compile_model(model: nn.Module, config: Config) -> None:
     """With `compile: default`, the model's forward pass becomes a compiled one, in place; names of weights stay.
 
     Raises:

@@ -1,6 +1,6 @@
-"""What training leaves to be followed by: history.csv, the machine's load, mirrors in TensorBoard and W&B.
+"""How a training can be followed: history.csv, the machine's load, mirrors in TensorBoard and W&B.
 
-history.csv is the record; mirrors repeat its numbers elsewhere, and when one fails, training goes on without it.
+history.csv is the record. Mirrors repeat its numbers elsewhere; when one fails, training goes on without it.
 """
 
 import contextlib
@@ -21,8 +21,9 @@ import psutil
 import torch
 
 from fruitlib.core import files
-from fruitlib.core.errors import InputError
+from fruitlib.core.errors import InputError, first_line
 from fruitlib.runs.run import Run
+from fruitlib.training.messages import say
 
 GB = 1e9
 PATIENCE = 60.0  # seconds that W&B may take to begin, or to upload what is left at the end
@@ -42,13 +43,13 @@ def seconds_per_epoch(history: pd.DataFrame) -> float:
 class Meters:
     """The load that this process and its children put on the machine, from one `read` to the next.
 
-    Processes of torchrun are not each other's children: each sees its own.
+    Processes of torchrun are not each other's children: each sees its own. `summary` says what cannot be measured.
     """
 
     def __init__(self, device: torch.device):
         self.device, self.summary = torch.device(device), ""
         self._busy, self._when = _cpu_seconds(_family()), time.monotonic()
-        self._gpu_percent = self.device.type == "cuda" and self._can_ask_the_driver()
+        self._gpu_percent = self.device.type == "cuda" and self._driver_answers()
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
 
@@ -60,7 +61,7 @@ class Meters:
             ram_gb: memory held now, 10⁹ bytes; pages of photos mapped from the cache count while they are in memory.
             gpu_percent: share of its last moments (a sixth of a second to a second) in which the GPU computed.
             gpu_gb: the most GPU memory that tensors took at a time, 10⁹ bytes.
-            The last two only on a GPU, and gpu_percent only where NVIDIA's driver can be asked; `said` says so if not.
+            The last two only on a GPU, and gpu_percent only where NVIDIA's driver answers (else `summary` says so).
         """
         family, before, since = _family(), self._busy, self._when
         self._busy, self._when = _cpu_seconds(family), time.monotonic()
@@ -74,11 +75,11 @@ class Meters:
             torch.cuda.reset_peak_memory_stats(self.device)
         return values
 
-    def _can_ask_the_driver(self) -> bool:
+    def _driver_answers(self) -> bool:
         try:
             torch.cuda.utilization(self.device)
         except Exception as problem:  # pynvml's own errors, where it is there; torch's, where it is not
-            self.summary = f"gpu_percent is left out: {_reason(problem)} (pip install nvidia-ml-py)"
+            self.summary = f"gpu_percent is left out: {first_line(problem)} (pip install nvidia-ml-py)"
             return False
         return True
 
@@ -111,16 +112,16 @@ class Mirror:
 
     summary: str  # where they go
     log: Callable[[dict], None]
-    close: Callable[[bool], None]  # told whether training ended well
+    close: Callable[[bool], None]  # its argument: whether training ended well
 
 
 class Mirrors:
     """The trackers that `config.track` names, as a context: each row of history.csv goes to all of them.
 
-    `history` is what a resumed training has behind it, empty otherwise: such epochs are not written again, unless the
+    `history` has the epochs before a resumption, and is empty otherwise: they are not written again, unless the
     tracker is new to this run. Losses and scores are named `loss/train`, `loss/val` …, other columns as they are; the
-    step is the epoch. A tracker that fails is left, with a line that says why. All lines are printed and kept in
-    `said`.
+    step is the epoch. A tracker that fails is dropped, and a line says why. All lines are printed and kept in
+    `summary`.
 
     Raises:
         InputError: a tracker that is not installed.
@@ -132,7 +133,7 @@ class Mirrors:
         for name in run.config.track:
             _require(name)
         for name in run.config.track:
-            with self._left_if_it_fails(name):
+            with self._dropped_if_it_fails(name):
                 self._open[name] = {"tensorboard": _tensorboard, "wandb": _wandb}[name](run, history)
                 self._say(self._open[name].summary)
 
@@ -145,55 +146,50 @@ class Mirrors:
     def log(self, row: dict) -> None:
         """Repeat one row of history.csv, a dict with `epoch`, in every tracker that still works."""
         for name in list(self._open):
-            with self._left_if_it_fails(name):
+            with self._dropped_if_it_fails(name):
                 self._open[name].log(row)
 
     def close(self, well: bool = True) -> None:
         """Finish all files and uploads; waits at most a minute. `well`: training came to its end."""
         for name in list(self._open):
-            with self._left_if_it_fails(name):
+            with self._dropped_if_it_fails(name):
                 self._open.pop(name).close(well)
 
     @contextlib.contextmanager
-    def _left_if_it_fails(self, name: str) -> Iterator[None]:
+    def _dropped_if_it_fails(self, name: str) -> Iterator[None]:
         try:
             yield
         except Exception as problem:  # whatever it is, training is worth more
-            self._say(f"{name} stopped: {_reason(problem)}; history.csv goes on")
+            self._say(f"{name} stopped: {first_line(problem)}; history.csv goes on")
             if mirror := self._open.pop(name, None):
                 with contextlib.suppress(Exception):
                     mirror.close(False)
 
     def _say(self, line: str) -> None:
         self.summary.append(line)
-        print(line, flush=True)
+        say(line)
 
 
 def scalars(row: dict) -> dict[str, float]:
-    """The numbers of a history row by the names trackers know them by; words and missing values are left out."""
+    """The numbers of a history row by their names in trackers; text and missing values are left out."""
     values = {name: float(value) for name, value in row.items() if isinstance(value, numbers.Real) and name != "epoch"}
     return {re.sub(r"^(train|val)_(.+)$", r"\2/\1", name): v for name, v in values.items() if not math.isnan(v)}
 
 
-def _reason(problem: Exception) -> str:
-    """What an exception says, on one line of readable length, or its name."""
-    return " ".join(str(problem).split())[:200] or type(problem).__name__
-
-
 def _require(name: str) -> None:
-    """Refuse a tracker that is not installed; a folder of its name in the working directory is none."""
+    """Refuse a tracker that is not installed; a folder of its name in the working directory does not count."""
     try:
-        there = getattr(importlib.import_module(name), "__file__", None)
+        file = getattr(importlib.import_module(name), "__file__", None)
     except ImportError:
-        there = None
-    if not there:
+        file = None
+    if not file:
         raise InputError(f"track = {name}: not installed; pip install 'fruitlib[track]', or set track: []") from None
 
 
 def _tensorboard(run: Run, history: list[dict]) -> Mirror:
     """Event files in the run's `tensorboard` folder.
 
-    A resumed training's new file tells TensorBoard to forget what is there of the epochs that come again.
+    After a resumption, a new file makes TensorBoard drop the epochs that come again.
     """
     from torch.utils.tensorboard import SummaryWriter
 
@@ -220,9 +216,9 @@ def _tensorboard(run: Run, history: list[dict]) -> Mirror:
 def _wandb(run: Run, history: list[dict]) -> Mirror:
     """A run in W&B: the sweep's name is the project's; online where somebody is logged in, else files to upload later.
 
-    Files are in the run's `wandb` folder, and the W&B run's id too, so that a resumed training continues it (offline
-    by a second folder with the same id, which `wandb sync` joins to the first) and one begun anew gets a new one.
-    W&B keeps the first values of an epoch that comes again; the recipe repeats itself, so they are the same.
+    The files and the W&B run's id are in the run's `wandb` folder. A resumed training continues under that id (offline
+    in a second folder, which `wandb sync` joins to the first); a restarted one gets a new id. W&B keeps the first
+    values of an epoch that comes again; the recipe repeats itself, so they are the same.
     """
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # W&B's helper calls home with it, offline too
     import wandb
@@ -249,7 +245,7 @@ def _wandb(run: Run, history: list[dict]) -> Mirror:
             if mode != "online" or "WANDB_MODE" in os.environ:
                 raise
             _end_helper(wandb)  # it still holds the id
-            mode, why = "offline", f"W&B cannot be reached: {_reason(problem)}; {LATER}"
+            mode, why = "offline", f"W&B cannot be reached: {first_line(problem)}; {LATER}"
             tracked = _wandb_run(wandb, run, mode, record)
         for row in [] if known else history:
             log(row)
@@ -297,7 +293,7 @@ def _wandb_settings(wandb):
 def _wandb_mode(wandb) -> tuple[str, str]:
     """online or offline, and why: what $WANDB_MODE or W&B's own settings say, else whether somebody is logged in.
 
-    Never asks: a run in a batch has nobody to answer.
+    Never prompts: a run in a batch has nobody to answer.
 
     Raises:
         InputError: $WANDB_MODE is online, and nobody is logged in.

@@ -1,4 +1,4 @@
-"""Weights from files: read without running code in them, and taken only where they fit."""
+"""Weights from files: read without running code in them, and loaded only where they fit."""
 
 import io
 from pathlib import Path
@@ -10,10 +10,10 @@ from fruitlib.core.errors import InputError, first_line
 
 
 def take_weights(module: nn.Module, state: dict[str, torch.Tensor], where: str, head_prefix: str | tuple = ()) -> None:
-    """Load `state` into `module`: of its head whatever fits, of everything else all.
+    """Load `state` into `module`: what fits of its head, and all of the rest.
 
     Raises:
-        InputError: something lacks, is too much or has another shape: these are another network's weights.
+        InputError: a tensor is missing, unknown or of another shape: these are another network's weights.
     """
     own = module.state_dict()
     fit = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
@@ -21,7 +21,7 @@ def take_weights(module: nn.Module, state: dict[str, torch.Tensor], where: str, 
     excused = [name for name in {*own, *state} if name.startswith(head_prefix) or name.endswith("num_batches_tracked")]
     if wrong := sorted({*own, *state} - {*fit, *excused}):
         reason = "is missing" if wrong[0] not in state else "is unknown" if wrong[0] not in own else "has another shape"
-        raise InputError(f"{where}: the weights of another network ({wrong[0]} {reason}); name a file of this model's")
+        raise InputError(f"{where}: weights of another network ({wrong[0]} {reason}); name a file of this model")
     module.load_state_dict(own | fit)
 
 
@@ -29,16 +29,18 @@ def load_checkpoint(path: Path) -> dict:
     """A checkpoint's dictionary of tensors, numbers and text (`weights_only`), on the CPU.
 
     Raises:
-        InputError: a file that is no checkpoint.
-        OSError: a file that cannot be read just now.
+        InputError: not a checkpoint.
+        OSError: the file cannot be read at the moment.
     """
     data = io.BytesIO(Path(path).read_bytes())  # torch.load itself raises OSError for some files that are cut short
     try:
         content = torch.load(data, map_location="cpu", weights_only=True)
-    except MemoryError:  # says nothing against the file
+    except MemoryError:  # not the file's fault
         raise
     except Exception as problem:
-        raise InputError(f"{path}: not a checkpoint that can be read ({first_line(problem)[:120]})") from None
+        raise InputError(
+            f"{path}: not a readable checkpoint ({first_line(problem)[:120]}); name another file"
+        ) from None
     if not isinstance(content, dict):
         raise InputError(f"{path}: not a checkpoint but a {type(content).__name__}; name a best.pt or a state_dict")
     return content

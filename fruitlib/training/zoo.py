@@ -18,7 +18,7 @@ from fruitlib.training.weights import take_weights
 Triple = tuple[float, float, float]  # a number for red, green and blue
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 HEADS = ("head", "fc", "classifier")  # what torchvision and End2End call the last part
-GAP_DROPOUT = 0.5  # of the gap_bn head, where `dropout` leaves it to the model
+GAP_DROPOUT = 0.5  # of the gap_bn head with `dropout: auto`
 
 
 def build_torchvision(
@@ -27,7 +27,7 @@ def build_torchvision(
     """torchvision's network with a new last layer or head; the rest fresh, DEFAULT, or as in `state`.
 
     Returns:
-        the network, the mean and standard deviation its input is to be normalised with, where its weights come from.
+        the network, the mean and standard deviation to normalise its input with, where its weights come from.
     """
     name, published = config.model, torchvision.models.get_model_weights(config.model).DEFAULT
     pretrained = config.weights == "DEFAULT"
@@ -42,9 +42,9 @@ def build_torchvision(
     _replace_head(net, config, num_classes)
     if not pretrained and not state:
         return net, MEAN, STD, origin
-    # Weights want the mean and spread they were trained with, which are not ImageNet's for every model.
-    expects = published.transforms()
-    return net, expects.mean, expects.std, origin
+    # Weights need the mean and spread they were trained with, which are not ImageNet's for every model.
+    transforms = published.transforms()
+    return net, transforms.mean, transforms.std, origin
 
 
 def load_published(name: str, weights: torchvision.models.WeightsEnum) -> nn.Module:
@@ -53,8 +53,8 @@ def load_published(name: str, weights: torchvision.models.WeightsEnum) -> nn.Mod
         return torchvision.models.get_model(name, weights=weights)
     except OSError as problem:  # no network, a full disk
         file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[1])
-        cure = f"put {file.name} into {file.parent}, or set weights: none"
-        raise InputError(f"weights DEFAULT of {name}: download failed ({problem}); {cure}") from None
+        remedy = f"put {file.name} into {file.parent}, or set weights: none"
+        raise InputError(f"weights DEFAULT of {name}: download failed ({problem}); {remedy}") from None
     except (RuntimeError, EOFError, pickle.UnpicklingError) as problem:
         file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[1])
         raise InputError(
@@ -63,17 +63,17 @@ def load_published(name: str, weights: torchvision.models.WeightsEnum) -> nn.Mod
 
 
 def _replace_head(net: nn.Module, config: Config, num_classes: int) -> None:
-    """Put the head that the settings describe in the place of torchvision's, and flat features before it."""
+    """Replace torchvision's head with the one that the settings describe; its input becomes features (N, D)."""
     name = head_name(net)
     parts = list(old) if isinstance(old := getattr(net, name), nn.Sequential) else [old]
     width = next(part.in_features for part in parts if isinstance(part, nn.Linear))
-    if isinstance(net, ConvNeXt):  # alone in handing on (N, D, 1, 1)
+    if isinstance(net, ConvNeXt):  # the only one whose features are (N, D, 1, 1)
         net.avgpool = nn.Sequential(net.avgpool, nn.Flatten())
         parts.insert(0, nn.Unflatten(1, (width, 1, 1)))
     if config.head == "linear":
         new = _linear_head(parts, config.dropout, num_classes)
     else:
-        if isinstance(net, VGG):  # alone in pooling to several cells
+        if isinstance(net, VGG):  # the only one that pools to several cells
             width //= math.prod(net.avgpool.output_size)
             net.avgpool = nn.AdaptiveAvgPool2d(1)
         new = _gap_bn_head(width, config, num_classes)
@@ -81,7 +81,7 @@ def _replace_head(net: nn.Module, config: Config, num_classes: int) -> None:
 
 
 def _linear_head(parts: list[nn.Module], dropout: float | str, num_classes: int) -> list[nn.Module]:
-    """torchvision's classifier with a new last layer, its Dropouts as wanted; one is added where there is none."""
+    """torchvision's classifier with a new last layer, its Dropouts set to `dropout`; one is added if there is none."""
     parts = [*parts[:-1], nn.Linear(parts[-1].in_features, num_classes)]
     if dropout == "auto":
         return parts
@@ -103,4 +103,5 @@ def _gap_bn_head(width: int, config: Config, num_classes: int) -> list[nn.Module
 
 
 def head_name(net: nn.Module) -> str:
+    """The attribute that holds the network's last part."""
     return next(name for name in HEADS if hasattr(net, name))

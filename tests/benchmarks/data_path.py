@@ -141,7 +141,7 @@ def intake_rate(folder: Path, many: Path, count: int = 2000) -> float:
     names = [file.name for file in sorted(many.iterdir())]
     rows = pd.DataFrame({"path": names, "label": "apple", "group": "", "split": ""})
     started = time.perf_counter()
-    checked = photo_checks.check(many, rows)
+    checked = photo_checks.check_photos(many, rows)
     assert (checked["status"] == "ok").all(), checked["reason"].unique()
     return count / (time.perf_counter() - started)
 

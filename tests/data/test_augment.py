@@ -1,4 +1,4 @@
-"""Augmentation is drawn from (seed, epoch, slot) alone, does what its policy says, and is alike on CPU and GPU."""
+"""Augmentation is drawn from (seed, epoch, slot) alone, does what its policy says, and is the same on CPU and GPU."""
 
 import numpy as np
 import pytest
@@ -30,11 +30,11 @@ def look(pictures, policy, count=None, seed=0, epoch=1):
 def test_draws_depend_on_seed_epoch_and_slot_alone(policy, pictures):
     torch.manual_seed(1)
     first = look(pictures, policy)
-    torch.manual_seed(2)  # torch's global state has no say, and is left as it was
+    torch.manual_seed(2)  # torch's global state does not matter, and is left as it was
     state = torch.get_rng_state()
     assert np.array_equal(look(pictures, policy), first)
     assert torch.equal(torch.get_rng_state(), state)
-    assert np.array_equal(look(pictures, policy, count=50), first)  # nor has the number of slots
+    assert np.array_equal(look(pictures, policy, count=50), first)  # nor does the number of slots
     draws = augment.draw(policy, 16, 0, 1)
     some = [9, 3, 3]
     assert np.array_equal(augment.apply(pictures[some], draws.pick(some)), first[some])

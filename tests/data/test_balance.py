@@ -1,4 +1,4 @@
-"""Balancing: exact counts, each photo where it was promised, draws that depend on seed and epoch alone."""
+"""Balancing: exact counts, each photo in its place, draws that depend on seed and epoch alone."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_undersample_takes_as_many_of_each_class_and_none_twice():
     slots = balance.slots(LABELS, "undersample")
     assert per_class(slots) == [3, 3, 3] and times(slots).max() == 1
     seen = {i for epoch in range(60) for i in balance.slots(LABELS, "undersample", seed=1, epoch=epoch).tolist()}
-    assert len(seen) == 22  # no photo is shut out for good
+    assert len(seen) == 22  # no photo is left out in every epoch
 
 
 def test_augment_to_keeps_every_photo_in_its_place_and_tops_up_the_rare():
@@ -49,7 +49,7 @@ def test_augment_to_keeps_every_photo_in_its_place_and_tops_up_the_rare():
     assert set(times(slots)[LABELS == 1].tolist()) == {3, 4}
 
 
-def test_the_weighted_sampler_draws_classes_alike_and_photos_alike():
+def test_the_weighted_sampler_draws_classes_and_photos_equally_often():
     drawn = torch.cat([balance.slots(LABELS, "weighted_sampler", epoch=epoch) for epoch in range(2000)])
     assert len(drawn) == 2000 * 22
     wanted = torch.utils.data.WeightedRandomSampler((1 / torch.bincount(LABELS))[LABELS], 22).weights
@@ -59,7 +59,7 @@ def test_the_weighted_sampler_draws_classes_alike_and_photos_alike():
 
 
 @pytest.mark.parametrize("method", ["weighted_sampler", "oversample", "undersample", "augment_to"])
-def test_draws_belong_to_seed_and_epoch_alone(method):
+def test_draws_depend_on_seed_and_epoch_alone(method):
     def draw(seed, epoch):
         torch.manual_seed(int(torch.randint(1000, ())))
         return balance.slots(LABELS, method, augment_to=10, seed=seed, epoch=epoch).tolist()
@@ -123,7 +123,7 @@ def test_smote_cannot_mix_a_single_photo():
         balance.smote(features(lone), lone)
 
 
-def test_what_a_method_does_is_said_in_numbers():
+def test_the_summary_says_what_a_method_does_in_numbers():
     names = ["apple", "cherry", "tomato"]
     assert "an epoch has 36 (apple 12, cherry 12, tomato 12) from 22 photos" in balance.summary(
         LABELS, names, "oversample"

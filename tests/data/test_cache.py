@@ -1,4 +1,4 @@
-"""Photos are decoded once, by one process, whole or not at all, and anew when anything that matters changed."""
+"""Photos are decoded once, by one process, whole or not at all, and again when anything that matters changed."""
 
 import errno
 import hashlib
@@ -56,7 +56,7 @@ def test_all_kinds_give_the_same_bytes_in_the_order_asked(photos, tmp_path):
         assert np.array_equal(store.take(asked), expected[asked])
         taken = store.take(np.array([], dtype=int))
         assert taken.shape == (0, SIDE, SIDE, 3)
-    assert np.array_equal(cache.hold(folder, paths, settings()).take(range(12)), expected)
+    assert np.array_equal(cache.decode_all(folder, paths, settings()).take(range(12)), expected)
 
 
 def test_what_is_taken_may_be_changed_and_the_file_stays(photos, tmp_path):
@@ -100,14 +100,14 @@ def test_content_boxes_and_order_make_the_file_not_names_nor_training_settings(p
     assert len({same, *others, *boxes}) == 6
 
 
-def test_no_photos_are_no_trouble(tmp_path):
+def test_an_empty_list_of_photos_gives_an_empty_store(tmp_path):
     for kind in ("auto", "ram", "disk", "stream"):
         store = cache.open_store(tmp_path, [], [], settings(cache=kind), tmp_path / "cache")
         assert len(store) == 0 and store.take([]).shape == (0, SIDE, SIDE, 3)
-    assert cache.hold(tmp_path, [], settings()).take([]).shape == (0, SIDE, SIDE, 3)
+    assert cache.decode_all(tmp_path, [], settings()).take([]).shape == (0, SIDE, SIDE, 3)
 
 
-def test_auto_keeps_what_fits_and_says_so(photos, tmp_path, monkeypatch):
+def test_auto_keeps_what_fits_and_the_summary_names_the_budgets(photos, tmp_path, monkeypatch):
     size = 12 * SIDE * SIDE * 3
 
     def budgets(memory, disk):
@@ -132,7 +132,7 @@ def test_auto_keeps_what_fits_and_says_so(photos, tmp_path, monkeypatch):
     assert open_it(photos, tmp_path, cache="disk").kind == "disk"
 
 
-def test_a_disk_that_fills_up_is_said_or_stops_as_asked(photos, tmp_path, monkeypatch):
+def test_a_disk_that_fills_up_means_streaming_or_an_error_by_setting(photos, tmp_path, monkeypatch):
     def full(descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")
 
@@ -224,7 +224,7 @@ def test_two_processes_at_once_decode_once_and_read_the_same(photos, tmp_path):
     assert first[1:] == second[1:] and first[1] == "ram"
 
 
-def test_a_killed_writer_harms_nobody(photos, tmp_path):
+def test_a_killed_writer_leaves_no_file_that_counts(photos, tmp_path):
     child = start(tmp_path, 0.3)
     go(child)
     deadline = time.monotonic() + 30
@@ -234,7 +234,7 @@ def test_a_killed_writer_harms_nobody(photos, tmp_path):
     child.communicate()
     (left,) = files(tmp_path, "partial")
     assert files(tmp_path) == []
-    open_it(photos, tmp_path, image_size=48)  # whoever makes a file next cleans up
+    open_it(photos, tmp_path, image_size=48)  # the next process that makes a file cleans up
     assert not left.exists()
     left.write_bytes(b"half")
     store = open_it(photos, tmp_path)

@@ -25,8 +25,8 @@ def manifest(*rows):
 
 
 def groups(table, near=True):
-    found, _ = duplicates.resolve(table, near)
-    return dict(zip(found["path"], found["group"], strict=True))
+    resolved, _ = duplicates.resolve(table, near)
+    return dict(zip(resolved["path"], resolved["group"], strict=True))
 
 
 def distance(one, other):
@@ -57,7 +57,7 @@ def checked(tmp_path):
             image.save(tmp_path / label / f"{file}.jpg", quality=85 if file.startswith("again") else 95)
         paths = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.jpg"))
         rows = pd.DataFrame({"path": paths, "label": [path.split("/")[0] for path in paths], "group": "", "split": ""})
-        return photo_checks.check(tmp_path, rows)
+        return photo_checks.check_photos(tmp_path, rows)
 
     return check
 
@@ -92,8 +92,8 @@ def test_exact_copies_share_a_group_named_after_the_first():
     table = manifest(
         ("a/1", "a", "", "x", looks(0)), ("a/2", "a", "", "y", looks(2**40 - 1)), ("a/3", "a", "", "x", looks(0))
     )
-    found, notes = duplicates.resolve(table, near=True)
-    assert found["group"].tolist() == ["same/a/1", "", "same/a/1"]
+    resolved, notes = duplicates.resolve(table, near=True)
+    assert resolved["group"].tolist() == ["same/a/1", "", "same/a/1"]
     assert notes == ["1 photo is an exact copy of another; it shares its group"]
 
 
@@ -106,12 +106,12 @@ def test_given_groups_that_share_a_photo_become_one():
 def test_one_photo_under_two_labels_is_quarantined_everywhere():
     rows = [("apple/1", "apple"), ("apple/2", "apple"), ("cherry/2.jpg", "cherry"), ("tomato/9", "tomato")]
     table = manifest(*[(path, label, "", "x", BLANK) for path, label in rows])
-    found, notes = duplicates.resolve(table, near=True)
-    assert set(found["status"]) == {"quarantined"} and set(found["group"]) == {""}
-    assert found["reason"].tolist()[0] == "the same photo is labelled cherry as cherry/2.jpg"
-    assert found["reason"].tolist()[2] == "the same photo is labelled apple as apple/1"
+    resolved, notes = duplicates.resolve(table, near=True)
+    assert set(resolved["status"]) == {"quarantined"} and set(resolved["group"]) == {""}
+    assert resolved["reason"].tolist()[0] == "the same photo is labelled cherry as cherry/2.jpg"
+    assert resolved["reason"].tolist()[2] == "the same photo is labelled apple as apple/1"
     assert notes == ["4 photos are the same as others of a different label; they are quarantined"]
-    assert duplicates.conflicts(found).empty
+    assert duplicates.conflicts(resolved).empty
 
 
 def test_boxes_of_one_photo_share_a_group_and_may_differ_in_label():
@@ -122,9 +122,9 @@ def test_boxes_of_one_photo_share_a_group_and_may_differ_in_label():
         ("p/2.jpg#xywh=0,0,20,20", "apple", "", "y", looks(2**30 - 1)),
         ("p/2.jpg#xywh=0,0,30,20", "apple", "", "z", looks(2**60 - 1)),
     )
-    found, notes = duplicates.resolve(table, near=True)
-    assert found["group"].tolist() == ["same/p/1.jpg"] * 3 + ["", ""]
-    assert set(found["status"]) == {"ok"}
+    resolved, notes = duplicates.resolve(table, near=True)
+    assert resolved["group"].tolist() == ["same/p/1.jpg"] * 3 + ["", ""]
+    assert set(resolved["status"]) == {"ok"}
     assert "1 photo has several boxes, which share a group" in notes
     twice = table.assign(label=["apple", "cherry", "tomato", "apple", "apple"])
     assert duplicates.resolve(twice, near=True)[0]["status"].tolist() == [
@@ -153,8 +153,8 @@ def test_near_duplicates_join_a_given_group_but_never_two():
         ("a/4", "a", "", "4", looks(2**50 - 1)),
         ("b/1", "b", "", "5", looks(0)),
     )
-    found, notes = duplicates.resolve(table, near=True)
-    assert found["group"].tolist() == ["P", "P", "Q", "", ""]
+    resolved, notes = duplicates.resolve(table, near=True)
+    assert resolved["group"].tolist() == ["P", "P", "Q", "", ""]
     assert notes == [
         "1 photo resembles one of a given group closely and joins it",
         "1 near-duplicate pair lies in two given groups of a label, which stay as they are; "
@@ -171,11 +171,11 @@ def test_conflicts_and_pairs_are_listed_closest_first():
     pairs = duplicates.pairs(table)
     assert pairs.values.tolist()[0] == ["a/1", "a/2", "a", "a", 0, "exact"]
     assert [*pairs.columns] == duplicates.PAIRS and pairs["distance"].is_monotonic_increasing
-    found = duplicates.conflicts(table)
-    assert found.values.tolist()[:3] == [
+    conflicts = duplicates.conflicts(table)
+    assert conflicts.values.tolist()[:3] == [
         ["b/1", "c/1", "b", "c", 1], ["a/1", "b/2", "a", "b", 2], ["a/2", "b/2", "a", "b", 2],
     ]  # fmt: skip
-    assert len(found) == 5 and not (found["label_a"] == found["label_b"]).any()
+    assert len(conflicts) == 5 and not (conflicts["label_a"] == conflicts["label_b"]).any()
     assert len(duplicates.pairs(table, max_distance=0)) == 1
     assert duplicates.pairs(table, most=3)["distance"].max() < pairs["distance"].max()
     assert len(duplicates.pairs(table.assign(phash=BLANK), most=3)) == 3
@@ -220,24 +220,24 @@ def flipped(number, bits):
 @given(ROWS)
 def test_any_new_group_is_of_one_label_and_no_wider_than_near(rows):
     table = drawn(rows)
-    found, _ = duplicates.resolve(table, near=True)
-    for group, members in found[found["group"].str.startswith("near/")].groupby("group"):
+    resolved, _ = duplicates.resolve(table, near=True)
+    for group, members in resolved[resolved["group"].str.startswith("near/")].groupby("group"):
         texts = members["phash"].tolist()
         assert max(distance(a, b) for a in texts for b in texts) <= duplicates.NEAR
         assert members["label"].nunique() == 1 and len(members) > 1
         assert group == f"near/{members['path'].min()}"
     kept = table["group"] != ""
-    assert found.loc[kept, "group"].equals(table.loc[kept, "group"])
+    assert resolved.loc[kept, "group"].equals(table.loc[kept, "group"])
 
 
 @settings(max_examples=60, deadline=None)
 @given(ROWS, st.integers(0, 9))
 def test_a_second_pass_and_another_order_of_rows_change_nothing(rows, seed):
     table = drawn(rows)
-    found, notes = duplicates.resolve(table, near=True)
-    assert duplicates.resolve(found, near=True)[0].equals(found)
+    resolved, notes = duplicates.resolve(table, near=True)
+    assert duplicates.resolve(resolved, near=True)[0].equals(resolved)
     mixed, notes_mixed = duplicates.resolve(table.sample(frac=1, random_state=seed), near=True)
-    assert mixed.sort_index().equals(found) and notes_mixed == notes
+    assert mixed.sort_index().equals(resolved) and notes_mixed == notes
 
 
 @settings(max_examples=60, deadline=None)
@@ -246,8 +246,14 @@ def test_the_search_finds_what_comparing_each_with_each_finds(rows, limit):
     table = drawn(rows)
     texts = dict(zip(table["path"], table["phash"], strict=True))
     every = {(a, b): distance(texts[a], texts[b]) for a in texts for b in texts if a < b}
-    found = duplicates.pairs(table, max_distance=limit)
-    pairs = dict(zip(zip(found["path_a"], found["path_b"], strict=True), found["distance"], strict=True))
+    listed = duplicates.pairs(table, max_distance=limit)
+    pairs = dict(
+        zip(
+            zip(listed["path_a"], listed["path_b"], strict=True),
+            listed["distance"],
+            strict=True,
+        )
+    )
     assert pairs == {pair: far for pair, far in every.items() if far <= limit}
 
 
@@ -262,9 +268,9 @@ def test_blocks_of_any_size_find_the_same(monkeypatch):
 def test_too_many_pairs_lower_the_limit_and_say_so(monkeypatch):
     monkeypatch.setattr(duplicates, "MOST_PAIRS", 10)
     rows = [(f"a/{i:02d}", "a", "", str(i), looks(2 ** (i % 8) - 1, i // 8)) for i in range(40)]
-    found, notes = duplicates.resolve(manifest(*rows), near=True)
+    resolved, notes = duplicates.resolve(manifest(*rows), near=True)
     assert any(note.startswith("more than 10 near-duplicate pairs: only those up to distance") for note in notes)
-    assert len(found) == 40
+    assert len(resolved) == 40
 
 
 def test_thousands_that_look_the_same_are_one_group():
@@ -275,13 +281,13 @@ def test_thousands_that_look_the_same_are_one_group():
 def test_rows_that_are_not_ok_are_left_alone_and_none_at_all_is_fine():
     table = manifest(("a/1", "a", "", "x", BLANK), ("a/2", "a", "", "x", BLANK), ("a/3", "a", "", "", ""))
     table["status"] = ["left_out", "ok", "sealed"]
-    found, notes = duplicates.resolve(table, near=True)
-    assert found.equals(table) and notes == []
+    resolved, notes = duplicates.resolve(table, near=True)
+    assert resolved.equals(table) and notes == []
     assert duplicates.resolve(table.iloc[:0], near=True)[1] == [] and duplicates.pairs(table.iloc[:0]).empty
 
 
 def test_a_foreign_hash_is_refused_in_one_line():
-    with pytest.raises(InputError, match="a phash is not of this version"):
+    with pytest.raises(InputError, match="a phash was written by another version"):
         duplicates.resolve(manifest(("a/1", "a", "", "x", "ffff")), near=True)
 
 
@@ -299,10 +305,10 @@ def test_false_merges_are_counted_by_photo_and_by_pair():
 def rates(folder, paths, variety):
     """Rates of false merges as named, and with Cherry 2 and 4, which show the same fruit, as one."""
     rows = pd.DataFrame({"path": paths, "label": [path.split("/")[0] for path in paths], "group": "", "split": ""})
-    found, _ = duplicates.resolve(photo_checks.check(folder, rows), near=True)
+    resolved, _ = duplicates.resolve(photo_checks.check_photos(folder, rows), near=True)
     truth = pd.Series([variety(path) for path in paths], index=paths)
     one_fruit = truth.replace({"cherry_4": "cherry_2", "Cherry 4": "Cherry 2"})
-    return duplicates.false_merges(found, truth), duplicates.false_merges(found, one_fruit)
+    return duplicates.false_merges(resolved, truth), duplicates.false_merges(resolved, one_fruit)
 
 
 @pytest.mark.real
@@ -314,7 +320,7 @@ def test_near_duplicates_of_fruit304_keep_varieties_apart(real_data):
 
 
 @pytest.mark.real
-def test_views_of_a_turning_fruit_are_found_and_varieties_kept_apart(real_data):
+def test_views_of_a_turning_fruit_are_grouped_and_varieties_kept_apart(real_data):
     folder = real_data / "fruits-360-3-body-problem" / "Training"
     paths = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.jpg"))
     named, known = rates(folder, paths, lambda path: path.split("/")[1])

@@ -1,4 +1,4 @@
-"""A data set fetched from a local git repository: resumed after a kill, counted, never half there under its name."""
+"""A data set cloned from a local git repository: counted, and never incomplete under its name."""
 
 import json
 import os
@@ -26,7 +26,7 @@ def git(folder, *arguments):
 
 @pytest.fixture(scope="module")
 def origin(tmp_path_factory):
-    """A repository of the known layout whose server can send parts; bytes that line-end conversion would harm."""
+    """A repository of the known layout; bytes that line-end conversion would change."""
     folder = tmp_path_factory.mktemp("origin")
     for part, views in (("Training", 4), ("Test", 2)):
         for label in ("Apple", "Cherry"):
@@ -40,7 +40,6 @@ def origin(tmp_path_factory):
     git(folder, "init", "--quiet")
     git(folder, "add", ".")
     git(folder, "commit", "--quiet", "-m", "photos")
-    git(folder, "config", "uploadpack.allowFilter", "true")
     return folder
 
 
@@ -49,23 +48,9 @@ def url(origin):
     return origin.as_uri()
 
 
-@pytest.fixture
-def asked(monkeypatch):
-    """The objects that git fetch is asked for, a list per request."""
-    requests, run = [], fetch._run
-
-    def noted(folder, *arguments, **options):
-        if arguments[0] == "fetch":
-            requests.append([word for word in arguments if len(word) == 40])
-        return run(folder, *arguments, **options)
-
-    monkeypatch.setattr(fetch, "_run", noted)
-    return requests
-
-
 def bring(to, url, output=None, **options):
     say = output.append if output is not None else lambda text: None
-    return fetch.fetch(NAME, url, to, **{"counts": COUNTS, "say": say, "batch": 5, **options})
+    return fetch.fetch(NAME, url, to, **{"counts": COUNTS, "say": say, **options})
 
 
 def same_photos(folder, origin):
@@ -77,108 +62,76 @@ def left_over(folder):
     return [path.name for path in folder.parent.iterdir() if path.name.startswith(".")]
 
 
-def test_every_photo_arrives_byte_for_byte_in_batches(origin, url, tmp_path, asked):
+def test_every_photo_arrives_byte_for_byte(origin, url, tmp_path):
     output, steps = [], []
-    folder = bring(tmp_path / "set", url, output, progress=lambda *step: steps.append(step))
+    folder = bring(tmp_path / "set", url, output, progress=lambda done, total: steps.append((done, total)))
     assert same_photos(folder, origin) and left_over(folder) == []
     assert sorted(path.name for path in folder.iterdir()) == ["Test", "Training", "fetched.json"]
-    assert max(map(len, asked)) == 5 and sum(map(len, asked)) == 36
-    assert steps[-1] == ("Training/Cherry", 36, 36) and [step[1] for step in steps] == sorted(step[1] for step in steps)
+    assert steps == sorted(steps) and steps[-1][0] == steps[-1][1] >= 36
     assert "CC BY-SA 4.0" in output[-1] and "Mihai Oltean" in output[-1] and "github.com/fruits-360" in output[-1]
     record = json.loads((folder / "fetched.json").read_text())
     assert record["counts"] == COUNTS and len(record["commit"]) == 40 and record["url"] == url
 
 
-def test_a_complete_one_is_left_alone(url, tmp_path, asked):
+def test_only_the_newest_commit_is_fetched(origin, tmp_path):
+    older = tmp_path / "older"
+    shutil.copytree(origin, older)
+    (older / "Test" / "Apple" / "removed.jpg").write_bytes(b"a photo of the commit before")
+    git(older, "add", ".")
+    git(older, "commit", "--quiet", "-m", "one more")
+    git(older, "rm", "--quiet", "Test/Apple/removed.jpg")
+    git(older, "commit", "--quiet", "-m", "and away")
+    counts = []
+    folder = bring(tmp_path / "set", older.as_uri(), progress=lambda done, total: counts.append(total))
+    first = []
+    bring(tmp_path / "first", origin.as_uri(), progress=lambda done, total: first.append(total))
+    assert same_photos(folder, origin) and counts[-1] == first[-1]
+
+
+def test_a_complete_one_is_left_alone(url, tmp_path):
     folder = bring(tmp_path / "set", url)
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    asked.clear()
     output = []
     bring(tmp_path / "set", "file:///nowhere", output)
-    assert output[0].endswith("is complete: 24 photos in Training, 12 photos in Test") and asked == []
+    assert output[0].endswith("is complete: 24 photos in Training, 12 photos in Test")
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-def test_killed_outright_it_goes_on_without_fetching_again(origin, url, tmp_path, asked):
+def test_killed_outright_it_leaves_nothing_that_counts_and_starts_again(origin, url, tmp_path):
     program = (
         "import time, sys; from fruitlib.data import fetch\n"
-        "wait = lambda place, done, total: time.sleep(60 if done > 12 else 0)\n"
-        f"fetch.fetch({NAME!r}, sys.argv[1], sys.argv[2], {COUNTS}, progress=wait, batch=5)"
+        "wait = lambda done, total: time.sleep(60)\n"
+        f"fetch.fetch({NAME!r}, sys.argv[1], sys.argv[2], {COUNTS}, progress=wait)"
     )
-    child = subprocess.Popen([sys.executable, "-c", program, url, str(tmp_path / "set")], stdout=subprocess.DEVNULL)
-    photos = tmp_path / ".set.part" / "photos"
+    command = [sys.executable, "-c", program, url, str(tmp_path / "set")]
+    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 60
-    while len(list(photos.rglob("*.jpg"))) < 17:  # 12 of the first two class folders, 5 of the third
+    while not list(tmp_path.glob(".set.part-*/clone")):
         assert time.monotonic() < deadline and child.poll() is None, "it never came"
         time.sleep(0.02)
     with pytest.raises(InputError, match="another process is fetching it"):
         bring(tmp_path / "set", url)
-    os.kill(child.pid, signal.SIGKILL)
+    os.killpg(child.pid, signal.SIGKILL)  # git too
     child.wait()
     assert not (tmp_path / "set").exists()
-    for stale in ("shallow.lock", "config.lock"):  # what a git killed in the midst leaves
-        (tmp_path / ".set.part" / "git" / stale).touch()
-    (tmp_path / ".set.part" / "writing").write_bytes(b"half a photo")
     folder = bring(tmp_path / "set", url)
     assert same_photos(folder, origin) and left_over(folder) == []
-    assert sum(map(len, asked)) == 36 - 17
 
 
-def test_objects_that_came_but_were_not_written_are_not_fetched_again(origin, url, tmp_path, asked, monkeypatch):
-    monkeypatch.setattr(fetch, "_write", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
-    with pytest.raises(KeyboardInterrupt):
-        bring(tmp_path / "set", url)
-    monkeypatch.undo()
-    assert len(asked[-1]) == 5
-    counted = subprocess.run(
-        ["git", "rev-list", "--objects", "--missing=print", fetch.PINNED],
-        cwd=tmp_path / ".set.part" / "git",
-        capture_output=True,
-        text=True,
-    ).stdout.count("?")
-    assert counted == 36 + 2 - 5  # README and the figure are never fetched
-    assert same_photos(bring(tmp_path / "set", url), origin)
-
-
-def test_a_server_that_cannot_send_parts_works_too(origin, tmp_path, asked):
-    plain = tmp_path / "plain"
-    shutil.copytree(origin, plain)
-    git(plain, "config", "uploadpack.allowFilter", "false")
-    assert same_photos(bring(tmp_path / "set", plain.as_uri()), origin)
-    assert sum(map(len, asked)) == 0
-
-
-def test_a_repository_that_moves_on_meanwhile_is_not_mixed(origin, tmp_path):
-    moving = tmp_path / "moving"
-    shutil.copytree(origin, moving)
-
-    def stop(place, done, total):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        bring(tmp_path / "set", moving.as_uri(), progress=stop)
-    for photo in (moving / "Test").rglob("*.jpg"):
-        photo.write_bytes(b"another photo")
-    git(moving, "commit", "--quiet", "-a", "-m", "changed")
-    assert same_photos(bring(tmp_path / "set", moving.as_uri()), origin)
-
-
-def test_a_mirror_may_finish_what_another_address_began(origin, url, tmp_path, asked):
-    def stop(place, done, total):
+def test_interrupted_it_leaves_nothing(url, tmp_path):
+    def stop(done, total):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         bring(tmp_path / "set", url, progress=stop)
-    shutil.copytree(origin, tmp_path / "mirror")
-    assert same_photos(bring(tmp_path / "set", (tmp_path / "mirror").as_uri()), origin)
-    assert sum(map(len, asked)) == 36
+    assert [path.name for path in tmp_path.iterdir() if not path.name.endswith(".lock")] == []
 
 
-def test_other_counts_are_told_before_any_photo_comes(url, tmp_path, asked):
-    words = "found 24 photos in Training, 12 photos in Test, expected 25 photos in Training, 12 photos in Test"
+def test_other_counts_are_refused_and_leave_nothing(url, tmp_path):
+    words = "24 photos in Training, 12 photos in Test, expected 25 photos in Training, 12 photos in Test"
     with pytest.raises(InputError, match=words):
         bring(tmp_path / "set", url, counts={"Training": 25, "Test": 12})
-    assert not (tmp_path / "set").exists() and sum(map(len, asked)) == 0
+    assert not (tmp_path / "set").exists() and not list(tmp_path.glob(".set.part-*"))
 
 
 def test_another_repository_is_refused(tmp_path):
@@ -187,7 +140,7 @@ def test_another_repository_is_refused(tmp_path):
     (tmp_path / "other" / "code.py").write_text("")
     git(tmp_path / "other", "add", ".")
     git(tmp_path / "other", "commit", "--quiet", "-m", "code")
-    with pytest.raises(InputError, match="not the repository expected: no photos in Training or Test"):
+    with pytest.raises(InputError, match="not the expected repository: no photos in Training or Test"):
         bring(tmp_path / "set", (tmp_path / "other").as_uri())
 
 
@@ -199,13 +152,13 @@ def test_a_folder_with_other_files_is_left_alone(url, tmp_path):
     assert [path.name for path in (tmp_path / "set").iterdir()] == ["mine.txt"]
 
 
-def test_what_git_says_is_one_line(tmp_path):
-    with pytest.raises(InputError, match="git could not fetch from file:///nowhere: fatal: ") as problem:
+def test_an_error_of_gits_is_one_line(tmp_path):
+    with pytest.raises(InputError, match="git could not clone file:///nowhere: fatal: ") as problem:
         bring(tmp_path / "set", "file:///nowhere")
     assert "\n" not in str(problem.value)
 
 
-def test_without_git_it_says_what_to_install(url, tmp_path, monkeypatch):
+def test_without_git_the_error_names_what_to_install(url, tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(InputError, match="git is not installed"):
         bring(tmp_path / "set", url)
@@ -213,11 +166,12 @@ def test_without_git_it_says_what_to_install(url, tmp_path, monkeypatch):
 
 def test_a_full_disk_is_one_line(url, tmp_path, monkeypatch):
     def full(*_):
-        raise OSError(28, "No space left on device", "photo.jpg")
+        raise OSError(28, "No space left on device", "fetched.json")
 
-    monkeypatch.setattr(fetch, "_write", full)
-    with pytest.raises(InputError, match=r"photo\.jpg: No space left on device"):
+    monkeypatch.setattr(fetch.files, "write_json", full)
+    with pytest.raises(InputError, match=r"fetched\.json: No space left on device"):
         bring(tmp_path / "set", url)
+    assert not (tmp_path / "set").exists()
 
 
 def test_gits_own_variables_do_not_leak_in(origin, url, tmp_path, monkeypatch):
@@ -231,17 +185,17 @@ def test_gits_own_variables_do_not_leak_in(origin, url, tmp_path, monkeypatch):
     assert sorted(path.name for path in (mine / ".git").rglob("*")) == before
 
 
-def test_the_command_fetches_into_data_and_the_photos_are_found_by_name(url, tmp_path, monkeypatch, capsys):
+def test_the_command_fetches_into_data_and_the_photos_are_listed_by_name(url, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FRUITLIB_HOME", str(tmp_path))
     monkeypatch.setitem(fetch.DATASETS, NAME, {**fetch.DATASETS[NAME], "counts": COUNTS})
     assert cli.main(["data", "fetch", NAME, "--url", url]) == 0
-    heard = capsys.readouterr()
-    assert "36 of 36 photos" in heard.err and "licence: CC BY-SA 4.0" in heard.out and f"data: {NAME}" in heard.out
+    printed = capsys.readouterr().out
+    assert "12 photos in Test" in printed and "licence: CC BY-SA 4.0" in printed and f"data: {NAME}" in printed
     rows, notes = sources.scan(sources.Config(data=NAME))
     assert rows["split"].value_counts().to_dict() == {"train": 24, "test": 12} and notes == []
     assert cli.main(["data", "fetch", NAME, "--url", "file:///nowhere", "--to", str(tmp_path / "b")]) == 2
-    heard = capsys.readouterr().err
-    assert heard.startswith("fruitlib: git could not fetch") and len(heard.splitlines()) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("fruitlib: git could not clone") and len(error.splitlines()) == 1
 
 
 def test_the_practice_photographs_are_drawn_by_name(tmp_path, monkeypatch, capsys):
@@ -253,28 +207,3 @@ def test_the_practice_photographs_are_drawn_by_name(tmp_path, monkeypatch, capsy
     assert [cli.main(["data", name]) for name in ("sample", "sample5")] == [0, 0]
     assert drawn == [(tmp_path / "data" / "sample", False), (tmp_path / "data" / "sample5", True)]
     assert capsys.readouterr().out.splitlines() == ["data/sample", "data/sample5"]
-
-
-class Terminal(list):
-    """A stream that keeps what is written."""
-
-    write = list.append
-
-    def __init__(self, terminal):
-        self.isatty = lambda: terminal
-
-    def flush(self):
-        pass
-
-
-def test_the_meter_tells_the_time_left(monkeypatch):
-    clock = iter([0.0, 60.0, 100.0])
-    monkeypatch.setattr(fetch.time, "monotonic", lambda: next(clock))
-    page = Terminal(terminal=True)
-    show = fetch.meter(page)
-    for done in (500, 1500, 4500):
-        show("Training/Apple", done, 4500)
-    first, second, last = (text.removeprefix("\r\x1b[K") for text in page)
-    assert first == "Training/Apple: 500 of 4,500 photos"
-    assert second == "Training/Apple: 1,500 of 4,500 photos, about 3 min left"  # 1,000 a minute
-    assert last == "Training/Apple: 4,500 of 4,500 photos\n"

@@ -1,4 +1,4 @@
-"""Photos in order, and a feed that depends on (seed, epoch, slot) alone and leaves nothing running behind it."""
+"""Photos in order, and batches that depend on (seed, epoch, slot) alone; no thread is left running."""
 
 import threading
 import time
@@ -45,7 +45,7 @@ def rows():
 def photos(folder, rows):
     paths = rows["path"].tolist()
     return dataset.Photos(
-        cache.hold(folder, paths, settings()), np.arange(len(paths)), dataset._labels(rows, ["a", "b"]), paths
+        cache.decode_all(folder, paths, settings()), np.arange(len(paths)), dataset._labels(rows, ["a", "b"]), paths
     )
 
 
@@ -67,7 +67,7 @@ def test_every_photo_is_in_exactly_one_batch_and_no_batch_is_tiny():
         parts = loader.batches(count, 16, seed=3, epoch=2)
         assert sorted(torch.cat(parts).tolist()) == list(range(count))
         assert min(map(len, parts)) >= min(8, count) and max(map(len, parts)) < 24
-    assert sorted(map(len, loader.batches(5, 2, seed=0, epoch=1))) == [2, 3]  # BatchNorm cannot learn from one
+    assert sorted(map(len, loader.batches(5, 2, seed=0, epoch=1))) == [2, 3]  # BatchNorm cannot train on one
 
 
 def test_order_depends_on_seed_and_epoch_alone():
@@ -76,7 +76,7 @@ def test_order_depends_on_seed_and_epoch_alone():
 
     torch.manual_seed(1)
     first = order(0, 1)
-    torch.manual_seed(2)  # torch's global state has no say
+    torch.manual_seed(2)  # torch's global state does not matter
     assert order(0, 1) == first
     assert order(0, 2) != first != order(1, 1)
 
@@ -93,7 +93,7 @@ def test_loaded_photos_carry_their_labels_and_an_unknown_label_is_named(folder, 
 
 
 def fake_run(folder, rows, tmp_path, monkeypatch, **values):
-    """What `images.of` asks of a run, over photos 0-11 train, 12-15 val, 16-18 test, 19 sealed, 20 quarantined."""
+    """What `load_photos` reads from a run, over photos 0-11 train, 12-15 val, 16-18 test, 19 sealed, 20 quarantined."""
     monkeypatch.setenv("FRUITLIB_CACHE", str(tmp_path / "kept"))
     split = ["train"] * 12 + ["val"] * 4 + ["test"] * 4 + ["train"]
     status = ["ok"] * 19 + ["sealed", "quarantined"]
@@ -110,24 +110,24 @@ def fake_run(folder, rows, tmp_path, monkeypatch, **values):
 
 def test_train_and_val_share_one_file_and_test_is_not_decoded_before_asked(folder, rows, tmp_path, monkeypatch, photos):
     run = fake_run(folder, rows, tmp_path, monkeypatch)
-    train, val = dataset.of(run, "train"), dataset.of(run, "val")
+    train, val = dataset.load_photos(run, "train"), dataset.load_photos(run, "val")
     files = list(cache_dir().glob("*.npy"))
     assert len(files) == 1 and len(train.store) == len(val.store) == 16
     assert (len(train), len(val)) == (12, 4) and val.paths == [f"{i}.png" for i in range(12, 16)]
     assert np.array_equal(val.take(range(4)), photos.take(range(12, 16)))
     assert torch.equal(val.labels, photos.labels[12:16])
-    test = dataset.of(run, "test")
+    test = dataset.load_photos(run, "test")
     assert test.paths == [f"{i}.png" for i in range(16, 20)] and len(test.store) == 4
     run.manifest.loc[3, "status"] = "left_out"
-    with pytest.raises(InputError, match=r"03\.png: in the train part, but not to be used"):
-        dataset.of(run, "train")
+    with pytest.raises(InputError, match=r"03\.png: in the train part, but not usable"):
+        dataset.load_photos(run, "train")
 
 
 def test_spread_keeps_the_proportions_of_the_classes():
     labels = torch.tensor([0] * 107 + [1] * 107 + [2] * 30)
     photos = held(np.zeros((244, 4, 4, 3), np.uint8), labels)
-    found = torch.bincount(dataset.spread(photos, 100).labels)
-    assert found.sum() == 100 and (found - torch.tensor([44, 44, 12])).abs().max() <= 1
+    counts = torch.bincount(dataset.spread(photos, 100).labels)
+    assert counts.sum() == 100 and (counts - torch.tensor([44, 44, 12])).abs().max() <= 1
     assert len(dataset.spread(photos, 9999)) == 244
     assert len(dataset.spread(photos.pick([]), 10)) == 0
 
@@ -143,9 +143,9 @@ def test_a_batch_is_what_its_slots_say(photos):
     cfg = settings(augment="geometric", seed=3)
     draws = augment.draw("geometric", COUNT, 3, 2)
     order = loader.batches(COUNT, 8, 3, 2)
-    found = list(feed(photos, cfg).epoch(2))
-    assert len(found) == len(order) and len(feed(photos, cfg)) == COUNT
-    for batch, slots in zip(found, order, strict=True):
+    shown = list(feed(photos, cfg).epoch(2))
+    assert len(shown) == len(order) and len(feed(photos, cfg)) == COUNT
+    for batch, slots in zip(shown, order, strict=True):
         expected = augment.apply(photos.take(slots), draws.pick(slots.numpy()))
         assert torch.equal(batch.images, dataset.to_float(torch.from_numpy(expected).permute(0, 3, 1, 2)))
         assert torch.equal(batch.labels, photos.labels[slots]) and batch.size == len(slots)
@@ -164,7 +164,7 @@ def test_a_batch_is_what_its_slots_say(photos):
         {"augment": "geometric", "balance": "augment_to", "augment_to": 20, "mixing": "cutmix"},
     ],
 )
-def test_photos_look_alike_whatever_the_processes_and_the_cache(values, folder, rows, photos):
+def test_photos_look_the_same_whatever_the_processes_and_the_cache(values, folder, rows, photos):
     cfg = settings(**values)
     whole = list(feed(photos, cfg).epoch(3))
     keys = [""] * COUNT
@@ -207,11 +207,11 @@ def test_balanced_slots_are_shown_each_augmented_by_itself(photos):
 @pytest.mark.parametrize("policy", ["none", "crop", "geometric", "full"])
 def test_what_a_gpu_would_do_looks_the_same(policy, photos):
     cfg = settings(augment=policy, mixing="cutmix")
-    late = feed(photos, cfg)
-    late.late = True  # as on a GPU: moved first, then augmented all at once
-    for early, batch in zip(feed(photos, cfg).epoch(1), late.epoch(1), strict=True):
-        assert torch.equal(early.labels, batch.labels) and torch.equal(early.other_labels, batch.other_labels)
-        assert (early.images - batch.images).abs().mean() < 0.6 / 255
+    as_on_gpu = feed(photos, cfg)
+    as_on_gpu.augment_in_loop = True  # moved to the device first, then augmented as one batch
+    for here, batch in zip(feed(photos, cfg).epoch(1), as_on_gpu.epoch(1), strict=True):
+        assert torch.equal(here.labels, batch.labels) and torch.equal(here.other_labels, batch.other_labels)
+        assert (here.images - batch.images).abs().mean() < 0.6 / 255
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -247,7 +247,7 @@ def test_an_interrupted_loop_leaves_no_thread_though_its_traceback_lives():
         return number
 
     def loop():
-        for number in loader.ahead(slowly, 100, 4):
+        for number in loader.prefetch(slowly, 100, 4):
             if number == 2:
                 raise KeyboardInterrupt
 
@@ -259,7 +259,7 @@ def test_an_interrupted_loop_leaves_no_thread_though_its_traceback_lives():
     assert threads() == [] and caught.traceback  # which still holds the loop's frame, and so the generator
 
 
-def test_results_come_in_order_and_only_so_far_ahead():
+def test_results_come_in_order_and_only_twice_the_depth_ahead():
     begun = []
 
     def work(number):
@@ -267,9 +267,9 @@ def test_results_come_in_order_and_only_so_far_ahead():
         return number
 
     for count in (0, 1, 3, 4, 5, 17):
-        assert list(loader.ahead(work, count, 4)) == list(range(count))
+        assert list(loader.prefetch(work, count, 4)) == list(range(count))
     begun.clear()
-    results = loader.ahead(work, 100, 4)
+    results = loader.prefetch(work, 100, 4)
     next(results)
     time.sleep(0.05)
     assert len(begun) <= 8
@@ -302,7 +302,7 @@ def test_examples_show_a_policy():
 
 @given(count=st.integers(2, 40), size=st.integers(1, 12))
 def test_parts_of_a_batch_are_all_of_it_and_none_is_a_single_image(count, size):
-    """BatchNorm cannot learn from one image; so there may be one image more, where one at a time is not asked for."""
+    """BatchNorm cannot train on one image: a part may hold one more than `size`, unless `size` is 1."""
     labels = torch.arange(count)
     batch = Batch(torch.rand(count, 3, 2, 2), labels, labels + 1, 0.3, 99)
     parts = batch.parts(size)

@@ -109,7 +109,7 @@ BROKEN_EXIF = b"Exif\0\0MM\0*\xff\xff\xff\xf0 no directory here"
 CUT_EXIF = b"Exif\0\0II*\0" + struct.pack("<IHHHII", 8, 30, 0x010F, 2, 4, 0)  # promises 30 entries, holds one
 KINDS = [  # name, maker, status, words of the reason
     ("no such file.jpg", lambda folder: None, "quarantined", "no such file"),
-    ("gone.jpg", lambda f: (f / "gone.jpg").symlink_to(f / "nowhere"), "quarantined", "a link to a file that is gone"),
+    ("gone.jpg", lambda f: (f / "gone.jpg").symlink_to(f / "nowhere"), "quarantined", "a link to a missing file"),
     ("folder.jpg", lambda f: (f / "folder.jpg").mkdir(), "quarantined", "a folder, where a file is expected"),
     ("pipe.jpg", lambda f: os.mkfifo(f / "pipe.jpg"), "quarantined", "not a regular file"),
     ("nul\0.jpg", lambda folder: None, "quarantined", "not readable: embedded null byte"),
@@ -161,23 +161,23 @@ KINDS = [  # name, maker, status, words of the reason
 
 
 @pytest.mark.parametrize(("name", "make", "status", "words"), KINDS, ids=[kind[0] for kind in KINDS])
-def test_each_kind_of_file_is_told_in_words(tmp_path, name, make, status, words):
+def test_each_kind_of_file_gets_its_reason(tmp_path, name, make, status, words):
     make(tmp_path)
-    found = photo_checks.inspect(tmp_path / name)
-    assert found[0] == status and words in found[1] and (words or not found[1])
-    assert "\n" not in found[1] and str(tmp_path) not in found[1]
+    facts = photo_checks.inspect(tmp_path / name)
+    assert facts[0] == status and words in facts[1] and (words or not facts[1])
+    assert "\n" not in facts[1] and str(tmp_path) not in facts[1]
     if status == "ok":
-        assert found[2:4] in ((60, 40), (40, 40)) and len(found[5]) == 70
-        assert found[4] == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+        assert facts[2:4] in ((60, 40), (40, 40)) and len(facts[5]) == 70
+        assert facts[4] == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
         photo = photo_checks.open_photo(tmp_path / name)
-        assert photo.mode == "RGB" and photo.size == found[2:4]
+        assert photo.mode == "RGB" and photo.size == facts[2:4]
     elif "small" not in name:
         with pytest.raises(InputError) as problem:
             photo_checks.open_photo(tmp_path / name)
         assert words in str(problem.value) and name in str(problem.value)
 
 
-def test_a_file_one_may_not_read_is_said_so(tmp_path):
+def test_a_file_without_permission_gets_that_reason(tmp_path):
     saved("secret.jpg")(tmp_path)
     (tmp_path / "secret.jpg").chmod(0)
     if os.access(tmp_path / "secret.jpg", os.R_OK):
@@ -185,7 +185,7 @@ def test_a_file_one_may_not_read_is_said_so(tmp_path):
     assert photo_checks.inspect(tmp_path / "secret.jpg")[:2] == ("quarantined", "not readable: permission denied")
 
 
-def test_a_refused_reading_is_told_by_its_cause(tmp_path, monkeypatch):
+def test_a_refused_reading_gets_its_cause_as_reason(tmp_path, monkeypatch):
     saved("secret.jpg")(tmp_path)
 
     def refuse(file):
@@ -209,21 +209,21 @@ def test_a_refused_reading_is_told_by_its_cause(tmp_path, monkeypatch):
         ((0, 0, 60, 40), ""),
     ],
 )
-def test_boxes_are_judged(tmp_path, box, words):
+def test_boxes_are_checked(tmp_path, box, words):
     saved("a.png")(tmp_path)
     status, reason, width, height, _, _ = photo_checks.inspect(tmp_path / "a.png", box)
     assert words in reason and (status == "ok") == (not words) and (width, height) == (60, 40)
 
 
-def test_a_box_is_judged_against_the_upright_photo_and_hashed_alone(tmp_path):
+def test_a_box_is_checked_against_the_upright_photo_and_hashed_alone(tmp_path):
     exif = Image.Exif()
     exif[photo_checks.ORIENTATION] = 6
     lying = picture((64, 32)).transpose(Image.Transpose.ROTATE_90)
     lying.save(tmp_path / "a.png", exif=exif)
     picture((64, 32)).crop((40, 0, 64, 32)).save(tmp_path / "crop.png")
-    found = photo_checks.inspect(tmp_path / "a.png", (40, 0, 24, 32))
-    assert found[:4] == ("ok", "", 64, 32)
-    assert found[5] == photo_checks.inspect(tmp_path / "crop.png")[5]
+    facts = photo_checks.inspect(tmp_path / "a.png", (40, 0, 24, 32))
+    assert facts[:4] == ("ok", "", 64, 32)
+    assert facts[5] == photo_checks.inspect(tmp_path / "crop.png")[5]
     assert photo_checks.inspect(tmp_path / "a.png", (0, 40, 32, 24))[0] == "quarantined"
 
 
@@ -311,8 +311,8 @@ def test_warnings_of_others_are_neither_swallowed_nor_raised(tmp_path):
         image.getexif()  # so Pillow does warn, and warnings are errors here
     before = [entry for entry in warnings.filters if entry is not photo_checks._FILTER]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(photo_checks.inspect, [tmp_path / "cut exif.jpg"] * 200))
-    assert {fact[1] for fact in found} == {"EXIF orientation unreadable"}
+        results = list(pool.map(photo_checks.inspect, [tmp_path / "cut exif.jpg"] * 200))
+    assert {fact[1] for fact in results} == {"EXIF orientation unreadable"}
     assert [entry for entry in warnings.filters if entry is not photo_checks._FILTER] == before
     with pytest.raises(UserWarning, match="mine"):
         warnings.warn("mine", stacklevel=1)
@@ -345,7 +345,9 @@ def collection(tmp_path):
 def test_the_table_is_the_same_whatever_the_number_of_workers(collection, workers):
     folder, rows = collection
     many = pd.concat([rows] * 12, ignore_index=True)
-    assert photo_checks.check(folder, many, workers=workers).equals(photo_checks.check(folder, many, workers=1))
+    assert photo_checks.check_photos(folder, many, workers=workers).equals(
+        photo_checks.check_photos(folder, many, workers=1)
+    )
 
 
 def test_check_keeps_every_row_in_its_place_and_opens_only_what_it_may(collection):
@@ -356,7 +358,7 @@ def test_check_keeps_every_row_in_its_place_and_opens_only_what_it_may(collectio
     for shut in ("1", "2"):
         (folder / f"사과/한 장 {shut}.png").write_bytes(b"never to be opened")
     seen = []
-    checked = photo_checks.check(folder, rows, progress=lambda done, total: seen.append((done, total)))
+    checked = photo_checks.check_photos(folder, rows, progress=lambda done, total: seen.append((done, total)))
     assert checked[["path", "label", "group", "split"]].equals(rows[["path", "label", "group", "split"]])
     assert list(checked.columns) == ["path", "label", "group", "split", *photo_checks.COLUMNS]
     facts = checked.set_index("path")
@@ -371,7 +373,7 @@ def test_a_file_with_several_boxes_is_read_once(collection, monkeypatch):
     folder, rows = collection
     read = []
     monkeypatch.setattr(photo_checks, "_read", lambda file: read.append(file.name) or file.read_bytes())
-    checked = photo_checks.check(folder, rows)
+    checked = photo_checks.check_photos(folder, rows)
     assert sorted(read) == sorted(set(read)) and len(read) == 10
     boxes = checked[checked["path"].str.contains("한 장 3") & (checked["status"] == "ok")]
     assert boxes["sha256"].nunique() == 1 and boxes["phash"].nunique() == len(boxes) == 3
@@ -380,15 +382,15 @@ def test_a_file_with_several_boxes_is_read_once(collection, monkeypatch):
 def test_nothing_is_rewritten_and_twice_gives_the_same_table(collection):
     folder, rows = collection
     before = {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.rglob("*.*g")}
-    first, second = photo_checks.check(folder, rows), photo_checks.check(folder, rows)
+    first, second = photo_checks.check_photos(folder, rows), photo_checks.check_photos(folder, rows)
     assert first.to_csv().encode() == second.to_csv().encode()
     assert {file: (file.read_bytes(), file.stat().st_mtime_ns) for file in folder.rglob("*.*g")} == before
 
 
 def test_no_rows_and_no_photo_to_open_are_fine(tmp_path):
     rows = pd.DataFrame({"path": ["a.png"], "label": "a", "group": "", "split": "test"})
-    assert photo_checks.check(tmp_path, rows)["status"].tolist() == ["sealed"]
-    assert photo_checks.check(tmp_path, rows.iloc[:0]).columns.tolist() == [*rows.columns, *photo_checks.COLUMNS]
+    assert photo_checks.check_photos(tmp_path, rows)["status"].tolist() == ["sealed"]
+    assert photo_checks.check_photos(tmp_path, rows.iloc[:0]).columns.tolist() == [*rows.columns, *photo_checks.COLUMNS]
 
 
 def test_looks_keep_colour_beside_shape():
@@ -419,8 +421,8 @@ def test_real_photos_are_checked_in_a_few_times_what_decoding_them_takes(real_da
         return time.perf_counter() - started
 
     decode()  # from disk once, for both
-    checked = photo_checks.check(folder, rows)
-    ratio = min(taken(lambda: photo_checks.check(folder, rows)) / (10 * taken(decode)) for _ in range(3))
+    checked = photo_checks.check_photos(folder, rows)
+    ratio = min(taken(lambda: photo_checks.check_photos(folder, rows)) / (10 * taken(decode)) for _ in range(3))
     print(f"intake takes {ratio:.1f} times what decoding takes")
     assert ratio < 6
     assert set(checked["status"]) == {"ok"} and set(checked["reason"]) == {""}

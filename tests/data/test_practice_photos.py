@@ -1,4 +1,4 @@
-"""The practice photographs: the same for a seed, complete or absent, and told apart by shape rather than by colour."""
+"""The practice photographs: the same for a seed, complete or absent, distinguished by shape rather than by colour."""
 
 import json
 
@@ -122,7 +122,7 @@ def test_an_interrupted_draw_leaves_nothing(few, tmp_path):
     assert len(pictures(practice_photos.draw(tmp_path / "set", size=32))) == 6
 
 
-def test_one_who_drew_it_meanwhile_wins(few, tmp_path):
+def test_a_set_drawn_by_another_process_meanwhile_is_kept(few, tmp_path):
     def another(done, total):
         if done == total:
             practice_photos.draw(tmp_path / "set", size=32)
@@ -146,12 +146,12 @@ def test_every_variety_shows_a_fruit_that_stands_out(fruit, variety):
     assert 0.05 < far.mean() < 0.9
 
 
-def test_mean_colour_alone_does_not_tell_the_fruit(arrays):
+def test_mean_colour_alone_does_not_classify_the_fruit(arrays):
     pixels, labels = arrays
     assert accuracy(pixels.mean((1, 2)), labels) < 0.65
 
 
-def test_shape_tells_the_fruit_better_than_colour(arrays):
+def test_shape_classifies_the_fruit_better_than_colour(arrays):
     """Histograms of edge directions in a coarse grid (after Dalal and Triggs 2005), grey only."""
     pixels, labels = arrays
     down, across = np.gradient(pixels.mean(3), axis=(1, 2))
@@ -159,5 +159,5 @@ def test_shape_tells_the_fruit_better_than_colour(arrays):
     sector = (np.arctan2(down, across) % np.pi / np.pi * 8).astype(int) % 8
     edges = np.stack([np.where(sector == k, strength, 0) for k in range(8)], -1)
     cells = np.sqrt(edges.reshape(len(labels), 8, 8, 8, 8, 8).mean((2, 4)).reshape(len(labels), -1))
-    found = accuracy(cells, labels)
-    assert found > 0.75 and found > accuracy(pixels.mean((1, 2)), labels) + 0.1
+    by_shape = accuracy(cells, labels)
+    assert by_shape > 0.75 and by_shape > accuracy(pixels.mean((1, 2)), labels) + 0.1

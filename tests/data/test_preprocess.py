@@ -80,14 +80,14 @@ def test_a_box_is_cut_out_with_its_margin_and_clipped_to_the_photo(tmp_path):
 
 
 @pytest.mark.parametrize("size", [(200, 100), (800, 400)])
-def test_an_object_on_a_plain_background_is_found(size):
+def test_an_object_on_a_plain_background_is_located(size):
     factor = size[0] // 200
     at = tuple(factor * n for n in (120, 20, 160, 80))
     rng = np.random.default_rng(0)
     for background in ("white", "black", (90, 120, 60)):
         pixels = np.asarray(fruit_on(background, size, at, "red"), dtype=int) + rng.integers(-6, 7, (*size[::-1], 3))
-        found = preprocess.find_object(pixels.clip(0, 255).astype(np.uint8))
-        assert np.abs(np.subtract(found, at)).max() <= factor + 1
+        extent = preprocess.find_object(pixels.clip(0, 255).astype(np.uint8))
+        assert np.abs(np.subtract(extent, at)).max() <= factor + 1
 
 
 def test_without_a_plain_background_the_whole_photo_is_kept(tmp_path):

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
-from fruitlib.data import sources
+from fruitlib.data import sources, tables
 
 
 def touch(*paths):
@@ -59,12 +59,12 @@ def test_every_photo_is_listed_once_in_order_and_unopened(collection):
     assert set(rows["group"]) == set(rows["split"]) == {""} and notes == []
 
 
-def test_hidden_files_and_folders_are_no_photos_and_no_classes(collection):
+def test_hidden_files_and_folders_are_neither_photos_nor_classes(collection):
     touch(collection / ".ipynb_checkpoints" / "copy.png", collection / "사과" / ".thumbnails" / "s" / "small.png")
     touch(collection / "사과" / "notes.txt", collection / "사과" / "._0.png", collection / "stray.png")
     rows, notes = scan(collection)
     assert len(rows) == 6
-    assert "4 files that are hidden or no photos were passed over" in notes
+    assert "4 files are hidden or not photos: skipped" in notes
     assert any(".txt 1" in note and ".png 1" in note for note in notes)
 
 
@@ -86,7 +86,7 @@ def test_folders_inside_a_class_are_groups(tmp_path):
     assert groups["apple/old/1.jpg"] == "apple/old" and groups["apple/2.jpg"] == ""
 
 
-def test_links_are_followed_and_broken_ones_listed_for_intake(collection):
+def test_links_are_followed_and_broken_ones_are_listed(collection):
     (collection / "사과" / "group").symlink_to(collection / "sour cherry")
     (collection / "사과" / "gone.png").symlink_to(collection / "nowhere.png")
     rows, _ = scan(collection)
@@ -115,7 +115,7 @@ def test_a_file_name_that_is_no_text_is_named(collection):
     [
         (lambda c: shutil.rmtree(c), "no such folder of photos"),
         (lambda c: (c / "empty").mkdir(), "empty class folders: empty"),
-        (lambda c: shutil.rmtree(c / "사과"), "found 1 class folders"),
+        (lambda c: shutil.rmtree(c / "사과"), ": 1 class folders"),
     ],
 )
 def test_folders_that_are_no_classes_are_refused(collection, break_it, words):
@@ -135,11 +135,11 @@ def test_parts_give_the_split(parts):
     assert rows["group"].iloc[0] == "Apple/Test variety 0"
 
 
-def test_what_a_clone_holds_beside_the_parts_is_passed_over_and_said(parts):
+def test_what_a_clone_holds_beside_the_parts_is_skipped_with_a_note(parts):
     touch(parts / "papers" / "paper.pdf", parts / "test-multiple_fruits" / "many.jpg", parts / ".git" / "HEAD")
     rows, notes = scan(parts)
     assert len(rows) == 16
-    assert "folders beside the parts were passed over: papers, test-multiple_fruits" in notes
+    assert "folders beside the parts were skipped: papers, test-multiple_fruits" in notes
 
 
 @pytest.mark.parametrize(
@@ -188,18 +188,18 @@ def test_columns_may_have_other_names_and_odd_words_are_text(tmp_path):
 
 def test_boxes_travel_with_the_path_rounded_outwards_and_as_given(tmp_path):
     rows = "a.jpg,x,10,20,30,40\nb.jpg,y,1.2,2.5,3.1,4\nc.jpg,x,-5,0,-3,0\nd.jpg,y,,,,\ne.jpg,y,8.1,0,0.9,7\n"
-    found = listed(table(tmp_path, f"path,label,x,y,w,h\n{rows}"))
-    assert found[:3] == ["a.jpg#xywh=10,20,30,40", "b.jpg#xywh=1,2,4,5", "c.jpg#xywh=-5,0,-3,0"]
-    assert found[3:] == ["d.jpg", "e.jpg#xywh=8,0,1,7"]
+    paths = listed(table(tmp_path, f"path,label,x,y,w,h\n{rows}"))
+    assert paths[:3] == ["a.jpg#xywh=10,20,30,40", "b.jpg#xywh=1,2,4,5", "c.jpg#xywh=-5,0,-3,0"]
+    assert paths[3:] == ["d.jpg", "e.jpg#xywh=8,0,1,7"]
 
 
 def test_two_corners_are_the_same_box(tmp_path):
     text = "path,label,left,top,x2,y2\na.jpg,x,10,20,40.5,60\nb.jpg,y,,,,\n"
-    found = listed(table(tmp_path, text), columns={"x1": "left", "y1": "top"})
-    assert found == ["a.jpg#xywh=10,20,31,40", "b.jpg"]
+    paths = listed(table(tmp_path, text), columns={"x1": "left", "y1": "top"})
+    assert paths == ["a.jpg#xywh=10,20,31,40", "b.jpg"]
 
 
-def test_columns_that_make_no_box_are_left_and_said(tmp_path):
+def test_columns_that_make_no_box_are_ignored_with_a_note(tmp_path):
     rows, notes = scan(table(tmp_path, "path,label,w,h\na.jpg,x,640,480\nb.jpg,y,640,480\n"))
     assert rows["path"].tolist() == ["a.jpg", "b.jpg"] and notes == ["photos.csv: no boxes were read from w, h"]
 
@@ -219,19 +219,19 @@ def test_groups_by_name_are_joined_where_a_photo_holds_boxes_of_two(tmp_path):
     assert rows["group"].nunique() == 2 and rows["group"].iloc[:4].nunique() == 1
 
 
-def test_rows_given_twice_are_kept_once_and_said(tmp_path):
+def test_rows_given_twice_are_kept_once_with_a_note(tmp_path):
     rows, notes = scan(table(tmp_path, "path,label\na.jpg,x\nb.jpg,y\na.jpg,x\n.\\a.jpg,x\n"))
     assert rows["path"].tolist() == ["a.jpg", "b.jpg"]
-    assert notes == ["2 rows of photos.csv name a photo or box again and were left out"]
+    assert notes == ["2 rows of photos.csv name a photo or box again: left out"]
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("file,label\na,x\n", r"line 1: no column path; there are: file, label; columns: \{path: their name\}"),
+        ("file,label\na,x\n", r"line 1: no column path; there are: file, label; name .* columns: \{path: its title\}"),
         ("path,label,label\na,x,y\n", "line 1: two columns are named label"),
-        ("path,label\n", "found 0 classes"),
-        ("path,label", "found 0 classes"),
+        ("path,label\n", ": 0 classes"),
+        ("path,label", ": 0 classes"),
         ("", "line 1: no column path; there are: none"),
         ("path,label\na,x\nb,y\n\n\nc, \n", "line 6: no label"),
         ("path,label\na,x\nb\n", "line 3: no label"),
@@ -243,11 +243,11 @@ def test_rows_given_twice_are_kept_once_and_said(tmp_path):
         ("path,label,split\na,x,train\nb,y,holdout\n", "line 3: split holdout: wanted train, val or test"),
         ("path,label,split\na,x,train\nb,y,train\nc,x,test\n", "the test part has no photos of class y"),
         ("path,label,split\na,x,train\nb,y,test\nc,x,test\n", "the train part has no photos of class y"),
-        ("path,label\na,x\nb,x\n", "found 1 classes"),
+        ("path,label\na,x\nb,x\n", ": 1 classes"),
         ("path,label\na,x\nb,y\n\na,y\n", "lines 2 and 5: a has two labels, 'x' and 'y'"),
         ("path,label,split\na,x,train\nb,y,train\na,x,test\n", "lines 2 and 4: a has two splits"),
         ("path,label,group,x,y,w,h\na,x,1,1,1,1,1\na,x,2,2,2,2,2\nb,y,,,,,\n", "lines 2 and 3: a has two groups"),
-        ("path,label,x,y,w,h\na,x,1,2,3,4\nb,y,1,,3,4\n", "line 3: half a box: x, y, w, h"),
+        ("path,label,x,y,w,h\na,x,1,2,3,4\nb,y,1,,3,4\n", "line 3: half a box: give all of x, y, w, h"),
         ("path,label,x,y,w,h\na,x,1,2,3,4\nb,y,1,2,wide,4\n", "line 3: a box that is not four numbers"),
         ("path,label,x,y,w,h\na,x,1,2,3,4\nb,y,1,2,nan,4\n", "line 3: a box that is not four numbers"),
         ("path,label,x,y,w,h\na,x,1,2,3,4\nb,y,1,2,inf,4\n", "line 3: a box that is not four numbers"),
@@ -268,12 +268,12 @@ def test_a_wrong_table_is_one_line_with_its_place(tmp_path, text, words):
         ({"x": "x"}, "columns: a box needs x, y, w, h"),
     ],
 )
-def test_wrong_names_of_columns_are_told(tmp_path, columns, words):
+def test_wrong_names_of_columns_are_refused(tmp_path, columns, words):
     with pytest.raises(InputError, match=words):
         scan(table(tmp_path, "path,label,x,y\na,x,1,1\nb,y,1,1\n"), columns=columns)
 
 
-def test_a_table_that_is_missing_or_in_another_encoding_is_told(tmp_path):
+def test_a_table_that_is_missing_or_in_another_encoding_is_refused(tmp_path):
     with pytest.raises(InputError, match="no such table"):
         scan(tmp_path / "none.csv")
     for text in ("path,label\ncafé.jpg,x\nb.jpg,y\n", "path,lábel\nb.jpg,y\n"):
@@ -282,7 +282,7 @@ def test_a_table_that_is_missing_or_in_another_encoding_is_told(tmp_path):
 
 
 def test_a_table_longer_than_a_chunk_keeps_its_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(sources, "CHUNK", 7)
+    monkeypatch.setattr(tables, "CHUNK", 7)
     rows = [f"{i:03d}.jpg,{i % 2}" for i in range(50)]
     assert listed(table(tmp_path, "\n".join(["path,label", *rows])))[-1] == "049.jpg"
     with pytest.raises(InputError, match="line 52: no label"):
@@ -355,8 +355,8 @@ def test_names_are_folders_of_the_project(tmp_path, monkeypatch):
     assert sources.ready("fruits-360-3-body") == tmp_path / "data" / "fruits-360-3-body"
 
 
-def test_columns_without_a_table_are_said(collection):
-    assert scan(collection, columns={"path": "file"})[1] == ["columns is set but data is no table: it was not used"]
+def test_columns_without_a_table_are_noted(collection):
+    assert scan(collection, columns={"path": "file"})[1] == ["columns was not used: data is not a table"]
 
 
 @pytest.mark.parametrize("name", ["a#b.jpg", "a#xywh=1,2,3.jpg", "#xywh=1,2,3,4.jpg", "a#xywh=1,2,3,4x"])
@@ -370,7 +370,7 @@ def test_a_box_comes_back_as_it_was_written(tmp_path_factory, name, box):
     assert sources.locate(folder, f"{name}#xywh={','.join(map(str, box))}") == (folder / name, box)
 
 
-def test_the_real_photos_are_all_found(real_data):
+def test_the_real_photos_are_all_listed(real_data):
     rows, _ = scan(real_data / "fruit304", group_pattern="<variety>__<view>")
     assert rows["label"].value_counts().to_dict() == {"apple": 127, "cherry": 127, "tomato": 50}
     assert rows["group"].nunique() == 49
@@ -378,7 +378,7 @@ def test_the_real_photos_are_all_found(real_data):
     assert rows["split"].value_counts().to_dict() == {"train": 5880, "test": 960}
 
 
-def test_folders_that_systems_leave_are_no_classes(collection):
+def test_folders_that_systems_leave_are_not_classes(collection):
     (collection / "__MACOSX" / "사과").mkdir(parents=True)
     (collection / "@eaDir").mkdir()
     rows, _ = scan(collection)
@@ -394,7 +394,7 @@ def test_labels_that_differ_in_case_alone_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "words"),
     [
-        ("t.xlsx", "PK", r"t\.xlsx: a file, but no \.csv or \.tsv table: save a spreadsheet as CSV UTF-8"),
+        ("t.xlsx", "PK", r"t\.xlsx: a file, but not a \.csv or \.tsv table: save a spreadsheet as CSV UTF-8"),
         (
             "t.csv",
             "path;label;x;y;w;h\na;b;1,5;2;3;4\nc;d;1,5;2;3;4\n",

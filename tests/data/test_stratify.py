@@ -27,9 +27,9 @@ def rows_of(groups):
 def sides(groups, val, test, seed):
     """The split of each group."""
     rows = rows_of(groups)
-    found, _ = stratify.assign(rows, val, test, seed)
-    assert found.groupby(rows["group"]).nunique().max() == 1
-    return found.groupby(rows["group"]).first().tolist()
+    split_of_row, _ = stratify.assign_splits(rows, val, test, seed)
+    assert split_of_row.groupby(rows["group"]).nunique().max() == 1
+    return split_of_row.groupby(rows["group"]).first().tolist()
 
 
 def overshoot(table, side, val, test):
@@ -44,12 +44,12 @@ def table_of(groups):
 
 
 def test_one_session_that_meets_the_need_is_taken_rather_than_two():
-    groups, found = [FULL, FULL, FULL, {**FULL, "tomato": 1}], set()
+    groups, ways = [FULL, FULL, FULL, {**FULL, "tomato": 1}], set()
     for seed in range(12):
         side = sides(groups, 3, 3, seed)
         assert sorted(side[:3]) == ["test", "train", "val"] and side[3] == "train"
-        found.add(tuple(side))
-    assert len(found) >= 4  # of six equal ways
+        ways.add(tuple(side))
+    assert len(ways) >= 4  # of six equal ways
 
 
 @settings(max_examples=150, deadline=None)
@@ -71,7 +71,7 @@ def test_of_few_groups_no_other_choice_takes_less(groups, val, test, seed):
     assert overshoot(table, side, val, test) == min(possible)
 
 
-def test_every_way_of_nine_groups_is_weighed():
+def test_every_way_of_nine_groups_is_compared():
     rng = np.random.default_rng(0)
     for seed in range(3):
         table = rng.integers(1, 9, (9, 3))

@@ -1,6 +1,5 @@
-"""The exported files compute what the model computes, stand alone, and the gate shuts when they do not."""
+"""The exported files compute what the model computes, stand alone, and are refused when they do not."""
 
-import json
 import time
 
 import numpy as np
@@ -61,7 +60,7 @@ def structured(size: int) -> np.ndarray:
     return np.stack([np.stack([plane, plane[::-1], 1 - plane]) for plane in planes])
 
 
-def lived_in(model: nn.Module, size: int) -> nn.Module:
+def with_batchnorm_statistics(model: nn.Module, size: int) -> nn.Module:
     """BatchNorm statistics other than 0 and 1, so that a wrong folding shows."""
     model.train()
     with torch.no_grad():
@@ -85,7 +84,7 @@ def trained() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def fp32(trained, tmp_path_factory):
-    return export.to_onnx(trained, tmp_path_factory.mktemp("fp32") / "model.fp32.onnx", 32, NAMES, {"run": "lr=é"})
+    return export.export_onnx(trained, tmp_path_factory.mktemp("fp32") / "model.fp32.onnx", 32, NAMES, {"run": "lr=é"})
 
 
 @pytest.fixture(scope="module")
@@ -102,8 +101,8 @@ def test_fp32_computes_what_torch_computes(name, tmp_path):
     size = 32 if name == "small" else 64
     torch.manual_seed(0)
     model = Net() if name == "small" else getattr(torchvision.models, name)(weights=None, num_classes=3)
-    model = lived_in(model, size).to(memory_format=torch.channels_last)
-    path = export.to_onnx(model, tmp_path / "model.onnx", size, NAMES)
+    model = with_batchnorm_statistics(model, size).to(memory_format=torch.channels_last)
+    path = export.export_onnx(model, tmp_path / "model.onnx", size, NAMES)
     noise = np.random.default_rng(1).random((7, 3, size, size), np.float32)
     for images in (noise, structured(size), noise[:1], structured(size)[4:5]):
         with torch.no_grad():
@@ -124,9 +123,9 @@ def test_one_file_that_says_what_it_is(fp32):
     assert (images.name, logits.name) == ("images", "logits")
     shape = images.type.tensor_type.shape.dim
     assert shape[0].dim_param == "batch" and [d.dim_value for d in shape[1:]] == [3, 32, 32]
-    found = predict.read_metadata(fp32)
-    assert json.loads(found["class_names"]) == NAMES
-    assert found["image_size"] == "32" and found["run"] == "lr=é"
+    assert predict.class_names(fp32) == NAMES
+    metadata = predict.read_metadata(fp32)
+    assert metadata["image_size"] == "32" and metadata["run"] == "lr=é"
 
 
 def test_no_source_paths_in_the_files(fp32, int8):
@@ -135,7 +134,7 @@ def test_no_source_paths_in_the_files(fp32, int8):
         assert b"site-packages" not in content and b'.py"' not in content
 
 
-def test_model_is_left_as_found(tmp_path, capfd, caplog):
+def test_the_model_is_left_unchanged(tmp_path, capfd, caplog):
     model = Net().train()
     model(torch.rand(4, 3, 32, 32)).sum().backward()
     model.body[1].eval()
@@ -145,9 +144,9 @@ def test_model_is_left_as_found(tmp_path, capfd, caplog):
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     torch.manual_seed(5)
     random_state = torch.get_rng_state()
-    export.to_onnx(model, tmp_path / "a.onnx", 32, NAMES)
+    export.export_onnx(model, tmp_path / "a.onnx", 32, NAMES)
     with torch.inference_mode():
-        export.to_onnx(model, tmp_path / "b.onnx", 32, NAMES)
+        export.export_onnx(model, tmp_path / "b.onnx", 32, NAMES)
     assert [m.training for m in model.modules()] == flags
     assert [id(p.grad) for p in model.parameters()] == grads
     assert [p.requires_grad for p in model.parameters()] == [i > 0 for i in range(len(grads))]
@@ -158,9 +157,9 @@ def test_model_is_left_as_found(tmp_path, capfd, caplog):
 
 def test_names_and_metadata_that_do_not_fit_are_refused(tmp_path):
     with pytest.raises(InputError, match="2 names for 3 logits"):
-        export.to_onnx(Net(), tmp_path / "model.onnx", 32, NAMES[:2])
+        export.export_onnx(Net(), tmp_path / "model.onnx", 32, NAMES[:2])
     with pytest.raises(InputError, match="image_size"):
-        export.to_onnx(Net(), tmp_path / "model.onnx", 32, NAMES, {"image_size": "64"})
+        export.export_onnx(Net(), tmp_path / "model.onnx", 32, NAMES, {"image_size": "64"})
     assert not list(tmp_path.iterdir())
 
 
@@ -172,7 +171,7 @@ def test_a_failed_export_keeps_the_earlier_file(tmp_path):
     path = tmp_path / "model.onnx"
     path.write_text("earlier")
     with pytest.raises(Exception, match="export"):
-        export.to_onnx(Unexportable(), path, 32, NAMES)
+        export.export_onnx(Unexportable(), path, 32, NAMES)
     assert path.read_text() == "earlier" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -192,7 +191,7 @@ def test_int8_is_smaller_and_agrees(trained, fp32, int8):
 
 
 def test_large_layers_shrink_to_about_a_quarter(tmp_path):
-    fp32 = export.to_onnx(Net(width=128), tmp_path / "a.onnx", 32, NAMES)
+    fp32 = export.export_onnx(Net(width=128), tmp_path / "a.onnx", 32, NAMES)
     int8 = quantize.quantize(fp32, tmp_path / "b.onnx", separable(4, 0)[0])
     assert export.size_mb(int8) < 0.3 * export.size_mb(fp32)
 
@@ -216,8 +215,8 @@ def test_int8_is_what_the_docstring_says(int8):
 
 
 def test_metadata_survives_quantizing(fp32, int8):
-    found = predict.read_metadata(int8)
-    assert "Conv/Gemm/MatMul" in found.pop("quantization") and found == predict.read_metadata(fp32)
+    metadata = predict.read_metadata(int8)
+    assert "Conv/Gemm/MatMul" in metadata.pop("quantization") and metadata == predict.read_metadata(fp32)
 
 
 def test_order_and_batches_of_calibration_images_do_not_matter(fp32, tmp_path):
@@ -288,7 +287,7 @@ def test_a_broken_file_is_caught(trained, fp32, tmp_path):
     images, _ = separable(50, 6)
     reference = export.run_torch(trained, images)
     good = export.parity(reference, predict.run_onnx(fp32, images))
-    assert export.check(good, good) == {"fp32_verified": True, "int8_verified": True, "reason": ""}
+    assert export.check_parity(good, good) == {"fp32_verified": True, "int8_verified": True, "reason": ""}
     proto = onnx.load(fp32)
     bias = next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("10.bias"))
     moved = onnx.numpy_helper.to_array(bias) + np.array([0, 0.002, 0], np.float32)
@@ -296,16 +295,16 @@ def test_a_broken_file_is_caught(trained, fp32, tmp_path):
     onnx.save(proto, tmp_path / "nudged.onnx")
     nudged = export.parity(reference, predict.run_onnx(tmp_path / "nudged.onnx", images))
     with pytest.raises(export.ExportError, match=r"off by 0\.002"):
-        export.check(nudged)
-    assert export.check(nudged, tolerance=0.01)["fp32_verified"]
+        export.check_parity(nudged)
+    assert export.check_parity(nudged, tolerance=0.01)["fp32_verified"]
 
 
 def test_int8_that_disagrees_is_reported():
     good = {"max_abs_diff": 0.0, "mean_abs_diff": 0.0, "agreement": 1.0, "n": 40}
-    found = export.check(good, {**good, "max_abs_diff": 2.0, "agreement": 0.9})
-    assert not found["int8_verified"] and "90.0% of 40 images" in found["reason"]
-    assert export.check(good, {**good, "agreement": 0.9}, min_agreement=0.9)["int8_verified"]
-    missing = export.check(good)
+    verdict = export.check_parity(good, {**good, "max_abs_diff": 2.0, "agreement": 0.9})
+    assert not verdict["int8_verified"] and "90.0% of 40 images" in verdict["reason"]
+    assert export.check_parity(good, {**good, "agreement": 0.9}, min_agreement=0.9)["int8_verified"]
+    missing = export.check_parity(good)
     assert not missing["int8_verified"] and "no INT8" in missing["reason"]
 
 
@@ -314,9 +313,9 @@ def test_nan_never_passes():
     with np.errstate(invalid="ignore"):
         bad = export.parity(np.zeros((2, 3)), np.array([[0, np.nan, 0], [0, 0, 0]]))
     with pytest.raises(export.ExportError):
-        export.check(bad, good)
-    found = export.check(good, {**bad, "agreement": 1.0})
-    assert not found["int8_verified"] and "finite" in found["reason"]
+        export.check_parity(bad, good)
+    verdict = export.check_parity(good, {**bad, "agreement": 1.0})
+    assert not verdict["int8_verified"] and "finite" in verdict["reason"]
 
 
 # ---- latency ----
@@ -332,11 +331,11 @@ def test_latency_orders_and_interleaves():
 
         return call
 
-    found = export.latency_ms({"slow": sleeper("s", 0.006), "fast": sleeper("f", 0.002)}, repeats=10, warmup=2)
+    times = export.latency_ms({"slow": sleeper("s", 0.006), "fast": sleeper("f", 0.002)}, repeats=10, warmup=2)
     assert "".join(calls) == "fssf" * 6
-    assert 2 <= found["fast"]["least"] <= found["fast"]["median"]
-    assert found["slow"]["least"] >= 6 and found["fast"]["least"] < 6
-    assert found["slow"]["n"] == 10
+    assert 2 <= times["fast"]["least"] <= times["fast"]["median"]
+    assert times["slow"]["least"] >= 6 and times["fast"]["least"] < 6
+    assert times["slow"]["n"] == 10
     with pytest.raises(InputError, match="repeats"):
         export.latency_ms({}, repeats=0)
 
@@ -355,8 +354,8 @@ def test_latency_leaves_warmup_out_and_threads_restored():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        found = export.latency_ms({"a": slow_at_first}, repeats=3, warmup=2)["a"]
-        assert found["median"] < 25 and found["n"] == 3
+        times = export.latency_ms({"a": slow_at_first}, repeats=3, warmup=2)["a"]
+        assert times["median"] < 25 and times["n"] == 3
         assert state["threads"] == 1 and torch.get_num_threads() == 2
         with pytest.raises(RuntimeError, match="planted"):
             export.latency_ms({"a": fail})
@@ -373,5 +372,5 @@ def test_runners_compute_the_logits(trained, fp32, int8):
     trained.eval()
     np.testing.assert_allclose(runners["torch"](), runners["fp32"](), atol=1e-4)
     runners["int8"] = export.onnx_runner(int8, images)
-    found = export.latency_ms(runners, repeats=5, warmup=1)
-    assert list(found) == ["torch", "fp32", "int8"] and all(v["least"] > 0 for v in found.values())
+    times = export.latency_ms(runners, repeats=5, warmup=1)
+    assert list(times) == ["torch", "fp32", "int8"] and all(v["least"] > 0 for v in times.values())

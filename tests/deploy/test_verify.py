@@ -55,15 +55,15 @@ def test_the_export_is_on_disk_key_by_key_and_complete(run, exported):
 
 def test_a_file_that_computes_something_else_completes_nothing(run, monkeypatch):
     def wrong(model, path, *rest):
-        to_onnx(model, path, *rest)
+        export_onnx(model, path, *rest)
         graph = onnx.load(path)
         bias = next(part for part in graph.graph.initializer if part.name.endswith("bias"))
         bias.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(bias) + 1, bias.name))
         onnx.save(graph, path)
         return path
 
-    to_onnx = export.to_onnx
-    monkeypatch.setattr(export, "to_onnx", wrong)
+    export_onnx = export.export_onnx
+    monkeypatch.setattr(export, "export_onnx", wrong)
     with pytest.raises(export.ExportError):
         verify.export_run(run)
     assert not run.is_complete("export") and not (run.path / "export.json").exists()

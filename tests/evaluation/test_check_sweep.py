@@ -21,12 +21,12 @@ def divided(tmp_path, shapes):
     """A sweep folder over a copy of the shapes, with its photos' folder."""
     photos = shutil.copytree(shapes, tmp_path / "photos")
     settings = {"data": str(photos), "val_per_class": 4, "test_per_class": 4}
-    splits.prepare(config.make(settings), tmp_path / "sweep")
+    splits.prepare_manifest(config.make(settings), tmp_path / "sweep")
     return tmp_path / "sweep", photos
 
 
 def first_photo(sweep: Path, split: str) -> str:
-    manifest = splits.read(sweep)
+    manifest = splits.load_manifest(sweep)
     return manifest["path"][manifest["split"] == split].iloc[0]
 
 

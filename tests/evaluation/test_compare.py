@@ -332,7 +332,7 @@ def test_each_side_shows_its_own_photos_and_looks_at_those_it_predicted(tmp_path
         sides.append(compare.Predictions(side, own, run, part))
     pixels = dataset.Photos(None, np.arange(4), torch.zeros(4), [])
     monkeypatch.setattr(dataset.Photos, "images", torch.full((4, 3, 8, 8), 51, dtype=torch.uint8))
-    monkeypatch.setattr(dataset, "of", lambda run, split, rows: asked.append(rows["path"].tolist()) or pixels)
+    monkeypatch.setattr(dataset, "load_photos", lambda run, split, rows: asked.append(rows["path"].tolist()) or pixels)
     monkeypatch.setattr(compare_figures, "_overlays", lambda run, seen: [run.path.parent.name] * len(seen))
     pair = compare.match_photos(*sides)
     shown = compare.disagreements(pair)
@@ -340,7 +340,7 @@ def test_each_side_shows_its_own_photos_and_looks_at_those_it_predicted(tmp_path
     assert photos.shape == (4, 8, 8, 3) and photos.max() == pytest.approx(0.2)
     assert asked == [shown["path"].tolist(), [f"other/{path}" for path in shown["path"]]]
     assert overlays == ({"a": ["a"] * 4, "b": ["b"] * 4} if part == "val" else {})
-    monkeypatch.setattr(dataset, "of", lambda *a, **k: (_ for _ in ()).throw(InputError("the folder is gone")))
+    monkeypatch.setattr(dataset, "load_photos", lambda *a, **k: (_ for _ in ()).throw(InputError("the folder is gone")))
     assert compare_figures.disagreement_heatmaps(pair, shown) is None  # the table will do
 
 
@@ -349,7 +349,7 @@ def test_test_photos_stay_closed(tmp_path, monkeypatch, ours):
     rows = ours.assign(status="ok", split="test")
     monkeypatch.setattr(Run, "manifest", rows)
     monkeypatch.setattr(Run, "class_names", NAMES)
-    monkeypatch.setattr("fruitlib.data.dataset.of", lambda *a, **k: pytest.fail("a test photo was opened"))
+    monkeypatch.setattr("fruitlib.data.dataset.load_photos", lambda *a, **k: pytest.fail("a test photo was opened"))
     monkeypatch.setattr(Run, "groups", lambda self, paths: ["" for _ in paths])
     for part in ("test", "val"):  # known by the part that was read, and by the manifest
         sides = [

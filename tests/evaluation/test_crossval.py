@@ -19,7 +19,7 @@ def trained(shapes, tmp_path_factory):
     work = {}
     for fold in (1, 2, 3):
         cfg = config.make(settings | {"fold": fold})
-        splits.prepare(cfg, folder)
+        splits.prepare_manifest(cfg, folder)
         work[f"fold={fold}"] = create_run(folder / f"fold={fold}", cfg)
         train.fit(work[f"fold={fold}"])
     return work, {"run": list(work)}, folder
@@ -29,7 +29,7 @@ def test_every_photo_is_predicted_once_by_a_fold_that_did_not_learn_from_it(trai
     work, combinations, folder = trained
     pooled, problems = crossval.pool_folds(work, combinations, folder)
     assert problems == []
-    manifest = splits.read(folder)
+    manifest = splits.load_manifest(folder)
     assert sorted(pooled["path"]) == sorted(manifest.loc[manifest["split"] == "train", "path"])
     for name, run in work.items():
         predicted = set(pooled.loc[pooled["run"] == name, "path"])

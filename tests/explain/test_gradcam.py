@@ -91,9 +91,9 @@ def test_equals_the_formula_worked_out_by_hand():
 
 def test_layers_keep_their_names_in_any_order_and_alone():
     model, images = small_net().eval(), torch.rand(2, 3, 16, 16)
-    layers = {"late": model[6], "early": model[2], "middle": model[4]}
+    layers = {"last": model[6], "first": model[2], "middle": model[4]}
     together = gradcam.heatmaps(model, images, layers, targets=[0, 1])
-    assert together.layer_names == ["late", "early", "middle"]
+    assert together.layer_names == ["last", "first", "middle"]
     for index, (name, layer) in enumerate(layers.items()):
         alone = gradcam.heatmaps(model, images, {name: layer}, targets=[0, 1])
         np.testing.assert_allclose(together.heatmap[:, index], alone.heatmap[:, 0], atol=1e-6)
@@ -102,14 +102,14 @@ def test_layers_keep_their_names_in_any_order_and_alone():
 
 def test_inplace_relu_after_a_target_layer_changes_nothing():
     images = torch.rand(2, 3, 16, 16)
-    found = []
+    maps = []
     for inplace in (True, False):
         model = small_net(inplace=inplace).eval()
         layers = {"bn1": model[1], "bn2": model[5]}
-        found.append(gradcam.heatmaps(model, images, layers, targets=[0, 1]).heatmap)
+        maps.append(gradcam.heatmaps(model, images, layers, targets=[0, 1]).heatmap)
         assert gradcam.feature_maps(model, images, layers)["bn1"].min() < 0
-    np.testing.assert_array_equal(*found)
-    assert found[0].max() == 1
+    np.testing.assert_array_equal(*maps)
+    assert maps[0].max() == 1
 
 
 def test_batches_do_not_matter():
@@ -166,16 +166,16 @@ def test_rounding_noise_is_no_heat():
 
 
 def test_peak_tells_a_weak_map_from_a_strong_one():
-    images, found = torch.rand(2, 3, 16, 16), []
+    images, maps = torch.rand(2, 3, 16, 16), []
     for weight in (1.0, 1e-4):
         model = silenced(weight)
-        found.append(gradcam.heatmaps(model, images, last_relu(model), targets=[1, 1]))
-    strong, weak = found
+        maps.append(gradcam.heatmaps(model, images, last_relu(model), targets=[1, 1]))
+    strong, weak = maps
     np.testing.assert_allclose(weak.heatmap, strong.heatmap, atol=1e-5)
     np.testing.assert_allclose(weak.peak, 1e-4 * strong.peak, rtol=1e-3)
 
 
-# ---- the model as it was found ----
+# ---- the model unchanged ----
 
 
 def traces(model: nn.Module) -> list:
@@ -204,7 +204,7 @@ def used() -> nn.Sequential:
     return model
 
 
-def test_model_is_left_as_found(used):
+def test_model_is_left_unchanged(used):
     images, before = torch.rand(3, 3, 16, 16), traces(used)
     original = images.clone()
     gradcam.heatmaps(used, images, {"a": used[2], "b": used[6]})
@@ -215,7 +215,7 @@ def test_model_is_left_as_found(used):
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
-def test_model_is_left_as_found_after_an_exception(used, where, monkeypatch):
+def test_model_is_left_unchanged_after_an_exception(used, where, monkeypatch):
     def fail(*args, **kwargs):
         raise IndexError("planted")  # pytorch-grad-cam's own context manager would swallow this one
 
@@ -238,10 +238,10 @@ def test_frozen_model_and_callers_without_gradients(mode):
     model.requires_grad_(False)
     with mode():
         images = torch.full((1, 3, 16, 16), 0.5)
-        found = gradcam.heatmaps(model, images, {"a": model[2]}, targets=[1])
+        maps = gradcam.heatmaps(model, images, {"a": model[2]}, targets=[1])
         gradcam.feature_maps(model, images, {"a": model[2]})
         assert not torch.is_grad_enabled()
-    np.testing.assert_array_equal(found.heatmap, expected.heatmap)
+    np.testing.assert_array_equal(maps.heatmap, expected.heatmap)
     assert not any(p.requires_grad for p in model.parameters())
 
 
@@ -327,11 +327,11 @@ def test_torchvision_models(name):
 
 def test_feature_maps_are_the_strongest_channels_strongest_first():
     model, images = small_net().eval(), torch.rand(3, 3, 16, 16)
-    found = gradcam.feature_maps(model, images, {"first": model[2], "second": model[6]}, top=10)
-    assert found["first"].shape == (3, 8, 16, 16) and found["second"].shape == (3, 10, 8, 8)
+    maps = gradcam.feature_maps(model, images, {"first": model[2], "second": model[6]}, top=10)
+    assert maps["first"].shape == (3, 8, 16, 16) and maps["second"].shape == (3, 10, 8, 8)
     with torch.no_grad():
         all_channels = model[:7](images).numpy()
-    strength = found["second"].mean(axis=(0, 2, 3))
+    strength = maps["second"].mean(axis=(0, 2, 3))
     assert (np.diff(strength) <= 0).all()
     assert strength == pytest.approx(np.sort(all_channels.mean(axis=(0, 2, 3)))[::-1][:10])
 
@@ -371,8 +371,8 @@ def test_overlay_refuses_other_shapes():
 def test_save_and_load_round_trip(tmp_path):
     model, path = small_net().eval(), tmp_path / "cams" / "val.npz"
     maps = gradcam.heatmaps(model, torch.rand(2, 3, 16, 16), {"a": model[2], "ß": model[6]})
-    gradcam.save(path, maps, paths=["apple/1.jpg", "kirsche/ü.jpg"], labels=np.array([0, 1]))
-    again, meta = gradcam.load(path)
+    gradcam.save_heatmaps(path, maps, paths=["apple/1.jpg", "kirsche/ü.jpg"], labels=np.array([0, 1]))
+    again, meta = gradcam.load_heatmaps(path)
     np.testing.assert_allclose(again.heatmap, maps.heatmap, atol=1e-3)
     assert again.heatmap.dtype == np.float32 and again.layer_names == ["a", "ß"]
     for name in ("peak", "predicted", "probs", "targets"):
@@ -386,14 +386,14 @@ def test_files_that_do_not_fit_are_refused(tmp_path):
     maps = gradcam.heatmaps(model, torch.rand(1, 3, 16, 16), last_relu(model))
     path = tmp_path / "cams.npz"
     with pytest.raises(InputError, match="paths"):
-        gradcam.save(path, maps, paths=np.array([object()]))
+        gradcam.save_heatmaps(path, maps, paths=np.array([object()]))
     with pytest.raises(InputError, match="probs"):
-        gradcam.save(path, maps, probs=np.zeros(1))
+        gradcam.save_heatmaps(path, maps, probs=np.zeros(1))
     with pytest.raises(InputError, match=r"cams\.npz"):
-        gradcam.load(path)
+        gradcam.load_heatmaps(path)
     np.savez(path, heatmap=np.zeros(1))
     with pytest.raises(InputError, match=r"cams\.npz"):
-        gradcam.load(path)
+        gradcam.load_heatmaps(path)
     path.write_bytes(b"PK\x03\x04 not a zip")
     with pytest.raises(InputError, match=r"cams\.npz"):
-        gradcam.load(path)
+        gradcam.load_heatmaps(path)

@@ -17,7 +17,7 @@ from fruitlib.runs.stages import STAGES, notebook_path
 @pytest.fixture
 def run(tiny, tmp_path):
     cfg = config.make(tiny)
-    splits.prepare(cfg, tmp_path)
+    splits.prepare_manifest(cfg, tmp_path)
     return create_run(tmp_path / "run", cfg)
 
 
@@ -88,7 +88,7 @@ def test_comments_and_docstrings_change_no_identity(monkeypatch, tmp_path):
 
 
 def test_other_photos_make_another_training(run, tiny, tmp_path):
-    splits.prepare(config.make({**tiny, "split_seed": 5}), tmp_path / "other")
+    splits.prepare_manifest(config.make({**tiny, "split_seed": 5}), tmp_path / "other")
     other = Run(tmp_path / "other" / "run", run.config)
     assert other.identity("train") != run.identity("train")
 
@@ -148,7 +148,7 @@ def test_what_is_trained_keeps_the_record_of_what_it_ran_on(run, monkeypatch):
 def test_a_run_is_not_judged_on_photos_it_may_have_learnt_from(run, tiny, tmp_path):
     run.complete("train", "x", data_fingerprint=run.data_fingerprint)
     assert open_run(run.path).name == "run"
-    splits.prepare(config.make({**tiny, "split_seed": 5}), tmp_path)
+    splits.prepare_manifest(config.make({**tiny, "split_seed": 5}), tmp_path)
     with pytest.raises(InputError, match="split changed after training; execute 02_train again"):
         open_run(run.path)
 

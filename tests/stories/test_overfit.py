@@ -1,4 +1,4 @@
-"""One model of each family learns twelve photos by heart, through the whole recipe: nothing in its way is broken."""
+"""One model of each family memorizes twelve photos through the whole recipe."""
 
 import shutil
 
@@ -26,7 +26,7 @@ FAMILIES = {
 
 @pytest.fixture(scope="module")
 def dozen(shapes, tmp_path_factory):
-    """Three classes of five photos: one each validates, four each teach."""
+    """Three classes of five photos: one of each for validation, four for training."""
     folder = tmp_path_factory.mktemp("dozen") / "photos"
     shutil.copytree(shapes, folder)
     for label in folder.iterdir():
@@ -36,17 +36,17 @@ def dozen(shapes, tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_twelve_photos_are_learnt_by_heart(name, dozen, tmp_path):
+def test_twelve_photos_are_memorized(name, dozen, tmp_path):
     lr, epochs = FAMILIES[name]
     settings = {"model": name, "lr": lr, "epochs": epochs, "batch_size": 12, "image_size": 64}
     settings |= {"data": str(dozen), "val_per_class": 1, "test_per_class": 0, "near_duplicates": "ignore"}
     settings |= {"augment": "none", "cam_every": 0, "precision": "fp32", "memory_format": "channels_last"}
-    if name == "convnext_tiny":  # without BatchNorm, as touchy as transformers
+    if name == "convnext_tiny":  # without BatchNorm, as sensitive as transformers
         settings |= {"optimizer": "adamw", "warmup_epochs": 4}
     if name not in config.OURS:
         settings |= {"dropout": 0.0, "head": "gap_bn" if name.startswith("vgg") else "linear"}
     cfg = config.make(settings)
-    splits.prepare(cfg, tmp_path)
+    splits.prepare_manifest(cfg, tmp_path)
     history = train.fit(create_run(tmp_path / "run", cfg))
     assert history["train_accuracy"].iloc[-1] == 1.0
     assert history["train_loss"].iloc[-1] < history["train_loss"].iloc[0] / 2

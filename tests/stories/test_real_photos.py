@@ -17,7 +17,7 @@ pytestmark = pytest.mark.real
 def test_a_network_learns_fruit304(real_data, tmp_path):
     """A plain loop of 20 epochs reached 0.75 to 0.78 in accuracy with such a network."""
     cfg = config.make({"data": str(real_data / "fruit304"), "lr": 0.003, "epochs": 30, "cam_every": 0})
-    manifest = splits.prepare(cfg, tmp_path)
+    manifest = splits.prepare_manifest(cfg, tmp_path)
     assert splits.counts(manifest).loc["tomato"].tolist() == [30, 10, 10]
     history = train.fit(create_run(tmp_path / "run", cfg))
     assert history["val_macro_f1"].max() > 0.7
@@ -39,7 +39,7 @@ def three_bodies(real_data, tmp_path):
 def exported_run(photos, tmp_path) -> Run:
     """Everything that comes before 06, from the split to both ONNX files."""
     cfg = config.make({"data": str(photos), "epochs": 2, "image_size": 64, "val_per_class": 5})
-    splits.prepare(cfg, tmp_path)
+    splits.prepare_manifest(cfg, tmp_path)
     run = create_run(tmp_path / "run", cfg)
     train.fit(run)
     verify.export_run(run)

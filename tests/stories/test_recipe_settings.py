@@ -16,7 +16,7 @@ VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_acc
 
 @pytest.fixture(scope="module")
 def uneven(shapes, tmp_path_factory):
-    """16 discs, 16 bars, 10 crosses: after 4 each for validation and test, 8, 8 and 2 teach."""
+    """16 discs, 16 bars, 10 crosses: 4 each for validation and test leave 8, 8 and 2 for training."""
     folder = tmp_path_factory.mktemp("uneven") / "photos"
     shutil.copytree(shapes, folder)
     for photo in sorted((folder / "cross").iterdir())[10:]:
@@ -111,10 +111,10 @@ def test_smote_tops_up_the_features_of_rare_classes(make_run, base):
 @pytest.mark.parametrize("name", ["end2end", "resnet18", "efficientnet_b0"])
 def test_the_head_of_the_features_is_the_model(name, make_run):
     model = models.build(config.make({"model": name}), 3)
-    photos = dataset.of(make_run(), "val")
+    photos = dataset.load_photos(make_run(), "val")
     with torch.no_grad():
-        found = models.head_of(model.eval())(blocks.backbone_features(model, photos))
-        torch.testing.assert_close(found, evaluate.predict(model, photos), atol=1e-5, rtol=1e-4)
+        logits = models.head_of(model.eval())(blocks.backbone_features(model, photos))
+        torch.testing.assert_close(logits, evaluate.predict(model, photos), atol=1e-5, rtol=1e-4)
 
 
 def test_the_same_decoded_photos_wherever_they_are_kept(make_run):
@@ -131,7 +131,7 @@ def test_a_frozen_backbone_sees_each_photo_once(make_run, base, monkeypatch):
     assert sum(seen) == len(run.rows("train")) + len(run.rows("val"))
 
 
-def test_two_processes_thaw_as_one_does(make_run, base):
+def test_two_processes_unfreeze_as_one_does(make_run, base):
     settings = {"freeze": "backbone", "base_weights": base, "unfreeze_every": 1, "lr": 0.01, "monitor": "loss"}
     one, two = (train.fit(make_run(str(n), processes=n, **settings)) for n in (1, 2))
     np.testing.assert_allclose(two[VALUES], one[VALUES], rtol=0, atol=1e-5)

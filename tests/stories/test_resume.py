@@ -1,4 +1,4 @@
-"""Training that is killed, at any moment and as often as you like, ends as if it had not been: bit for bit.
+"""A training that is killed, at any moment and any number of times, ends as if it had never stopped: bit for bit.
 
 Same threads in both (one). The killed trainings are forked from a server that has imported all but computed nothing,
 so that a start takes a tenth of a second; the kills are real ones.
@@ -20,7 +20,12 @@ import torch
 from fruitlib.runs.run import Run
 from fruitlib.training import checkpoint, train, weights
 
-TIMES = ["seconds", "photos_per_second", "cpu_percent", "ram_gb"]  # the columns of history.csv that tell of the machine
+TIMES = [
+    "seconds",
+    "photos_per_second",
+    "cpu_percent",
+    "ram_gb",
+]  # the columns of history.csv that depend on the machine
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +48,7 @@ def make_run(make_run):
 
 
 def fit(path: str, dies_at: int, after: bool) -> None:
-    """The life of a training process: `train.fit`, its words appended to a file; it dies as it writes file `dies_at`.
+    """The life of a training process: `train.fit`, its output appended to a file; it dies as it writes file `dies_at`.
 
     `after`: with the file written; else with it whole, but under its temporary name.
     """
@@ -82,9 +87,12 @@ def undisturbed(server, run):
 
 
 def assert_bit_for_bit(run, other) -> None:
-    mine, theirs = run.history(), other.history()
-    assert list(mine.columns) == list(theirs.columns) and mine["epoch"].tolist() == list(range(1, len(theirs) + 1))
-    pd.testing.assert_frame_equal(mine.drop(columns=TIMES), theirs.drop(columns=TIMES), check_exact=True)
+    history, undisturbed_history = run.history(), other.history()
+    assert list(history.columns) == list(undisturbed_history.columns)
+    assert history["epoch"].tolist() == list(range(1, len(undisturbed_history) + 1))
+    pd.testing.assert_frame_equal(
+        history.drop(columns=TIMES), undisturbed_history.drop(columns=TIMES), check_exact=True
+    )
     best, expected = (weights.load_checkpoint(one.path / "best.pt") for one in (run, other))
     assert best["epoch"] == expected["epoch"] and list(best["state_dict"]) == list(expected["state_dict"])
     assert all(torch.equal(best["state_dict"][name], tensor) for name, tensor in expected["state_dict"].items())
@@ -149,7 +157,7 @@ def test_killed_at_each_kind_of_write_it_ends_as_if_it_had_not_been(make_run, se
         process.join(60)
         assert process.exitcode in (0, -signal.SIGKILL)
     assert starts > 3
-    undisturbed(server, run)  # where it died with the record written: says that it is trained, and changes nothing
+    undisturbed(server, run)  # where it died with the record written: fit only reports that it is trained
     assert_bit_for_bit(run, whole)
 
 
@@ -161,17 +169,17 @@ def cut_off(server, run, dies_at: int = 14):
     return run
 
 
-def test_gradual_unfreezing_goes_on_where_it_was(make_run, server):
-    """Blocks that thawed before the kill learn on after it, those still frozen thaw in their turn."""
+def test_gradual_unfreezing_resumes_where_it_was(make_run, server):
+    """Blocks unfrozen before the kill train on after it; those still frozen are unfrozen in their turn."""
     first = undisturbed(server, make_run("first", epochs=1))
     settings = {"weights": str(first.path / "best.pt"), "freeze": "backbone", "unfreeze_every": 1}
-    settings |= {"folds": 2, "fold": 0}  # nobody judges, so the last epoch is the one kept
+    settings |= {"folds": 2, "fold": 0}  # no photo validates, so the last epoch is the one kept
     whole, run = undisturbed(server, make_run("whole", **settings)), cut_off(server, make_run("killed", **settings))
     undisturbed(server, cut_off(server, run))
     assert_bit_for_bit(run, whole)
     before, after = (weights.load_checkpoint(one.path / "best.pt")["state_dict"] for one in (first, run))
     still = [name for name in before if torch.equal(before[name], after[name])]
-    assert [name for name in still if "conv" in name] == []  # all blocks thawed in the end
+    assert [name for name in still if "conv" in name] == []  # all blocks were unfrozen in the end
 
 
 @pytest.mark.parametrize(
@@ -182,22 +190,22 @@ def test_a_checkpoint_of_another_training_is_named_and_not_used(make_run, server
     cut_off(server, make_run())
     fresh, run = undisturbed(server, make_run("fresh", **changes)), make_run(**changes)
     undisturbed(server, run)
-    assert f"last.pt is of another training ({named}): training starts anew" in output(run)
+    assert f"last.pt is of another training ({named}); restarting training" in output(run)
     assert "resumed" not in output(run)
     assert_bit_for_bit(run, fresh)
 
 
-def test_a_damaged_checkpoint_is_named_and_training_starts_anew(make_run, server):
+def test_a_damaged_checkpoint_is_named_and_training_restarts(make_run, server):
     whole, run = undisturbed(server, make_run("whole")), cut_off(server, make_run())
     last = run.path / checkpoint.NAME
     last.write_bytes(last.read_bytes()[: last.stat().st_size // 2])
     undisturbed(server, run)
-    assert "last.pt is damaged and cannot be gone on from: training starts anew" in output(run)
+    assert "last.pt is damaged and cannot be resumed; restarting training" in output(run)
     assert_bit_for_bit(run, whole)
 
 
 def test_a_history_longer_than_the_checkpoint_is_cut_to_it(make_run, server):
-    """Killed with the row of an epoch written, and its checkpoint not: no row is there twice, none of another try."""
+    """Killed with the row of an epoch written, and its checkpoint not: each row once, all of the same attempt."""
     whole, run = undisturbed(server, make_run("whole")), cut_off(server, make_run())
     table = run.history()
     extra = table.iloc[[-1, -1]].assign(epoch=[len(table) + 1, len(table) + 2], train_loss=99.0)

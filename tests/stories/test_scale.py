@@ -1,4 +1,4 @@
-"""Two million rows: divided; dealt into folds, written, read and looked through: within 2 GiB and about a minute."""
+"""Two million rows: divided, assigned to folds, written, loaded and counted: within 2 GiB and about a minute."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from fruitlib.core import config
-from fruitlib.data import splits
+from fruitlib.data import splits, stratify
 
 rows, folder, seconds, last = 2_000_000, Path(sys.argv[1]), {}, time.perf_counter()
 
@@ -34,12 +34,12 @@ frame = pd.DataFrame({
 })
 del label, session, grouped
 done("made")
-frame = splits.subset(frame, 0.95, 0)
+frame = stratify.subset(frame, 0.95, 0)
 done("subset")
 digits = pd.Series([f"{n:064x}" for n in range(rows)], dtype=str)
 frame = frame.assign(reason="", width=640, height=480, sha256=digits, phash=digits.str[-16:])
 del digits
-done("checked, as it were")
+done("columns of checked photos")
 settings = {"val_per_class": 0.1, "test_per_class": 0.1, "folds": 5 if sys.argv[2] == "folds" else 0}
 frame, notes = splits.divide(frame, config.make(settings))
 done("divided")
@@ -51,8 +51,8 @@ if settings["folds"]:  # the rest is the same for shares
     before = splits.fingerprint(manifest)
     done("fingerprint")
     del manifest
-    manifest = splits.read(folder)
-    done("read")
+    manifest = splits.load_manifest(folder)
+    done("loaded")
     assert splits.fingerprint(manifest) == before
     done("fingerprint again")
 sizes = {split: len(splits.part(manifest, split, fold=2 if settings["folds"] else 1)) for split in splits.SPLITS}
@@ -92,7 +92,7 @@ def test_two_million_rows_are_divided_within_two_gibibytes(tmp_path):
     assert sum(found["counts"].values()) == 2_000_000
 
 
-def test_two_million_rows_are_dealt_into_folds(tmp_path):
+def test_two_million_rows_are_assigned_to_folds(tmp_path):
     found = measured(tmp_path, "folds")
     assert found["peak_gib"] < 2 and found["total"] < 300
     assert found["leaks"] == 0 and found["sizes"]["test"] == found["counts"]["test"]

@@ -46,7 +46,7 @@ def trained(shapes, tmp_path_factory):
     """The folder of a sweep of two folds, both really trained, and the data setting."""
     folder = tmp_path_factory.mktemp("sweep")
     plan = plan_of(folder, data=str(shapes))
-    splits.prepare(plan.config, folder)
+    splits.prepare_manifest(plan.config, folder)
     for name, cfg in plan.runs.items():
         train.fit(create_run(folder / name, cfg))
     return folder, str(shapes)
@@ -88,7 +88,7 @@ def test_a_refit_has_the_settings_of_the_folds(trained, tmp_path):
 @pytest.mark.parametrize(("best", "epochs"), [([3, 9], 6), ([4, 9], 7), ([1, 1], 1)])
 def test_after_early_stopping_a_refit_takes_the_median_of_the_folds_best_epochs(shapes, tmp_path, best, epochs):
     plan = plan_of(tmp_path, data=str(shapes), epochs=50, patience=5, warmup_epochs=6)
-    splits.prepare(plan.config, tmp_path)
+    splits.prepare_manifest(plan.config, tmp_path)
     folds = [Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()]
     for fold, epoch in zip(folds, best, strict=True):
         fold.complete("train", fold.identity("train"), best_epoch=epoch, epochs=epoch + 5)
@@ -120,7 +120,7 @@ def ensemble(trained, tmp_path_factory):
 
 def test_an_ensembles_logits_are_the_log_of_the_members_mean_softmax(ensemble):
     run, folds = ensemble
-    photos = dataset.of(run, "test")
+    photos = dataset.load_photos(run, "test")
     members = [models.restore(fold.path / "best.pt")[0] for fold in folds]
     alone = [evaluate.predict(member, photos).numpy().astype(float) for member in members]
     assert np.abs(alone[0] - alone[1]).max() > 0.01  # two models, not one twice
@@ -131,12 +131,12 @@ def test_an_ensembles_logits_are_the_log_of_the_members_mean_softmax(ensemble):
 def test_an_ensembles_onnx_files_answer_as_it_does(ensemble, tmp_path):
     run, _ = ensemble
     model, _ = models.restore(run.path / "best.pt")
-    photos = dataset.to_array(dataset.of(run, "train").images)
-    fp32 = export.to_onnx(model, tmp_path / "fp32.onnx", run.config.image_size, run.class_names)
+    photos = dataset.to_array(dataset.load_photos(run, "train").images)
+    fp32 = export.export_onnx(model, tmp_path / "fp32.onnx", run.config.image_size, run.class_names)
     int8 = quantize.quantize(fp32, tmp_path / "int8.onnx", photos)
     logits = export.run_torch(model, photos)
     parity = [export.parity(logits, predict.run_onnx(path, photos)) for path in (fp32, int8)]
-    verdict = export.check(*parity, min_agreement=run.config.int8_agreement)
+    verdict = export.check_parity(*parity, min_agreement=run.config.int8_agreement)
     assert verdict["fp32_verified"] and verdict["int8_verified"], verdict
 
 

@@ -54,12 +54,12 @@ def settled(model: models.Normalized, pixels: torch.Tensor) -> models.Normalized
 
 def learns(model: models.Normalized) -> list[str]:
     """The parts whose weights may change, all of them or none."""
-    found = []
+    names = []
     for name, part in {**blocks.blocks_of(model), "head": models.head_of(model)}.items():
         flags = {p.requires_grad for p in part.parameters()}
         assert len(flags) == 1
-        found += [name] * flags.pop()
-    return found
+        names += [name] * flags.pop()
+    return names
 
 
 # ---- freezing ----
@@ -156,19 +156,19 @@ def test_the_head_of_the_features_is_the_model(name, head):
         return
     some = photos()
     model = settled(models.build(config.make({"model": name, "head": head}), 5), dataset.to_float(some.images))
-    found = blocks.backbone_features(model, some, batch_size=4)
-    assert found.ndim == 2 and not found.requires_grad and found.std(0).max() > 1e-3
+    features = blocks.backbone_features(model, some, batch_size=4)
+    assert features.ndim == 2 and not features.requires_grad and features.std(0).max() > 1e-3
     with torch.no_grad():
         expected = model(dataset.to_float(some.images))
-        torch.testing.assert_close(models.head_of(model)(found), expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(models.head_of(model)(features), expected, atol=1e-5, rtol=1e-4)
     assert not models.head_of(model)._forward_pre_hooks
 
 
 def test_smote_takes_the_features_of_every_family():
     """Flat ones, from ConvNeXt as well."""
     model = models.build(config.make({"model": "convnext_tiny"}), 3).eval()
-    found, labels = blocks.backbone_features(model, photos(7)), torch.tensor([0, 0, 0, 1, 1, 2, 2])
-    more, names = balance.smote(found, labels)
+    features, labels = blocks.backbone_features(model, photos(7)), torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    more, names = balance.smote(features, labels)
     assert models.head_of(model)(more).shape == (9, 3) and names.bincount().tolist() == [3, 3, 3]
 
 

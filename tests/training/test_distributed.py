@@ -1,8 +1,10 @@
-"""Several processes: they give the numbers of one, say why they fail, go on when one is lost, and none is left."""
+"""Several processes: they give the numbers of one, report why they fail, resume when one is lost, and none is left."""
 
 import contextlib
 import multiprocessing
 import os
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,11 +22,12 @@ import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fruitlib.core import progress
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset
 from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Busy, Run
-from fruitlib.training import distributed, evaluate, models, train, weights
+from fruitlib.training import distributed, evaluate, messages, models, train, weights
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]
 
@@ -78,13 +81,50 @@ def test_two_processes_give_the_numbers_of_one(make_run):
     assert set(Path(tempfile.gettempdir()).glob("torchelastic*")) <= before  # torchrun leaves folders there
 
 
-def test_with_batchnorm_the_numbers_are_those_of_the_kept_weights_and_each_photo_is_judged_once(make_run):
-    """Processes have statistics of their own; what is judged must be what is kept. 15 photos do not halve."""
+# An impatient meter, in this process and (Python imports `sitecustomize` as it starts) in torchrun's workers: its lines
+# come from whichever worker decodes, and begin like no other.
+IMPATIENT = "import fruitlib.core.progress; fruitlib.core.progress.meter.__defaults__ = (0, None)"
+
+
+def test_two_processes_show_all_lines_that_one_shows(make_run, capfd, monkeypatch, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(IMPATIENT)
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
+    monkeypatch.setattr(progress.meter, "__defaults__", (0, None))
+    settings = {"epochs": 5, "patience": 1, "min_delta": 1.0, "track": ["tensorboard"]}
+    shown = {}
+    for processes in (1, 2):
+        monkeypatch.setenv("FRUITLIB_CACHE", str(tmp_path / f"cache{processes}"))  # so that both decode
+        train.fit(make_run("run", processes=processes, **settings))
+        shown[processes] = [_without_times(line) for line in capfd.readouterr().out.splitlines()]
+        shutil.rmtree(tmp_path / "run")
+    beginnings = (
+        "photos decoded: ",
+        "photos: ",
+        "balance ",
+        "precision ",
+        "fresh weights",
+        "TensorBoard ",
+        "epoch 1/5",
+    )
+    for beginning in (*beginnings, "stopped early"):
+        assert any(line.startswith(beginning) for line in shown[1]), f"{beginning}: nothing to compare"
+    assert sorted(shown[2][1:]) == sorted(shown[1]) and shown[2][0].startswith("starting 2 processes")
+
+
+def _without_times(line: str) -> str:
+    """A line without the time left, the free memory, and digits in which processes may differ."""
+    line = re.sub(r"(?<=, )[\d.]+ (s|min) left", "left", line)
+    line = re.sub(r"budget [\d.,]+ \w+", "budget", line)
+    return re.sub(r"(\.\d\d)\d", r"\1", line)
+
+
+def test_with_batchnorm_the_numbers_are_those_of_the_kept_weights_and_each_photo_is_predicted_once(make_run):
+    """Processes have statistics of their own; what is evaluated must be what is kept. 15 photos do not halve."""
     run = make_run(model="resnet18", processes=2, epochs=1, val_per_class=5)
     train.fit(run)
     assert run.predictions("val")["path"].tolist() == run.rows("val")["path"].tolist()
     model, _ = models.restore(run.path / "best.pt")
-    logits = evaluate.predict(model, dataset.of(run, "val"))
+    logits = evaluate.predict(model, dataset.load_photos(run, "val"))
     probs, _ = run.probs(run.predictions("val"))
     np.testing.assert_allclose(probs, metrics.softmax(logits.numpy()), atol=1e-4)
 
@@ -137,7 +177,7 @@ def test_orphans_are_found_by_their_mark_and_the_stubborn_are_killed():
     code = (
         f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {stubborn!r}], start_new_session=True)"
     )
-    environment = os.environ | {"FRUITLIB_STARTER": "1:2"}
+    environment = os.environ | {messages.STARTER: "1:2"}
     agent = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
     assert agent.stdout.readline() and agent.wait(timeout=10) == 0
     orphans = [one for one in psutil.process_iter() if marked(one, "1:2")]
@@ -149,8 +189,9 @@ def test_orphans_are_found_by_their_mark_and_the_stubborn_are_killed():
 
 
 def test_a_helper_that_outlives_torchrun_does_not_keep_the_notebook_waiting(make_run):
-    code = "import subprocess, sys; print('epoch 1', flush=True); subprocess.Popen(['sleep', '60'])"
-    environment, run, seen = os.environ | {"FRUITLIB_STARTER": "3:4"}, make_run(), []
+    code = "import subprocess; from fruitlib.training import messages; messages.epoch_done('epoch 1');"
+    code += "subprocess.Popen(['sleep', '60'])"
+    environment, run, seen = os.environ | {messages.STARTER: "3:4"}, make_run(), []
     agent = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
     distributed._follow(agent, "3:4", run, seen.append, patience=0.5)
     assert len(seen) == 1 and (run.path / "train.log").read_text() == "epoch 1\n"
@@ -160,7 +201,7 @@ def test_a_helper_that_outlives_torchrun_does_not_keep_the_notebook_waiting(make
 
 def marked(process: psutil.Process, mark: str) -> bool:
     with contextlib.suppress(psutil.Error):
-        return process.environ().get("FRUITLIB_STARTER") == mark
+        return process.environ().get(messages.STARTER) == mark
     return False
 
 
@@ -204,14 +245,14 @@ def test_what_torchruns_flags_get_wrong_is_refused(make_run, monkeypatch):
     run = make_run(batch_size=8)
     monkeypatch.setenv("WORLD_SIZE", "5")
     with pytest.raises(InputError, match="batch_size = 8: too small for 5 processes"):
-        distributed._refuse_misfits(run)
+        distributed._check_flags(run)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     with pytest.raises(InputError, match="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
-        distributed._refuse_misfits(run)
+        distributed._check_flags(run)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
-    distributed._refuse_misfits(run)
+    distributed._check_flags(run)
 
 
 def test_another_ones_end_is_told_from_an_own_failure(tmp_path):
@@ -237,44 +278,46 @@ def test_another_ones_end_is_told_from_an_own_failure(tmp_path):
     assert not any(distributed.is_echo(problem) for problem in own)
 
 
-def test_the_first_reason_stands_and_an_echo_gives_none(make_run, monkeypatch):
+def test_the_first_reason_is_kept_and_an_echo_gives_none(make_run, monkeypatch, capsys):
     run = make_run()
 
-    def leave(code: int, last_words: str) -> None:
-        raise SystemExit(last_words)
+    def leave(code: int) -> None:
+        raise SystemExit(code)
+
+    def reported(problem: Exception) -> list:
+        """The messages in what a worker prints as it fails."""
+        with pytest.raises(SystemExit):
+            distributed._fail(run, problem)
+        lines = [messages.parse(line) for line in capsys.readouterr().out.split("\n")]
+        return [message for message in lines if message]
 
     monkeypatch.setattr(distributed, "_leave", leave)
-    with pytest.raises(SystemExit, match=r"^lost: peer gone$"):
-        distributed._fail(run, dist.DistNetworkError("peer gone"))
+    monkeypatch.setenv(messages.STARTER, "1:2")
+    assert reported(dist.DistNetworkError("peer gone")) == []
     assert not (run.path / distributed.FAILED).exists()
-    for problem, words in ((ValueError("first\nsecond line"), "ValueError: first"), (KeyError("b"), "KeyError: 'b'")):
-        with pytest.raises(SystemExit, match=f"^error: {words}$"):
-            distributed._fail(run, problem)
+    assert reported(ValueError("first\nsecond line")) == [(messages.ERROR, "ValueError: first")]
+    assert reported(KeyError("b")) == [(messages.ERROR, "KeyError: 'b'")]
     assert (run.path / distributed.FAILED).read_text() == "ValueError: first"
 
 
-def test_workers_that_could_not_say_why_are_told_by_torchruns_log():
+def test_how_workers_ended_that_gave_no_reason_is_read_from_torchruns_log():
     line = "E1123 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: -9) local_rank: 1 (pid: 7)\n"
+    assert distributed._how_lost(line * 4, 1) == "a worker was lost 4 times, last by SIGKILL; often too little memory"
     assert (
-        distributed._loss_reason(line * 4, 1) == "a worker was lost 4 times, last by SIGKILL; often too little memory"
+        distributed._how_lost(line + line.replace("-9", "3"), 1) == "a worker was lost 2 times, last with exit code 3"
     )
-    assert (
-        distributed._loss_reason(line + line.replace("-9", "3"), 1)
-        == "a worker was lost 2 times, last with exit code 3"
-    )
-    assert distributed._loss_reason("", -9) == "torchrun ended by SIGKILL"
+    assert distributed._how_lost("", -9) == "torchrun ended by SIGKILL"
 
 
-def test_a_run_too_small_for_several_processes_is_said_to_be():
+def test_several_processes_are_not_worth_it_for_a_small_run():
     """20 s of training would take 10 and the start, that is as long; an hour and a half, half of it."""
-    assert distributed.advice(1.0, 20, 2).endswith("too small for them: processes: 1 is right")
-    assert "may be done after 45 min" in distributed.advice(90.0, 60, 2)
+    assert not distributed.worth_it(1.0, 20, 2) and "processes: 1" in distributed.advice(1.0, 20, 2)
+    assert distributed.worth_it(90.0, 60, 2) and "45 min" in distributed.advice(90.0, 60, 2)
 
 
 @given(st.floats(0.001, 1000), st.integers(1, 1000), st.integers(2, 64))
 def test_several_processes_are_never_recommended_where_one_would_be_done_first(seconds, epochs, processes):
     """Even if they shared the work perfectly; and longer runs never turn advice against them."""
-    output = distributed.advice(seconds, epochs, processes)
-    if "too small" not in output:
+    if distributed.worth_it(seconds, epochs, processes):
         assert distributed.START_SECONDS + seconds * epochs / processes < seconds * epochs
-        assert "too small" not in distributed.advice(seconds * 2, epochs, processes)
+        assert distributed.worth_it(seconds * 2, epochs, processes)

@@ -41,8 +41,8 @@ def test_focal_is_equation_4_of_lin_et_al(gamma):
     p_t = LOGITS.softmax(1)[torch.arange(3), LABELS]
     expected = -((1 - p_t) ** gamma) * p_t.log()
     torch.testing.assert_close(losses.focal(LOGITS, one_hot(LABELS), gamma), expected)
-    found = loss_of(LOGITS, batch_of(LABELS), loss="focal", focal_gamma=gamma)
-    torch.testing.assert_close(found, expected.mean())
+    loss = loss_of(LOGITS, batch_of(LABELS), loss="focal", focal_gamma=gamma)
+    torch.testing.assert_close(loss, expected.mean())
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
@@ -58,24 +58,24 @@ def test_mix_runs_from_cross_entropy_to_focal():
     batch = batch_of(LABELS)
     ce, focal = F.cross_entropy(LOGITS, LABELS), loss_of(LOGITS, batch, loss="focal", focal_gamma=3.0)
     for ratio in (0.0, 0.25, 1.0):
-        found = loss_of(LOGITS, batch, loss="mix", focal_ratio=ratio, focal_gamma=3.0)
-        torch.testing.assert_close(found, (1 - ratio) * ce + ratio * focal)
+        loss = loss_of(LOGITS, batch, loss="mix", focal_ratio=ratio, focal_gamma=3.0)
+        torch.testing.assert_close(loss, (1 - ratio) * ce + ratio * focal)
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.6])
 def test_cross_entropy_and_its_smoothing_are_torchs(smoothing):
-    found = loss_of(LOGITS, batch_of(LABELS), loss="ce", label_smoothing=smoothing)
-    torch.testing.assert_close(found, F.cross_entropy(LOGITS, LABELS, label_smoothing=smoothing))
+    loss = loss_of(LOGITS, batch_of(LABELS), loss="ce", label_smoothing=smoothing)
+    torch.testing.assert_close(loss, F.cross_entropy(LOGITS, LABELS, label_smoothing=smoothing))
 
 
 @pytest.mark.parametrize("name", ["ce", "focal", "mix"])
 def test_class_weights_multiply_each_images_loss_by_its_labels_weight(name):
-    found = loss_of(LOGITS, batch_of(LABELS), WEIGHTS, loss=name, label_smoothing=0.2)
+    loss = loss_of(LOGITS, batch_of(LABELS), WEIGHTS, loss=name, label_smoothing=0.2)
     alone = [
         loss_of(LOGITS[[i]], batch_of(LABELS[[i]]), loss=name, label_smoothing=0.2) * WEIGHTS[LABELS[i]]
         for i in range(3)
     ]
-    torch.testing.assert_close(found, torch.stack(alone).mean())  # the mean over images, not over their weights
+    torch.testing.assert_close(loss, torch.stack(alone).mean())  # the mean over images, not over their weights
     if name == "ce":
         sums = F.cross_entropy(LOGITS, LABELS, weight=WEIGHTS, reduction="sum")
         torch.testing.assert_close(loss_of(LOGITS, batch_of(LABELS), WEIGHTS, loss="ce"), sums / 3)
@@ -116,11 +116,11 @@ def test_soft_f1_is_its_formula_over_the_classes_that_occur():
     expected = soft_f1_by_hand(LOGITS.softmax(1), one_hot(labels), [0, 2])
     assert loss_of(LOGITS, batch_of(labels), loss="soft_f1").item() == pytest.approx(expected)
     smooth = 0.7 * one_hot(labels) + 0.1  # smoothing puts some of class 1 into every image, yet it does not occur
-    found = loss_of(LOGITS, batch_of(labels), loss="soft_f1", label_smoothing=0.3)
-    assert found.item() == pytest.approx(soft_f1_by_hand(LOGITS.softmax(1), smooth, [0, 2]))
+    loss = loss_of(LOGITS, batch_of(labels), loss="soft_f1", label_smoothing=0.3)
+    assert loss.item() == pytest.approx(soft_f1_by_hand(LOGITS.softmax(1), smooth, [0, 2]))
     mixed = 0.75 * one_hot(labels) + 0.25 * one_hot(torch.tensor([0, 0, 1]))
-    found = loss_of(LOGITS, batch_of(labels, torch.tensor([0, 0, 1]), 0.75), loss="soft_f1")
-    assert found.item() == pytest.approx(soft_f1_by_hand(LOGITS.softmax(1), mixed, [0, 1, 2]))
+    loss = loss_of(LOGITS, batch_of(labels, torch.tensor([0, 0, 1]), 0.75), loss="soft_f1")
+    assert loss.item() == pytest.approx(soft_f1_by_hand(LOGITS.softmax(1), mixed, [0, 1, 2]))
 
 
 def test_soft_f1_of_certain_answers_is_one_minus_macro_f1():
@@ -137,7 +137,7 @@ def test_soft_f1_of_certain_answers_is_one_minus_macro_f1():
 
 def test_soft_f1_refuses_slices_of_a_batch_and_class_weights():
     part = replace(batch_of(LABELS), size=7)
-    with pytest.raises(InputError, match=r"whole batch \(7 images\) and was given 3"):
+    with pytest.raises(InputError, match=r"whole batch \(7 images\) at once and got 3"):
         loss_of(LOGITS, part, loss="soft_f1")
     with pytest.raises(InputError, match="class_weights"):
         losses.build(config.make({"loss": "soft_f1"}), WEIGHTS)
@@ -165,17 +165,17 @@ def test_accumulated_slices_have_the_gradient_of_the_whole_batch(micro_batch, na
 
 @pytest.mark.parametrize("name", ALL)
 def test_validation_is_judged_by_the_same_loss_without_smoothing(name):
-    judged = losses.build_validation_loss(config.make({"loss": name, "label_smoothing": 0.4}))(LOGITS, LABELS)
-    assert isinstance(judged, float)
-    assert judged == pytest.approx(loss_of(LOGITS, batch_of(LABELS), loss=name).item())
+    value = losses.build_validation_loss(config.make({"loss": name, "label_smoothing": 0.4}))(LOGITS, LABELS)
+    assert isinstance(value, float)
+    assert value == pytest.approx(loss_of(LOGITS, batch_of(LABELS), loss=name).item())
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_half_precision_logits_lose_nothing_more(name):
     half = LOGITS.bfloat16()
-    found = loss_of(half, batch_of(LABELS), loss=name)
-    assert found.dtype == torch.float32
-    torch.testing.assert_close(found, loss_of(half.float(), batch_of(LABELS), loss=name))
+    loss = loss_of(half, batch_of(LABELS), loss=name)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, loss_of(half.float(), batch_of(LABELS), loss=name))
 
 
 # ---- two real processes ----
@@ -199,7 +199,7 @@ def a_batch(rank: int, world_size: int) -> Batch:
 
 def learn(rank: int, world_size: int) -> list[tuple[float, torch.Tensor]]:
     """For each case this process's share of the loss, and the gradient as the recipe computes it."""
-    found = []
+    results = []
     for settings in CASES:
         layer = torch.nn.Linear(4, 3).double()
         with torch.no_grad():
@@ -210,8 +210,8 @@ def learn(rank: int, world_size: int) -> list[tuple[float, torch.Tensor]]:
         batch = a_batch(rank, world_size)
         share = loss_of(network(batch.images), batch, weights, **settings)
         (share * world_size).backward()  # DDP averages over processes
-        found.append((share.item(), layer.weight.grad.clone()))
-    return found
+        results.append((share.item(), layer.weight.grad.clone()))
+    return results
 
 
 def work(rank: int, folder: str) -> None:
@@ -228,5 +228,5 @@ def test_two_processes_have_the_loss_and_the_gradient_of_one(tmp_path):
     shares = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     for (loss, gradient), *both, settings in zip(learn(0, 1), *shares, CASES, strict=True):
         assert sum(share for share, _ in both) == pytest.approx(loss), settings
-        for _, found in both:
-            torch.testing.assert_close(found, gradient, msg=str(settings))
+        for _, summed in both:
+            torch.testing.assert_close(summed, gradient, msg=str(settings))

@@ -32,25 +32,25 @@ def make(name: str, classes: int = 3, **settings) -> models.Normalized:
 @functools.cache
 def hollow(name: str) -> models.Normalized:
     """The model without memory or arithmetic (shapes only), so that the largest take as long as the smallest."""
-    theirs = torchvision.models.regnet.BlockParams
-    computed = theirs.from_init_params
+    block_params = torchvision.models.regnet.BlockParams
+    computed = block_params.from_init_params
 
     def on_cpu(*args, **kwargs):  # RegNet computes its widths in torch, and needs them
         with torch.device("cpu"):
             return computed(*args, **kwargs)
 
     with pytest.MonkeyPatch.context() as patch, torch.device("meta"):
-        patch.setattr(theirs, "from_init_params", on_cpu)
+        patch.setattr(block_params, "from_init_params", on_cpu)
         return make(name, BASE_CLASSES).eval()
 
 
 @contextlib.contextmanager
 def watching(layers: dict[str, nn.Module], blocks: dict[str, nn.Module] | None = None):
     """Gives a dict of what each layer hands on, and a list of blocks as they begin to run, filled by a forward pass."""
-    found: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
     begun: list[str] = []
     hooks = [
-        layer.register_forward_hook(lambda module, inputs, output, name=name: found.__setitem__(name, output))
+        layer.register_forward_hook(lambda module, inputs, output, name=name: outputs.__setitem__(name, output))
         for name, layer in layers.items()
     ]
     hooks += [
@@ -59,7 +59,7 @@ def watching(layers: dict[str, nn.Module], blocks: dict[str, nn.Module] | None =
         for module in block.modules()
         if any(True for _ in module.parameters(recurse=False))
     ]
-    yield found, begun
+    yield outputs, begun
     for hook in hooks:
         hook.remove()
 
@@ -82,12 +82,12 @@ def test_every_weight_and_batchnorm_is_in_one_block_or_in_the_head(name):
 def test_blocks_run_one_after_the_other_and_layers_for_cams_lose_resolution(name):
     model, images = hollow(name), torch.empty(2, 3, 96, 96, device="meta")
     layers, blocks = target_layers(model), blocks_of(model)
-    with watching(layers, blocks) as (found, begun), torch.no_grad():
+    with watching(layers, blocks) as (outputs, begun), torch.no_grad():
         assert model(images).shape == (2, BASE_CLASSES)
     assert list(dict.fromkeys(begun)) == list(blocks)
-    assert list(found) == list(layers) and 3 <= len(layers) <= 5
-    assert all(output.ndim == 4 for output in found.values())
-    sides = [output.shape[2] for output in found.values()]
+    assert list(outputs) == list(layers) and 3 <= len(layers) <= 5
+    assert all(output.ndim == 4 for output in outputs.values())
+    sides = [output.shape[2] for output in outputs.values()]
     assert sides == sorted(set(sides), reverse=True)
 
 
@@ -151,20 +151,20 @@ def test_torchvisions_own_file_gives_torchvisions_own_answers(name, tmp_path):
     """Its classifier stays, whatever stands before its last layer, and so does the normalisation it was made with."""
     torch.manual_seed(5)
     net = torchvision.models.get_model(name, weights=None).eval()
-    torch.save(net.state_dict(), tmp_path / "theirs.pth")
-    model = make(name, 3, weights=str(tmp_path / "theirs.pth")).eval()
-    theirs, ours = ([m for m in of.modules() if isinstance(m, nn.Linear)][-1] for of in (net, model))
-    assert ours.out_features == 3 and not torch.equal(ours.weight, theirs.weight[:3])
+    torch.save(net.state_dict(), tmp_path / "published.pth")
+    model = make(name, 3, weights=str(tmp_path / "published.pth")).eval()
+    original, ours = ([m for m in one.modules() if isinstance(m, nn.Linear)][-1] for one in (net, model))
+    assert ours.out_features == 3 and not torch.equal(ours.weight, original.weight[:3])
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        ours.weight.copy_(theirs.weight[:3])
-        ours.bias.copy_(theirs.bias[:3])
+        ours.weight.copy_(original.weight[:3])
+        ours.bias.copy_(original.bias[:3])
         expected = net((images - torch.tensor(zoo.MEAN)[:, None, None]) / torch.tensor(zoo.STD)[:, None, None])
         torch.testing.assert_close(model(images), expected[:, :3])
         channels_last = model.to(memory_format=torch.channels_last)
         rearranged = channels_last(images.contiguous(memory_format=torch.channels_last))
         torch.testing.assert_close(rearranged, expected[:, :3], rtol=1e-3, atol=1e-5)
-    assert "theirs.pth" in model.weights_origin and "fresh last layer" in model.weights_origin
+    assert "published.pth" in model.weights_origin and "fresh last layer" in model.weights_origin
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -223,10 +223,10 @@ def test_gap_bn_stands_on_average_pooled_features(name):
     seen: list[torch.Tensor] = []
     models.head_of(model).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     last = list(target_layers(model).items())[-1]
-    with torch.no_grad(), watching(dict([last])) as (found, _):
+    with torch.no_grad(), watching(dict([last])) as (outputs, _):
         model(images)
     after = {"densenet121": torch.relu, "vgg11": nn.MaxPool2d(2)}.get(name, nn.Identity())
-    torch.testing.assert_close(seen[0], after(found[last[0]]).mean((2, 3)), rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(seen[0], after(outputs[last[0]]).mean((2, 3)), rtol=1e-4, atol=1e-6)
     assert kinds(model) == ["BatchNorm1d", "Dropout", "Linear"] and models.head_of(model)[1].p == 0.5
 
 
@@ -273,9 +273,9 @@ def test_of_another_head_the_backbone_alone_is_taken_and_that_is_said(tmp_path, 
     model = trained(tmp_path / "best.pt")
     started = make("mobilenet_v3_small", classes, weights=str(tmp_path / "best.pt"), **settings)
     assert same(backbone(started), backbone(model))
-    theirs = models.head_of(model).state_dict()  # no part of it, hidden layers neither
+    head = models.head_of(model).state_dict()  # no part of it, hidden layers neither
     own = models.head_of(started).state_dict()
-    assert not any(key in theirs and torch.equal(own[key], theirs[key]) for key in own)
+    assert not any(key in head and torch.equal(own[key], head[key]) for key in own)
     assert started.weights_origin.startswith("backbone from ") and "fresh head" in started.weights_origin
 
 
@@ -308,10 +308,10 @@ def ensemble(path):
 @pytest.mark.parametrize(
     ("prepare", "words"),
     [
-        (lambda path: None, "no such file; wanted: none, DEFAULT or a checkpoint"),
-        (lambda path: path.write_bytes(b"not a checkpoint"), "not a checkpoint that can be read"),
+        (lambda path: None, "no such file; set none, DEFAULT or a checkpoint"),
+        (lambda path: path.write_bytes(b"not a checkpoint"), "not a readable checkpoint"),
         (lambda path: torch.save([1, 2], path), "not a checkpoint but a list"),
-        (lambda path: torch.save({"settings": {}, "parts": {}}, path), "neither a best.pt of this fruitlib nor"),
+        (lambda path: torch.save({"settings": {}, "parts": {}}, path), "neither a best.pt of fruitlib nor"),
         (lambda path: trained(path), "holds model mobilenet_v3_small, not resnet18"),
         (ensemble, "an ensemble of 2"),
         (lambda path: torch.save(state("resnet34"), path), r"another network \(layer1.2.bn1.bias is unknown\)"),
@@ -333,9 +333,9 @@ def test_wrong_weights_are_named(tmp_path, prepare, words):
     ("prepare", "words"),
     [
         (lambda path: None, "no such file"),
-        (lambda path: path.write_bytes(b"not a checkpoint"), "not a checkpoint that can be read"),
+        (lambda path: path.write_bytes(b"not a checkpoint"), "not a readable checkpoint"),
         (lambda path: trained(path), "holds model mobilenet_v3_small, not base"),
-        (lambda path: torch.save(state("resnet18"), path), "neither a best.pt of this fruitlib nor"),
+        (lambda path: torch.save(state("resnet18"), path), "neither a best.pt of fruitlib nor"),
     ],
 )
 def test_wrong_base_weights_are_named(tmp_path, prepare, words):
@@ -346,9 +346,9 @@ def test_wrong_base_weights_are_named(tmp_path, prepare, words):
 
 
 def test_a_state_dict_is_no_file_for_our_own_networks(tmp_path):
-    torch.save(state("resnet18"), tmp_path / "theirs.pth")
-    with pytest.raises(InputError, match=r"theirs.pth: no checkpoint of end2end"):
-        make("end2end", weights=str(tmp_path / "theirs.pth"))
+    torch.save(state("resnet18"), tmp_path / "published.pth")
+    with pytest.raises(InputError, match=r"published.pth: not a checkpoint of end2end"):
+        make("end2end", weights=str(tmp_path / "published.pth"))
 
 
 def test_files_as_old_as_densenets_are_read(tmp_path):
@@ -449,8 +449,8 @@ def test_weights_bring_the_normalisation_they_were_made_with(published, monkeypa
     with monkeypatch.context() as patch:
         patch.setattr(weights.value, "transforms", expects)
         model = make(name, weights="DEFAULT")
-        torch.save(content, tmp_path / "theirs.pth")
-        from_file = make(name, weights=str(tmp_path / "theirs.pth"))
+        torch.save(content, tmp_path / "published.pth")
+        from_file = make(name, weights=str(tmp_path / "published.pth"))
         fresh = make(name)
     assert all(torch.equal(m.mean, halves) and torch.equal(m.std, halves) for m in (model, from_file))
     assert torch.equal(fresh.mean.flatten(), torch.tensor(zoo.MEAN))
@@ -487,7 +487,7 @@ def test_restore_gives_back_the_model(tmp_path, name, settings):
 
 def test_a_checkpoint_that_does_not_say_its_network_is_named(tmp_path):
     torch.save({"model": "resnet18", "state_dict": {}}, tmp_path / "best.pt")
-    with pytest.raises(InputError, match=r"best.pt: says nothing of its network"):
+    with pytest.raises(InputError, match=r"best.pt: does not name its network"):
         models.restore(tmp_path / "best.pt")
 
 
@@ -521,7 +521,7 @@ def test_a_checkpoint_cut_short_at_any_length_is_named(tmp_path, length):
     whole, short = tmp_path / "whole.pt", tmp_path / "short.pt"
     torch.save({"state_dict": {"a": torch.zeros(20_000)}}, whole)
     short.write_bytes(whole.read_bytes()[:length])
-    with pytest.raises(InputError, match=r"short\.pt: not a checkpoint that can be read"):
+    with pytest.raises(InputError, match=r"short\.pt: not a readable checkpoint"):
         load_checkpoint(short)
 
 
@@ -529,8 +529,8 @@ def test_weights_are_refused_before_anything_is_trained(tmp_path):
     best = tmp_path / "best.pt"
     model = models.build(config.make({}), 3)
     torch.save(models.checkpoint(model, config.make({}), list("abc")), best)
-    models.check_start(config.make({"weights": str(best)}))
+    models.check_start_weights(config.make({"weights": str(best)}))
     with pytest.raises(InputError, match="holds model end2end, not resnet18"):
-        models.check_start(config.make({"model": "resnet18", "weights": str(best)}))
+        models.check_start_weights(config.make({"model": "resnet18", "weights": str(best)}))
     with pytest.raises(InputError, match="holds model end2end, not base"):
-        models.check_start(config.make({"base_weights": str(best)}))
+        models.check_start_weights(config.make({"base_weights": str(best)}))

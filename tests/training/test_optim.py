@@ -36,23 +36,23 @@ def resnet_weights(tmp_path_factory) -> str:
 def rates(cfg, steps_per_epoch: int, peak: float = 1.0) -> list[float]:
     """The lr of every step of a training, for one group with this peak."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=peak)
-    schedule, found = optim.Schedule(cfg, optimizer, steps_per_epoch), []
+    schedule, lrs = optim.Schedule(cfg, optimizer, steps_per_epoch), []
     for _ in range(cfg.epochs * steps_per_epoch):
-        found.append(optimizer.param_groups[0]["lr"])
+        lrs.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         schedule.step()
-    return found
+    return lrs
 
 
 def torchs(build, steps: int) -> list[float]:
     """The lr of every step under one of torch's own schedulers, from a peak of 1."""
     optimizer = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
-    scheduler, found = build(optimizer), []
+    scheduler, lrs = build(optimizer), []
     for _ in range(steps):
-        found.append(optimizer.param_groups[0]["lr"])
+        lrs.append(optimizer.param_groups[0]["lr"])
         optimizer.step()
         scheduler.step()
-    return found
+    return lrs
 
 
 # ---- groups ----
@@ -73,12 +73,12 @@ def test_weights_decay_and_biases_and_norms_do_not():
 def test_each_block_learns_slower_than_the_next_and_the_head_at_lr(name):
     cfg, model = network(model=name, lr=0.01, layer_decay=0.5)
     optimizer = optim.build(cfg, model)
-    found = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
-    assert found.keys() == {id(p) for p in model.parameters()}
-    assert {found[id(p)] for p in models.head_of(model).parameters()} == {0.01}
+    lr_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert lr_of.keys() == {id(p) for p in model.parameters()}
+    assert {lr_of[id(p)] for p in models.head_of(model).parameters()} == {0.01}
     parts = list(blocks.blocks_of(model).values())
     for distance, block in enumerate(reversed(parts), start=1):
-        assert {found[id(p)] for p in block.parameters()} == {0.01 * 0.5**distance}
+        assert {lr_of[id(p)] for p in block.parameters()} == {0.01 * 0.5**distance}
     assert optim.Schedule(cfg, optimizer, 5).lr == 0.01  # the head's
 
 
@@ -160,8 +160,8 @@ LAST = EPOCHS * STEPS - 1
     ],
 )
 def test_schedules_follow_their_formulas(name, formula):
-    found = rates(config.make({"scheduler": name, "epochs": EPOCHS}), STEPS, peak=0.3)
-    assert found == pytest.approx([0.3 * formula(k) for k in range(EPOCHS * STEPS)])
+    lrs = rates(config.make({"scheduler": name, "epochs": EPOCHS}), STEPS, peak=0.3)
+    assert lrs == pytest.approx([0.3 * formula(k) for k in range(EPOCHS * STEPS)])
 
 
 @pytest.mark.parametrize(
@@ -174,24 +174,24 @@ def test_schedules_follow_their_formulas(name, formula):
     ],
 )
 def test_schedules_are_torchs_curves(name, build):
-    found = rates(config.make({"scheduler": name, "epochs": EPOCHS}), STEPS)
-    assert found == pytest.approx(torchs(build, EPOCHS * STEPS), rel=1e-6)
+    lrs = rates(config.make({"scheduler": name, "epochs": EPOCHS}), STEPS)
+    assert lrs == pytest.approx(torchs(build, EPOCHS * STEPS), rel=1e-6)
 
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULES if name != "one_cycle"])
 def test_warm_up_is_torchs_linear_one_and_the_rest_follows_it(name):
     warm = 2 * STEPS
-    found = rates(config.make({"scheduler": name, "epochs": EPOCHS, "warmup_epochs": 2}), STEPS)
+    lrs = rates(config.make({"scheduler": name, "epochs": EPOCHS, "warmup_epochs": 2}), STEPS)
     linear = torchs(lambda o: lr_scheduler.LinearLR(o, 1 / (warm + 1), total_iters=warm), warm + 1)
-    assert found[: warm + 1] == pytest.approx(linear) and found[warm] == 1
-    assert found[warm:] == pytest.approx(rates(config.make({"scheduler": name, "epochs": EPOCHS - 2}), STEPS))
+    assert lrs[: warm + 1] == pytest.approx(linear) and lrs[warm] == 1
+    assert lrs[warm:] == pytest.approx(rates(config.make({"scheduler": name, "epochs": EPOCHS - 2}), STEPS))
 
 
 def test_one_cycle_takes_the_epochs_of_warm_up_for_its_rise():
-    found = rates(config.make({"scheduler": "one_cycle", "epochs": EPOCHS, "warmup_epochs": 4}), STEPS)
-    assert np.argmax(found) == 4 * STEPS and max(found) == 1
-    assert found[0] == pytest.approx(1 / 25) and found[-1] == pytest.approx(1 / 25e4)
-    assert np.all(np.diff(found[: 4 * STEPS + 1]) > 0) and np.all(np.diff(found[4 * STEPS :]) < 0)
+    lrs = rates(config.make({"scheduler": "one_cycle", "epochs": EPOCHS, "warmup_epochs": 4}), STEPS)
+    assert np.argmax(lrs) == 4 * STEPS and max(lrs) == 1
+    assert lrs[0] == pytest.approx(1 / 25) and lrs[-1] == pytest.approx(1 / 25e4)
+    assert np.all(np.diff(lrs[: 4 * STEPS + 1]) > 0) and np.all(np.diff(lrs[4 * STEPS :]) < 0)
 
 
 def test_one_cycle_leaves_momentum_as_the_setting_says():
@@ -206,8 +206,8 @@ def test_one_cycle_leaves_momentum_as_the_setting_says():
 @pytest.mark.parametrize("name", SCHEDULES)
 @pytest.mark.parametrize(("epochs", "steps", "warm"), [(1, 1, 0), (1, 2, 0), (2, 1, 1), (3, 1, 1)])
 def test_the_shortest_trainings_have_sound_rates(name, epochs, steps, warm):
-    found = rates(config.make({"scheduler": name, "epochs": epochs, "warmup_epochs": warm}), steps)
-    assert all(0 < rate <= 1 for rate in found) and max(found) >= 0.5
+    lrs = rates(config.make({"scheduler": name, "epochs": epochs, "warmup_epochs": warm}), steps)
+    assert all(0 < rate <= 1 for rate in lrs) and max(lrs) >= 0.5
 
 
 def test_each_group_has_its_own_peak_and_falls_from_there():
@@ -224,19 +224,19 @@ def test_each_group_has_its_own_peak_and_falls_from_there():
 def follow(cfg, scores, steps_per_epoch=2) -> list[float]:
     """The lr after each epoch, whose score is given."""
     schedule = optim.Schedule(cfg, torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0), steps_per_epoch)
-    found = []
+    lrs = []
     for score in scores:
         for _ in range(steps_per_epoch):
             schedule.step()
-        schedule.judged(score)
-        found.append(schedule.lr)
-    return found
+        schedule.end_epoch(score)
+        lrs.append(schedule.lr)
+    return lrs
 
 
 def test_plateau_divides_by_ten_after_its_patience_without_a_gain():
     cfg = config.make({"scheduler": "plateau", "epochs": 20, "min_delta": 0.1})  # patience 2
-    found = follow(cfg, [0.5, 0.55, 0.58, 0.59, 0.8, 0.8, 0.8, 0.95, 0.95, 0.95, 0.95])
-    assert found == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.01])
+    lrs = follow(cfg, [0.5, 0.55, 0.58, 0.59, 0.8, 0.8, 0.8, 0.95, 0.95, 0.95, 0.95])
+    assert lrs == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.01])
     patient = config.make({"scheduler": "plateau", "epochs": 50})  # patience 5
     assert follow(patient, [0.5] * 7) == pytest.approx([1] * 6 + [0.1])
     assert follow(config.make({"scheduler": "constant"}), [0.5] * 9) == [1] * 9
@@ -259,17 +259,17 @@ def test_a_resumed_schedule_goes_on_exactly(name, optimizer_first):
         return optimizer, optim.Schedule(cfg, optimizer, steps)
 
     def go_on(optimizer, schedule, taken, saved=None) -> list[list[float]]:
-        found = []
+        lrs = []
         for step in range(taken, cfg.epochs * steps):
-            found.append([group["lr"] for group in optimizer.param_groups])
+            lrs.append([group["lr"] for group in optimizer.param_groups])
             optimizer.step()
             schedule.step()
             if (step + 1) % steps == 0:
-                schedule.judged(scores[step // steps])
+                schedule.end_epoch(scores[step // steps])
             if saved is not None:
                 saved.append(io.BytesIO())
                 torch.save([optimizer.state_dict(), schedule.state_dict()], saved[-1])
-        return found
+        return lrs
 
     saved = []
     whole = go_on(*fresh(), 0, saved)

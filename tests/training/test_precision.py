@@ -1,4 +1,4 @@
-"""Precision and memory format: chosen by rule, timed once a sweep, the same for whoever asks; compiled equals plain."""
+"""Precision and memory format: chosen by rule, timed once a sweep, the same for every run; compiled equals plain."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -19,8 +19,8 @@ from fruitlib.training.precision import (
     _measured,
     autocast,
     choose,
+    compile_model,
     compile_problem,
-    compiled,
     fastest,
     images_per_step,
     speed_from_names,
@@ -131,7 +131,7 @@ def test_a_process_times_its_own_share(monkeypatch):
 def test_a_named_setting_is_kept_and_with_both_nothing_is_timed(tmp_path):
     both = choose(settings(precision="bf16", memory_format="contiguous"), 3, CPU, tmp_path)
     assert (both.precision, both.memory_format, both.step_ms) == ("bf16", torch.contiguous_format, {})
-    assert both.summary == "precision bf16 (as asked), contiguous (as asked): nothing was timed"
+    assert both.summary == "precision bf16 (as set), contiguous (as set): nothing was timed"
     assert not (tmp_path / "auto.json").exists()
     named = choose(settings(precision="bf16"), 3, CPU, tmp_path)
     assert named.precision == "bf16" and set(named.step_ms) == {"bf16 channels_last", "bf16 contiguous"}
@@ -142,8 +142,8 @@ def test_a_named_setting_is_kept_and_with_both_nothing_is_timed(tmp_path):
 
 def test_features_computed_once_are_not_timed(tmp_path):
     frozen = settings(model="resnet18", weights="DEFAULT", freeze="backbone", augment="none")
-    found = choose(frozen, 3, CPU, tmp_path)
-    assert (found.precision, found.memory_format, found.step_ms) == ("fp32", torch.channels_last, {})
+    speed = choose(frozen, 3, CPU, tmp_path)
+    assert (speed.precision, speed.memory_format, speed.step_ms) == ("fp32", torch.channels_last, {})
 
 
 @pytest.mark.parametrize("memory_format", ["auto", "contiguous"])
@@ -155,7 +155,7 @@ def test_fp16_on_a_cpu_is_refused(tmp_path, memory_format):
 @pytest.mark.parametrize("text", ["{", "[]", '{"a": {"step_ms": {}}}', '{"a": 1}'])
 def test_a_broken_file_is_named(tmp_path, text):
     (tmp_path / "auto.json").write_text(text)
-    with pytest.raises(InputError, match=r"auto\.json: .* remove it"):
+    with pytest.raises(InputError, match=r"auto\.json: .* remove the file"):
         choose(settings(), 3, CPU, tmp_path)
 
 
@@ -205,16 +205,16 @@ def test_two_at_once_agree_and_one_of_them_times(tmp_path, monkeypatch):
 
     monkeypatch.setattr("fruitlib.training.precision.step_times", slowly)
     with ThreadPoolExecutor(4) as pool:
-        found = list(pool.map(lambda _: choose(settings(), 3, CPU, tmp_path), range(4)))
-    assert timed == [1.0] and found == [found[0]] * 4
+        speeds = list(pool.map(lambda _: choose(settings(), 3, CPU, tmp_path), range(4)))
+    assert timed == [1.0] and speeds == [speeds[0]] * 4
 
 
 def test_in_a_group_rank_0_decides(tmp_path, monkeypatch):
-    """Another rank takes what it is told, whatever it might have timed itself."""
-    told = {"chosen": "bf16 contiguous", "step_ms": {"bf16 contiguous": 1.0}, "timed_images": 2}
+    """Another rank takes what rank 0 sends, whatever it might have timed itself."""
+    sent = {"chosen": "bf16 contiguous", "step_ms": {"bf16 contiguous": 1.0}, "timed_images": 2}
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda found, **_: found.__setitem__(0, told))
+    monkeypatch.setattr(torch.distributed, "broadcast_object_list", lambda entries, **_: entries.__setitem__(0, sent))
     assert choose(settings(), 3, CPU, tmp_path).precision == "bf16"
     assert list(tmp_path.iterdir()) == []
 
@@ -235,9 +235,9 @@ def test_compiled_gives_the_same_logits_and_uncompiled_calls_hooks(request):
     images, names = torch.rand(2, 3, 4, 4), list(model.state_dict())
     plain = model(images)
     request.addfinalizer(torch._dynamo.reset)
-    compiled(model, settings())
+    compile_model(model, settings())
     assert model._compiled_call_impl is None  # compile: none
-    compiled(model, settings(compile="default"))
+    compile_model(model, settings(compile="default"))
     torch.testing.assert_close(model(images), plain, rtol=1e-4, atol=1e-6)
     assert list(model.state_dict()) == names
     seen = []
@@ -254,7 +254,7 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch):
 
     monkeypatch.setattr(inductor.cpp, "cxx", ("no-such-compiler",))
     with pytest.raises(InputError, match=r"^compile = default: .*C\+\+ compiler.* install g\+\+.*compile: none$"):
-        compiled(nn.Linear(2, 2), settings(compile="default"))
+        compile_model(nn.Linear(2, 2), settings(compile="default"))
 
 
 @pytest.mark.gpu
@@ -262,6 +262,6 @@ def test_without_a_compiler_it_says_what_to_install(monkeypatch):
 def test_a_gpu_times_fp16_too_and_keeps_its_random_state(tmp_path):
     device = torch.device("cuda", 0)
     before = torch.cuda.get_rng_state(device)
-    found = choose(settings(model="resnet18"), 3, device, tmp_path)
-    assert {"fp32", "fp16"} <= {name.split()[0] for name in found.step_ms}
+    speed = choose(settings(model="resnet18"), 3, device, tmp_path)
+    assert {"fp32", "fp16"} <= {name.split()[0] for name in speed.step_ms}
     assert torch.equal(torch.cuda.get_rng_state(device), before)

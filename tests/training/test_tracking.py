@@ -131,18 +131,18 @@ def events(folder):
     accumulator = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
     reader = accumulator.EventAccumulator(str(folder), size_guidance={"scalars": 0})
     reader.Reload()
-    found = {tag: {} for tag in reader.Tags()["scalars"]}
-    for tag, steps in found.items():
+    curves = {tag: {} for tag in reader.Tags()["scalars"]}
+    for tag, steps in curves.items():
         for event in reader.Scalars(tag):
             steps.setdefault(event.step, []).append(event.value)
-    return found, reader.Tags()["tensors"]
+    return curves, reader.Tags()["tensors"]
 
 
 def check_events(run, rows):
-    found, texts = events(run.path / "tensorboard")
-    assert set(found) == NAMES and texts == ["settings/text_summary"]
+    curves, texts = events(run.path / "tensorboard")
+    assert set(curves) == NAMES and texts == ["settings/text_summary"]
     for name, column in (("loss/train", "train_loss"), ("macro_f1/val", "val_macro_f1"), ("lr", "lr")):
-        values = {step: value for step, (value,) in found[name].items()}  # one value a step
+        values = {step: value for step, (value,) in curves[name].items()}  # one value a step
         assert values == pytest.approx({row["epoch"]: row[column] for row in rows})
 
 
@@ -189,7 +189,7 @@ def offline_runs(run):
 def records(path):
     """What a .wandb file holds: a LevelDB log, 32 KiB blocks of chunks headed by checksum, length and kind."""
     internal = importlib.import_module("wandb.proto.wandb_internal_pb2")
-    data, at, pending, found = path.read_bytes(), 7, b"", []
+    data, at, pending, records = path.read_bytes(), 7, b"", []
     while at + 7 <= len(data):
         if 32768 - at % 32768 < 7:
             at += 32768 - at % 32768
@@ -198,23 +198,23 @@ def records(path):
         pending += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):  # whole, or the last part
-            found.append(internal.Record.FromString(pending))
+            records.append(internal.Record.FromString(pending))
             pending = b""
-    return found
+    return records
 
 
-def logged(found):
+def logged(records):
     """{step: {name: value}} of the history records."""
     rows = {}
-    for record in found:
+    for record in records:
         if record.WhichOneof("record_type") == "history":
             values = {item.key or item.nested_key[0]: json.loads(item.value_json) for item in record.history.item}
             rows[values.pop("_step", record.history.step.num)] = values
     return rows
 
 
-def check_logged(found, rows):
-    got = logged(found)
+def check_logged(records, rows):
+    got = logged(records)
     assert sorted(got) == [row["epoch"] for row in rows]
     for row in rows:
         wanted = tracking.scalars(row)
@@ -231,9 +231,9 @@ def test_wandb_writes_offline_files_calls_nobody_and_leaves_no_process(make_run,
             mirrors.log(row)
     assert set(psutil.Process().children(recursive=True)) <= before
     assert nobody == []
-    (found,) = offline_runs(run)
-    check_logged(found, ROWS)
-    (started,) = (record.run for record in found if record.WhichOneof("record_type") == "run")
+    (records,) = offline_runs(run)
+    check_logged(records, ROWS)
+    (started,) = (record.run for record in records if record.WhichOneof("record_type") == "run")
     assert (started.project, started.display_name) == ("berries", "lr=0.1,seed=1")
     settings = {item.key: json.loads(item.value_json) for item in started.config.update}
     assert settings["lr"] == 0.02 and settings["model"] == "end2end"
@@ -248,10 +248,10 @@ def test_resumed_wandb_keeps_its_id_and_repeats_nothing_and_a_new_training_gets_
     mirror(run, ROWS[:3], ROWS[3:])
     mirror(run, [], ROWS[:1])
     parts = offline_runs(run)
-    for found, rows in zip(parts, (ROWS[:3], ROWS[3:], ROWS[:1]), strict=True):
-        check_logged(found, rows)
+    for records, rows in zip(parts, (ROWS[:3], ROWS[3:], ROWS[:1]), strict=True):
+        check_logged(records, rows)
     first, second, third = (
-        next(record.run.run_id for record in found if record.WhichOneof("record_type") == "run") for found in parts
+        next(record.run.run_id for record in records if record.WhichOneof("record_type") == "run") for records in parts
     )
     assert first == second != third
 

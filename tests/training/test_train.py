@@ -16,7 +16,7 @@ from fruitlib.data import dataset, splits
 from fruitlib.data.batch import Batch
 from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Run, create_run
-from fruitlib.training import checkpoint, evaluate, models, train
+from fruitlib.training import checkpoint, evaluate, micro_batch, models, train
 from fruitlib.training.checkpoint import TrainingState
 from fruitlib.training.weights import load_checkpoint
 
@@ -75,7 +75,7 @@ def test_base_then_end2end(make_run, shapes, tmp_path, tiny):
         for file in (shapes / ["disc", "bar"][i]).iterdir():  # in other colours: the same photo has one label
             ImageOps.invert(Image.open(file)).save(five / name / file.name)
     settings = {**tiny, "data": str(five), "model": "base", "epochs": 1}
-    splits.prepare(config.make(settings), tmp_path / "base")
+    splits.prepare_manifest(config.make(settings), tmp_path / "base")
     base = create_run(tmp_path / "base" / "run", config.make(settings))
     train.fit(base)
     run = make_run(base_weights=str(base.path / "best.pt"), lr=1e-9, epochs=1)
@@ -132,9 +132,9 @@ def test_a_batch_in_parts_teaches_what_the_whole_batch_does(make_run, settings):
     np.testing.assert_allclose(parts[VALUES], whole[VALUES], rtol=1e-4, atol=1e-5)
 
 
-def test_a_loss_that_is_no_number_names_epoch_batch_and_setting(make_run):
+def test_a_loss_that_is_nan_or_infinite_names_epoch_batch_and_setting(make_run):
     run = make_run(lr=10, optimizer="sgd", momentum=0.99, epochs=30, cam_every=0)
-    with pytest.raises(train.Diverged, match=r"\(epoch \d+, .+\): lower lr \(it is 10\), or set clip_norm: 1"):
+    with pytest.raises(train.Diverged, match=r"at epoch \d+, .+: lower lr \(now 10\), or set clip_norm: 1"):
         train.fit(run)
     assert not run.record("train")
     tally = evaluate.Tally(3, torch.device("cpu"))
@@ -148,14 +148,14 @@ def test_a_loss_that_is_no_number_names_epoch_batch_and_setting(make_run):
 
 def short_of_memory(monkeypatch, most: int) -> None:
     """A GPU that holds `most` images at a time (there is none here)."""
-    real = train._gradients
+    real = micro_batch._gradients
 
     def gradients(network, parts, *rest):
         if any(len(part.labels) > most for part in parts):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(network, parts, *rest)
 
-    monkeypatch.setattr(train, "_gradients", gradients)
+    monkeypatch.setattr(micro_batch, "_gradients", gradients)
 
 
 def test_where_gpu_memory_ends_fewer_images_are_computed_at_a_time_to_the_same_end(make_run, monkeypatch, capsys):
@@ -202,7 +202,7 @@ def test_averaged_weights_are_judged_and_kept(make_run):
     run = make_run(ema=0.9, epochs=2)
     train.fit(run)
     model, _ = models.restore(run.path / "best.pt")
-    logits = evaluate.predict(model, dataset.of(run, "val"))
+    logits = evaluate.predict(model, dataset.load_photos(run, "val"))
     probs, _ = run.probs(run.predictions("val"))
     np.testing.assert_allclose(probs, metrics.softmax(logits.numpy()), atol=1e-5)
     plain = make_run("plain", epochs=2)
@@ -242,8 +242,8 @@ def test_a_finished_training_leaves_no_checkpoint_to_go_on_from(make_run):
 
 
 @pytest.mark.parametrize("settings", [{"patience": 1}, {"scheduler": "plateau"}])
-def test_what_follows_validation_is_refused_where_nothing_validates(make_run, settings):
-    with pytest.raises(InputError, match="follows validation, and no photo validates"):
+def test_settings_that_need_validation_photos_are_refused_without_them(make_run, settings):
+    with pytest.raises(InputError, match="needs validation photos"):
         train.fit(make_run(folds=2, fold=0, **settings))
 
 
