@@ -59,7 +59,7 @@ def run_sweep(params_file: Path, data: str | None = None, options: Options = Opt
         if not sweep_dir.is_dir():  # ten seconds of imports, beside the photos; where all is done, none are needed
             kernel.warm_up()
         else:
-            files.tidy(sweep_dir)
+            files.remove_stale_partials(sweep_dir)
         splits.prepare(plan.config, sweep_dir, progress.photos)
         driver = Driver(plan, sweep_dir, progress, Engine(executor, sweep_dir, kernel.name, progress.say))
         return driver.run()
@@ -285,14 +285,14 @@ class Driver:
     def _look_for_spoilt(self, outcome: Outcome) -> None:
         """Ask for no more trials where a disk is full, or several in a row failed: the fault is hardly theirs."""
         self._in_a_row = self._in_a_row + 1 if outcome.state == "failed" else 0
-        if self.trials and not self._spoilt and (outcome.state == "starved" or self._in_a_row == FAILURES):
+        if self.trials and not self._spoilt and (outcome.state == "disk_full" or self._in_a_row == FAILURES):
             self._spoilt = True
             self.progress.say("no more trials are asked for: mend what failed, and run the same command again")
 
     def _tell_search(self, name: str, ended: str = "complete") -> None:
         """Tell the search how a trial ended. One that was lost, or met a full disk, stays open: the next sweep goes on
         with it."""
-        if self.trials and ended not in ("lost", "starved") and self.states[name]["state"] != "pending":
+        if self.trials and ended not in ("lost", "disk_full") and self.states[name]["state"] != "pending":
             self.trials.tell(name, self.states[name]["state"], self.work[name])
 
     def _look_at_folds(self, name: str) -> None:
@@ -316,7 +316,7 @@ class Driver:
                 try:
                     bring()
                 except OSError as problem:  # a run that begins anew has removed what was about to be read
-                    if files.disk_is_to_blame(problem):
+                    if files.is_disk_failure(problem):
                         raise
                     self._changed[what] = True
 

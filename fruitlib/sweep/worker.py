@@ -10,7 +10,6 @@ standard input does: so it never outlives who started it.
 
 import argparse
 import contextlib
-import errno
 import os
 import shutil
 import signal
@@ -32,9 +31,9 @@ from fruitlib.runs.run import OUTCOME, STOP, WORKING, Busy, Run, create_run, pla
 from fruitlib.runs.stages import code_of
 from fruitlib.sweep.notebook import KernelLost, NotebookFailed, NotebookPruned, execute_notebook, kernel_folders
 
-# argparse has 2; any other: it was killed. A starved one met a full disk: no fault of the run's, it can go on later.
-CODES = {"complete": 0, "failed": 1, "pruned": 3, "lost": 4, "starved": 5, "busy": 75}
-FULL = 1 << 16  # bytes free, or fewer: torch says of a full disk only that it failed to write
+# argparse uses 2; any other code: the process was killed. disk_full is no fault of the run: it can be resumed later.
+CODES = {"complete": 0, "failed": 1, "pruned": 3, "lost": 4, "disk_full": 5, "busy": 75}
+FULL = 1 << 16  # bytes free, or fewer: torch reports a full disk as a RuntimeError without an errno
 HEARTBEAT = 2.0  # seconds
 SPLIT = "01_split"
 LOOK_BACK = ("07_compare", "08_insight")  # over all of a sweep's runs
@@ -59,16 +58,16 @@ def execute_stages(folder: Path, stages: list[str], kernel: str) -> str:
         return "complete"
     except (Busy, files.Locked):
         return "busy"
-    except NotebookPruned as told:
-        return _ended(folder, "pruned", marker.stage, str(told))
+    except NotebookPruned as problem:
+        return _record_outcome(folder, "pruned", marker.stage, str(problem))
     except KernelLost as problem:
-        return _ended(folder, "lost", marker.stage, str(problem))
+        return _record_outcome(folder, "lost", marker.stage, str(problem))
     except (NotebookFailed, InputError) as problem:
-        starved = os.strerror(errno.ENOSPC) in str(problem) or _is_full(folder)
-        return _ended(folder, "starved" if starved else "failed", marker.stage, str(problem))
+        disk_failure = getattr(problem, "disk_failure", False) or files.is_disk_failure(problem) or _is_full(folder)
+        return _record_outcome(folder, "disk_full" if disk_failure else "failed", marker.stage, str(problem))
     except OSError as problem:
-        state = "starved" if files.disk_is_to_blame(problem) else "failed"
-        return _ended(folder, state, marker.stage, files.file_trouble(problem))
+        state = "disk_full" if files.is_disk_failure(problem) else "failed"
+        return _record_outcome(folder, state, marker.stage, files.os_error_text(problem))
     finally:
         marker.remove()
 
@@ -90,12 +89,12 @@ def _installed(kernel: str) -> str:
         try:
             zygote.install()
         except OSError as problem:
-            print(f"kernels: cold: {files.file_trouble(problem)}", flush=True)
+            print(f"kernels: cold: {files.os_error_text(problem)}", flush=True)
             return "python3"
     return kernel
 
 
-def _ended(folder: Path, state: str, stage: str, error: str) -> str:
+def _record_outcome(folder: Path, state: str, stage: str, error: str) -> str:
     """Write down why a run is not complete, and say it where even that cannot be written."""
     finished = datetime.now().isoformat(timespec="seconds")
     try:
@@ -110,7 +109,7 @@ def _clear_outcome(run: Run, stages: list[str]) -> None:
     (run.path / OUTCOME).unlink(missing_ok=True)
     if "02_train" in stages and not run.is_complete("train"):
         (run.path / STOP).unlink(missing_ok=True)
-    files.tidy(run.path)
+    files.remove_stale_partials(run.path)
     for partial in run.path.glob(".*.partial.ipynb"):
         partial.unlink(missing_ok=True)
 

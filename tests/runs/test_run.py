@@ -222,8 +222,8 @@ with files.replacing(sys.argv[1]):
     elsewhere.touch()
     (tmp_path / ".lock").touch()
     with files.replacing(tmp_path / "table.csv") as partial:
-        files.tidy(tmp_path)
+        files.remove_stale_partials(tmp_path)
         assert partial.exists() and not left.exists() and elsewhere.exists()
     os.utime(elsewhere, (0, 0))
-    files.tidy(tmp_path)
+    files.remove_stale_partials(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "run", "table.csv"]

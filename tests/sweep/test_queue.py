@@ -177,7 +177,7 @@ def test_a_run_process_says_by_its_exit_code_how_it_ended(make_run, monkeypatch,
         raise OSError(28, "No space left on device", str(run.path / "x"))
 
     monkeypatch.setattr(worker, "execute_notebook", full)
-    assert worker.execute_stages(run.path, ["02_train"], "python3") == "starved"
+    assert worker.execute_stages(run.path, ["02_train"], "python3") == "disk_full"
     assert run.read_json(OUTCOME)["error"].endswith("x: No space left on device")
     assert not (run.path / WORKING).exists()
 
