@@ -26,7 +26,6 @@ UNFINISHED = ("last.pt", "best.pt", "best.next.pt", "history.csv", "predictions_
 UNFINISHED += ("cams", "tensorboard", "wandb")
 
 
-PLANNED = "planned.json"  # the settings a sweep wants this run to have, for the process that executes it
 OUTCOME = "outcome.json"  # why that process stopped before all was complete
 WORKING = ".working.json"  # what it is doing just now; not touched for a while, it is gone
 STOP = "stop"  # there while training is to stop after its epoch: a search prunes the run; in it stands why
@@ -286,29 +285,11 @@ def clear_run(run: Run, kept: Collection[str] = ()) -> None:
         shutil.rmtree(run.path / name, ignore_errors=True)
     notebooks = [stage for stage, spec in STAGES.items() if spec.notebook]
     for path in list(run.path.iterdir()):
-        if path.name in (PLANNED, WORKING):
+        if path.name == WORKING:
             continue
         ours = path.suffix in {".csv", ".json", ".pt", ".onnx", ".log"} or path.stem in notebooks
         if ours and path.name not in kept:
             path.unlink()
-
-
-def plan_run(run_dir: Path, config: Config) -> Run:
-    """A run folder that says which settings its run is to have; its results stay until the run begins."""
-    files.write_json(run_dir / PLANNED, config.model_dump())
-    return Run(run_dir, config)
-
-
-def planned_run(run_dir: Path) -> Run:
-    """The run as it was planned last.
-
-    Raises:
-        InputError: nothing was planned here, or what was can no longer be read.
-    """
-    path = run_dir / PLANNED
-    if not path.is_file():
-        raise InputError(f"{files.display_path(path)}: no such file; `fruitlib sweep` plans runs")
-    return Run(run_dir, configs.make(json.loads(path.read_text(encoding="utf-8")), files.display_path(path)))
 
 
 def refuse_stopped(run: Run, epoch: int) -> None:

@@ -17,8 +17,8 @@ from fruitlib.core import files, machine
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import sources, splits
-from fruitlib.kernels import zygote
-from fruitlib.runs.run import OUTCOME, Run, plan_run
+from fruitlib.kernels import kernelspec
+from fruitlib.runs.run import OUTCOME, Run
 from fruitlib.runs.stages import notebook_path
 from fruitlib.sweep import executors, final_model, search, summary, worker
 from fruitlib.sweep.final_model import RUN_STAGES, TEST_STAGE
@@ -71,7 +71,7 @@ class Kernel:
     def __init__(self, progress: Terminal, placed: str):
         self.progress, self.placed = progress, placed
         self._found: list[tuple[str, str]] = []
-        self._warming = threading.Thread(target=lambda: self._found.append(zygote.ready()), daemon=True)
+        self._warming = threading.Thread(target=lambda: self._found.append(kernelspec.ready()), daemon=True)
         self._announced = False
 
     def warm_up(self) -> None:
@@ -206,9 +206,8 @@ class Driver:
 
     def _explore(self) -> None:
         """01, and every run of the plan or of the search."""
-        plan_run(self.sweep_dir, self.plan.config)
         if not worker.sweep_stage_is_complete(self.sweep_dir, worker.SPLIT, self.plan.config):
-            self.engine.add(Task(worker.SPLIT, self.sweep_dir, (worker.SPLIT,)))
+            self.engine.add(Task(worker.SPLIT, self.sweep_dir, (worker.SPLIT,), self.plan.config))
         known = self.trials.earlier() if self.trials else {}
         for name in self.plan.runs:
             self._join(name, known.get(name, "pending"))
@@ -246,8 +245,8 @@ class Driver:
 
     def _hand_over(self, name: str, stages: tuple[str, ...]) -> None:
         run = self.work[name]
-        plan_run(run.path, run.config)
-        self.engine.add(Task(name, run.path, stages))
+        run.path.mkdir(parents=True, exist_ok=True)
+        self.engine.add(Task(name, run.path, stages, run.config))
 
     def _ask(self) -> None:
         """As many new trials as there is room for; none while what fails would fail them all."""
@@ -392,7 +391,7 @@ class Driver:
             return
         for stage in worker.LOOK_BACK:
             if not worker.sweep_stage_is_complete(self.sweep_dir, stage, self.plan.config):
-                self.engine.add(Task(stage, self.sweep_dir, (stage,)))
+                self.engine.add(Task(stage, self.sweep_dir, (stage,), self.plan.config))
                 for task, outcome in self.engine.outcomes(lambda: None):  # what they read stays as it is
                     self._note(task, outcome)
 

@@ -21,6 +21,7 @@ CUDA_VISIBLE_DEVICES, a worker each.
 """
 
 import contextlib
+import json
 import logging
 import os
 import platform
@@ -33,9 +34,9 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
-from fruitlib.core import files
+from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError, first_line
-from fruitlib.kernels import launcher, zygote
+from fruitlib.kernels import launcher
 
 TIDY = 1.5  # seconds that a process told to end may take before it is killed
 
@@ -44,8 +45,8 @@ def perform(job: dict, say: Callable[[str], None] = lambda line: None, told: Cal
     """Execute a run's stages in a process of its own and wait for it; runs wherever an executor puts it.
 
     Args:
-        job: folder, stages, kernel; home (the project folder); environment (variables besides); stop: a file whose
-            appearance ends the process at once.
+        job: folder, stages, settings (those that differ from their defaults), kernel; home (the project folder);
+            environment (more variables); stop: a file whose appearance ends the process at once.
         say: takes the process's remarks as they come.
         told: whether the process is to end, as the stop file tells.
 
@@ -77,6 +78,7 @@ def _start(job: dict) -> subprocess.Popen:
     cold = job["kernel"] == "python3"
     command = [sys.executable, *(["-P", "-m"] if cold else ["-ISP", launcher.__file__])]
     command += ["fruitlib.sweep.worker", job["folder"], *job["stages"], "--kernel", job["kernel"], "--tied"]
+    command += ["--settings", json.dumps(job["settings"])]
     environment = os.environ | {"FRUITLIB_HOME": job["home"]} | job["environment"]
     environment.pop("FRUITLIB_LOCK_HELD", None)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -137,10 +139,10 @@ def local(wanted: int, runs: int, processes: int, say: Callable[[str], None]) ->
     As many run at a time as there are GPUs, or else cores, unless `wanted` says how many. The cores are shared out
     once: how many threads a run has, and so its last digits, does not depend on what else is still to be done.
     """
-    cores, devices = zygote.cores(), gpus()
+    cores, devices = machine.usable_cores(), gpus()
     most = wanted or (len(devices) or cores) // processes
     width = max(1, min(most, runs))
-    threads = zygote.threads_asked("OMP_NUM_THREADS") or max(1, cores // width)
+    threads = machine.requested_threads("OMP_NUM_THREADS") or max(1, cores // width)
     own = [",".join(devices[n * processes : (n + 1) * processes]) for n in range(len(devices) // processes)]
     summary = f"{width} at a time, {threads} thread{'s' * (threads > 1)} each" if width > 1 else f"{threads} threads"
     summary += f", a GPU each of {len(devices)}" if devices else ""

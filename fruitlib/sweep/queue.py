@@ -10,10 +10,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fruitlib.core import files
+from fruitlib.core.config import Config
 from fruitlib.core.errors import first_line
 from fruitlib.runs.run import OUTCOME, Run
 from fruitlib.sweep import executors
@@ -31,6 +32,7 @@ class Task:
     name: str
     folder: Path
     stages: tuple[str, ...]
+    config: Config = field(default_factory=Config)
     tries: int = 0
 
 
@@ -93,7 +95,8 @@ class Engine:
 
     def _submit(self, task: Task) -> None:
         job = {"folder": str(task.folder), "stages": list(task.stages), "kernel": self.kernel()}
-        job |= {"home": str(files.home()), "environment": executors.environment(), "stop": str(self.stop_file)}
+        job |= {"settings": task.config.model_dump(exclude_defaults=True), "home": str(files.home())}
+        job |= {"environment": executors.environment(), "stop": str(self.stop_file)}
         try:
             self.running[self.executor.submit(executors.perform, job)] = task
         except Exception as problem:  # a cluster's client has many ways to say that it lost its scheduler

@@ -1,15 +1,19 @@
-"""A run's notebooks, executed by a process of its own: `python -m fruitlib.sweep.worker RUN_FOLDER STAGE…`.
+"""A run's notebooks, executed by a process of its own.
 
-The folder says what is wanted (`planned.json`); its lock, which this process holds, decides who works on it; what is
+    python -m fruitlib.sweep.worker RUN_FOLDER STAGE… --settings '{"lr": 0.01}'
+
+The run's settings come with the command; `params.yaml` in the folder holds those that its results were made with, and
+is written when the run begins. The folder's lock, which this process holds, decides which process works on it; what is
 complete is not repeated. The exit code says how it ended (`CODES`), `outcome.json` in the folder why. So it does not
-matter who starts this process, or where: `placement` does it on this machine or another one.
+matter what starts this process, or where: `executors` does it on this machine or another one.
 
-Killed at any moment, it leaves what the next one goes on from. With `--tied` it ends, and its kernel with it, when its
-standard input does: so it never outlives who started it.
+Killed at any moment, it leaves what the next one resumes from. With `--tied` it ends, and its kernel with it, when its
+standard input does: so it never outlives the process that started it.
 """
 
 import argparse
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -26,8 +30,8 @@ from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import splits
-from fruitlib.kernels import zygote
-from fruitlib.runs.run import OUTCOME, STOP, WORKING, Busy, Run, create_run, planned_run
+from fruitlib.kernels import kernelspec
+from fruitlib.runs.run import OUTCOME, STOP, WORKING, Busy, Run, create_run
 from fruitlib.runs.stages import code_of
 from fruitlib.sweep.notebook import KernelLost, NotebookFailed, NotebookPruned, execute_notebook, kernel_folders
 
@@ -40,16 +44,19 @@ LOOK_BACK = ("07_compare", "08_insight")  # over all of a sweep's runs
 SWEEP_STAGES = (SPLIT, *LOOK_BACK)  # they belong to a sweep's folder, not to a run's
 
 
-def execute_stages(folder: Path, stages: list[str], kernel: str) -> str:
-    """Execute those of a folder's notebooks that are not complete; returns a word of `CODES`."""
+def execute_stages(folder: Path, stages: list[str], settings: dict | None, kernel: str = "python3") -> str:
+    """Execute those of a folder's notebooks that are not complete; returns a word of `CODES`.
+
+    `settings` are those that differ from their defaults; None: those in the folder's `params.yaml`.
+    """
     marker = _Marker(folder)
     try:
         kernel = _installed(kernel)
         if stages[0] in SWEEP_STAGES:
             with files.lock(folder / lock_of(stages), timeout=0):
-                _of_the_sweep(folder, stages[0], kernel, marker)
+                _execute_sweep_stage(folder, stages[0], configs.make(settings or {}), kernel, marker)
         else:
-            run = planned_run(folder)
+            run = Run(folder, None if settings is None else configs.make(settings))
             with run.locked():
                 _clear_outcome(run, stages)
                 for stage in stages:
@@ -85,9 +92,9 @@ def _is_full(folder: Path) -> bool:
 
 def _installed(kernel: str) -> str:
     """The kernel, put into this machine's environment where it is a warm one; an ordinary one where it cannot be."""
-    if kernel == zygote.NAME:
+    if kernel == kernelspec.NAME:
         try:
-            zygote.install()
+            kernelspec.install()
         except OSError as problem:
             print(f"kernels: cold: {files.os_error_text(problem)}", flush=True)
             return "python3"
@@ -139,9 +146,8 @@ def cut_off(run: Run) -> int:
     return len(run.history()) if all(held.get(name) == settings[name] for name in configs.TRAIN_SETTINGS) else 0
 
 
-def _of_the_sweep(folder: Path, stage: str, kernel: str, marker: "_Marker") -> None:
-    """A notebook on the whole sweep, unless it was executed on what is there already."""
-    config = planned_run(folder).config
+def _execute_sweep_stage(folder: Path, stage: str, config: Config, kernel: str, marker: "_Marker") -> None:
+    """Execute a notebook on the whole sweep, unless it was executed on the same manifest, runs and code already."""
     (folder / OUTCOME).unlink(missing_ok=True)
     if sweep_stage_is_complete(folder, stage, config):
         return
@@ -223,18 +229,18 @@ def _leave_with_starter(folder: Path) -> None:
 
 def main() -> int:
     """One run's process."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fruitlib.sweep.worker", description="Execute one planned run's notebooks."
-    )
-    parser.add_argument("folder", type=Path, help="a run's folder with its planned.json")
+    parser = argparse.ArgumentParser(prog="python -m fruitlib.sweep.worker", description="Execute one run's notebooks.")
+    parser.add_argument("folder", type=Path, help="a run's folder")
     parser.add_argument("stages", nargs="+", metavar="stage", help="02_train, 03_metrics …, in this order")
+    words = "the settings that differ from their defaults, as JSON (default: those in the folder's params.yaml)"
+    parser.add_argument("--settings", type=json.loads, metavar="JSON", help=words)
     parser.add_argument("--kernel", default="python3", help="python3, or fruitlib-warm (default: python3)")
     parser.add_argument("--tied", action="store_true", help="end when standard input does")
     options = parser.parse_args()
     folder = options.folder.resolve()
     if options.tied:
         _leave_with_starter(folder)
-    return CODES[execute_stages(folder, options.stages, options.kernel)]
+    return CODES[execute_stages(folder, options.stages, options.settings, options.kernel)]
 
 
 if __name__ == "__main__":

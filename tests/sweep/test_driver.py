@@ -15,7 +15,7 @@ import yaml
 from fruitlib import cli
 from fruitlib.core import config
 from fruitlib.data import splits
-from fruitlib.runs.run import WORKING, Run, create_run, plan_run
+from fruitlib.runs.run import WORKING, Run, create_run
 from fruitlib.runs.status import RunStatus, SweepStatus, load_run_status
 from fruitlib.sweep import final_model, params, summary, terminal, worker
 from fruitlib.sweep.driver import RUN_STAGES, TEST_STAGE, Driver, sweep_name
@@ -163,8 +163,7 @@ def test_a_notebook_after_02_reads_the_settings_its_plan_has_now(tmp_path, tiny,
         (run.path / name).touch()
     run.complete("train", run.identity("train"))
     before = run.params["record"]
-    plan_run(run.path, config.make({**tiny, "int8_agreement": 0.5}))
-    assert worker.execute_stages(run.path, ["05_quantize"], "python3") == "complete"
+    assert worker.execute_stages(run.path, ["05_quantize"], {**tiny, "int8_agreement": 0.5}) == "complete"
     found = Run(run.path)
     assert found.config.int8_agreement == 0.5 and found.params["record"] == before and found.is_complete("train")
 
