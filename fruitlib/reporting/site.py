@@ -137,7 +137,7 @@ def write_folder(folder: Path, title: str, run: str, changed_only: bool = False)
 def _look() -> str:
     """Changes when pages would look otherwise."""
     template = files("fruitlib.reporting").joinpath("assets/report.html.j2").read_text("utf-8")
-    return fingerprint(template, source_code.module_source(__name__))
+    return fingerprint(template, source_code.module_fingerprint(__name__))
 
 
 def _bears(page: Path, stamp: str) -> bool:

@@ -18,7 +18,7 @@ from fruitlib.core import files, machine
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import splits
-from fruitlib.runs.stages import STAGES, code_of
+from fruitlib.runs.stages import STAGES, code_fingerprint
 
 POOLED = "predictions_oof.csv"  # of a sweep with folds; `crossval` writes it
 # What a training that was cut off leaves, to be gone on from
@@ -157,7 +157,7 @@ class Run:
     def identity(self, stage: str) -> str:
         """The fingerprint this stage's result would have if it were made now."""
         spec = STAGES[stage]
-        parts = [{name: getattr(self.config, name) for name in spec.settings}, *code_of(stage)]
+        parts = [{name: getattr(self.config, name) for name in spec.settings}, code_fingerprint(stage)]
         if spec.after:
             parts.append(self.identity(spec.after))
         else:

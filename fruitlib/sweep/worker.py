@@ -32,7 +32,7 @@ from fruitlib.core.errors import InputError
 from fruitlib.data import splits
 from fruitlib.kernels import kernelspec
 from fruitlib.runs.run import OUTCOME, STOP, WORKING, Busy, Run, create_run
-from fruitlib.runs.stages import code_of
+from fruitlib.runs.stages import code_fingerprint
 from fruitlib.sweep.notebook import KernelLost, NotebookFailed, NotebookPruned, execute_notebook, kernel_folders
 
 # argparse uses 2; any other code: the process was killed. disk_full is no fault of the run: it can be resumed later.
@@ -172,7 +172,7 @@ def _sweep_identity(folder: Path, stage: str, config: Config) -> str:
         rests_on += [(folder / "results.csv").read_text(encoding="utf-8"), chosen]
     else:
         rests_on.append(config.model_dump(include={*configs.SPLIT_SETTINGS, *configs.PREPROCESS_SETTINGS}))
-    return files.fingerprint(*rests_on, *code_of(stage))
+    return files.fingerprint(*rests_on, code_fingerprint(stage))
 
 
 class _Marker:
