@@ -10,7 +10,7 @@ from pathlib import Path
 from fruitlib.core import files, progress
 from fruitlib.core.errors import InputError
 
-GO_ON = "Run the same command again: what is complete is kept, and a training goes on from its last epoch."
+RESUME_HINT = "Run the same command again: complete runs are kept, and a training resumes after its last epoch."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -30,10 +30,10 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as problem:
         if not files.is_disk_failure(problem):
             raise
-        print(f"fruitlib: {files.os_error_text(problem)}: {GO_ON}", file=sys.stderr)
+        print(f"fruitlib: {files.os_error_text(problem)}: {RESUME_HINT}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nfruitlib: stopped. {GO_ON}", file=sys.stderr)
+        print(f"\nfruitlib: stopped. {RESUME_HINT}", file=sys.stderr)
         return 130
 
 
@@ -143,7 +143,7 @@ def _check(options: argparse.Namespace) -> int:
     for words, lines in (("ALARM", found.alarms), ("look at", found.notes)):
         print(*(f"{words}: {line}" for line in lines), sep="\n", end="\n" if lines else "")
     if not found.alarms:
-        print(f"{found.n} photos read: none that judges is found among those that taught, and none has changed")
+        print(f"{found.n} photos read: no validation or test photo is among the training photos, and none has changed")
     return int(bool(found.alarms))
 
 

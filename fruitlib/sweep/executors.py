@@ -38,27 +38,31 @@ from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.kernels import launcher
 
-TIDY = 1.5  # seconds that a process told to end may take before it is killed
+END_TIMEOUT = 1.5  # seconds that a process may take to end before it is killed
 
 
-def perform(job: dict, say: Callable[[str], None] = lambda line: None, told: Callable[[], bool] = bool) -> dict:
+def perform(
+    job: dict, say: Callable[[str], None] = lambda line: None, stop_requested: Callable[[], bool] = bool
+) -> dict:
     """Execute a run's stages in a process of its own and wait for it; runs wherever an executor puts it.
 
     Args:
         job: folder, stages, settings (those that differ from their defaults), kernel; home (the project folder);
             environment (more variables); stop: a file whose appearance ends the process at once.
         say: takes the process's remarks as they come.
-        told: whether the process is to end, as the stop file tells.
+        stop_requested: whether the process must end, as the stop file says.
 
     Returns:
-        code: its exit code, below zero the signal that ended it; None: this machine does not see the folder; said: its
-        remarks; error: the last line on its standard error.
+        code: its exit code, below zero the signal that ended it; None: this machine does not see the folder; remarks:
+        its standard output; error: the last line on its standard error.
     """
     if not Path(job["folder"]).is_dir():
-        return {"code": None, "summary": [], "error": f"{platform.node()} does not see the folder {job['folder']}"}
+        return {"code": None, "remarks": [], "error": f"{platform.node()} does not see the folder {job['folder']}"}
     process = _start(job)
     stop = Path(job["stop"])
-    threading.Thread(target=_end_when_told, args=(process, lambda: told() or stop.exists()), daemon=True).start()
+    threading.Thread(
+        target=_end_on_request, args=(process, lambda: stop_requested() or stop.exists()), daemon=True
+    ).start()
     errors: list[str] = []
     reader = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)
     reader.start()
@@ -71,7 +75,7 @@ def perform(job: dict, say: Callable[[str], None] = lambda line: None, told: Cal
     for pipe in (process.stdin, process.stdout, process.stderr):
         pipe.close()
     last = [line.strip() for line in errors if line.strip() and not line.startswith(launcher.COLD)][-1:]
-    return {"code": code, "summary": remarks, "error": "".join(last)}
+    return {"code": code, "remarks": remarks, "error": "".join(last)}
 
 
 def _start(job: dict) -> subprocess.Popen:
@@ -88,14 +92,14 @@ def _start(job: dict) -> subprocess.Popen:
     )
 
 
-def _end_when_told(process: subprocess.Popen, told: Callable[[], bool]) -> None:
-    """End a process when it is to end: it is tied to its standard input."""
+def _end_on_request(process: subprocess.Popen, stop_requested: Callable[[], bool]) -> None:
+    """End a process on request, by closing its standard input, to which it is tied."""
     while process.poll() is None:
-        if told():
+        if stop_requested():
             with contextlib.suppress(OSError, ValueError):
                 process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(TIDY)
+                process.wait(END_TIMEOUT)
             process.kill()
             return
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -105,33 +105,35 @@ class Engine:
     def _ended(self, task: Task, future: Future) -> Outcome | None:
         """How a task ended; None where it goes on, here or elsewhere."""
         try:
-            told = future.result()
+            result = future.result()
         except CancelledError as problem:
             raise PlacementLost("it cancelled what it was given") from problem
         except Exception as problem:  # it could not be started, or Dask lost its worker more often than it allows
             if type(problem).__name__ != "KilledWorker":
                 return Outcome("failed", f"could not be executed: {first_line(problem)}")
-            told = {"code": KILLED, "summary": [], "error": first_line(problem)}
+            result = {"code": KILLED, "remarks": [], "error": first_line(problem)}
         if not hasattr(self.executor, "say"):  # remarks of another machine come at the end
-            for line in told["summary"]:
+            for line in result["remarks"]:
                 self.say(line)
-        if told["code"] is None:
-            return Outcome("failed", told["error"])
-        word = WORDS.get(told["code"], "lost")
+        if result["code"] is None:
+            return Outcome("failed", result["error"])
+        word = WORDS.get(result["code"], "lost")
         if word == "busy":
             self.say(f"{task.name}: another process is working on it")
             self.elsewhere.append(task)
             return None
         if word == "lost":
-            return self._lost(task, told)
-        error = "" if word == "complete" else _reason(task.folder) or told["error"] or "no reason was left"
+            return self._lost(task, result)
+        error = "" if word == "complete" else _reason(task.folder) or result["error"] or "no reason was left"
         return Outcome(word, error)
 
-    def _lost(self, task: Task, told: dict) -> Outcome | None:
+    def _lost(self, task: Task, result: dict) -> Outcome | None:
         """Once more, for what was killed; a process that failed by itself has said why."""
         task.tries += 1
-        named = told["code"] == CODES["lost"] and _reason(task.folder)
-        error = named or f"its process was lost ({_ending(told['code'])})" + f": {told['error']}" * bool(told["error"])
+        named = result["code"] == CODES["lost"] and _reason(task.folder)
+        error = named or f"its process was lost ({_ending(result['code'])})" + f": {result['error']}" * bool(
+            result["error"]
+        )
         if task.tries < TRIES:
             self.say(f"{task.name}: {error}; once more")
             self.waiting.insert(0, task)
@@ -155,7 +157,9 @@ class Engine:
         try:
             with contextlib.suppress(OSError):
                 self.stop_file.touch()
-            wait(self.running, timeout=executors.TIDY)  # before cancelling: who is cancelled looks for no file
+            wait(
+                self.running, timeout=executors.END_TIMEOUT
+            )  # before cancelling: a cancelled job does not look for the file
             for future in self.running:
                 future.cancel()
         finally:

@@ -40,8 +40,8 @@ CODES = {"complete": 0, "failed": 1, "pruned": 3, "lost": 4, "disk_full": 5, "bu
 FULL = 1 << 16  # bytes free, or fewer: torch reports a full disk as a RuntimeError without an errno
 HEARTBEAT = 2.0  # seconds
 SPLIT = "01_split"
-LOOK_BACK = ("07_compare", "08_insight")  # over all of a sweep's runs
-SWEEP_STAGES = (SPLIT, *LOOK_BACK)  # they belong to a sweep's folder, not to a run's
+COMPARISON_STAGES = ("07_compare", "08_insight")  # over all of a sweep's runs
+SWEEP_STAGES = (SPLIT, *COMPARISON_STAGES)  # they belong to a sweep's folder, not to a run's
 
 
 def execute_stages(folder: Path, stages: list[str], settings: dict | None, kernel: str = "python3") -> str:
@@ -167,7 +167,7 @@ def sweep_stage_is_complete(folder: Path, stage: str, config: Config) -> bool:
 
 def _sweep_identity(folder: Path, stage: str, config: Config) -> str:
     rests_on = [splits.record(folder)["identity"]]
-    if stage in LOOK_BACK:
+    if stage in COMPARISON_STAGES:
         chosen = Run(folder).read_json("sweep.json").get("chosen")
         rests_on += [(folder / "results.csv").read_text(encoding="utf-8"), chosen]
     else:

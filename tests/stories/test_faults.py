@@ -17,7 +17,7 @@ import psutil
 import pytest
 import yaml
 
-from fruitlib.sweep.worker import LOOK_BACK
+from fruitlib.sweep.worker import COMPARISON_STAGES
 
 HOME = Path(__file__).parents[2]
 NUMBERS = ["run", "state", "accuracy", "macro_f1", "val_loss", "best_epoch", "int8_agreement", "test_accuracy"]
@@ -128,7 +128,7 @@ def reference(house):
     found = house.results("reference")
     assert found["state"].tolist() == ["complete"] * 2 and found["test_accuracy"].notna().sum() == 1
     folder = house.folder / "executed" / "reference"
-    assert all((folder / f"{stage}.html").is_file() for stage in LOOK_BACK)
+    assert all((folder / f"{stage}.html").is_file() for stage in COMPARISON_STAGES)
     assert (folder / "effects.csv").read_bytes() == (folder / "insight.csv").read_bytes()  # the index and 08 agree
     return found
 

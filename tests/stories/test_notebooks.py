@@ -108,7 +108,7 @@ def executed(shapes, tmp_path_factory):
         "01_split": {"sweep_dir": str(folder), **tiny, "val_per_class": 4, "test_per_class": 4, "overrides": {}},
         "02_train": {"run_dir": str(folder / "run"), **tiny, "epochs": 4, "batch_size": 8, "lr": 0.003, "cam_every": 2},
     }
-    settings |= {stage: {"sweep_dir": str(folder)} for stage in worker.LOOK_BACK}
+    settings |= {stage: {"sweep_dir": str(folder)} for stage in worker.COMPARISON_STAGES}
     kernelspec.install()
     for path in NOTEBOOKS:
         parameters = settings.get(path.stem, {"run_dir": str(folder / "run")})

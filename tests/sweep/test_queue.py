@@ -33,7 +33,7 @@ class Scripted:
             future.cancel()
             future.set_running_or_notify_cancel()
         else:
-            future.set_result({"code": code, "output": [], "error": "last words"})
+            future.set_result({"code": code, "remarks": [], "error": "last words"})
         return future
 
 
@@ -104,7 +104,7 @@ def test_stopping_lets_workers_see_the_stop_file_and_works_without_one(tmp_path)
             while not told() and time.monotonic() < deadline:
                 time.sleep(0.01)
             seen.append(told())
-            return {"code": 128, "output": [], "error": ""}
+            return {"code": 128, "remarks": [], "error": ""}
 
         made.running = {pool.submit(waits, process): Task("run", folder, ("x",))}
         started = time.monotonic()
