@@ -1,6 +1,5 @@
 """`Config`: every setting with its type, range, default and help; which settings belong to which stage."""
 
-import ast
 import difflib
 import itertools
 from typing import Annotated, Any, Literal
@@ -8,6 +7,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fruitlib.core.errors import InputError
+from fruitlib.core.model_names import MODELS, OURS
+from fruitlib.core.source_code import assigned_names
 
 
 class Config(BaseModel):
@@ -232,12 +233,10 @@ class Config(BaseModel):
                 )
         if self.micro_batch == 1 and self.head == "gap_bn":
             raise InputError(
-                "micro_batch = 1: BatchNorm in head gap_bn needs at least 2 images at a time", "micro_batch"
+                "micro_batch = 1: BatchNorm in head gap_bn needs 2 images or more at a time", "micro_batch"
             )
         if 0 < self.lr_find < 20:
-            raise InputError(
-                f"lr_find = {self.lr_find}: a curve needs at least 20 steps; 100 is a good number", "lr_find"
-            )
+            raise InputError(f"lr_find = {self.lr_find}: a curve needs at least 20 steps, better 100", "lr_find")
         if self.patience and self.patience >= self.epochs:
             raise InputError(f"patience = {self.patience}: never reached within epochs = {self.epochs}", "patience")
         return self
@@ -245,9 +244,7 @@ class Config(BaseModel):
     @model_validator(mode="after")
     def _folds_fit_together(self):
         if self.folds == 1:
-            raise InputError(
-                "folds = 1: one part cannot both teach and validate; 0 for one split, else 2 or more", "folds"
-            )
+            raise InputError("folds = 1: one part cannot both train and validate; set 0 or 2 or more", "folds")
         if self.fold == 0 and not self.folds:
             raise InputError("fold = 0 trains on the photos of all folds: set folds to 2 or more", "fold")
         if self.fold > max(self.folds, 1):
@@ -291,8 +288,8 @@ ALIASES |= {"gradient_clip_val": "clip_norm", "ema_decay": "ema", "smoothing": "
 ALIASES |= {"max_epochs": "epochs", "accumulate_grad_batches": "micro_batch", "img_size": "image_size"}
 
 
-def inert(config: Config) -> set[str]:
-    """Settings that change nothing beside the others: runs that differ in them alone would be the same run twice."""
+def settings_without_effect(config: Config) -> set[str]:
+    """Settings that change nothing, given the others: runs that differ only in them would be the same run twice."""
     used = {
         "focal_gamma": config.loss in ("focal", "mix"),
         "focal_ratio": config.loss == "mix",
@@ -302,23 +299,9 @@ def inert(config: Config) -> set[str]:
         "mixing_alpha": config.mixing != "none",
         "crop_margin": config.crop_to != "none",
     }
-    return {name for name, matters in used.items() if not matters}
+    return {name for name, has_effect in used.items() if not has_effect}
 
 
-BASE_CLASSES = 5  # what model base tells apart
-OURS = ("end2end", "base")
-# Every model and the side its weights were trained at (a test compares with torchvision). Convolutional ones only:
-# Grad-CAM wants feature maps, and transformers want more photos than this project is about.
-_AT_224 = """resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d resnext101_64x4d
-wide_resnet50_2 wide_resnet101_2 vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn densenet121 densenet161
-densenet169 densenet201 efficientnet_b0 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large convnext_tiny convnext_small
-convnext_base convnext_large regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf
-regnet_x_32gf regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf
-shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0"""
-MODELS = dict.fromkeys(OURS, 96) | dict.fromkeys(_AT_224.split(), 224)
-MODELS |= {"efficientnet_b1": 240, "efficientnet_b2": 288, "efficientnet_b3": 300, "efficientnet_b4": 380}
-MODELS |= {"efficientnet_b5": 456, "efficientnet_b6": 528, "efficientnet_b7": 600}
-MODELS |= {"efficientnet_v2_s": 384, "efficientnet_v2_m": 480, "efficientnet_v2_l": 480}
 SPLIT_SETTINGS = tuple(itertools.takewhile(lambda name: name != "model", Config.model_fields))
 EXPORT_SETTINGS = ("calibration_images", "int8_agreement")
 PLACE_SETTINGS = ("cache", "track")  # where photos and curves are kept changes no result
@@ -338,7 +321,7 @@ def setting_kind(name: str) -> str:
         return "a setting's value"
     kinds = str(field.annotation)
     words = {"float": "a number", "int": "a whole number", "Literal": "a word"}
-    return next((summary for kind, summary in words.items() if kind in kinds), "text")
+    return next((word for kind, word in words.items() if kind in kinds), "text")
 
 
 def nearest(name: str, known) -> str:
@@ -406,14 +389,3 @@ def check_injected(cells: dict[str, Any]) -> None:
     known = {*Config.model_fields, "overrides"} if "overrides" in declared else declared
     if unknown := sorted(injected - known - declared):
         raise InputError(f"unknown parameter {unknown[0]}{nearest(unknown[0], known | declared)}")
-
-
-def assigned_names(source: str) -> set[str]:
-    """Names a cell assigns at its top level."""
-    try:
-        body = ast.parse(source).body
-    except SyntaxError:
-        return set()
-    targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
-    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
-    return {target.id for target in targets if isinstance(target, ast.Name)}

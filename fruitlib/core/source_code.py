@@ -78,6 +78,17 @@ def modules_imported_by(source: str) -> list[str]:
     return _imports(list(ast.walk(ast.parse(source))))
 
 
+def assigned_names(source: str) -> set[str]:
+    """The names that a piece of code, such as a notebook cell, assigns at its top level."""
+    try:
+        body = ast.parse(source).body
+    except SyntaxError:
+        return set()
+    targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
+    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
+    return {target.id for target in targets if isinstance(target, ast.Name)}
+
+
 def file_stamp(path: str) -> Stamp:
     """What shows that a file was edited."""
     status = os.stat(path)

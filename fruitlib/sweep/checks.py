@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from fruitlib.core import config as configs
 from fruitlib.core import files, machine
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
+from fruitlib.core.model_names import BASE_CLASSES
 from fruitlib.data import sources, splits
 from fruitlib.runs.stages import notebook_path
 from fruitlib.sweep import final_model, worker
@@ -67,5 +67,5 @@ def check_class_count(plan: Sweep, progress) -> None:
         return
     sources.ready(plan.config.data, progress)
     classes = sources.scan(plan.config)[0]["label"].nunique()
-    if classes != configs.BASE_CLASSES:
-        raise InputError(f"model base has {configs.BASE_CLASSES} classes, the photos have {classes}: use model end2end")
+    if classes != BASE_CLASSES:
+        raise InputError(f"model base has {BASE_CLASSES} classes, the photos have {classes}: use model end2end")

@@ -174,7 +174,7 @@ def cluster(address: str, sweep_dir: Path) -> tuple[Executor, str]:
     except ImportError:
         raise InputError("--scheduler needs Dask: pip install 'fruitlib[cluster]'") from None
     for name in ("distributed", "distributed.client", "distributed.comm", "tornado.application", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # a lost scheduler is told in one line, by the sweep
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the sweep reports a lost scheduler in one line
     try:
         client = Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError) as problem:
@@ -219,7 +219,7 @@ class Cluster(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Let go of the cluster; runs under way go on, unless the stop file ends them."""
-        with contextlib.suppress(Exception):  # a scheduler that is gone cannot be said goodbye to
+        with contextlib.suppress(Exception):  # a lost scheduler does not answer
             self._executor.shutdown(wait=wait)
         with contextlib.suppress(Exception):
             self.client.close(timeout=2)

@@ -9,7 +9,7 @@ import time
 import warnings
 from pathlib import Path
 
-from fruitlib.core import config as configs
+from fruitlib.core import source_code
 from fruitlib.core.config import Config
 from fruitlib.core.errors import first_line
 from fruitlib.kernels import launcher
@@ -167,4 +167,4 @@ def declared_parameters(notebook: Path) -> set[str]:
     """Names assigned in the cell tagged `parameters`."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    return set().union(*map(configs.assigned_names, tagged))
+    return set().union(*map(source_code.assigned_names, tagged))

@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-from fruitlib.core.config import FOLD_SETTINGS, SPLIT_SETTINGS, Config, inert, make
+from fruitlib.core.config import FOLD_SETTINGS, SPLIT_SETTINGS, Config, make, settings_without_effect
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import fingerprint
 from fruitlib.sweep import space as spaces
@@ -112,7 +112,7 @@ def _plan(content: dict, settings: dict[str, Any], path: Path) -> Sweep:
     runs, differs = {}, {}
     for combination in [] if search else _with_folds(_combinations(meta), config):
         run_config = make({**fixed, **combination})
-        _refuse_inert(combination, run_config)
+        _refuse_without_effect(combination, run_config)
         shown = set(combination) - ({"repeat"} if config.repeats == 1 else set())
         differing = {name: getattr(run_config, name) for name in sorted(shown)}
         name = run_name(differing)
@@ -194,9 +194,9 @@ def _refuse_split_settings(settings: Iterable[str], refused: Iterable[str] = SPL
         raise InputError(f"{min(clash)} cannot differ within a sweep (its runs share one split)", min(clash))
 
 
-def _refuse_inert(combination: dict[str, Any], config: Config) -> None:
+def _refuse_without_effect(combination: dict[str, Any], config: Config) -> None:
     """Refuse a setting that differs between runs and does nothing in one: that would compare a run with itself."""
-    without_effect = inert(config)
+    without_effect = settings_without_effect(config)
     for name in combination:
         if name in without_effect and combination[name] != Config.model_fields[name].default:
             message = f"{name} does nothing in the run {run_name(combination)}: name the runs one by one under list:"

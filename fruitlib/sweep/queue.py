@@ -1,7 +1,7 @@
 """Tasks handed to an executor until all are done: what others work on is waited for, what was lost is tried once more.
 
-The executor places processes (`placement`), the run folder's lock decides which of them works, and its files are the
-result. So two sweeps on one folder share the work, and a sweep that is killed leaves nothing that it alone knew.
+The executor places processes (`executors`), the run folder's lock decides which of them works, and its files are the
+result. So two sweeps on one folder share the work, and a killed sweep loses nothing.
 """
 
 import contextlib
@@ -27,7 +27,7 @@ WORDS = {code: word for word, code in CODES.items()}
 
 @dataclass
 class Task:
-    """Stages of one run (or of the sweep itself: 01) that are to be executed one after the other."""
+    """Stages of one run (or of the sweep itself: 01) to execute one after the other."""
 
     name: str
     folder: Path
@@ -40,7 +40,7 @@ class Task:
 class Outcome:
     """How a task ended."""
 
-    state: str  # complete | failed | pruned | lost
+    state: str  # complete | failed | pruned | lost | disk_full
     error: str = ""
 
 
@@ -128,7 +128,7 @@ class Engine:
         return Outcome(word, error)
 
     def _lost(self, task: Task, result: dict) -> Outcome | None:
-        """Once more, for what was killed; a process that failed by itself has said why."""
+        """Try a killed task once more; None if it is tried again."""
         task.tries += 1
         named = result["code"] == CODES["lost"] and _reason(task.folder)
         error = named or f"its process was lost ({_ending(result['code'])})" + f": {result['error']}" * bool(
@@ -152,7 +152,7 @@ class Engine:
             self.waiting.append(task)
 
     def stop(self) -> None:
-        """End what is running, within two seconds; it can be gone on from."""
+        """End what is running, within two seconds; it can be resumed."""
         getattr(self.executor, "stop", lambda: None)()  # this machine's need no file, which a full disk may refuse
         try:
             with contextlib.suppress(OSError):
