@@ -51,5 +51,5 @@ insight: .venv/installed ## four claims put to the test, half an hour:  make ins
 	@$(BIN)/uv pip install --python $(BIN)/python --compile-bytecode -r requirements.lock
 	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --config-settings editable_mode=compat -e .
 	@$(BIN)/python -m compileall -q fruitlib
-	@$(BIN)/python -m fruitlib.kernels.zygote install >/dev/null
+	@$(BIN)/python -m fruitlib.kernels.kernelspec >/dev/null
 	@touch $@

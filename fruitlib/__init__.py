@@ -1,14 +1,20 @@
 """fruitlib: the vocabulary of the notebooks, for classifying few photographs, unevenly spread.
 
-Read it in this order; a module imports only modules above it (`tests/test_architecture.py` holds it so):
+Ten rooms, in this order; a room imports only rooms above it (`tests/test_architecture.py` checks that). Each room's
+docstring lists its modules and says which one to read first:
 
-    core     runtime sample config space params fetch sources intake duplicates stratify splits runs
-    core     preprocess cache augment balance images models transfer losses optim speed metrics evaluate
-    core     crossval stats calibration thresholds audit sanity baselines gradcam compare insight learning export
-    core     checkpoint tracking distributed train finder plots plots_photos plots_metrics plots_compare plots_insight
-    around   warm kernels progress widgets report execute work placement engine shipping summary search sweep cli
+    core        the settings of a run, paths and atomic writes, the machine, errors for people
+    data        photos as people have them -> photos to learn from
+    runs        the run folder: what is in it, what is still valid, how far it is
+    evaluation  predictions -> numbers to trust, without torch
+    explain     where a network looks
+    training    photos -> a trained network
+    deploy      a trained network -> a file that others can use
+    reporting   what people see: figures, photo sheets, the report
+    kernels     notebooks that start at once
+    sweep       a params file -> executed runs, here or on a cluster
 
-`import fruitlib` itself imports neither torch nor Jupyter.
+and `cli.py`, the command `fruitlib`. `import fruitlib` itself imports neither torch nor Jupyter.
 """
 
 import os

@@ -10,7 +10,7 @@ from pathlib import Path
 from fruitlib.core import files, progress
 from fruitlib.core.errors import InputError
 
-GO_ON = "Run the same command again: what is complete is kept, and a training goes on from its last epoch."
+RESUME_HINT = "Run the same command again: complete runs are kept, and a training resumes after its last epoch."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -25,15 +25,15 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"fruitlib: {problem.filename}: is a file where a folder is needed", file=sys.stderr)
         return 2
     except (PermissionError, FileExistsError) as problem:
-        print(f"fruitlib: {files.file_trouble(problem)}", file=sys.stderr)
+        print(f"fruitlib: {files.os_error_text(problem)}", file=sys.stderr)
         return 2
     except OSError as problem:
-        if not files.disk_is_to_blame(problem):
+        if not files.is_disk_failure(problem):
             raise
-        print(f"fruitlib: {files.file_trouble(problem)}: {GO_ON}", file=sys.stderr)
+        print(f"fruitlib: {files.os_error_text(problem)}: {RESUME_HINT}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nfruitlib: stopped. {GO_ON}", file=sys.stderr)
+        print(f"\nfruitlib: stopped. {RESUME_HINT}", file=sys.stderr)
         return 130
 
 

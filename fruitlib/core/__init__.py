@@ -4,6 +4,7 @@ Read `config` first: every setting with its type, range, default and help.
 
     config       Config: every setting of a run; which settings belong to which stage
     files        paths, atomic writes, locks, fingerprints
+    model_names  the models that can be trained, and their image sizes
     machine      device, threads, seeds, rank, versions
     progress     how far long work is, and how long it still takes
     errors       InputError: one line that says what is wrong, where, and what to do

@@ -1,14 +1,14 @@
 """`Config`: every setting with its type, range, default and help; which settings belong to which stage."""
 
-import ast
 import difflib
 import itertools
-import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from fruitlib.core.errors import InputError
+from fruitlib.core.model_names import MODELS, OURS
+from fruitlib.core.source_code import assigned_names
 
 
 class Config(BaseModel):
@@ -152,7 +152,9 @@ class Config(BaseModel):
         """YAML's true and yes would pass as the number 1; no setting is a truth value, so refuse them."""
         for name, value in values.items() if isinstance(values, dict) else ():
             if isinstance(value, bool):
-                raise ValueError(f"{name} = {str(value).lower()}: a truth value, where {setting_kind(name)} is wanted")
+                raise InputError(
+                    f"{name} = {str(value).lower()}: a truth value, where {setting_kind(name)} is wanted", name
+                )
         return values
 
     @field_validator("track", mode="before")
@@ -172,7 +174,9 @@ class Config(BaseModel):
     @classmethod
     def _known_model(cls, model):
         if model not in MODELS:
-            raise ValueError(f"model = {model!r}: not known{nearest(model, MODELS) or '; known: ' + ', '.join(MODELS)}")
+            raise InputError(
+                f"model = {model!r}: not known{nearest(model, MODELS) or '; known: ' + ', '.join(MODELS)}", "model"
+            )
         return model
 
     @field_validator("processes")
@@ -180,76 +184,94 @@ class Config(BaseModel):
     def _enough_for_each(cls, processes, info):
         batch_size = info.data.get("batch_size", 2)
         if processes > 1 and batch_size < 2 * processes:
-            raise ValueError(f"batch_size {batch_size} is too small for {processes} processes (at least 2 images each)")
+            raise InputError(
+                f"batch_size {batch_size} is too small for {processes} processes (at least 2 images each)", "processes"
+            )
         return processes
 
     @model_validator(mode="after")
     def _fits_together(self):
         if self.base_weights and self.model != "end2end":
-            raise ValueError(f"base_weights starts model end2end only, not {self.model}")
+            raise InputError(f"base_weights starts model end2end only, not {self.model}", "base_weights")
         if self.weights == "DEFAULT" and self.model in OURS:
-            raise ValueError(f"weights DEFAULT exists for torchvision's models only, not {self.model}")
+            raise InputError(f"weights DEFAULT exists for torchvision's models only, not {self.model}", "weights")
         if self.weights != "none" and self.base_weights:
-            raise ValueError("weights and base_weights both name the weights to start from: set one of them")
+            raise InputError("weights and base_weights both name the weights to start from: set one of them", "weights")
         if self.freeze != "none" and not self.base_weights and self.weights == "none":
-            raise ValueError(f"freeze = {self.freeze} keeps random weights: name weights (torchvision) or base_weights")
+            raise InputError(
+                f"freeze = {self.freeze} keeps random weights: name weights (torchvision) or base_weights", "freeze"
+            )
         if self.unfreeze_every and self.freeze == "none":
-            raise ValueError(f"unfreeze_every = {self.unfreeze_every}: nothing is frozen; set freeze: backbone")
+            raise InputError(
+                f"unfreeze_every = {self.unfreeze_every}: nothing is frozen; set freeze: backbone", "unfreeze_every"
+            )
         if self.model in OURS and (self.head != "linear" or self.dropout != "auto"):
-            raise ValueError(f"head and dropout belong to torchvision's models, not to {self.model}")
+            named = "head" if self.head != "linear" else "dropout"
+            raise InputError(f"head and dropout belong to torchvision's models, not to {self.model}", named)
         if self.head_width and self.head == "linear":
-            raise ValueError(f"head_width = {self.head_width}: a linear head has no hidden layer; set head: gap_bn")
+            raise InputError(
+                f"head_width = {self.head_width}: a linear head has no hidden layer; set head: gap_bn", "head_width"
+            )
         return self
 
     @model_validator(mode="after")
     def _recipe_fits_together(self):
         if self.warmup_epochs >= self.epochs:
-            raise ValueError(f"warmup_epochs = {self.warmup_epochs}: fewer than epochs = {self.epochs} are needed")
+            raise InputError(
+                f"warmup_epochs = {self.warmup_epochs}: fewer than epochs = {self.epochs} are needed", "warmup_epochs"
+            )
         if self.loss == "soft_f1":
             if self.micro_batch != "auto":
-                raise ValueError(
+                raise InputError(
                     f"loss = soft_f1 counts over a whole batch, micro_batch = {self.micro_batch} sees parts of it: "
-                    "set micro_batch: auto"
+                    "set micro_batch: auto",
+                    "micro_batch",
                 )
             if self.balance == "class_weights":
-                raise ValueError(
-                    "loss = soft_f1 weighs all classes alike already: set balance other than class_weights"
+                raise InputError(
+                    "loss = soft_f1 weighs all classes alike already: set balance other than class_weights", "balance"
                 )
         if self.micro_batch == 1 and self.head == "gap_bn":
-            raise ValueError("micro_batch = 1: BatchNorm in head gap_bn needs at least 2 images at a time")
+            raise InputError(
+                "micro_batch = 1: BatchNorm in head gap_bn needs 2 images or more at a time", "micro_batch"
+            )
         if 0 < self.lr_find < 20:
-            raise ValueError(f"lr_find = {self.lr_find}: a curve needs at least 20 steps; 100 is a good number")
+            raise InputError(f"lr_find = {self.lr_find}: a curve needs at least 20 steps, better 100", "lr_find")
         if self.patience and self.patience >= self.epochs:
-            raise ValueError(f"patience = {self.patience}: never reached within epochs = {self.epochs}")
+            raise InputError(f"patience = {self.patience}: never reached within epochs = {self.epochs}", "patience")
         return self
 
     @model_validator(mode="after")
     def _folds_fit_together(self):
         if self.folds == 1:
-            raise ValueError("folds = 1: one part cannot both teach and validate; 0 for one split, else 2 or more")
+            raise InputError("folds = 1: one part cannot both train and validate; set 0 or 2 or more", "folds")
         if self.fold == 0 and not self.folds:
-            raise ValueError("fold = 0 trains on the photos of all folds: set folds to 2 or more")
+            raise InputError("fold = 0 trains on the photos of all folds: set folds to 2 or more", "fold")
         if self.fold > max(self.folds, 1):
-            raise ValueError(f"fold = {self.fold}: there are folds = {self.folds}")
+            raise InputError(f"fold = {self.fold}: there are folds = {self.folds}", "fold")
         if self.repeat > self.repeats:
-            raise ValueError(f"repeat = {self.repeat}: there are repeats = {self.repeats}")
+            raise InputError(f"repeat = {self.repeat}: there are repeats = {self.repeats}", "repeat")
         if self.repeats > 1 and not self.folds:
-            raise ValueError(f"repeats = {self.repeats} repeats folds: set folds to 2 or more")
+            raise InputError(f"repeats = {self.repeats} repeats folds: set folds to 2 or more", "repeats")
         for name in ("val_per_class", "test_per_class"):
             if (wanted := getattr(self, name)) > 1 and wanted != int(wanted):
-                raise ValueError(f"{name} = {wanted}: a whole number of photos, or a share below 1")
+                raise InputError(f"{name} = {wanted}: a whole number of photos, or a share below 1", name)
         return self
 
     @model_validator(mode="after")
     def _balance_fits(self):
         if (self.balance == "augment_to") != bool(self.augment_to):
-            raise ValueError("balance = augment_to and augment_to = N (photos per class) go together: set both")
+            named = "augment_to" if self.augment_to else "balance"
+            raise InputError("balance = augment_to and augment_to = N (photos per class) go together: set both", named)
         if self.balance == "augment_to" and self.augment == "none":
-            raise ValueError("balance = augment_to adds augmented children: set augment, to geometric for example")
+            raise InputError(
+                "balance = augment_to adds augmented children: set augment, to geometric for example", "augment"
+            )
         if self.balance == "smote" and not self.features_once:
-            raise ValueError(
+            raise InputError(
                 "balance = smote mixes frozen features: set freeze: backbone with weights: DEFAULT (or base_weights), "
-                "augment: none and mixing: none"
+                "augment: none and mixing: none",
+                "balance",
             )
         return self
 
@@ -266,8 +288,8 @@ ALIASES |= {"gradient_clip_val": "clip_norm", "ema_decay": "ema", "smoothing": "
 ALIASES |= {"max_epochs": "epochs", "accumulate_grad_batches": "micro_batch", "img_size": "image_size"}
 
 
-def inert(config: Config) -> set[str]:
-    """Settings that change nothing beside the others: runs that differ in them alone would be the same run twice."""
+def settings_without_effect(config: Config) -> set[str]:
+    """Settings that change nothing, given the others: runs that differ only in them would be the same run twice."""
     used = {
         "focal_gamma": config.loss in ("focal", "mix"),
         "focal_ratio": config.loss == "mix",
@@ -277,23 +299,9 @@ def inert(config: Config) -> set[str]:
         "mixing_alpha": config.mixing != "none",
         "crop_margin": config.crop_to != "none",
     }
-    return {name for name, matters in used.items() if not matters}
+    return {name for name, has_effect in used.items() if not has_effect}
 
 
-BASE_CLASSES = 5  # what model base tells apart
-OURS = ("end2end", "base")
-# Every model and the side its weights were trained at (a test compares with torchvision). Convolutional ones only:
-# Grad-CAM wants feature maps, and transformers want more photos than this project is about.
-_AT_224 = """resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d resnext101_64x4d
-wide_resnet50_2 wide_resnet101_2 vgg11 vgg11_bn vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn densenet121 densenet161
-densenet169 densenet201 efficientnet_b0 mobilenet_v2 mobilenet_v3_small mobilenet_v3_large convnext_tiny convnext_small
-convnext_base convnext_large regnet_x_400mf regnet_x_800mf regnet_x_1_6gf regnet_x_3_2gf regnet_x_8gf regnet_x_16gf
-regnet_x_32gf regnet_y_400mf regnet_y_800mf regnet_y_1_6gf regnet_y_3_2gf regnet_y_8gf regnet_y_16gf regnet_y_32gf
-shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5 shufflenet_v2_x2_0"""
-MODELS = dict.fromkeys(OURS, 96) | dict.fromkeys(_AT_224.split(), 224)
-MODELS |= {"efficientnet_b1": 240, "efficientnet_b2": 288, "efficientnet_b3": 300, "efficientnet_b4": 380}
-MODELS |= {"efficientnet_b5": 456, "efficientnet_b6": 528, "efficientnet_b7": 600}
-MODELS |= {"efficientnet_v2_s": 384, "efficientnet_v2_m": 480, "efficientnet_v2_l": 480}
 SPLIT_SETTINGS = tuple(itertools.takewhile(lambda name: name != "model", Config.model_fields))
 EXPORT_SETTINGS = ("calibration_images", "int8_agreement")
 PLACE_SETTINGS = ("cache", "track")  # where photos and curves are kept changes no result
@@ -313,7 +321,7 @@ def setting_kind(name: str) -> str:
         return "a setting's value"
     kinds = str(field.annotation)
     words = {"float": "a number", "int": "a whole number", "Literal": "a word"}
-    return next((summary for kind, summary in words.items() if kind in kinds), "text")
+    return next((word for kind, word in words.items() if kind in kinds), "text")
 
 
 def nearest(name: str, known) -> str:
@@ -326,33 +334,35 @@ def make(settings: dict[str, Any], source: str = "settings") -> Config:
     """A `Config` from settings, or one line saying what is wrong with which.
 
     Raises:
-        InputError: an unknown setting (with the nearest name), a wrong type, a value out of range.
+        InputError: an unknown setting (with the nearest name), a wrong type, a value out of range; `setting` names
+            the setting, and `place` is `source`.
     """
     try:
         return Config(**settings)
     except ValidationError as problems:
-        raise InputError(f"{source}: {_explain(problems.errors()[0])}") from None
+        message, setting = _explain(problems.errors()[0])
+        raise InputError(message, setting, settings.get(setting), place=source) from None
 
 
-def _explain(error: dict) -> str:
-    """One pydantic error in one line: the setting, its value, what is wanted."""
+def _explain(error: dict) -> tuple[str, str]:
+    """One pydantic error in one line (the setting, its value, what is wanted), and the setting's name."""
+    refused = error.get("ctx", {}).get("error")
+    if isinstance(refused, InputError):  # by a validator of `Config`
+        return refused.message, refused.setting
     name = str(error["loc"][0]) if error["loc"] else ""
     if error["type"] == "extra_forbidden":
         close = f" (did you mean {ALIASES[name]}?)" if name in ALIASES else nearest(name, Config.model_fields)
-        return f"unknown setting {name}{close}; params/base.yaml lists them all"
-    if (
-        name
-        and isinstance(error["input"], (list, dict))
-        and not isinstance(Config.model_fields[name].default, (list, dict))
-    ):
-        return f"{name} = {error['input']!r}: several values belong under grid:, as in 'grid: {{{name}: [..., ...]}}'"
-    message = re.sub(r"^Value error, ", "", error["msg"])
-    if not name or "=" in message:
-        return message
-    message = message[0].lower() + message[1:].removesuffix(", got a number with a fractional part")
-    mapping = isinstance(Config.model_fields[name].default, dict)
-    place = ".".join(map(str, error["loc"])) if mapping else name  # of a union, pydantic would name the branch
-    return f"{place} = {error['input']!r}: {message}; wanted: {Config.model_fields[name].description}"
+        return f"unknown setting {name}{close}; params/base.yaml lists them all", name
+    if not name:
+        return error["msg"], ""
+    field, given = Config.model_fields[name], error["input"]
+    if isinstance(given, (list, dict)) and not isinstance(field.default, (list, dict)):
+        example = f"grid: {{{name}: [..., ...]}}"
+        return f"{name} = {given!r}: several values belong under grid:, as in '{example}'", name
+    message = error["msg"][0].lower() + error["msg"][1:].removesuffix(", got a number with a fractional part")
+    is_mapping = isinstance(field.default, dict)
+    shown = ".".join(map(str, error["loc"])) if is_mapping else name  # of a union, pydantic would name the branch
+    return f"{shown} = {given!r}: {message}; wanted: {field.description}", name
 
 
 def from_notebook(cells: dict[str, Any]) -> Config:
@@ -379,14 +389,3 @@ def check_injected(cells: dict[str, Any]) -> None:
     known = {*Config.model_fields, "overrides"} if "overrides" in declared else declared
     if unknown := sorted(injected - known - declared):
         raise InputError(f"unknown parameter {unknown[0]}{nearest(unknown[0], known | declared)}")
-
-
-def assigned_names(source: str) -> set[str]:
-    """Names a cell assigns at its top level."""
-    try:
-        body = ast.parse(source).body
-    except SyntaxError:
-        return set()
-    targets = [t for node in body if isinstance(node, ast.Assign) for t in node.targets]
-    targets += [node.target for node in body if isinstance(node, ast.AnnAssign)]
-    return {target.id for target in targets if isinstance(target, ast.Name)}

@@ -1,14 +1,37 @@
 """Errors for people: one line that says what is wrong, where, and what to do."""
 
+from typing import Any
+
 
 class InputError(ValueError):
-    """Something a person can put right. Its message is one line: what is wrong, where, and what to do."""
+    """Something a person can put right; in one line: where, what is wrong, what to do.
+
+    Attributes:
+        message: what is wrong, and what to do.
+        setting: the setting it is about; empty if it is about none.
+        value: what was given for that setting.
+        place: the file (and line) it is about; it begins the line that people see.
+    """
+
+    def __init__(self, message: str = "", setting: str = "", value: Any = None, place: str = ""):
+        super().__init__(message)
+        self.message, self.setting, self.value, self.place = message, setting, value, place
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}" if self.place else self.message
+
+    def at(self, place: str) -> "InputError":
+        """The same error, about another place."""
+        return type(self)(self.message, self.setting, self.value, place)
 
     def _render_traceback_(self) -> list[str]:
         """Jupyter's own hook: show the line alone, without a traceback."""
         return [f"InputError: {self}"]
 
 
-def first_line(problem: BaseException) -> str:
-    """What an exception says, in one line: its first one, or its name where it says nothing."""
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0]
+def first_line(problem: BaseException | str) -> str:
+    """The first line of an exception or its text; the exception's name if it has no text."""
+    text = str(problem).strip()
+    if not text:
+        return "no message" if isinstance(problem, str) else type(problem).__name__
+    return text.splitlines()[0]

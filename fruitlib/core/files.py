@@ -46,7 +46,7 @@ def replacing(path: str | os.PathLike):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.stem}.{os.getpid()}@{_host()}."  # whose it is, for `tidy`
+    prefix = f".{path.stem}.{os.getpid()}@{_host()}."  # its process, for `remove_stale_partials`
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
     os.close(handle)
     try:
@@ -57,15 +57,19 @@ def replacing(path: str | os.PathLike):
         Path(name).unlink(missing_ok=True)
 
 
-def tidy(folder: Path) -> None:
-    """Remove what processes killed inside `replacing` have left in a folder and the folders in it.
+def remove_stale_partials(folder: Path) -> None:
+    """Remove, in a folder and below it, the partial files of processes that were killed inside `replacing`.
 
-    A file is theirs if its process is gone; if it was another machine's, once it is an hour old.
+    A partial file is stale if its process has ended; one of another machine's process, if it is an hour old.
     """
     for path in list(folder.rglob(".*@*")):
         owner = re.match(r"\..+\.(\d+)@(.+)\.\w{8}(\.\w+)?$", path.name)
+        if owner is None:
+            continue
         with contextlib.suppress(OSError):
-            if owner and (_gone(int(owner[1])) if owner[2] == _host() else path.stat().st_mtime < time.time() - 3600):
+            pid, host = int(owner[1]), owner[2]
+            stale = _has_ended(pid) if host == _host() else path.stat().st_mtime < time.time() - 3600
+            if stale:
                 path.unlink()
 
 
@@ -73,7 +77,7 @@ def _host() -> str:
     return socket.gethostname()[:40]
 
 
-def _gone(pid: int) -> bool:
+def _has_ended(pid: int) -> bool:
     import psutil
 
     return not psutil.pid_exists(pid)
@@ -133,12 +137,23 @@ def fingerprint(*parts) -> str:
     return digest.hexdigest()[:12]
 
 
-def file_trouble(problem: OSError) -> str:
-    """What the system says of a file or disk, in one line that names it."""
+def os_error_text(problem: OSError) -> str:
+    """The system's message about a file or disk, in one line that names the file."""
     where = f"{display_path(problem.filename)}: " if problem.filename else ""
     return f"{where}{problem.strerror or problem}"
 
 
-def disk_is_to_blame(problem: OSError) -> bool:
-    """Whether a disk is full, over its quota, read-only or broken: passing trouble, no fault of what was done."""
-    return problem.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS, errno.EIO)
+DISK_ERRORS = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC), errno.EROFS, errno.EIO)
+
+
+def is_disk_failure(problem: BaseException | None) -> bool:
+    """Whether a disk that is full, over its quota, read-only or broken caused this error.
+
+    Such an error may pass and says nothing against the work that met it. An error that was raised while another one was
+    handled has that one's cause.
+    """
+    while problem is not None:
+        if isinstance(problem, OSError) and problem.errno in DISK_ERRORS:
+            return True
+        problem = problem.__cause__ or problem.__context__
+    return False

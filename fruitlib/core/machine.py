@@ -37,6 +37,17 @@ def threads() -> int:
     return torch.get_num_threads()
 
 
+def usable_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def requested_threads(name: str) -> int:
+    """The threads that a variable of the environment asks for, such as OMP_NUM_THREADS; 0 if it is not set."""
+    first = os.environ.get(name, "").split(",")[0].strip()
+    return int(first) if first.isdecimal() else 0
+
+
 def seed_everything(seed: int) -> None:
     """Seed Python, NumPy and torch (weights' initial values, dropout)."""
     import numpy as np

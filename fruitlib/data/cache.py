@@ -102,7 +102,7 @@ def identity(folder: Path, paths: list[str], keys: list[str], config: Config) ->
         file, box = sources.locate(folder, path)
         content.update(f"{key or _sha256(file)} {box}\n".encode())
     settings = {name: getattr(config, name) for name in PREPROCESS_SETTINGS}
-    code = [source_code.module_source(module.__name__) for module in (photo_checks, preprocess)]
+    code = [source_code.module_fingerprint(module.__name__) for module in (photo_checks, preprocess)]
     return files.fingerprint(content.hexdigest(), settings, *code, preprocess.LIBRARIES)
 
 

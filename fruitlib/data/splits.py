@@ -36,8 +36,8 @@ def prepare_manifest(config: Config, sweep_dir: Path, progress: OnProgress | Non
     rows = subset(rows, config.subset, config.split_seed)
     settings = config.model_dump(include=set(SPLIT_SETTINGS))
     stamps = _stamps(folder, rows.loc[rows["status"] != "left_out", "path"])
-    code = source_code.closure_source([__name__])
-    identity = files.fingerprint(settings, notes, _digest(rows), stamps, *code)
+    code = source_code.closure_fingerprint([__name__])
+    identity = files.fingerprint(settings, notes, _digest(rows), stamps, code)
     made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
     if made and load_record(sweep_dir)["identity"] == identity:
         return load_manifest(sweep_dir)

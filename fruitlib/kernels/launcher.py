@@ -1,13 +1,13 @@
-"""`python -ISP warm.py MODULE ARGUMENTS…`: what `python -m MODULE ARGUMENTS…` does, without waiting for imports.
+"""`python -ISP launcher.py MODULE ARGUMENTS…`: what `python -m MODULE ARGUMENTS…` does, without waiting for imports.
 
-A process that has imported torch, pandas, matplotlib and fruitlib already (`kernels`, the zygote; one per environment)
-forks, and its child becomes MODULE, with the environment, working directory and standard files of this one. This one
-stays as the child's stand-in: signals are passed on to it, its exit code becomes ours, and where this one ends, so does
-it.
+The zygote, a process that has imported torch, pandas, matplotlib and fruitlib already (one per environment), forks. Its
+child becomes MODULE, with the environment, working directory and standard files of this process. This process stays as
+the child's stand-in: it passes signals on to the child, ends with the child's exit code, and if it is killed, the child
+is killed too.
 
-Where that cannot be had (no fork on this system, no zygote), this process becomes `python -m MODULE …` itself and says
-so on its standard error. `FRUITLIB_KERNELS=cold` asks for that. Standard library alone, and little of it: this file
-is run by path, before anything is imported.
+If there is no zygote, or the system has no fork, this process becomes `python -m MODULE …` itself and reports that on
+its standard error. `FRUITLIB_KERNELS=cold` asks for that. It imports little, and from the standard library alone: this
+file is run by path, before anything is imported.
 """
 
 import contextlib
@@ -20,18 +20,18 @@ import socket
 import sys
 import time
 
-COLD = "fruitlib: a cold start: "  # how the line on standard error begins
-# What a program, or a library while it is imported, reads of its environment: another value, another zygote. So does a
-# batch job of its own, whose end takes all its processes.
+COLD = "fruitlib: a cold start: "  # the beginning of the line on standard error
+# Variables that a program, or a library while it is imported, reads: another value needs another zygote. So does each
+# batch job, because its end takes all its processes.
 READ_AT_IMPORT = ("PYTHON", "LD_", "OMP_", "GOMP_", "KMP_", "MKL_", "OPENBLAS_", "TORCH", "PYTORCH_", "MPL", "NPY_")
 READ_AT_IMPORT += ("MATPLOTLIBRC", "NUMPY_", "PANDAS_", "SCIPY_", "SKLEARN_", "JOBLIB_", "LOKY_", "TQDM_")
 READ_AT_IMPORT += ("MALLOC_", "LANG", "LC_", "HOME", "XDG_CONFIG_HOME", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 SET_LATER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MPLBACKEND", "TORCHINDUCTOR_CACHE_DIR")
-# What fruitlib and sklearn set when they are imported: who has done so already is served by the same zygote.
+# What fruitlib and sklearn set when they are imported: a process that has imported them is served by the same zygote.
 SET_BY_IMPORT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE"}
-PATIENCE = 180.0  # seconds a zygote may take to import everything; on a busy machine of two cores it took 50
-ANSWERS = 60.0  # seconds within which a child is forked, or the zygote hangs
-PASSED_ON = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
+IMPORT_TIMEOUT = 180.0  # seconds a zygote may take to import everything; on a busy machine of two cores it took 50
+FORK_TIMEOUT = 60.0  # seconds a zygote may take to fork a child; a longer wait means that it hangs
+FORWARDED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
 
 
 class Unavailable(Exception):
@@ -46,7 +46,7 @@ def address(environment: dict[str, str], executable: str) -> str:
     """The socket of this environment's zygote, in a folder that belongs to this user alone.
 
     Raises:
-        Unavailable: no such sockets on this system, or somebody else made the folder.
+        Unavailable: no such sockets on this system, or the folder belongs to another user.
     """
     if not hasattr(os, "fork") or not hasattr(socket, "AF_UNIX"):
         raise Unavailable("this system has no fork")
@@ -56,15 +56,15 @@ def address(environment: dict[str, str], executable: str) -> str:
     folder = f"{runtime_dir}/fruitlib" if os.path.isdir(runtime_dir) else f"/tmp/fruitlib-{os.getuid()}"
     with contextlib.suppress(FileExistsError):
         os.mkdir(folder, 0o700)
-    found = os.lstat(folder)
-    if found.st_uid != os.getuid() or found.st_mode & 0o077:
+    status = os.lstat(folder)
+    if status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise Unavailable(f"{folder} is open to others than this user: remove it")
     key = json.dumps([executable, os.path.realpath(__file__), sys.version, os.nice(0), _read_at_import(environment)])
     return f"{folder}/{hashlib.blake2b(key.encode(), digest_size=8).hexdigest()}.sock"
 
 
 def _read_at_import(environment: dict[str, str]) -> list[tuple[str, str]]:
-    """What another zygote is needed for, where it is another value."""
+    """The variables whose values decide which zygote serves a process."""
     seen = {**SET_BY_IMPORT, **environment}
     folders = seen.get("LD_LIBRARY_PATH", "").split(":")  # cv2 puts a folder of its own before the others
     seen["LD_LIBRARY_PATH"] = ":".join(folder for folder in folders if folder and "/cv2/" not in folder)
@@ -72,7 +72,7 @@ def _read_at_import(environment: dict[str, str]) -> list[tuple[str, str]]:
 
 
 def connect(path: str, environment: dict[str, str], executable: str) -> socket.socket:
-    """A connection to the zygote, which is started where there is none; several who ask at once start one."""
+    """A connection to the zygote, which is started if there is none; several processes that ask at once start one."""
     if connection := _connected(path):
         return connection
     import fcntl
@@ -82,11 +82,13 @@ def connect(path: str, environment: dict[str, str], executable: str) -> socket.s
         fcntl.flock(lock, fcntl.LOCK_EX)
         if connection := _connected(path):
             return connection
-        if os.fstat(lock.fileno()).st_mtime > asked:  # one who asked before us has tried; eight need not, in turn
+        if (
+            os.fstat(lock.fileno()).st_mtime > asked
+        ):  # a process that asked before us has tried; eight need not try in turn
             lock.seek(0)
             raise Unavailable(lock.read())
         try:
-            with contextlib.suppress(Killed):  # which says nothing about the next one
+            with contextlib.suppress(Killed):  # the next one may come up
                 return _started(path, environment, executable)
             return _started(path, environment, executable)
         except Unavailable as why:
@@ -106,21 +108,21 @@ def _connected(path: str) -> socket.socket | None:
 
 
 def _started(path: str, environment: dict[str, str], executable: str) -> socket.socket:
-    """Start a zygote and wait until it listens; its own words go to a file beside the socket."""
+    """Start a zygote and wait until it listens; its output goes to a file beside the socket."""
     import subprocess
 
     log = f"{path[:-5]}.log"
     its_environment = {name: value for name, value in environment.items() if name not in SET_LATER}
     its_environment["OPENBLAS_NUM_THREADS"] = "1"  # else it has threads as soon as it is imported, and a fork has not
     its_environment["JPY_PARENT_PID"] = "1"  # ipykernel reads it when imported: "do not watch your parent", the zygote
-    its_environment["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the debugger has a word to say to every log
-    ours, theirs = socket.socketpair()  # tells the zygote's pid, and by closing that it is gone: it is not our child
-    with open(log, "w") as words, theirs:
+    its_environment["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the debugger writes a warning into every log
+    ours, its_end = socket.socketpair()  # carries the zygote's pid, and closes when it ends: it is not our child
+    with open(log, "w") as output, its_end:
         subprocess.run(
             [executable, "-P", "-m", "fruitlib.kernels.zygote", path],
-            env=its_environment, cwd="/", stdin=theirs, stdout=words, stderr=words, start_new_session=True,
+            env=its_environment, cwd="/", stdin=its_end, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + IMPORT_TIMEOUT
     with ours:
         pid = ours.recv(16)
         while pid and not select.select([ours], [], [], 0.02)[0] and time.monotonic() < deadline:
@@ -128,37 +130,37 @@ def _started(path: str, environment: dict[str, str], executable: str) -> socket.
                 return connection
     with contextlib.suppress(ValueError, ProcessLookupError):
         os.kill(int(pid), signal.SIGKILL)
-    with open(log, errors="replace") as words:
-        summary = words.read().strip().splitlines()
-    if not summary and time.monotonic() < deadline:
+    with open(log, errors="replace") as output:
+        lines = output.read().strip().splitlines()
+    if not lines and time.monotonic() < deadline:
         raise Killed("the zygote was killed before it came up")
-    raise Unavailable(f"the zygote did not come up: {summary[-1] if summary else 'too slow'} ({log})")
+    raise Unavailable(f"the zygote did not come up: {lines[-1] if lines else 'too slow'} ({log})")
 
 
 def ask_zygote(arguments: list[str], executable: str = sys.executable) -> tuple[socket.socket, int]:
-    """Have a child forked that becomes `python -m ARGUMENTS…`; returns the connection that tells its end, and its pid.
+    """Have a child forked that becomes `python -m ARGUMENTS…`; returns its connection and its pid.
 
     Raises:
-        Unavailable: it cannot be had.
+        Unavailable: no child could be forked.
     """
     environment = dict(os.environ)
     request = json.dumps({"arguments": arguments, "environment": environment, **_surroundings()}).encode() + b"\n"
     path = address(environment, executable)
-    for _ in range(3):  # one that is out of date leaves; so may one that was idle, just now
+    for _ in range(3):  # a zygote that is out of date, or was idle for long, ends just now
         connection = connect(path, environment, executable)
-        connection.settimeout(ANSWERS)
+        connection.settimeout(FORK_TIMEOUT)
         with contextlib.suppress(ConnectionError):
             socket.send_fds(connection, [request[:1]], [0, 1, 2])
             connection.sendall(request[1:])
-            if pid := wait_for_exit_code(connection).get("pid"):
+            if pid := receive(connection).get("pid"):
                 connection.settimeout(None)
                 return connection, pid
         connection.close()
-    raise Unavailable("the zygote went away, three times")
+    raise Unavailable("the zygote ended three times before it forked")
 
 
-def wait_for_exit_code(connection: socket.socket) -> dict:
-    """The next word of the zygote or its child, a line of JSON; empty at the end of the connection."""
+def receive(connection: socket.socket) -> dict:
+    """The next message of the zygote or its child, a line of JSON; empty at the end of the connection."""
     line = b""
     while not line.endswith(b"\n"):
         if not (piece := connection.recv(1)):
@@ -168,7 +170,7 @@ def wait_for_exit_code(connection: socket.socket) -> dict:
 
 
 def _surroundings() -> dict:
-    """What a process has of the one that started it, besides files and environment."""
+    """What a process inherits besides files and environment: working directory, umask, cores, limits."""
     import resource
 
     limits = [(n, *resource.getrlimit(n)) for name, n in sorted(vars(resource).items()) if name.startswith("RLIMIT_")]
@@ -180,24 +182,24 @@ def _surroundings() -> dict:
 def stand_in(connection: socket.socket, pid: int, parent: int) -> int:
     """Live as long as the child does; returns its exit code, below zero the signal that ended it.
 
-    When our own parent is gone, so is whoever wanted the child: it is ended.
+    When our own parent has ended, nobody needs the child any more: it is killed.
     """
-    for number in (getattr(signal, name) for name in PASSED_ON):
+    for number in (getattr(signal, name) for name in FORWARDED_SIGNALS):
         if signal.getsignal(number) != signal.SIG_IGN:  # by `nohup`, say
-            signal.signal(number, lambda number, _: _pass_on(pid, number))
-    code = 1  # where nobody can tell it: the zygote was killed, and then the child
+            signal.signal(number, lambda number, _: _forward(pid, number))
+    code = 1  # if it is not known: the zygote was killed, and then the child
     while True:
         if select.select([connection], [], [], 0.5)[0]:
-            word = wait_for_exit_code(connection)
-            if word.keys() != {"leaving"}:
-                return word.get("exit", code)
-            code = word["leaving"]
+            message = receive(connection)
+            if message.keys() != {"leaving"}:
+                return message.get("exit", code)
+            code = message["leaving"]
         elif os.getppid() != parent:
-            _pass_on(pid, signal.SIGKILL)
+            _forward(pid, signal.SIGKILL)
             return -signal.SIGKILL
 
 
-def _pass_on(pid: int, number: int) -> None:
+def _forward(pid: int, number: int) -> None:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, number)  # as Jupyter does it: to the kernel and to what it has started
 
@@ -205,14 +207,14 @@ def _pass_on(pid: int, number: int) -> None:
 def leave(code: int) -> None:
     """End at once, with this exit code or, below zero, by that signal."""
     if code < 0:
-        with contextlib.suppress(OSError):  # SIGKILL has one meaning only
+        with contextlib.suppress(OSError):  # SIGKILL cannot be set
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code & 0xFF)
 
 
 def main() -> None:
-    """Have MODULE run, warm or cold; this process ends as it ends."""
+    """Run MODULE, warm or cold; this process ends as MODULE ends."""
     parent = os.getppid()
     try:
         connection, pid = ask_zygote(sys.argv[1:])

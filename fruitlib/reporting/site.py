@@ -132,7 +132,7 @@ def write_folder(folder: Path, title: str, run: str, changed_only: bool = False)
 def _appearance() -> str:
     """A fingerprint that changes when pages would look different."""
     template = files("fruitlib.reporting").joinpath("assets/report.html.j2").read_text("utf-8")
-    return fingerprint(template, source_code.module_source(__name__))
+    return fingerprint(template, source_code.module_fingerprint(__name__))
 
 
 def _is_current(page: Path, stamp: str) -> bool:

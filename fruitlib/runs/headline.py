@@ -2,6 +2,8 @@
 
 import html
 
+from fruitlib.core import files
+from fruitlib.core.errors import first_line
 from fruitlib.runs.run import Pruned
 
 
@@ -28,15 +30,16 @@ class Headline:
         return self
 
     def _watch(self, result) -> None:
-        """After each cell: where it ended in an error, say so on top."""
+        """After a cell that ended in an error: show the error on top, and record whether a disk caused it."""
         problem = result.error_in_exec or result.error_before_exec
         if problem is None or self._shown is None or self._state == "answered":
             return
         if isinstance(problem, Pruned):
             data, metadata = _bundle("pruned", str(problem), {})
         else:
-            text = f"stopped: {type(problem).__name__}: {problem}".splitlines()[0]
+            text = f"stopped: {type(problem).__name__}: {first_line(problem)}"
             data, metadata = _bundle("failed", text, {})
+            metadata["fruitlib"]["headline"]["disk_failure"] = files.is_disk_failure(problem)
         self._state = metadata["fruitlib"]["headline"]["state"]
         self._shown.update(data, raw=True, metadata=metadata)
 

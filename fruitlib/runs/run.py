@@ -18,18 +18,17 @@ from fruitlib.core import files, machine
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import splits
-from fruitlib.runs.stages import STAGES, code_of
+from fruitlib.runs.stages import STAGES, code_fingerprint
 
 POOLED = "predictions_oof.csv"  # of a sweep with folds; `crossval` writes it
-# What a training that was cut off leaves, to be gone on from
+# What a training that was cut off leaves, and is resumed from
 UNFINISHED = ("last.pt", "best.pt", "best.next.pt", "history.csv", "predictions_val.csv", "predictions_val.next.csv")
 UNFINISHED += ("cams", "tensorboard", "wandb")
 
 
-PLANNED = "planned.json"  # the settings a sweep wants this run to have, for the process that executes it
-OUTCOME = "outcome.json"  # why that process stopped before all was complete
-WORKING = ".working.json"  # what it is doing just now; not touched for a while, it is gone
-STOP = "stop"  # there while training is to stop after its epoch: a search prunes the run; in it stands why
+OUTCOME = "outcome.json"  # why the process that executed the run stopped before all was complete
+WORKING = ".working.json"  # what that process is doing; if it was not touched for a while, the process has ended
+STOP = "stop"  # exists while training must stop after its epoch, because a search prunes the run; holds the reason
 
 
 class Busy(InputError):
@@ -37,7 +36,7 @@ class Busy(InputError):
 
 
 class Pruned(InputError):
-    """Training was told to stop, since other trials of a search promise more."""
+    """Training stopped because a search pruned this run: its other trials are better."""
 
 
 class Run:
@@ -72,7 +71,7 @@ class Run:
 
     @cached_property
     def data_fingerprint(self) -> str:
-        """Changes when a photo that teaches or validates, its label or its side does."""
+        """Changes when a training or validation photo, its label or its split does."""
         return _manifest(self.sweep_dir, _time(self.sweep_dir))[1]
 
     @cached_property
@@ -83,7 +82,7 @@ class Run:
     def rows(self, split: str) -> pd.DataFrame:
         """The usable photos of train, val or test; with folds, val is this run's fold and train all others.
 
-        train is what teaches: thinned, or its labels shuffled, where settings ask for it.
+        train is thinned, or its labels are shuffled, if the settings ask for it.
         """
         rows = splits.part(self.manifest, split, self.config.fold, self.config.repeat)
         return splits.training_rows(rows, self.config) if split == "train" else rows
@@ -152,13 +151,13 @@ class Run:
         """A JSON file of this run, such as `metrics.json`; empty when it is not there."""
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except FileNotFoundError:  # or removed just now, by a process that begins this run anew
+        except FileNotFoundError:  # or removed just now, by a process that restarts this run
             return {}
 
     def identity(self, stage: str) -> str:
         """The fingerprint this stage's result would have if it were made now."""
         spec = STAGES[stage]
-        parts = [{name: getattr(self.config, name) for name in spec.settings}, *code_of(stage)]
+        parts = [{name: getattr(self.config, name) for name in spec.settings}, code_fingerprint(stage)]
         if spec.after:
             parts.append(self.identity(spec.after))
         else:
@@ -242,8 +241,8 @@ def open_run(run_dir: str | os.PathLike) -> Run:
     """The trained run in this folder.
 
     Raises:
-        InputError: there is none yet, or its photos are divided otherwise by now, so that photos it has learnt from
-            might judge it.
+        InputError: there is none yet, or its photos are divided otherwise by now, so that its training photos
+            might be in its validation set.
     """
     run = Run(files.resolve(run_dir))
     if not run.record("train"):
@@ -254,7 +253,7 @@ def open_run(run_dir: str | os.PathLike) -> Run:
 
 
 def create_run(run_dir: str | os.PathLike, config: Config, **facts) -> Run:
-    """The run folder for `config`. Results of other training settings, photos or code are cleared out of it.
+    """The run folder for `config`. Results of other training settings, photos or code are removed.
 
     What is trained already keeps the record of what it was trained on; a new record has `facts` in it too.
 
@@ -266,7 +265,7 @@ def create_run(run_dir: str | os.PathLike, config: Config, **facts) -> Run:
         if run.is_complete("train") and (run.path / "params.yaml").is_file():
             record = run.params["record"]
         else:
-            clear_run(run, UNFINISHED if (run.path / "last.pt").is_file() else ())  # `train.fit` sees if it can go on
+            clear_run(run, UNFINISHED if (run.path / "last.pt").is_file() else ())  # `train.fit` may resume
             record = {
                 "versions": machine.versions(),
                 "hardware": machine.hardware(),
@@ -286,36 +285,18 @@ def clear_run(run: Run, kept: Collection[str] = ()) -> None:
         shutil.rmtree(run.path / name, ignore_errors=True)
     notebooks = [stage for stage, spec in STAGES.items() if spec.notebook]
     for path in list(run.path.iterdir()):
-        if path.name in (PLANNED, WORKING):
+        if path.name == WORKING:
             continue
         ours = path.suffix in {".csv", ".json", ".pt", ".onnx", ".log"} or path.stem in notebooks
         if ours and path.name not in kept:
             path.unlink()
 
 
-def plan_run(run_dir: Path, config: Config) -> Run:
-    """A run folder that says which settings its run is to have; its results stay until the run begins."""
-    files.write_json(run_dir / PLANNED, config.model_dump())
-    return Run(run_dir, config)
-
-
-def planned_run(run_dir: Path) -> Run:
-    """The run as it was planned last.
-
-    Raises:
-        InputError: nothing was planned here, or what was can no longer be read.
-    """
-    path = run_dir / PLANNED
-    if not path.is_file():
-        raise InputError(f"{files.display_path(path)}: no such file; `fruitlib sweep` plans runs")
-    return Run(run_dir, configs.make(json.loads(path.read_text(encoding="utf-8")), files.display_path(path)))
-
-
 def refuse_stopped(run: Run, epoch: int) -> None:
     """Stop a training between two epochs where its folder says so.
 
     Raises:
-        Pruned: there is a file `stop`; the message says what stands in it.
+        Pruned: there is a file `stop`; the message ends with its content.
     """
     path = run.path / STOP
     if path.is_file():

@@ -1,12 +1,12 @@
 """The stages of a run, and what each one's result depends on: its identity.
 
-A stage is complete when its record, `stages/<stage>.json`, bears the identity that the stage would have now: a
+A stage is complete when its record, `stages/<stage>.json`, holds the identity that the stage would have now: a
 fingerprint of the settings, sources and data it depends on. The sources are the import closure of the stage's entry
 module, or of what its notebook imports; so a change in a figure redraws, and does not retrain.
 """
 
+import functools
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -42,7 +42,7 @@ STAGES = {
     "05_quantize": Stage(after="export", outputs=("export.json",), notebook=True),
     "06_test_accuracy": Stage(after="test", outputs=("test.json",), notebook=True),
 }
-PAGES_DO_NOT_DEPEND_ON = ("kernels", "sweep")
+NOTEBOOKS_EXCLUDE = ("kernels", "sweep")  # what a notebook shows depends on reporting, too
 
 
 def notebook_path(stage: str) -> Path:
@@ -50,21 +50,22 @@ def notebook_path(stage: str) -> Path:
     return files.home() / "notebooks" / f"{stage}.ipynb"
 
 
-def notebook_source(stage: str) -> list[str]:
-    """The text of its cells; outputs and counts, which JupyterLab saves too, change no result."""
-    return [text for _, text in _cells(stage)]
+def code_fingerprint(stage: str) -> str:
+    """The fingerprint of the code that a stage of a run, or a notebook over a whole sweep, depends on.
 
-
-def code_of(stage: str) -> Sequence[bytes | list[str]]:
-    """The code that a stage of a run, or a notebook over a whole sweep, depends on; for fingerprints."""
+    Of a notebook, the text of its cells counts; outputs and counts, which JupyterLab saves too, change no result.
+    """
     if stage in STAGES and not STAGES[stage].notebook:
-        return source_code.closure_source([STAGES[stage].entry])
-    code = "\n".join(text for kind, text in _cells(stage) if kind == "code")
-    imported = source_code.modules_imported_by(code)
-    return [notebook_source(stage), *source_code.closure_source(imported, PAGES_DO_NOT_DEPEND_ON)]
+        return source_code.closure_fingerprint([STAGES[stage].entry])
+    path = str(notebook_path(stage))
+    cells, imported = _read_notebook(path, source_code.file_stamp(path))
+    return files.fingerprint(cells, source_code.closure_fingerprint(imported, NOTEBOOKS_EXCLUDE))
 
 
-def _cells(stage: str) -> list[tuple[str, str]]:
-    """Kind and text of a notebook's cells."""
-    cells = json.loads(notebook_path(stage).read_text(encoding="utf-8"))["cells"]
-    return [(cell["cell_type"], "".join(cell["source"])) for cell in cells]
+@functools.cache
+def _read_notebook(path: str, stamp: source_code.Stamp) -> tuple[str, tuple[str, ...]]:
+    """The fingerprint of a notebook's cells and the modules that its code imports, as the file was at `stamp`."""
+    cells = json.loads(Path(path).read_text(encoding="utf-8"))["cells"]
+    texts = ["".join(cell["source"]) for cell in cells]
+    code = "\n".join(text for cell, text in zip(cells, texts, strict=True) if cell["cell_type"] == "code")
+    return files.fingerprint(texts), tuple(source_code.modules_imported_by(code))

@@ -10,7 +10,7 @@ from pathlib import Path
 from fruitlib.runs.run import WORKING
 
 SHARES = {"02_train": 0.7, "03_metrics": 0.08, "04_gradcam": 0.1, "05_quantize": 0.12}  # of a small run's time
-STALE = 20.0  # seconds after which a marker that nobody touches is one of a process that was killed
+STALE = 20.0  # seconds after which an untouched marker shows that its process was killed
 COLUMNS = ("run", "state", "epoch", "val", "left")
 
 
@@ -55,9 +55,9 @@ class SweepStatus:
     def line(self) -> str:
         """All runs in one line."""
         total, over = max(self.total, len(self.runs)), len(self.runs) - self.count("pending") - self.count("running")
-        told = [f"{over}/{total} runs"]
-        told += [f"{n} {state}" for state in ("running", "pruned", "failed") if (n := self.count(state))]
-        return ", ".join(told)
+        parts = [f"{over}/{total} runs"]
+        parts += [f"{n} {state}" for state in ("running", "pruned", "failed") if (n := self.count(state))]
+        return ", ".join(parts)
 
 
 def load_status(sweep_dir: Path) -> SweepStatus:
@@ -66,40 +66,40 @@ def load_status(sweep_dir: Path) -> SweepStatus:
     try:
         sweep = json.loads(path.read_text(encoding="utf-8"))
         metric = sweep["choose_by"]
-        found = [load_run_status(sweep_dir / run["name"], run, metric) for run in sweep["runs"]]
-        return SweepStatus(sweep["title"], metric, sweep.get("total", len(found)), found)
+        runs = [load_run_status(sweep_dir / run["name"], run, metric) for run in sweep["runs"]]
+        return SweepStatus(sweep["title"], metric, sweep.get("total", len(runs)), runs)
     except (OSError, ValueError, KeyError):
         return SweepStatus(str(sweep_dir.name))
 
 
 def load_run_status(folder: Path, known: dict, metric: str) -> RunStatus:
-    """One run's status: `known` is what the sweep last said of it (name, state, epochs, error)."""
-    found = RunStatus(known["name"], known["state"], epochs=known.get("epochs", 0), error=known.get("error") or "")
+    """One run's status: `known` is what the sweep last recorded (name, state, epochs, error)."""
+    status = RunStatus(known["name"], known["state"], epochs=known.get("epochs", 0), error=known.get("error") or "")
     with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
         marker = folder / WORKING
         if time.time() - marker.stat().st_mtime < STALE:
             working = json.loads(marker.read_text(encoding="utf-8"))
-            found.state, found.stage = "running", working["stage"]
+            status.state, status.stage = "running", working["stage"]
             order = list(SHARES)
-            if found.stage in order:
-                found.share = sum(SHARES[stage] for stage in order[: order.index(found.stage)])
+            if status.stage in order:
+                status.share = sum(SHARES[stage] for stage in order[: order.index(status.stage)])
     with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
         with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        if found.state in ("running", "pruned", "complete"):
-            found.epoch = int(rows[-1]["epoch"])
+        if status.state in ("running", "pruned", "complete"):
+            status.epoch = int(rows[-1]["epoch"])
             scores = [float(row[f"val_{metric}"]) for row in rows]
-            found.score = scores[-1] if found.stage == "02_train" else max(scores)
-        if found.stage == "02_train" and found.epoch < found.epochs:
-            found.share += SHARES["02_train"] * found.epoch / found.epochs
-            training = float(rows[-1]["seconds"]) / found.epoch * found.epochs
+            status.score = scores[-1] if status.stage == "02_train" else max(scores)
+        if status.stage == "02_train" and status.epoch < status.epochs:
+            status.share += SHARES["02_train"] * status.epoch / status.epochs
+            training = float(rows[-1]["seconds"]) / status.epoch * status.epochs
             rest = (1 - SHARES["02_train"]) / SHARES["02_train"]
-            found.left = training * (1 + rest) - float(rows[-1]["seconds"])
-    return found
+            status.left = training * (1 + rest) - float(rows[-1]["seconds"])
+    return status
 
 
 def in_order(status: SweepStatus) -> list[RunStatus]:
-    """Running ones first, then what failed, what is over, what comes."""
+    """Runs in the order of the table: running, failed, ended, pending."""
     order = {"running": 0, "failed": 1, "complete": 2, "pruned": 2, "pending": 3}
     return sorted(status.runs, key=lambda run: order.get(run.state, 3))
 

@@ -1,10 +1,10 @@
 """A params file -> executed runs, here or on a cluster, and their report.
 
-Read `params` for what may be asked for, then `driver`, which does it. Each run is a process of its own: `worker`.
+Read `params` for what a sweep may be, then `driver`, which executes it. Each run is a process of its own: `worker`.
 
     space         lists and ranges of settings, to draw from
     params        params files: grids, lists, random draws, searches, folds -> runs and their names
-    search        Optuna: trials asked for, watched, pruned, told
+    search        Optuna: asks for trials, watches and prunes them, tells it their scores
     final_model   after folds: a refit on all photos, or the folds' networks together
     summary       results.csv, sweep.json
     notebook      one notebook, by papermill
@@ -12,5 +12,6 @@ Read `params` for what may be asked for, then `driver`, which does it. Each run 
     executors     where those processes run: here, or on a Dask cluster
     queue         tasks to processes, until all are done: waits for others, tries again what was killed
     terminal      the live table, and what a sweep found
+    checks        what is checked before anything is written
     driver        a params file, from its checks to its report
 """

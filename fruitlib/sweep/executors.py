@@ -21,6 +21,7 @@ CUDA_VISIBLE_DEVICES, a worker each.
 """
 
 import contextlib
+import json
 import logging
 import os
 import platform
@@ -33,31 +34,35 @@ from collections.abc import Callable
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 
-from fruitlib.core import files
+from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError, first_line
-from fruitlib.kernels import launcher, zygote
+from fruitlib.kernels import launcher
 
-TIDY = 1.5  # seconds that a process told to end may take before it is killed
+END_TIMEOUT = 1.5  # seconds that a process may take to end before it is killed
 
 
-def perform(job: dict, say: Callable[[str], None] = lambda line: None, told: Callable[[], bool] = bool) -> dict:
+def perform(
+    job: dict, say: Callable[[str], None] = lambda line: None, stop_requested: Callable[[], bool] = bool
+) -> dict:
     """Execute a run's stages in a process of its own and wait for it; runs wherever an executor puts it.
 
     Args:
-        job: folder, stages, kernel; home (the project folder); environment (variables besides); stop: a file whose
-            appearance ends the process at once.
+        job: folder, stages, settings (those that differ from their defaults), kernel; home (the project folder);
+            environment (more variables); stop: a file whose appearance ends the process at once.
         say: takes the process's remarks as they come.
-        told: whether the process is to end, as the stop file tells.
+        stop_requested: whether the process must end, as the stop file says.
 
     Returns:
-        code: its exit code, below zero the signal that ended it; None: this machine does not see the folder; said: its
-        remarks; error: the last line on its standard error.
+        code: its exit code, below zero the signal that ended it; None: this machine does not see the folder; remarks:
+        its standard output; error: the last line on its standard error.
     """
     if not Path(job["folder"]).is_dir():
-        return {"code": None, "summary": [], "error": f"{platform.node()} does not see the folder {job['folder']}"}
+        return {"code": None, "remarks": [], "error": f"{platform.node()} does not see the folder {job['folder']}"}
     process = _start(job)
     stop = Path(job["stop"])
-    threading.Thread(target=_end_when_told, args=(process, lambda: told() or stop.exists()), daemon=True).start()
+    threading.Thread(
+        target=_end_on_request, args=(process, lambda: stop_requested() or stop.exists()), daemon=True
+    ).start()
     errors: list[str] = []
     reader = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)
     reader.start()
@@ -70,13 +75,14 @@ def perform(job: dict, say: Callable[[str], None] = lambda line: None, told: Cal
     for pipe in (process.stdin, process.stdout, process.stderr):
         pipe.close()
     last = [line.strip() for line in errors if line.strip() and not line.startswith(launcher.COLD)][-1:]
-    return {"code": code, "summary": remarks, "error": "".join(last)}
+    return {"code": code, "remarks": remarks, "error": "".join(last)}
 
 
 def _start(job: dict) -> subprocess.Popen:
     cold = job["kernel"] == "python3"
     command = [sys.executable, *(["-P", "-m"] if cold else ["-ISP", launcher.__file__])]
     command += ["fruitlib.sweep.worker", job["folder"], *job["stages"], "--kernel", job["kernel"], "--tied"]
+    command += ["--settings", json.dumps(job["settings"])]
     environment = os.environ | {"FRUITLIB_HOME": job["home"]} | job["environment"]
     environment.pop("FRUITLIB_LOCK_HELD", None)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
@@ -86,14 +92,14 @@ def _start(job: dict) -> subprocess.Popen:
     )
 
 
-def _end_when_told(process: subprocess.Popen, told: Callable[[], bool]) -> None:
-    """End a process when it is to end: it is tied to its standard input."""
+def _end_on_request(process: subprocess.Popen, stop_requested: Callable[[], bool]) -> None:
+    """End a process on request, by closing its standard input, to which it is tied."""
     while process.poll() is None:
-        if told():
+        if stop_requested():
             with contextlib.suppress(OSError, ValueError):
                 process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(TIDY)
+                process.wait(END_TIMEOUT)
             process.kill()
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -137,10 +143,10 @@ def local(wanted: int, runs: int, processes: int, say: Callable[[str], None]) ->
     As many run at a time as there are GPUs, or else cores, unless `wanted` says how many. The cores are shared out
     once: how many threads a run has, and so its last digits, does not depend on what else is still to be done.
     """
-    cores, devices = zygote.cores(), gpus()
+    cores, devices = machine.usable_cores(), gpus()
     most = wanted or (len(devices) or cores) // processes
     width = max(1, min(most, runs))
-    threads = zygote.threads_asked("OMP_NUM_THREADS") or max(1, cores // width)
+    threads = machine.requested_threads("OMP_NUM_THREADS") or max(1, cores // width)
     own = [",".join(devices[n * processes : (n + 1) * processes]) for n in range(len(devices) // processes)]
     summary = f"{width} at a time, {threads} thread{'s' * (threads > 1)} each" if width > 1 else f"{threads} threads"
     summary += f", a GPU each of {len(devices)}" if devices else ""
@@ -168,7 +174,7 @@ def cluster(address: str, sweep_dir: Path) -> tuple[Executor, str]:
     except ImportError:
         raise InputError("--scheduler needs Dask: pip install 'fruitlib[cluster]'") from None
     for name in ("distributed", "distributed.client", "distributed.comm", "tornado.application", "asyncio"):
-        logging.getLogger(name).setLevel(logging.CRITICAL)  # a lost scheduler is told in one line, by the sweep
+        logging.getLogger(name).setLevel(logging.CRITICAL)  # the sweep reports a lost scheduler in one line
     try:
         client = Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError) as problem:
@@ -213,7 +219,7 @@ class Cluster(Executor):
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Let go of the cluster; runs under way go on, unless the stop file ends them."""
-        with contextlib.suppress(Exception):  # a scheduler that is gone cannot be said goodbye to
+        with contextlib.suppress(Exception):  # a lost scheduler does not answer
             self._executor.shutdown(wait=wait)
         with contextlib.suppress(Exception):
             self.client.close(timeout=2)

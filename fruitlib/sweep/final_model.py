@@ -1,6 +1,6 @@
 """What a sweep ends in: the combination that validation chooses, and the model of it that is shipped.
 
-Without folds, the chosen run's model is shipped. With folds, each combination is judged by its pooled out-of-fold
+Without folds, the chosen run's model is shipped. With folds, each combination is evaluated by its pooled out-of-fold
 predictions, and none of its models has learnt from all photos; the params file says which one goes out:
 
     ship: refit      one more training, on the photos of all folds (Hastie, Tibshirani and Friedman 2009, section 7.10)
@@ -111,7 +111,7 @@ def assemble(run: Run, folds: list[Run]) -> Run:
         ensemble = models.Ensemble([models.restore(fold.path / "best.pt")[0] for fold in folds])
         with files.replacing(run.path / "best.pt") as partial:
             torch.save(models.checkpoint(ensemble, run.config, run.class_names), partial)
-        files.write_text(run.path / "history.csv", "epoch\n")  # nothing was trained here, and nothing judged
+        files.write_text(run.path / "history.csv", "epoch\n")  # nothing was trained or validated here
         run.write_predictions("val", {"torch": np.empty((0, len(run.class_names)))}, run.rows("val"))
         run.complete("train", identity, data_fingerprint=run.data_fingerprint)
     return run
@@ -132,7 +132,7 @@ def origin_summary(plan: Sweep, run: Run, folds: list[Run]) -> str:
         epochs += ", the median of the folds' best; the schedule runs over these"
     if run.config.warmup_epochs < folds[0].config.warmup_epochs:
         epochs += f", the warm-up is cut to {run.config.warmup_epochs}"
-    return f"trained once more, on all {photos}, for {epochs}; the last is kept, since no photo is left to judge by"
+    return f"trained once more, on all {photos}, for {epochs}; the last is kept, since no photo is left to validate on"
 
 
 def expected(plan: Sweep, run: str, combination: str, pooled: pd.DataFrame) -> dict:
@@ -146,5 +146,5 @@ def expected(plan: Sweep, run: str, combination: str, pooled: pd.DataFrame) -> d
     found = pooled.set_index("combination").loc[combination]
     names = {"oof_n": "n", "oof_accuracy": "accuracy", "oof_low": "accuracy_low", "oof_high": "accuracy_high"}
     row = {new: found[old] for new, old in (names | {"oof_macro_f1": "macro_f1"}).items()}
-    taught = {} if run in plan.runs else {"agreement_on": "training photos"}
-    return {"shipped": plan.ship, "combination": combination, **row, **taught}
+    agreement = {} if run in plan.runs else {"agreement_on": "training photos"}
+    return {"shipped": plan.ship, "combination": combination, **row, **agreement}

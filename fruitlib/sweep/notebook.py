@@ -9,25 +9,34 @@ import time
 import warnings
 from pathlib import Path
 
-from fruitlib.core import config as configs
+from fruitlib.core import source_code
 from fruitlib.core.config import Config
+from fruitlib.core.errors import first_line
 from fruitlib.kernels import launcher
 from fruitlib.runs import stages
 from fruitlib.runs.run import Pruned
 
-kernel_folders: set[str] = set()  # temporary ones in use, for who ends this process from outside
+kernel_folders: set[str] = set()  # temporary ones in use, to be removed when this process is ended from outside
 
 
 class NotebookFailed(RuntimeError):
-    """A notebook stopped with an error; the message is the error in one line."""
+    """A notebook stopped with an error; the message is the error in one line.
+
+    Attributes:
+        disk_failure: whether the notebook recorded that a full or broken disk caused it.
+    """
+
+    def __init__(self, message: str, disk_failure: bool = False):
+        super().__init__(message)
+        self.disk_failure = disk_failure
 
 
 class NotebookPruned(NotebookFailed):
-    """A notebook stopped because its run was told to: it does not promise much."""
+    """A notebook stopped because a search pruned its run."""
 
 
 class KernelLost(NotebookFailed):
-    """The kernel died under its notebook: killed perhaps, and then it need not happen again."""
+    """The kernel died under its notebook. Perhaps it was killed; then a second try may succeed."""
 
 
 def execute_notebook(stage: str, output: Path, config: Config, kernel: str = "python3", **places: str) -> dict:
@@ -40,7 +49,7 @@ def execute_notebook(stage: str, output: Path, config: Config, kernel: str = "py
         `cold`, with the reason where a warm one could not be had.
 
     Raises:
-        NotebookFailed: a cell raised (`NotebookPruned`: because it was told to), or the kernel died (`KernelLost`).
+        NotebookFailed: a cell raised (`NotebookPruned`: its run was pruned), or the kernel died (`KernelLost`).
     """
     import papermill
     from nbclient.exceptions import DeadKernelError
@@ -67,21 +76,31 @@ def execute_notebook(stage: str, output: Path, config: Config, kernel: str = "py
                     raise
                 if partial.is_file():  # else it died before its first cell
                     os.replace(partial, output)
-                summary = _words(log)[-1:]
-                why = summary[0] if summary else "often out of memory: try a smaller batch_size"
+                last_lines = _lines(log)[-1:]
+                why = last_lines[0] if last_lines else "often out of memory: try a smaller batch_size"
                 raise KernelLost(f"{stage}: the kernel died ({why})") from None
-            cold = [line.removeprefix(launcher.COLD) for line in _words(log) if line.startswith(launcher.COLD)]
+            cold = [line.removeprefix(launcher.COLD) for line in _lines(log) if line.startswith(launcher.COLD)]
         os.replace(partial, output)
     except papermill.PapermillExecutionError as problem:
         os.replace(partial, output)
-        kind = NotebookPruned if problem.ename == Pruned.__name__ else NotebookFailed
-        told = _first_line(problem.evalue)
-        raise kind(told if kind is NotebookPruned else f"{stage}: {problem.ename}: {told}") from None
+        message = first_line(problem.evalue)
+        if problem.ename == Pruned.__name__:
+            raise NotebookPruned(message) from None
+        raise NotebookFailed(f"{stage}: {problem.ename}: {message}", _recorded_disk_failure(output)) from None
     finally:
         partial.unlink(missing_ok=True)
     used = f"cold: {cold[0]}" if cold else "cold" if kernel == "python3" else "warm"
     seconds = round(time.perf_counter() - started, 2)
     return {"seconds": seconds, "computed": round(_computed(notebook), 2), "kernel": used}
+
+
+def _recorded_disk_failure(notebook: Path) -> bool:
+    """Whether the headline of a notebook that failed says that a disk caused it."""
+    outputs = [
+        out for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"] for out in cell.get("outputs", ())
+    ]
+    headlines = [out.get("metadata", {}).get("fruitlib", {}).get("headline", {}) for out in outputs]
+    return any(headline.get("disk_failure") for headline in headlines)
 
 
 def _computed(notebook) -> float:
@@ -92,10 +111,10 @@ def _computed(notebook) -> float:
 
 @contextlib.contextmanager
 def _kernel_settings():
-    """Settings for one kernel, and the file that takes what it says outside of the notebook.
+    """Settings for one kernel, and the file that takes its standard error.
 
-    It talks over files of the sweep's own: TCP ports can collide and be overheard. What a kernel writes to its standard
-    error (ipykernel complains now and then while it shuts down) would mix with what a sweep tells.
+    The kernel is reached over sockets in a private folder, because TCP ports can collide and be overheard. Its standard
+    error (ipykernel complains now and then while it shuts down) would otherwise mix with the sweep's own messages.
     """
     from traitlets.config import Config as Settings
 
@@ -120,17 +139,13 @@ def _manager_writing_to(log: Path) -> type:
     return Manager
 
 
-def _words(log: Path) -> list[str]:
+def _lines(log: Path) -> list[str]:
     return log.read_text(encoding="utf-8", errors="replace").strip().splitlines() if log.is_file() else []
 
 
 def _literal(path: Path) -> str:
     """A path as papermill wants it: it fills in what stands in braces."""
     return str(path).replace("{", "{{").replace("}", "}}")
-
-
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else "no message"
 
 
 def parameters(notebook: Path, config: Config, places: dict[str, str]) -> dict:
@@ -152,4 +167,4 @@ def declared_parameters(notebook: Path) -> set[str]:
     """Names assigned in the cell tagged `parameters`."""
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
     tagged = ["".join(cell["source"]) for cell in cells if "parameters" in cell["metadata"].get("tags", [])]
-    return set().union(*map(configs.assigned_names, tagged))
+    return set().union(*map(source_code.assigned_names, tagged))

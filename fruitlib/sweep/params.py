@@ -12,14 +12,14 @@ Optuna propose them, one after the other. `title`, `test`, `choose_by` and `ship
 import contextlib
 import itertools
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from fruitlib.core.config import FOLD_SETTINGS, SPLIT_SETTINGS, Config, inert, make
+from fruitlib.core.config import FOLD_SETTINGS, SPLIT_SETTINGS, Config, make, settings_without_effect
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import fingerprint
 from fruitlib.sweep import space as spaces
@@ -74,14 +74,14 @@ class Sweep:
         """
         if not self.config.folds:
             return {run: [run] for run in self.runs}
-        found, keys = {}, {}
+        combinations, keys = {}, {}
         for run, differing in self.differs.items():
             rest = {name: value for name, value in differing.items() if name not in FOLD_SETTINGS}
             name, key = run_name(rest), fingerprint(rest)
             if keys.setdefault(name, key) != key:  # another one that reads alike
                 name = f"{name}-{key}"
-            found.setdefault(name, []).append(run)
-        return found
+            combinations.setdefault(name, []).append(run)
+        return combinations
 
 
 def read_params(path: Path, settings: dict[str, Any] | None = None) -> Sweep:
@@ -92,61 +92,75 @@ def read_params(path: Path, settings: dict[str, Any] | None = None) -> Sweep:
             the message begins with file and line.
     """
     content, lines = _read_yaml(path)
-    with lines.named():
-        meta = {key: content.pop(key) for key in SWEEP_KEYS if key in content}
-        fixed = {**content, **(settings or {})}
-        config = make(fixed, str(path))
-        search = _search(meta, fixed, path)
-        if "ship" in meta and not config.folds:
-            raise InputError(f"{path}: ship says which model goes out after folds; set folds: 5, or remove it")
-        runs, differs = {}, {}
-        for combination in [] if search else _with_folds(_combinations(meta, path), config, path):
-            run_config = make({**fixed, **combination}, str(path))
-            _refuse_inert(path, combination, run_config)
-            shown = set(combination) - ({"repeat"} if config.repeats == 1 else set())
-            differing = {name: getattr(run_config, name) for name in sorted(shown)}
-            name = run_name(differing)
-            if run_config in runs.values():
-                raise InputError(f"{path}: the combination {name} is given twice: remove one")
-            if name in runs:  # two values that read alike as a folder's name
-                name = f"{name}-{fingerprint(differing)}"
-            runs[name], differs[name] = run_config, differing
-        metric = search.metric if search and search.metric in METRICS else METRICS[0]
-        return Sweep(
-            name=path.stem,
-            source=str(path),
-            title=str(meta.get("title", path.stem)),
-            test=_choice(meta, "test", ("chosen", "every"), path),
-            choose_by=_choice(meta, "choose_by", METRICS, path, default=metric),
-            ship=_choice(meta, "ship", ("refit", "ensemble", "fold"), path),
-            config=config,
-            runs=runs,
-            differs=differs,
-            search=search,
-        )
+    settings = settings or {}
+    try:
+        return _plan(content, settings, path)
+    except InputError as problem:
+        in_file = problem.setting not in settings
+        raise problem.at(lines.place(problem.setting, problem.value) if in_file else str(path)) from None
 
 
-def _search(meta: dict, fixed: dict, path: Path) -> Search | None:
+def _plan(content: dict, settings: dict[str, Any], path: Path) -> Sweep:
+    """The sweep that a params file's content asks for, with the settings of the command line."""
+    _check_names(content)
+    meta = {key: content.pop(key) for key in SWEEP_KEYS if key in content}
+    fixed = {**content, **settings}
+    config = make(fixed)
+    search = _search(meta, fixed)
+    if "ship" in meta and not config.folds:
+        raise InputError("ship says which model goes out after folds; set folds: 5, or remove it", "ship")
+    runs, differs = {}, {}
+    for combination in [] if search else _with_folds(_combinations(meta), config):
+        run_config = make({**fixed, **combination})
+        _refuse_without_effect(combination, run_config)
+        shown = set(combination) - ({"repeat"} if config.repeats == 1 else set())
+        differing = {name: getattr(run_config, name) for name in sorted(shown)}
+        name = run_name(differing)
+        if run_config in runs.values():
+            last = max(differing, default="list")
+            message = f"the combination {name} is given twice: remove one"
+            raise InputError(message, last, differing.get(last))
+        if name in runs:  # two values that read alike as a folder's name
+            name = f"{name}-{fingerprint(differing)}"
+        runs[name], differs[name] = run_config, differing
+    metric = search.metric if search and search.metric in METRICS else METRICS[0]
+    return Sweep(
+        name=path.stem,
+        source=str(path),
+        title=str(meta.get("title", path.stem)),
+        test=_choice(meta, "test", ("chosen", "every")),
+        choose_by=_choice(meta, "choose_by", METRICS, default=metric),
+        ship=_choice(meta, "ship", ("refit", "ensemble", "fold")),
+        config=config,
+        runs=runs,
+        differs=differs,
+        search=search,
+    )
+
+
+def _search(meta: dict, fixed: dict) -> Search | None:
     """The search a params file asks for, its space tried at all corners; None where it asks for none."""
     if "search" not in meta:
         return None
-    wanted, where = meta["search"], f"{path}: search"
+    wanted = meta["search"]
     if clash := {"grid", "list", "random"} & set(meta):
-        raise InputError(f"{path}: search proposes the runs itself: remove {min(clash)}, or search")
+        raise InputError(f"search proposes the runs itself: remove {min(clash)}, or search", min(clash))
     if fixed.get("folds"):
-        raise InputError(f"{path}: folds and search do not go together: remove folds, and cross-validate what it finds")
+        raise InputError("folds and search do not go together: remove folds, cross-validate the best trial", "folds")
     if not isinstance(wanted, dict):
-        raise InputError(f"{where} wants space, trials, and perhaps metric, direction, sampler, pruner, seed, storage")
+        keys = "metric, direction, sampler, pruner, seed, storage"
+        raise InputError(f"search: wanted space and trials, optionally {keys}", "search")
     wanted = dict(wanted)
-    space = spaces.read_space(wanted.pop("space", None), where)
+    space = spaces.read_space(wanted.pop("space", None), "search")
     known = {"trials", "metric", "direction", "sampler", "pruner", "seed", "storage"}
     if unknown := sorted(set(map(str, wanted)) - known):
-        raise InputError(f"{where}: unknown key {unknown[0]}; known: space, {', '.join(sorted(known))}")
+        known_keys = ", ".join(sorted(known))
+        raise InputError(f"search: unknown key {unknown[0]}; known: space, {known_keys}", unknown[0])
     trials, seed = wanted.get("trials"), wanted.get("seed", 0)
-    if not _is_count(trials) or trials < 1 or not _is_count(seed):
-        raise InputError(f"{where}: trials = {trials!r}, seed = {seed!r}: whole numbers are wanted, at least one trial")
+    _check_count("search", "trials", trials, least=1)
+    _check_count("search", "seed", seed)
     chosen = {
-        key: _choice(wanted, key, allowed, path)
+        key: _choice(wanted, key, allowed)
         for key, allowed in (
             ("metric", (*METRICS, "loss")),
             ("direction", ("maximize", "minimize")),
@@ -155,179 +169,187 @@ def _search(meta: dict, fixed: dict, path: Path) -> Search | None:
         )
     }
     if (chosen["metric"] == "loss") != (chosen["direction"] == "minimize"):
-        raise InputError(
-            f"{where}: metric = {chosen['metric']}, direction = {chosen['direction']}: that looks for the worst runs"
-        )
-    storage, tried = str(wanted.get("storage") or ""), _corners(space, fixed, path)
+        pair = f"metric = {chosen['metric']}, direction = {chosen['direction']}"
+        key = "direction" if "direction" in wanted else "metric"
+        raise InputError(f"search: {pair}: this looks for the worst runs; set the other direction", key, chosen[key])
+    storage, tried = str(wanted.get("storage") or ""), _corners(space, fixed)
     return Search(space, trials, seed=seed, storage=storage, fixed=fixed, corners=tried, **chosen)
 
 
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+def _check_count(where: str, key: str, value: Any, least: int = 0) -> None:
+    """Refuse what is no whole number, or one below `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(f"{where}: {key} = {value!r}: wanted a whole number, {least} or more", key, value)
 
 
-def _corners(space: Space, fixed: dict, path: Path) -> list[Config]:
+def _corners(space: Space, fixed: dict) -> list[Config]:
     """The `Config` at each corner of a space; refuses one that holds combinations no run can have."""
-    _refuse_divided(space, path)
-    return [make({**fixed, **corner}, str(path)) for corner in spaces.corners(space)]
+    _refuse_split_settings(space)
+    return [make({**fixed, **corner}) for corner in spaces.corners(space)]
 
 
-def _refuse_divided(settings: Iterable[str], path: Path) -> None:
-    """Refuse settings that decide which photos teach: the runs of a sweep share one split."""
-    if clash := set(settings) & {*SPLIT_SETTINGS, *FOLD_SETTINGS}:
-        raise InputError(f"{path}: {min(clash)} cannot differ within a sweep (its runs share one split)")
+def _refuse_split_settings(settings: Iterable[str], refused: Iterable[str] = SPLIT_SETTINGS + FOLD_SETTINGS) -> None:
+    """Refuse settings that decide which photos are for training: the runs of a sweep share one split."""
+    if clash := set(settings) & set(refused):
+        raise InputError(f"{min(clash)} cannot differ within a sweep (its runs share one split)", min(clash))
 
 
-def _refuse_inert(path: Path, combination: dict[str, Any], config: Config) -> None:
+def _refuse_without_effect(combination: dict[str, Any], config: Config) -> None:
     """Refuse a setting that differs between runs and does nothing in one: that would compare a run with itself."""
-    idle = [name for name in combination if name in inert(config) and combination[name] != Config().model_dump()[name]]
-    if idle:
-        where = run_name(combination)
-        raise InputError(f"{path}: {idle[0]} does nothing in the run {where}: name the runs one by one under list:")
+    without_effect = settings_without_effect(config)
+    for name in combination:
+        if name in without_effect and combination[name] != Config.model_fields[name].default:
+            message = f"{name} does nothing in the run {run_name(combination)}: name the runs one by one under list:"
+            raise InputError(message, name, combination[name])
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], "_Lines"]:
     if not path.is_file():
-        raise InputError(f"{path}: no such params file; params/ holds some to start from")
+        raise InputError("no such params file; params/ holds some to start from", place=str(path))
     try:
         text = path.read_text(encoding="utf-8")
-        content, lines = yaml.safe_load(text) or {}, _Lines(path, yaml.compose(text, yaml.SafeLoader))
+        content, lines = yaml.safe_load(text) or {}, _Lines(path, text)
     except InputError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as problem:  # such as a date that no calendar has
         mark = getattr(problem, "problem_mark", None)
-        where = f" line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}{where}: not valid YAML ({getattr(problem, 'problem', problem)})") from None
+        place = f"{path} line {mark.line + 1}" if mark else str(path)
+        raise InputError(f"not valid YAML ({getattr(problem, 'problem', problem)})", place=place) from None
     if not isinstance(content, dict):
-        raise InputError(f"{path}: expected 'setting: value' lines")
-    with lines.named():
-        _check_names(content, path)
+        raise InputError("expected 'setting: value' lines", place=str(path))
     return content, lines
 
 
 class _Lines:
-    """Where in a params file each name stands, for messages that speak of one."""
+    """The line of each setting in a params file, and of each of its values."""
 
-    def __init__(self, path: Path, node: yaml.Node | None):
-        self.path, self.found = path, []
-        if node is not None:
+    def __init__(self, path: Path, text: str):
+        """
+        Raises:
+            InputError: a name is set twice.
+        """
+        self.path = path
+        self.names: dict[str, int] = {}
+        self.values: list[tuple[tuple[str, ...], Any, int]] = []  # the names that enclose a value, the value, its line
+        self._loader = yaml.SafeLoader(text)
+        if (node := self._loader.get_single_node()) is not None:
             self._walk(node)
 
-    def _walk(self, node: yaml.Node, name: str = "") -> None:
+    def _walk(self, node: yaml.Node, names: tuple[str, ...] = ()) -> None:
         if isinstance(node, yaml.MappingNode):
-            seen: dict[str, int] = {}
+            lines: dict[str, int] = {}
             for key, value in node.value:
-                line, text = key.start_mark.line + 1, str(key.value)
-                if text in seen and text != "<<":
-                    raise InputError(
-                        f"{self.path} line {line}: {text} is set already, in line {seen[text]}: remove one"
-                    )
-                seen[text] = line
-                self.found.append((text, None, line))
-                self._walk(value, text)
+                line, name = key.start_mark.line + 1, str(key.value)
+                if name in lines and name != "<<":
+                    place = f"{self.path} line {line}"
+                    raise InputError(f"{name} is set already, in line {lines[name]}: remove one", name, place=place)
+                lines[name] = line
+                self.names.setdefault(name, line)
+                self._walk(value, (*names, name))
         elif isinstance(node, yaml.SequenceNode):
             for item in node.value:
-                self._walk(item, name)
-        elif name:
-            self.found.append((name, str(node.value), node.start_mark.line + 1))
+                self._walk(item, names)
+        elif names:
+            self.values.append((names, self._loader.construct_object(node), node.start_mark.line + 1))
 
-    @contextlib.contextmanager
-    def named(self) -> Iterator[None]:
-        """Inside, an InputError that begins with the file and speaks of a name in it gets that name's line."""
-        try:
-            yield
-        except InputError as problem:
-            rest = str(problem).removeprefix(f"{self.path}: ")
-            if rest == str(problem) or not (line := self._line(rest)):
-                raise
-            raise InputError(f"{self.path} line {line}: {rest}") from None
+    def place(self, setting: str, value: Any) -> str:
+        """The file and the line that gives `setting` this value; else the line of its name, or the file alone.
 
-    def _line(self, message: str) -> int:
-        """The line a message speaks of: that of a name with its value, else of the first name in it; 0 for none."""
-        for name, value in re.findall(r"(\w+) ?= ?'?([^\s,':]+)", message):
-            if lines := [line for known, text, line in self.found if known == name and text == value]:
-                return lines[-1]  # of a combination given twice, the second
-        known = {name: line for name, value, line in reversed(self.found) if value is None}
-        return next((known[word] for word in re.findall(r"\w+", message) if word in known), 0)
+        Where several lines give it this value, as in a combination that is given twice, the last of them.
+        """
+        lines = [line for names, given, line in self.values if setting in names and _same(given, value)]
+        line = lines[-1] if lines else self.names.get(setting)
+        return f"{self.path} line {line}" if line else str(self.path)
 
 
-def _check_names(mapping: dict, path: Path) -> None:
+def _same(given: Any, value: Any) -> bool:
+    """Whether a value in a file is this one, as it stands or as the number that it is taken for (`1e-1`: 0.1)."""
+    if given == value:
+        return True
+    with contextlib.suppress(TypeError, ValueError):
+        return not isinstance(value, str) and float(given) == float(value)
+    return False
+
+
+def _check_names(mapping: dict) -> None:
     """Names are text; YAML reads an unquoted `on`, `yes` or `1` as something else."""
     for name in mapping:
         if not isinstance(name, str):
-            raise InputError(f"{path}: {name!r} is no setting; params/base.yaml lists them all")
+            raise InputError(f"{name!r} is not a setting; params/base.yaml lists them all", str(name))
 
 
-def _choice(meta: dict, key: str, allowed: tuple[str, ...], path: Path, default: str = "") -> str:
+def _choice(meta: dict, key: str, allowed: tuple[str, ...], default: str = "") -> str:
     value = meta.get(key, default or allowed[0])
     if value not in allowed:
-        raise InputError(f"{path}: {key} = {value!r}: wanted {' | '.join(allowed)}")
+        raise InputError(f"{key} = {value!r}: wanted {' | '.join(allowed)}", key, value)
     return value
 
 
-def _combinations(meta: dict, path: Path) -> list[dict[str, Any]]:
+def _combinations(meta: dict) -> list[dict[str, Any]]:
     """Every combination of `grid:`, for every entry of `list:`; one empty combination when there is neither.
 
     Or those that `random:` draws.
     """
     if "random" in meta:
-        return _drawn(meta, path)
+        return _drawn(meta)
     grid, entries = meta.get("grid") or {}, meta.get("list") or [{}]
+    wanted = "grid maps each setting to a list of values, as in 'lr: [0.001, 0.0003]'"
     if not isinstance(grid, dict):
-        raise InputError(f"{path}: grid maps each setting to a list of values, as in 'lr: [0.001, 0.0003]'")
+        raise InputError(wanted, "grid")
     grid = dict(grid)
-    choices = _by_optimizer(grid, path)
-    if not all(isinstance(v, list) and v for v in grid.values()):
-        raise InputError(f"{path}: grid maps each setting to a list of values, as in 'lr: [0.001, 0.0003]'")
+    choices = _by_optimizer(grid)
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            raise InputError(wanted, str(name), values)
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise InputError(f"{path}: list holds one 'setting: value' mapping per run")
+        raise InputError("list holds one 'setting: value' mapping per run", "list")
     for mapping in (grid, *entries):
-        _check_names(mapping, path)
-    if fixed_by_split := {*grid, *itertools.chain(*entries)} & set(SPLIT_SETTINGS):
-        raise InputError(f"{path}: {min(fixed_by_split)} cannot differ within a sweep (its runs share one split)")
+        _check_names(mapping)
+    _refuse_split_settings({*grid, *itertools.chain(*entries)}, SPLIT_SETTINGS)
     rows = [dict(zip(grid, row, strict=True)) for row in itertools.product(*grid.values())]
     if choices:
         rows = [{**row, "lr": lr} for row in rows for lr in choices[row["optimizer"]]]
     return [{**entry, **row} for row in rows for entry in entries]
 
 
-def _drawn(meta: dict, path: Path) -> list[dict[str, Any]]:
+def _drawn(meta: dict) -> list[dict[str, Any]]:
     """The combinations of `random:`, the same ones each time the file is read."""
-    wanted, where = meta["random"], f"{path}: random"
+    wanted = meta["random"]
     if clash := {"grid", "list"} & set(meta):
-        raise InputError(f"{path}: random draws the runs itself: remove {min(clash)}, or random")
+        raise InputError(f"random draws the runs itself: remove {min(clash)}, or random", min(clash))
     if not isinstance(wanted, dict) or not {"runs", "space"} <= set(wanted) <= {"runs", "space", "seed"}:
-        raise InputError(f"{where} wants runs and space, and perhaps seed")
+        raise InputError("random: wanted runs and space, optionally seed", "random")
     runs, seed = wanted["runs"], wanted.get("seed", 0)
-    if not _is_count(runs) or runs < 1 or not _is_count(seed):
-        raise InputError(f"{where}: runs = {runs!r}, seed = {seed!r}: whole numbers are wanted, at least one run")
-    space = spaces.read_space(wanted["space"], where)
-    _refuse_divided(space, path)
-    found = spaces.draw(space, runs, seed)
-    if len(found) < runs:
-        raise InputError(f"{where}: runs = {runs}, but the space holds only {len(found)} different combinations")
-    return found
+    _check_count("random", "runs", runs, least=1)
+    _check_count("random", "seed", seed)
+    space = spaces.read_space(wanted["space"], "random")
+    _refuse_split_settings(space)
+    rows = spaces.draw(space, runs, seed)
+    if len(rows) < runs:
+        message = f"random: runs = {runs}, but the space holds only {len(rows)} different combinations"
+        raise InputError(message, "runs", runs)
+    return rows
 
 
-def _by_optimizer(grid: dict, path: Path) -> dict[str, list]:
+def _by_optimizer(grid: dict) -> dict[str, list]:
     """Take `lr: {adam: [...], sgd: [...]}` out of a grid: each optimizer has learning rates of its own."""
     if not isinstance(choices := grid.get("lr"), dict):
         return {}
     optimizers = grid.get("optimizer")
     if not isinstance(optimizers, list) or set(choices) != set(optimizers):
-        raise InputError(f"{path}: grid lr names {', '.join(map(str, choices))}; optimizer must list the same ones")
+        raise InputError(f"grid lr names {', '.join(map(str, choices))}; optimizer must list the same ones", "lr")
     if not all(isinstance(values, list) and values for values in choices.values()):
-        raise InputError(f"{path}: grid lr holds a list of values for each optimizer")
+        raise InputError("grid lr holds a list of values for each optimizer", "lr")
     del grid["lr"]
     return choices
 
 
-def _with_folds(combinations: list[dict], config: Config, path: Path) -> list[dict[str, Any]]:
+def _with_folds(combinations: list[dict], config: Config) -> list[dict[str, Any]]:
     """Every combination once per repeat and fold; as they are without `folds`."""
     if not config.folds:
         return combinations
     if clash := {name for combination in combinations for name in combination} & set(FOLD_SETTINGS):
-        raise InputError(f"{path}: {min(clash)} is set by folds: {config.folds}; remove it from grid and list")
+        raise InputError(f"{min(clash)} is set by folds: {config.folds}; remove it from grid and list", min(clash))
     repeats = range(1, config.repeats + 1)
     divisions = [{"repeat": r, "fold": fold} for r in repeats for fold in range(1, config.folds + 1)]
     return [combination | division for combination in combinations for division in divisions]

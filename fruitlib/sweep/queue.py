@@ -1,7 +1,7 @@
 """Tasks handed to an executor until all are done: what others work on is waited for, what was lost is tried once more.
 
-The executor places processes (`placement`), the run folder's lock decides which of them works, and its files are the
-result. So two sweeps on one folder share the work, and a sweep that is killed leaves nothing that it alone knew.
+The executor places processes (`executors`), the run folder's lock decides which of them works, and its files are the
+result. So two sweeps on one folder share the work, and a killed sweep loses nothing.
 """
 
 import contextlib
@@ -10,10 +10,11 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fruitlib.core import files
+from fruitlib.core.config import Config
 from fruitlib.core.errors import first_line
 from fruitlib.runs.run import OUTCOME, Run
 from fruitlib.sweep import executors
@@ -26,11 +27,12 @@ WORDS = {code: word for word, code in CODES.items()}
 
 @dataclass
 class Task:
-    """Stages of one run (or of the sweep itself: 01) that are to be executed one after the other."""
+    """Stages of one run (or of the sweep itself: 01) to execute one after the other."""
 
     name: str
     folder: Path
     stages: tuple[str, ...]
+    config: Config = field(default_factory=Config)
     tries: int = 0
 
 
@@ -38,7 +40,7 @@ class Task:
 class Outcome:
     """How a task ended."""
 
-    state: str  # complete | failed | pruned | lost
+    state: str  # complete | failed | pruned | lost | disk_full
     error: str = ""
 
 
@@ -93,7 +95,8 @@ class Engine:
 
     def _submit(self, task: Task) -> None:
         job = {"folder": str(task.folder), "stages": list(task.stages), "kernel": self.kernel()}
-        job |= {"home": str(files.home()), "environment": executors.environment(), "stop": str(self.stop_file)}
+        job |= {"settings": task.config.model_dump(exclude_defaults=True), "home": str(files.home())}
+        job |= {"environment": executors.environment(), "stop": str(self.stop_file)}
         try:
             self.running[self.executor.submit(executors.perform, job)] = task
         except Exception as problem:  # a cluster's client has many ways to say that it lost its scheduler
@@ -102,33 +105,35 @@ class Engine:
     def _ended(self, task: Task, future: Future) -> Outcome | None:
         """How a task ended; None where it goes on, here or elsewhere."""
         try:
-            told = future.result()
+            result = future.result()
         except CancelledError as problem:
             raise PlacementLost("it cancelled what it was given") from problem
         except Exception as problem:  # it could not be started, or Dask lost its worker more often than it allows
             if type(problem).__name__ != "KilledWorker":
                 return Outcome("failed", f"could not be executed: {first_line(problem)}")
-            told = {"code": KILLED, "summary": [], "error": first_line(problem)}
+            result = {"code": KILLED, "remarks": [], "error": first_line(problem)}
         if not hasattr(self.executor, "say"):  # remarks of another machine come at the end
-            for line in told["summary"]:
+            for line in result["remarks"]:
                 self.say(line)
-        if told["code"] is None:
-            return Outcome("failed", told["error"])
-        word = WORDS.get(told["code"], "lost")
+        if result["code"] is None:
+            return Outcome("failed", result["error"])
+        word = WORDS.get(result["code"], "lost")
         if word == "busy":
             self.say(f"{task.name}: another process is working on it")
             self.elsewhere.append(task)
             return None
         if word == "lost":
-            return self._lost(task, told)
-        error = "" if word == "complete" else _reason(task.folder) or told["error"] or "no reason was left"
+            return self._lost(task, result)
+        error = "" if word == "complete" else _reason(task.folder) or result["error"] or "no reason was left"
         return Outcome(word, error)
 
-    def _lost(self, task: Task, told: dict) -> Outcome | None:
-        """Once more, for what was killed; a process that failed by itself has said why."""
+    def _lost(self, task: Task, result: dict) -> Outcome | None:
+        """Try a killed task once more; None if it is tried again."""
         task.tries += 1
-        named = told["code"] == CODES["lost"] and _reason(task.folder)
-        error = named or f"its process was lost ({_ending(told['code'])})" + f": {told['error']}" * bool(told["error"])
+        named = result["code"] == CODES["lost"] and _reason(task.folder)
+        error = named or f"its process was lost ({_ending(result['code'])})" + f": {result['error']}" * bool(
+            result["error"]
+        )
         if task.tries < TRIES:
             self.say(f"{task.name}: {error}; once more")
             self.waiting.insert(0, task)
@@ -147,12 +152,14 @@ class Engine:
             self.waiting.append(task)
 
     def stop(self) -> None:
-        """End what is running, within two seconds; it can be gone on from."""
+        """End what is running, within two seconds; it can be resumed."""
         getattr(self.executor, "stop", lambda: None)()  # this machine's need no file, which a full disk may refuse
         try:
             with contextlib.suppress(OSError):
                 self.stop_file.touch()
-            wait(self.running, timeout=executors.TIDY)  # before cancelling: who is cancelled looks for no file
+            wait(
+                self.running, timeout=executors.END_TIMEOUT
+            )  # before cancelling: a cancelled job does not look for the file
             for future in self.running:
                 future.cancel()
         finally:

@@ -2,7 +2,7 @@
 
 There is one asker, the sweep itself; runs know nothing of Optuna. What Optuna is to remember stands in a journal in the
 sweep's folder (or wherever `storage` says). A trial is asked, gets a run folder whose name begins with its number, and
-is told exactly once: when its run is complete (its score), was pruned, or failed for a reason that would come again. A
+is reported to Optuna exactly once: when its run is complete (its score), was pruned, or failed for good. A
 sweep that was killed finds its open trials in the journal and takes up their runs where they stand.
 
 A trial is pruned through its run folder: after each epoch the score in `history.csv` is reported, and where the pruner
@@ -39,8 +39,8 @@ class Trials:
     def __init__(self, plan: Sweep, sweep_dir: Path, say: Callable[[str], None] = print):
         assert plan.search
         self.plan, self.search, self.sweep_dir, self.say = plan, plan.search, sweep_dir, say
-        self.open: dict[str, Any] = {}  # by run: the trial that has not been told yet
-        self._told_epochs: dict[str, int] = {}
+        self.open: dict[str, Any] = {}  # by run: the trial whose end was not reported yet
+        self._reported_epochs: dict[str, int] = {}
         self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> "Trials":
@@ -109,7 +109,7 @@ class Trials:
                 continue
             if open_:
                 self.open[name] = asked
-                self._told_epochs[name] = max(trial.intermediate_values, default=0)
+                self._reported_epochs[name] = max(trial.intermediate_values, default=0)
             states[name] = ENDED.get(trial.state.name, "pending")
         return states
 
@@ -118,7 +118,7 @@ class Trials:
         while len(self.study.trials) < self.search.trials:
             trial = self.study.ask()
             if name := self._join(trial.number, _suggested(trial, self.search)):
-                self.open[name], self._told_epochs[name] = trial, 0
+                self.open[name], self._reported_epochs[name] = trial, 0
                 return name
             self._fail(trial)
         return None
@@ -153,12 +153,12 @@ class Trials:
         column = f"val_{self.search.metric}"
         if column not in history or self.plan.runs[name].epochs in history["epoch"].values:
             return
-        for row in history[history["epoch"] > self._told_epochs[name]].to_dict("records"):
-            self._told_epochs[name] = epoch = int(row["epoch"])
+        for row in history[history["epoch"] > self._reported_epochs[name]].to_dict("records"):
+            self._reported_epochs[name] = epoch = int(row["epoch"])
             trial.report(float(row[column]), step=epoch)
             if trial.should_prune():
-                told = f"{self.search.metric} {row[column]:.3f} at epoch {epoch}, {self.search.pruner} pruner"
-                files.write_text(run.path / STOP, told + "\n")
+                reason = f"{self.search.metric} {row[column]:.3f} at epoch {epoch}, {self.search.pruner} pruner"
+                files.write_text(run.path / STOP, reason + "\n")
                 return
 
     def tell(self, name: str, state: str, run: Run) -> None:
@@ -215,7 +215,7 @@ def _storage(optuna, search: Search, sweep_dir: Path):
 def repair(path: Path) -> None:
     """Cut off the last line of a journal where a kill tore it, and drop the lock that was held; for the only writer.
 
-    What a torn line was about to say has not happened: the trial it speaks of is asked, or told, again.
+    What a torn line was to record has not happened: its trial is asked for, or reported, again.
     """
     path.with_name(path.name + ".lock").unlink(missing_ok=True)
     if not path.is_file():

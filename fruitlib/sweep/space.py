@@ -56,14 +56,14 @@ def read_space(content: Any, where: str) -> Space:
     """A space from a params file's mapping.
 
     Raises:
-        InputError: no mapping, an empty list, a range that is none; the message begins with `where`.
+        InputError: no mapping, an empty list, low not below high, …; the message begins with `where`.
     """
     if not isinstance(content, dict) or not content:
         raise InputError(
-            f"{where}: space maps settings to lists of values or ranges, as in 'lr: {{low: 0.001, high: 0.1}}'"
+            f"{where}: space maps settings to lists of values or ranges, as in 'lr: {{low: 0.001, high: 0.1}}'", "space"
         )
     if wrong := [name for name in content if not isinstance(name, str)]:
-        raise InputError(f"{where}: space: {wrong[0]!r} is no setting; params/base.yaml lists them all")
+        raise InputError(f"{where}: space: {wrong[0]!r} is not a setting; params/base.yaml lists them all", "space")
     return {name: _read_one(name, choice, f"{where}: space {name}") for name, choice in content.items()}
 
 
@@ -72,7 +72,7 @@ def _read_one(name: str, choice: Any, where: str) -> "list | Range":
         return choice
     if not isinstance(choice, dict) or not {"low", "high"} <= set(choice) <= {"low", "high", "log", "step"}:
         raise InputError(
-            f"{where}: wanted a list of values, or {{low: …, high: …}} with log: true or step: … if need be"
+            f"{where}: wanted a list of values, or {{low: …, high: …}} with log: true or step: … if need be", name
         )
     kind = str(Config.model_fields[name].annotation) if name in Config.model_fields else ""
     whole = "int" in kind and "float" not in kind  # some take a word besides
@@ -80,14 +80,16 @@ def _read_one(name: str, choice: Any, where: str) -> "list | Range":
         low, high = (int(choice[end]) if whole else float(choice[end]) for end in ("low", "high"))
         step = None if choice.get("step") is None else int(choice["step"]) if whole else float(choice["step"])
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{where}: low, high and step are numbers") from None
+        raise InputError(f"{where}: low, high and step are numbers", name) from None
     log = choice.get("log", False)
     if not all(abs(end) < LARGEST for end in (low, high)):
-        raise InputError(f"{where}: low and high are numbers below {LARGEST:g}")
+        raise InputError(f"{where}: low and high are numbers below {LARGEST:g}", name)
     if low >= high or log not in (True, False) or (log and (low <= 0 or step is not None)):
-        raise InputError(f"{where}: low must be below high, log is true or false and needs low above 0 and no step")
+        raise InputError(
+            f"{where}: low must be below high, log is true or false and needs low above 0 and no step", name
+        )
     if step is not None and not 0 < step <= high - low:
-        raise InputError(f"{where}: step must be above 0 and not wider than the range")
+        raise InputError(f"{where}: step must be above 0 and not wider than the range", name)
     return Range(low, high, bool(log), step)
 
 

@@ -1,16 +1,19 @@
-"""A run's notebooks, executed by a process of its own: `python -m fruitlib.sweep.worker RUN_FOLDER STAGE…`.
+"""A run's notebooks, executed by a process of its own.
 
-The folder says what is wanted (`planned.json`); its lock, which this process holds, decides who works on it; what is
+    python -m fruitlib.sweep.worker RUN_FOLDER STAGE… --settings '{"lr": 0.01}'
+
+The run's settings come with the command; `params.yaml` in the folder holds those that its results were made with, and
+is written when the run begins. The folder's lock, which this process holds, decides which process works on it; what is
 complete is not repeated. The exit code says how it ended (`CODES`), `outcome.json` in the folder why. So it does not
-matter who starts this process, or where: `placement` does it on this machine or another one.
+matter what starts this process, or where: `executors` does it on this machine or another one.
 
-Killed at any moment, it leaves what the next one goes on from. With `--tied` it ends, and its kernel with it, when its
-standard input does: so it never outlives who started it.
+Killed at any moment, it leaves what the next one resumes from. With `--tied` it ends, and its kernel with it, when its
+standard input does: so it never outlives the process that started it.
 """
 
 import argparse
 import contextlib
-import errno
+import json
 import os
 import shutil
 import signal
@@ -27,30 +30,33 @@ from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import splits
-from fruitlib.kernels import zygote
-from fruitlib.runs.run import OUTCOME, STOP, WORKING, Busy, Run, create_run, planned_run
-from fruitlib.runs.stages import code_of
+from fruitlib.kernels import kernelspec
+from fruitlib.runs.run import OUTCOME, STOP, WORKING, Busy, Run, create_run
+from fruitlib.runs.stages import code_fingerprint
 from fruitlib.sweep.notebook import KernelLost, NotebookFailed, NotebookPruned, execute_notebook, kernel_folders
 
-# argparse has 2; any other: it was killed. A starved one met a full disk: no fault of the run's, it can go on later.
-CODES = {"complete": 0, "failed": 1, "pruned": 3, "lost": 4, "starved": 5, "busy": 75}
-FULL = 1 << 16  # bytes free, or fewer: torch says of a full disk only that it failed to write
+# argparse uses 2; any other code: the process was killed. disk_full is no fault of the run: it can be resumed later.
+CODES = {"complete": 0, "failed": 1, "pruned": 3, "lost": 4, "disk_full": 5, "busy": 75}
+FULL = 1 << 16  # bytes free, or fewer: torch reports a full disk as a RuntimeError without an errno
 HEARTBEAT = 2.0  # seconds
 SPLIT = "01_split"
-LOOK_BACK = ("07_compare", "08_insight")  # over all of a sweep's runs
-SWEEP_STAGES = (SPLIT, *LOOK_BACK)  # they belong to a sweep's folder, not to a run's
+COMPARISON_STAGES = ("07_compare", "08_insight")  # over all of a sweep's runs
+SWEEP_STAGES = (SPLIT, *COMPARISON_STAGES)  # they belong to a sweep's folder, not to a run's
 
 
-def execute_stages(folder: Path, stages: list[str], kernel: str) -> str:
-    """Execute those of a folder's notebooks that are not complete; returns a word of `CODES`."""
+def execute_stages(folder: Path, stages: list[str], settings: dict | None, kernel: str = "python3") -> str:
+    """Execute those of a folder's notebooks that are not complete; returns a word of `CODES`.
+
+    `settings` are those that differ from their defaults; None: those in the folder's `params.yaml`.
+    """
     marker = _Marker(folder)
     try:
         kernel = _installed(kernel)
         if stages[0] in SWEEP_STAGES:
             with files.lock(folder / lock_of(stages), timeout=0):
-                _of_the_sweep(folder, stages[0], kernel, marker)
+                _execute_sweep_stage(folder, stages[0], configs.make(settings or {}), kernel, marker)
         else:
-            run = planned_run(folder)
+            run = Run(folder, None if settings is None else configs.make(settings))
             with run.locked():
                 _clear_outcome(run, stages)
                 for stage in stages:
@@ -59,16 +65,16 @@ def execute_stages(folder: Path, stages: list[str], kernel: str) -> str:
         return "complete"
     except (Busy, files.Locked):
         return "busy"
-    except NotebookPruned as told:
-        return _ended(folder, "pruned", marker.stage, str(told))
+    except NotebookPruned as problem:
+        return _record_outcome(folder, "pruned", marker.stage, str(problem))
     except KernelLost as problem:
-        return _ended(folder, "lost", marker.stage, str(problem))
+        return _record_outcome(folder, "lost", marker.stage, str(problem))
     except (NotebookFailed, InputError) as problem:
-        starved = os.strerror(errno.ENOSPC) in str(problem) or _is_full(folder)
-        return _ended(folder, "starved" if starved else "failed", marker.stage, str(problem))
+        disk_failure = getattr(problem, "disk_failure", False) or files.is_disk_failure(problem) or _is_full(folder)
+        return _record_outcome(folder, "disk_full" if disk_failure else "failed", marker.stage, str(problem))
     except OSError as problem:
-        state = "starved" if files.disk_is_to_blame(problem) else "failed"
-        return _ended(folder, state, marker.stage, files.file_trouble(problem))
+        state = "disk_full" if files.is_disk_failure(problem) else "failed"
+        return _record_outcome(folder, state, marker.stage, files.os_error_text(problem))
     finally:
         marker.remove()
 
@@ -86,16 +92,16 @@ def _is_full(folder: Path) -> bool:
 
 def _installed(kernel: str) -> str:
     """The kernel, put into this machine's environment where it is a warm one; an ordinary one where it cannot be."""
-    if kernel == zygote.NAME:
+    if kernel == kernelspec.NAME:
         try:
-            zygote.install()
+            kernelspec.install()
         except OSError as problem:
-            print(f"kernels: cold: {files.file_trouble(problem)}", flush=True)
+            print(f"kernels: cold: {files.os_error_text(problem)}", flush=True)
             return "python3"
     return kernel
 
 
-def _ended(folder: Path, state: str, stage: str, error: str) -> str:
+def _record_outcome(folder: Path, state: str, stage: str, error: str) -> str:
     """Write down why a run is not complete, and say it where even that cannot be written."""
     finished = datetime.now().isoformat(timespec="seconds")
     try:
@@ -110,7 +116,7 @@ def _clear_outcome(run: Run, stages: list[str]) -> None:
     (run.path / OUTCOME).unlink(missing_ok=True)
     if "02_train" in stages and not run.is_complete("train"):
         (run.path / STOP).unlink(missing_ok=True)
-    files.tidy(run.path)
+    files.remove_stale_partials(run.path)
     for partial in run.path.glob(".*.partial.ipynb"):
         partial.unlink(missing_ok=True)
 
@@ -140,9 +146,8 @@ def cut_off(run: Run) -> int:
     return len(run.history()) if all(held.get(name) == settings[name] for name in configs.TRAIN_SETTINGS) else 0
 
 
-def _of_the_sweep(folder: Path, stage: str, kernel: str, marker: "_Marker") -> None:
-    """A notebook on the whole sweep, unless it was executed on what is there already."""
-    config = planned_run(folder).config
+def _execute_sweep_stage(folder: Path, stage: str, config: Config, kernel: str, marker: "_Marker") -> None:
+    """Execute a notebook on the whole sweep, unless it was executed on the same manifest, runs and code already."""
     (folder / OUTCOME).unlink(missing_ok=True)
     if sweep_stage_is_complete(folder, stage, config):
         return
@@ -162,12 +167,12 @@ def sweep_stage_is_complete(folder: Path, stage: str, config: Config) -> bool:
 
 def _sweep_identity(folder: Path, stage: str, config: Config) -> str:
     rests_on = [splits.load_record(folder)["identity"]]
-    if stage in LOOK_BACK:
+    if stage in COMPARISON_STAGES:
         chosen = Run(folder).read_json("sweep.json").get("chosen")
         rests_on += [(folder / "results.csv").read_text(encoding="utf-8"), chosen]
     else:
         rests_on.append(config.model_dump(include={*configs.SPLIT_SETTINGS, *configs.PREPROCESS_SETTINGS}))
-    return files.fingerprint(*rests_on, *code_of(stage))
+    return files.fingerprint(*rests_on, code_fingerprint(stage))
 
 
 class _Marker:
@@ -224,18 +229,18 @@ def _leave_with_starter(folder: Path) -> None:
 
 def main() -> int:
     """One run's process."""
-    parser = argparse.ArgumentParser(
-        prog="python -m fruitlib.sweep.worker", description="Execute one planned run's notebooks."
-    )
-    parser.add_argument("folder", type=Path, help="a run's folder with its planned.json")
+    parser = argparse.ArgumentParser(prog="python -m fruitlib.sweep.worker", description="Execute one run's notebooks.")
+    parser.add_argument("folder", type=Path, help="a run's folder")
     parser.add_argument("stages", nargs="+", metavar="stage", help="02_train, 03_metrics …, in this order")
+    words = "the settings that differ from their defaults, as JSON (default: those in the folder's params.yaml)"
+    parser.add_argument("--settings", type=json.loads, metavar="JSON", help=words)
     parser.add_argument("--kernel", default="python3", help="python3, or fruitlib-warm (default: python3)")
     parser.add_argument("--tied", action="store_true", help="end when standard input does")
     options = parser.parse_args()
     folder = options.folder.resolve()
     if options.tied:
         _leave_with_starter(folder)
-    return CODES[execute_stages(folder, options.stages, options.kernel)]
+    return CODES[execute_stages(folder, options.stages, options.settings, options.kernel)]
 
 
 if __name__ == "__main__":

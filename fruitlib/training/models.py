@@ -15,8 +15,9 @@ import torchvision
 from torch import nn
 
 from fruitlib.core import files
-from fruitlib.core.config import BASE_CLASSES, NETWORK_SETTINGS, OURS, PREPROCESS_SETTINGS, Config, make
+from fruitlib.core.config import NETWORK_SETTINGS, PREPROCESS_SETTINGS, Config, make
 from fruitlib.core.errors import InputError
+from fruitlib.core.model_names import BASE_CLASSES, OURS
 from fruitlib.training.weights import load_checkpoint, take_weights
 from fruitlib.training.zoo import MEAN, STD, build_torchvision, head_name, load_published
 

@@ -26,7 +26,7 @@ import yaml
 
 from fruitlib.core import machine
 from fruitlib.core.config import Config
-from fruitlib.kernels import zygote
+from fruitlib.kernels import kernelspec
 from fruitlib.sweep import executors
 from fruitlib.sweep.notebook import execute_notebook
 
@@ -57,7 +57,7 @@ def own_seconds(path: Path) -> float:
 
 def overheads(folder: Path) -> tuple[list[float], list[float]]:
     """Seconds beyond the notebook's own, (ours, stock papermill's), in turns after one of each that does not count."""
-    kernel, output = zygote.ready()
+    kernel, output = kernelspec.ready()
     print(f"kernels: {output}")
     source, out = folder / "notebooks" / "sample.ipynb", folder / "out.ipynb"
 

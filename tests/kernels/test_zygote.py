@@ -19,7 +19,7 @@ import pytest
 from jupyter_client.manager import KernelManager
 
 from fruitlib.kernels import launcher
-from fruitlib.kernels.zygote import NAME
+from fruitlib.kernels.kernelspec import NAME
 
 if not hasattr(os, "fork"):
     pytest.skip("this system has no fork: processes start cold", allow_module_level=True)
@@ -76,7 +76,7 @@ class Place:
         mine = {name: str(folder / path) for name, path in paths.items()}
         server = {"JPY_PARENT_PID": str(os.getpid())}  # as a Jupyter server tells its kernels
         self.environment = {**kept, **mine, **server, "OMP_NUM_THREADS": "1", **environment}
-        self.launch = [sys.executable, "-ISP", str(folder / "fruitlib" / "warm.py"), "does"]
+        self.launch = [sys.executable, "-ISP", str(folder / "fruitlib" / "kernels" / "launcher.py"), "does"]
 
     def start(self, code: str, cold: bool = False, cwd: Path | None = None, **environment: str) -> subprocess.Popen:
         """Begin to execute `code` in a process of its own."""
@@ -143,7 +143,7 @@ def short():
 def coming_up(short):
     """A place whose zygote imports everything, and cold processes to compare with: they begin while other tests run."""
     place = Place(short / "full", preloaded="")
-    code = f"sys.prefix = {str(place.folder)!r}; from fruitlib.kernels import zygote; print(*zygote.ready())"
+    code = f"sys.prefix = {str(place.folder)!r}; from fruitlib.kernels import kernelspec; print(*kernelspec.ready())"
     processes = [place.start(code, cold=True)]
     processes += [place.start(TRAINING, cold=True, OMP_NUM_THREADS=number) for number in ("1", "")]
     yield place, *processes

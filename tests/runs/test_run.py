@@ -1,6 +1,7 @@
 """Run folders: identity by stage, locks, openings of the test set, the headline."""
 
 import os
+import shutil
 import subprocess
 import sys
 
@@ -48,6 +49,29 @@ def test_every_setting_belongs_to_a_stage_or_to_the_split():
     assert sorted([*staged, *config.SPLIT_SETTINGS, *config.PLACE_SETTINGS]) == sorted(config.Config.model_fields)
 
 
+@pytest.fixture(scope="module")
+def package_copy(tmp_path_factory):
+    """A copy of the package, whose modules may be edited."""
+    folder = tmp_path_factory.mktemp("copy") / "fruitlib"
+    shutil.copytree(source_code.PACKAGE, folder, ignore=shutil.ignore_patterns("__pycache__", "assets"))
+    return folder
+
+
+def test_an_import_that_is_added_joins_the_closure(monkeypatch, tmp_path):
+    monkeypatch.setattr(source_code, "PACKAGE", tmp_path)
+    (tmp_path / "core").mkdir()
+    (tmp_path / "core" / "a.py").write_text("x = 1\n")
+    (tmp_path / "core" / "b.py").write_text("y = 1\n")
+    first = source_code.closure_fingerprint(["fruitlib.core.a"])
+    (tmp_path / "core" / "b.py").write_text("y = 2  # not imported\n")
+    assert source_code.closure_fingerprint(["fruitlib.core.a"]) == first
+    (tmp_path / "core" / "a.py").write_text("x = 1\n\n\ndef f():\n    from fruitlib.core import b\n")
+    second = source_code.closure_fingerprint(["fruitlib.core.a"])
+    assert source_code.import_closure(["fruitlib.core.a"]) == ["fruitlib.core.a", "fruitlib.core.b"]
+    (tmp_path / "core" / "b.py").write_text("y = 3\n")
+    assert len({first, second, source_code.closure_fingerprint(["fruitlib.core.a"])}) == 3
+
+
 @pytest.mark.parametrize(
     ("module", "stages"),
     [
@@ -67,12 +91,14 @@ def test_every_setting_belongs_to_a_stage_or_to_the_split():
         ("sweep.driver", set()),
     ],
 )
-def test_a_change_in_a_module_touches_only_what_uses_it(run, monkeypatch, module, stages):
-    before, source = identities(run), source_code.module_source
-    monkeypatch.setattr(
-        source_code, "module_source", lambda name: source(name) + (b"changed" if name == f"fruitlib.{module}" else b"")
-    )
-    assert changed(before, identities(run)) == stages
+def test_a_change_in_a_module_touches_only_what_uses_it(run, monkeypatch, package_copy, module, stages):
+    monkeypatch.setattr(source_code, "PACKAGE", package_copy)
+    before, path = identities(run), source_code.module_path(f"fruitlib.{module}")
+    original = path.read_text()
+    path.write_text(original + "\nCHANGED = True\n")
+    assert changed(before, identities(run)) == stages  # an edit between two calls is noticed
+    path.write_text(original)
+    assert identities(run) == before
 
 
 def test_comments_and_docstrings_change_no_identity(monkeypatch, tmp_path):
@@ -81,10 +107,10 @@ def test_comments_and_docstrings_change_no_identity(monkeypatch, tmp_path):
     found = []
     for source in [*sources, sources[1].replace("+ 1", "+ 2")]:
         (tmp_path / "module.py").write_text(source)
-        found.append(source_code.module_source("fruitlib.module"))
+        found.append(source_code.module_fingerprint("fruitlib.module"))
     assert found[0] != found[2] and found[1] != found[2]
     (tmp_path / "module.py").write_text(sources[0].replace("Say", "Tell").replace("why", "because"))
-    assert source_code.module_source("fruitlib.module") == found[0]
+    assert source_code.module_fingerprint("fruitlib.module") == found[0]
 
 
 def test_other_photos_make_another_training(run, tiny, tmp_path):
@@ -222,8 +248,8 @@ with files.replacing(sys.argv[1]):
     elsewhere.touch()
     (tmp_path / ".lock").touch()
     with files.replacing(tmp_path / "table.csv") as partial:
-        files.tidy(tmp_path)
+        files.remove_stale_partials(tmp_path)
         assert partial.exists() and not left.exists() and elsewhere.exists()
     os.utime(elsewhere, (0, 0))
-    files.tidy(tmp_path)
+    files.remove_stale_partials(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "run", "table.csv"]

@@ -19,7 +19,7 @@ import yaml
 
 from fruitlib.evaluation.study import load_study
 from fruitlib.evaluation.sweep_answers import INSIGHT, write_effects
-from fruitlib.sweep.worker import LOOK_BACK
+from fruitlib.sweep.worker import COMPARISON_STAGES
 
 HOME = Path(__file__).parents[2]
 NUMBERS = ["run", "state", "accuracy", "macro_f1", "val_loss", "best_epoch", "int8_agreement", "test_accuracy"]
@@ -130,7 +130,7 @@ def reference(house):
     found = house.results("reference")
     assert found["state"].tolist() == ["complete"] * 2 and found["test_accuracy"].notna().sum() == 1
     folder = house.folder / "executed" / "reference"
-    assert all((folder / f"{stage}.html").is_file() for stage in LOOK_BACK)
+    assert all((folder / f"{stage}.html").is_file() for stage in COMPARISON_STAGES)
     of_sweep = (folder / INSIGHT).read_bytes()
     write_effects(load_study(folder))  # as 08 does
     assert (folder / INSIGHT).read_bytes() == of_sweep

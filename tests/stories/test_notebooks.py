@@ -16,7 +16,7 @@ import pytest
 
 from fruitlib.core import config
 from fruitlib.deploy import predict
-from fruitlib.kernels import zygote
+from fruitlib.kernels import kernelspec
 from fruitlib.runs import stages
 from fruitlib.runs.run import open_run
 from fruitlib.sweep import driver, worker
@@ -108,11 +108,11 @@ def executed(shapes, tmp_path_factory):
         "01_split": {"sweep_dir": str(folder), **tiny, "val_per_class": 4, "test_per_class": 4, "overrides": {}},
         "02_train": {"run_dir": str(folder / "run"), **tiny, "epochs": 4, "batch_size": 8, "lr": 0.003, "cam_every": 2},
     }
-    settings |= {stage: {"sweep_dir": str(folder)} for stage in worker.LOOK_BACK}
-    zygote.install()
+    settings |= {stage: {"sweep_dir": str(folder)} for stage in worker.COMPARISON_STAGES}
+    kernelspec.install()
     for path in NOTEBOOKS:
         parameters = settings.get(path.stem, {"run_dir": str(folder / "run")})
-        options = {"kernel_name": zygote.NAME, "progress_bar": False}
+        options = {"kernel_name": kernelspec.NAME, "progress_bar": False}
         papermill.execute_notebook(path, folder / path.name, parameters, **options)
     return folder
 

@@ -15,10 +15,10 @@ import yaml
 from fruitlib import cli
 from fruitlib.core import config
 from fruitlib.data import splits
-from fruitlib.runs.run import WORKING, Run, create_run, plan_run
+from fruitlib.runs.run import WORKING, Run, create_run
 from fruitlib.runs.status import RunStatus, SweepStatus, load_run_status
-from fruitlib.sweep import final_model, params, summary, terminal, worker
-from fruitlib.sweep.driver import RUN_STAGES, TEST_STAGE, Driver, sweep_name
+from fruitlib.sweep import checks, final_model, params, summary, terminal, worker
+from fruitlib.sweep.driver import RUN_STAGES, TEST_STAGE, Driver
 from fruitlib.sweep.notebook import KernelLost, execute_notebook, parameters
 from fruitlib.sweep.queue import Outcome
 
@@ -163,8 +163,7 @@ def test_a_notebook_after_02_reads_the_settings_its_plan_has_now(tmp_path, tiny,
         (run.path / name).touch()
     run.complete("train", run.identity("train"))
     before = run.params["record"]
-    plan_run(run.path, config.make({**tiny, "int8_agreement": 0.5}))
-    assert worker.execute_stages(run.path, ["05_quantize"], "python3") == "complete"
+    assert worker.execute_stages(run.path, ["05_quantize"], {**tiny, "int8_agreement": 0.5}) == "complete"
     found = Run(run.path)
     assert found.config.int8_agreement == 0.5 and found.params["record"] == before and found.is_complete("train")
 
@@ -269,7 +268,7 @@ def test_with_folds_all_of_a_combination_are_trained_before_any_is_looked_at(fol
     driver = Driver(plan, tmp_path, terminal.Terminal(plan, tmp_path), engine := Recorder())
     monkeypatch.setattr(driver, "_publish", lambda *_, **__: None)
     monkeypatch.setattr(driver, "_write_summary", lambda *_: None)
-    driver._explore()
+    driver._execute_runs()
     trained = [("fold=1,lr=0.1", 1), ("fold=2,lr=0.1", 1), ("fold=1,lr=0.01", 1), ("fold=2,lr=0.01", 1)]
     assert engine.given[:4] == trained
     assert engine.given[4:] == [(name, 4) for name, _ in trained]
@@ -294,8 +293,8 @@ def test_runs_of_a_list_that_name_different_settings_are_compared_on_all_of_them
 
 def test_sweeps_on_other_photos_get_a_folder_of_their_own():
     plan = params.Sweep("demo", "s", "t", "chosen", "macro_f1", "refit", config.Config(), {}, {})
-    assert sweep_name(plan, None) == "demo"
-    assert sweep_name(plan, "/photos/my fruit") == "demo-my fruit"
+    assert checks.sweep_name(plan, None) == "demo"
+    assert checks.sweep_name(plan, "/photos/my fruit") == "demo-my fruit"
 
 
 def test_interrupt_is_one_line_and_exit_code_130(monkeypatch, capsys):

@@ -220,7 +220,9 @@ def swept(tmp_path_factory, shapes):
         (house / f"{ship}.csv").write_bytes((house / "executed/story/results.csv").read_bytes())
         (house / f"{ship}.html").write_bytes((house / "executed/story/index.html").read_bytes())
         files = [path for path in (house / "executed/story").rglob("*") if path.suffix in {".ipynb", ".pt", ".onnx"}]
-        files = [path for path in files if path.stem not in worker.LOOK_BACK]  # looked at anew with each shipped model
+        files = [
+            path for path in files if path.stem not in worker.COMPARISON_STAGES
+        ]  # looked at anew with each shipped model
         times.append({path: path.stat().st_mtime_ns for path in files})
     return house, output, times
 

@@ -43,6 +43,37 @@ def test_list_and_command_line_settings(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("text", "setting", "line"),
+    [
+        ("title: x\nlr: -1\n", "lr", 2),
+        ("lr: 0.1\ngrid:\n  lr:\n    - 0.01\n    - 99\n", "lr", 5),  # of several values, the one that is refused
+        ("grid:\n  optimizer: [adam, sgd]\n  lr:\n    adam: [0.1]\n    sgd: [99]\n", "lr", 5),
+        ("epochs: 5\nlist:\n  - {warmup_epochs: 2}\n  - {warmup_epochs: 7}\n", "warmup_epochs", 4),
+        ("list:\n  - {lr: 0.1}\n  - {lr: 1e-1}\n", "lr", 3),  # given twice: the second
+        ("lr: 0.1\nepochs: 3\nlr: 0.2\n", "lr", 3),
+        ("title: x\noptimiser: adam\n", "optimiser", 2),
+        ("epochs: 5\nsearch:\n  trials: 0\n  space: {lr: [0.1, 0.2]}\n", "trials", 3),
+        ("search:\n  trials: 2\n  space:\n    epochs: [1, 2]\n    lr: {low: 2, high: 1}\n", "lr", 5),
+        ("title: x\nlr: [\n", "", 3),
+        ("freeze: backbone\n", "freeze", 1),
+    ],
+)
+def test_a_refused_setting_is_named_with_its_file_and_line(tmp_path, text, setting, line):
+    path = story(tmp_path, text)
+    with pytest.raises(InputError) as problem:
+        params.read_params(path)
+    assert (problem.value.setting, problem.value.place) == (setting, f"{path} line {line}")
+    assert str(problem.value) == f"{problem.value.place}: {problem.value.message}" and "\n" not in str(problem.value)
+
+
+def test_a_setting_of_the_command_line_has_no_line_in_the_file(tmp_path):
+    path = story(tmp_path, "data: sample5\n")
+    with pytest.raises(InputError) as problem:
+        params.read_params(path, {"data": ""})
+    assert (problem.value.setting, problem.value.place) == ("data", str(path))
+
+
+@pytest.mark.parametrize(
     ("text", "word"),
     [
         ("grid:\n  lr: [0.1, 1e-1]\n", "given twice"),

@@ -11,7 +11,7 @@ import pytest
 
 from fruitlib.core import files
 from fruitlib.core.errors import InputError
-from fruitlib.runs.run import OUTCOME, WORKING, plan_run
+from fruitlib.runs.run import OUTCOME, WORKING
 from fruitlib.sweep import executors, queue, worker
 from fruitlib.sweep.queue import Engine, Outcome, PlacementLost, Task
 
@@ -33,7 +33,7 @@ class Scripted:
             future.cancel()
             future.set_running_or_notify_cancel()
         else:
-            future.set_result({"code": code, "output": [], "error": "last words"})
+            future.set_result({"code": code, "remarks": [], "error": "last words"})
         return future
 
 
@@ -104,7 +104,7 @@ def test_stopping_lets_workers_see_the_stop_file_and_works_without_one(tmp_path)
             while not told() and time.monotonic() < deadline:
                 time.sleep(0.01)
             seen.append(told())
-            return {"code": 128, "output": [], "error": ""}
+            return {"code": 128, "remarks": [], "error": ""}
 
         made.running = {pool.submit(waits, process): Task("run", folder, ("x",))}
         started = time.monotonic()
@@ -166,18 +166,18 @@ def test_no_dask_scheduler_is_one_clear_line(tmp_path):
 
 def test_a_run_process_says_by_its_exit_code_how_it_ended(make_run, monkeypatch, tmp_path):
     run = make_run()
-    assert worker.execute_stages(tmp_path / "run", ["02_train"], "python3") == "failed"  # nothing was planned
-    assert "planned.json: no such file" in run.read_json(OUTCOME)["error"]
-    plan_run(run.path, run.config)
+    settings = run.config.model_dump(exclude_defaults=True)
+    assert worker.execute_stages(run.path, ["02_train"], {"lr": -1}) == "failed"
+    assert run.read_json(OUTCOME)["error"].startswith("settings: lr = -1")
     with run.locked():
         monkeypatch.delenv("FRUITLIB_LOCK_HELD")  # as another process sees it
-        assert worker.execute_stages(run.path, ["02_train"], "python3") == "busy"
+        assert worker.execute_stages(run.path, ["02_train"], settings) == "busy"
 
     def full(*_, **__):
         raise OSError(28, "No space left on device", str(run.path / "x"))
 
     monkeypatch.setattr(worker, "execute_notebook", full)
-    assert worker.execute_stages(run.path, ["02_train"], "python3") == "starved"
+    assert worker.execute_stages(run.path, ["02_train"], settings) == "disk_full"
     assert run.read_json(OUTCOME)["error"].endswith("x: No space left on device")
     assert not (run.path / WORKING).exists()
 

@@ -230,12 +230,31 @@ def test_a_pruned_notebook_says_so_on_top_and_is_no_failure(make_run, tmp_path):
     assert page.state == "pruned" and page.headline["text"] == "pruned after epoch 0 of 30: it is behind"
 
 
-def test_a_notebook_that_fails_says_so_on_top(tmp_path, monkeypatch):
+DISK_FULL_INSIDE = """
+try:
+    raise OSError(28, "in another language")
+except OSError:
+    raise ValueError("photos were not written") from None
+"""
+
+
+@pytest.mark.parametrize(
+    ("cell", "error", "disk_failure"),
+    [
+        ("1 / 0", "ZeroDivisionError: division by zero", False),
+        ("raise ValueError('No space left on device')", "ValueError: No space left on device", False),
+        (DISK_FULL_INSIDE, "ValueError: photos were not written", True),
+    ],
+)
+def test_a_notebook_that_fails_says_so_on_top_and_whether_a_disk_caused_it(
+    tmp_path, monkeypatch, cell, error, disk_failure
+):
     monkeypatch.setenv("FRUITLIB_HOME", str(tmp_path))
     (tmp_path / "notebooks").mkdir()
-    sources = ["from fruitlib.runs.headline import Headline\nheadline = Headline.start()", "1 / 0"]
+    sources = ["from fruitlib.runs.headline import Headline\nheadline = Headline.start()", cell]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
     nbformat.write(notebook, tmp_path / "notebooks" / "bad.ipynb")
-    with pytest.raises(NotebookFailed, match="bad: ZeroDivisionError: division by zero"):
+    with pytest.raises(NotebookFailed) as problem:
         execute_notebook("bad", tmp_path / "bad.ipynb", params.Config())
-    assert site._load(tmp_path / "bad.ipynb").headline["text"] == "stopped: ZeroDivisionError: division by zero"
+    assert str(problem.value) == f"bad: {error}" and problem.value.disk_failure == disk_failure
+    assert site._load(tmp_path / "bad.ipynb").headline["text"] == f"stopped: {error}"

@@ -11,8 +11,8 @@ import torchvision
 from torch import nn
 
 from fruitlib.core import config
-from fruitlib.core.config import BASE_CLASSES, MODELS, OURS
 from fruitlib.core.errors import InputError
+from fruitlib.core.model_names import BASE_CLASSES, MODELS, OURS
 from fruitlib.explain import gradcam
 from fruitlib.training import models, zoo
 from fruitlib.training.blocks import blocks_of, target_layers
