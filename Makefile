@@ -10,16 +10,17 @@ help: ## what can be made
 demo: .venv/installed ## four small runs on the practice photographs, and their report
 	@$(BIN)/fruitlib sweep params/demo.yaml
 
-test: .venv/installed ## every test
+test: .venv/installed ## the tests; PYTEST adds options, such as PYTEST="-k splits" or PYTEST="-m 'slow or not slow'"
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(PYTEST)
 
 lab: .venv/installed ## JupyterLab on the numbered notebooks
 	@$(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks/01_split.ipynb
 
-bench: .venv/installed ## data path and sweeps against torchvision's and papermill's, both in one run; the last lines are JSON
+bench: .venv/installed ## data path and sweeps against torchvision's and papermill's, two million rows; the last lines are JSON
 	@$(BIN)/python tests/benchmarks/data_path.py
 	@$(BIN)/python tests/benchmarks/sweep_overhead.py
+	@$(BIN)/python tests/benchmarks/scale.py
 
 soak: .venv/installed ## fifty kills, at random, over sweeps: none lost, none doubled (half an hour and more)
 	@$(BIN)/python tests/soak.py

@@ -1,21 +1,23 @@
 """Shared fixtures. Real photographs are found through FRUITLIB_TEST_DATA; tests that need them skip visibly without."""
 
+import functools
 import os
+import shutil
 import signal
 from pathlib import Path
 
 import matplotlib
-import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from filelock import FileLock
+from support import draw_shapes, launch_by_fork, write_finished_sweep
 
 matplotlib.use("Agg")
 # A shell that starts the tests in its background has them ignore Ctrl-C, and so all that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LONG = "stories/test_faults sweep/test_final_model stories/test_notebooks stories/test_scale sweep/test_driver"
-LONG = [f"{name}.py" for name in f"{LONG} training/test_distributed stories/test_resume".split()]
+LONG = "stories/test_faults sweep/test_final_model stories/test_notebooks training/test_distributed"
+LONG = [f"{name}.py" for name in f"{LONG} sweep/test_driver kernels/test_zygote stories/test_resume".split()]
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -24,6 +26,30 @@ def pytest_collection_modifyitems(items) -> None:
     assert all((folder / name).is_file() for name in LONG)
     places = {folder / name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: places.get(item.path, len(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With `--dist loadscope`: tests of a file with fixtures of its own stay in one process, or each process would make
+    them; any other test goes wherever there is room.
+
+    The marks of `--dist loadgroup` would say the same, but pytest 9.2 does not let pytest-xdist 3.8 see them.
+    """
+    if config.getvalue("dist") != "loadscope":
+        return None
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFixtures(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return file if _has_fixtures(config.rootpath / file) else nodeid
+
+    return ByFixtures(config, log)
+
+
+@functools.cache
+def _has_fixtures(path: Path) -> bool:
+    return 'scope="module"' in path.read_text("utf-8")
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -42,30 +68,37 @@ def real_data() -> Path:
     return Path(folder)
 
 
-def draw_shapes(folder: Path, per_class: int = 16, size: int = 40) -> Path:
-    """Three classes told apart by shape at random places and colours, which a small network learns in seconds."""
-    for label, shape in enumerate(("disc", "bar", "cross")):
-        (folder / shape).mkdir(parents=True)
-        for number in range(per_class):
-            rng = np.random.default_rng([label, number])
-            picture = Image.new("RGB", (size, size), tuple(int(v) for v in rng.integers(0, 90, 3)))
-            pen, colour = ImageDraw.Draw(picture), tuple(int(v) for v in rng.integers(150, 255, 3))
-            x, y = (int(v) for v in rng.integers(size // 3, size * 2 // 3, 2))
-            r = size // 4
-            if shape == "disc":
-                pen.ellipse((x - r, y - r, x + r, y + r), fill=colour)
-            if shape in ("bar", "cross"):
-                pen.rectangle((x - 3, y - r, x + 3, y + r), fill=colour)
-            if shape == "cross":
-                pen.rectangle((x - r, y - 3, x + r, y + 3), fill=colour)
-            picture.save(folder / shape / f"{number:03d}.png")
-    return folder
-
-
 @pytest.fixture(scope="session")
 def shapes(tmp_path_factory) -> Path:
     """A folder of class folders with 3 x 16 small drawn shapes."""
     return draw_shapes(tmp_path_factory.mktemp("photos") / "shapes")
+
+
+@pytest.fixture(scope="session")
+def finished_sweep(tmp_path_factory, worker_id) -> Path:
+    """The project folder of `write_finished_sweep`: executed once, by the first process of the tests that wants it.
+
+    Tests read it; one that changes it takes `finished_copy`.
+    """
+    common = tmp_path_factory.getbasetemp()
+    common = common if worker_id == "master" else common.parent
+    with FileLock(common / "finished_sweep.lock"):
+        if not (common / "finished_sweep" / "output.json").is_file():
+            shutil.rmtree(common / "finished_sweep", ignore_errors=True)  # an attempt that was interrupted
+            write_finished_sweep(common / "finished_sweep")
+    return common / "finished_sweep"
+
+
+@pytest.fixture
+def finished_copy(finished_sweep, tmp_path) -> Path:
+    """A copy of it, on the same photos."""
+    return shutil.copytree(finished_sweep, tmp_path / "house", symlinks=True)
+
+
+@pytest.fixture
+def forked_group(monkeypatch) -> None:
+    """Runs with `processes` train in a group of forked processes, without the ten seconds that torchrun takes."""
+    monkeypatch.setattr("fruitlib.training.distributed.launch", launch_by_fork)
 
 
 @pytest.fixture

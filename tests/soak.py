@@ -26,8 +26,7 @@ import optuna
 import pandas as pd
 import psutil
 import yaml
-from conftest import draw_shapes
-from test_faults import House
+from support import House, draw_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 VICTIMS = ("sweep", "run", "kernel", "zygote", "everything")

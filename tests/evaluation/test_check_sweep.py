@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import draw_shapes
 from PIL import Image
+from support import draw_shapes
 
 from fruitlib import cli
 from fruitlib.core import config

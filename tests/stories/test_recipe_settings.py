@@ -65,7 +65,7 @@ def test_class_weights_weigh_the_loss_of_training_alone(make_run):
 
 
 @pytest.mark.parametrize("mixing", ["mixup", "cutmix"])
-def test_two_processes_mix_the_same_pairs_as_one(make_run, mixing):
+def test_two_processes_mix_the_same_pairs_as_one(make_run, forked_group, mixing):
     settings = {"mixing": mixing, "balance": "oversample", "epochs": 2}
     one, two = (train.fit(make_run(str(n), processes=n, **settings)) for n in (1, 2))
     np.testing.assert_allclose(two[VALUES], one[VALUES], rtol=1e-4, atol=1e-5)
@@ -94,7 +94,9 @@ def test_batchnorm_of_a_frozen_backbone_stays_as_it_is():
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_features_computed_once_give_the_numbers_of_computing_them_every_time(make_run, base, monkeypatch, processes):
+def test_features_computed_once_give_the_numbers_of_computing_them_every_time(
+    make_run, base, monkeypatch, forked_group, processes
+):
     settings = {"freeze": "backbone", "base_weights": base, "augment": "none", "lr": 0.05}
     once = train.fit(make_run("once", processes=processes, **settings))
     monkeypatch.setattr(config.Config, "features_once", False)
@@ -131,7 +133,7 @@ def test_a_frozen_backbone_sees_each_photo_once(make_run, base, monkeypatch):
     assert sum(seen) == len(run.rows("train")) + len(run.rows("val"))
 
 
-def test_two_processes_unfreeze_as_one_does(make_run, base):
+def test_two_processes_unfreeze_as_one_does(make_run, base, forked_group):
     settings = {"freeze": "backbone", "base_weights": base, "unfreeze_every": 1, "lr": 0.01, "monitor": "loss"}
     one, two = (train.fit(make_run(str(n), processes=n, **settings)) for n in (1, 2))
     np.testing.assert_allclose(two[VALUES], one[VALUES], rtol=0, atol=1e-5)

@@ -16,6 +16,7 @@ import pandas as pd
 import psutil
 import pytest
 import torch
+from support import launch_by_fork
 
 from fruitlib.runs.run import Run
 from fruitlib.training import checkpoint, train, weights
@@ -219,13 +220,15 @@ def test_a_history_longer_than_the_checkpoint_is_cut_to_it(make_run, server):
 
 
 def test_a_killed_worker_starts_all_again_and_the_numbers_are_those_of_an_undisturbed_group(make_run, capsys):
-    settings = {"processes": 2, "augment": "trivial", "epochs": 60}
+    settings = {"processes": 2, "augment": "trivial", "epochs": 40}
     whole, run, killed = make_run("whole", **settings), make_run("killed", **settings), []
-    train.fit(whole)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("fruitlib.training.distributed.launch", launch_by_fork)
+        train.fit(whole)
     capsys.readouterr()
 
     def kill_rank_0(history: pd.DataFrame) -> None:
-        if len(history) >= 20 and not killed:
+        if len(history) >= 5 and not killed:
             below = psutil.Process().children(recursive=True)
             killed.extend(one for one in below if one.environ().get("RANK") == "0")
             killed[0].kill()

@@ -2,15 +2,15 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import pandas as pd
 import pytest
-import yaml
+from support import WILD, link_notebooks
 
 from fruitlib import cli
 from fruitlib.core import config
@@ -25,82 +25,79 @@ from fruitlib.sweep.queue import Outcome
 HOME = Path(__file__).parents[2]
 
 
-WILD = "lr=10.0,momentum=0.99,optimizer=sgd"
+def sweep(house, monkeypatch, *arguments) -> int:
+    """`fruitlib sweep` in a project folder, but in this process; returns its exit code."""
+    monkeypatch.setenv("FRUITLIB_HOME", str(house))
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        return cli.main(["sweep", *map(str, arguments)])
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-@pytest.fixture(scope="module")
-def house(tmp_path_factory, shapes):
-    """A project folder of its own with the real notebooks, so that tests leave `executed/` alone."""
-    folder = tmp_path_factory.mktemp("house")
-    (folder / "notebooks").symlink_to(HOME / "notebooks")
-    settings = {"val_per_class": 4, "test_per_class": 4, "image_size": 32, "epochs": 6, "batch_size": 8, "cam_every": 0}
-    wild = {"lr": 10.0, "optimizer": "sgd", "momentum": 0.99}  # diverges
-    settings |= {"title": "Tiny", "data": str(shapes), "list": [{"lr": 0.003}, wild]}
-    (folder / "broken.pt").write_text("not a checkpoint")
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(settings))
-    return folder
+@pytest.fixture(scope="session")
+def swept(finished_sweep) -> dict:
+    """How the finished sweep ended, one run well and one not, and what it printed."""
+    return json.loads((finished_sweep / "output.json").read_text())
 
 
-def fruitlib(house, *arguments, **options) -> subprocess.CompletedProcess:
-    environment = os.environ | {"FRUITLIB_HOME": str(house)}
-    command = [sys.executable, "-m", "fruitlib.cli", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, **options)
+def test_one_failure_does_not_stop_the_rest(swept, finished_sweep):
+    assert swept["returncode"] == 1
+    folder = finished_sweep / "executed" / "tiny"
+    table = pd.read_csv(folder / "results.csv").set_index("run")
+    assert table["state"].to_dict() == {"lr=0.003": "complete", "lr=0.01": "complete", WILD: "failed"}
+    assert table.loc[["lr=0.003", "lr=0.01"], ["accuracy", "macro_f1", "size_mb_int8"]].notna().all(axis=None)
+    chosen = table.index[table["test_accuracy"].notna()].tolist()
+    assert len(chosen) == 1
+    for name in ("lr=0.003", "lr=0.01"):
+        stages = {*RUN_STAGES, TEST_STAGE} if [name] == chosen else {*RUN_STAGES}
+        assert {path.stem for path in (folder / name).glob("*.ipynb")} == stages
+    assert {path.stem for path in (folder / WILD).glob("*.ipynb")} == {"02_train"}
+    assert all((folder / f"{stage}.html").is_file() for stage in worker.COMPARISON_STAGES)
+    tables = [folder / name for name in ("effects.csv", "insight.csv")]
+    assert len({path.read_bytes() for path in tables if path.is_file()}) == 1  # the index and 08 agree
 
 
-@pytest.fixture(scope="module")
-def swept(house):
-    """The first sweep: one run that goes well and one that cannot."""
-    return fruitlib(house, "sweep", house / "tiny.yaml")
+def diverged(folder: Path) -> str:
+    """Why the wild run failed, as its process has written it down."""
+    return json.loads((folder / "executed" / "tiny" / WILD / "outcome.json").read_text())["error"]
 
 
-def test_one_failure_does_not_stop_the_rest(swept, house):
-    assert swept.returncode == 1
-    table = pd.read_csv(house / "executed" / "tiny" / "results.csv").set_index("run")
-    assert table["state"].to_dict() == {"lr=0.003": "complete", WILD: "failed"}
-    assert table.loc["lr=0.003", ["accuracy", "macro_f1", "size_mb_int8", "test_accuracy"]].notna().all()
-    good, bad = (house / "executed" / "tiny" / name for name in ("lr=0.003", WILD))
-    assert {path.stem for path in good.glob("*.ipynb")} == {*RUN_STAGES, TEST_STAGE}
-    assert "loss is NaN or infinite" in (bad / "02_train.ipynb").read_text()
+def test_it_tells_what_happened(swept, finished_sweep):
+    reason = diverged(finished_sweep)
+    assert reason.startswith("02_train: Diverged: ") and f"failed: {WILD}: {reason}" in swept["stdout"]
+    assert "* lr=0.0" in swept["stdout"] and "executed/tiny/index.html" in swept["stdout"]
+    assert swept["stderr"] == ""
 
 
-def test_it_tells_what_happened(swept):
-    assert f"failed: {WILD}: 02_train: Diverged: loss is NaN or infinite" in swept.stdout
-    assert "* lr=0.003" in swept.stdout and "chosen on validation" in swept.stdout
-    assert "report: executed/tiny/index.html" in swept.stdout
-    assert swept.stderr == ""
+def test_the_report_lists_all_and_links_what_is_there(finished_sweep):
+    folder = finished_sweep / "executed" / "tiny"
+    page = (folder / "index.html").read_text()
+    assert diverged(finished_sweep).removeprefix("02_train: Diverged: ") in page
+    assert "lr=0.003" in page and "lr=0.01" in page
+    assert len(list(folder.glob("lr=0.0*/06_test_accuracy.html"))) == 1
 
 
-def test_the_report_lists_both_and_links_what_is_there(swept, house):
-    page = (house / "executed" / "tiny" / "index.html").read_text()
-    assert "loss is NaN or infinite" in page and "lr=0.003" in page
-    assert (house / "executed" / "tiny" / "lr=0.003" / "06_test_accuracy.html").is_file()
-
-
-def test_no_part_written_files_are_left(swept, house):
-    hidden = [p.name for p in (house / "executed").rglob(".*") if not p.name.endswith(".lock")]
+def test_no_part_written_files_are_left(finished_sweep):
+    hidden = [path.name for path in (finished_sweep / "executed").rglob(".*") if not path.name.endswith(".lock")]
     assert hidden == []
 
 
-def test_executed_again_it_repeats_nothing(swept, house):
-    run = house / "executed" / "tiny" / "lr=0.003"
-    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.suffix in {".ipynb", ".pt", ".onnx"}}
-    again = fruitlib(house, "sweep", house / "tiny.yaml")
-    assert {path: path.stat().st_mtime_ns for path in before} == before
-    assert len(pd.read_csv(house / "executed" / "tiny" / "test_openings.csv")) == 1
-    assert "* lr=0.003" in again.stdout
+def test_executed_again_it_repeats_nothing(finished_copy, monkeypatch, capsys):
+    folder = finished_copy / "executed" / "tiny"
+    files = [path for path in folder.glob("lr=0.0*/*") if path.suffix in {".ipynb", ".pt", ".onnx"}]
+    before = {path: path.stat().st_mtime_ns for path in files}
+    assert sweep(finished_copy, monkeypatch, finished_copy / "tiny.yaml") == 1  # what failed is tried again
+    assert len(before) > 14 and {path: path.stat().st_mtime_ns for path in before} == before
+    assert len(pd.read_csv(folder / "test_openings.csv")) == 1
+    assert "* lr=0.0" in capsys.readouterr().out
 
 
-def test_results_on_other_photos_are_not_overwritten(swept, house, tmp_path):
-    answer = fruitlib(house, "sweep", house / "tiny.yaml", "--data", tmp_path, "--out", "tiny")
-    assert answer.returncode == 2 and "holds results on other photos" in answer.stderr
-    assert "--out" in answer.stderr and len(answer.stderr.splitlines()) == 1
-
-
-def wait_until(condition, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came"
-        time.sleep(0.05)
+def test_results_on_other_photos_are_not_overwritten(finished_sweep, tmp_path, monkeypatch, capsys):
+    arguments = [finished_sweep / "tiny.yaml", "--data", tmp_path, "--out", "tiny"]
+    assert sweep(finished_sweep, monkeypatch, *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "executed/tiny" in line and "--out" in line
 
 
 @pytest.mark.parametrize(
@@ -122,18 +119,25 @@ def wait_until(condition, seconds: float = 60) -> None:
         ("folds: 2\nscheduler: plateau", [], "ship: refit trains on the photos of all folds"),
     ],
 )
-def test_bad_input_is_one_line_exit_code_2_and_nothing_written(house, shapes, tmp_path, text, arguments, words):
+def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
+    shapes, tmp_path, monkeypatch, capsys, text, arguments, words
+):
+    monkeypatch.setattr("fruitlib.kernels.zygote.ready", lambda: ("python3", "none is wanted here"))
+    link_notebooks(tmp_path)
+    (tmp_path / "broken.pt").write_text("not a checkpoint")
     data = "" if arguments else f"data: {shapes}\n"
     (tmp_path / "bad.yaml").write_text(f"{data}{text}\n")
-    answer = fruitlib(house, "sweep", tmp_path / "bad.yaml", *arguments)
-    assert answer.returncode == 2
-    assert words in answer.stderr and len(answer.stderr.splitlines()) == 1
-    assert not (house / "executed" / "bad").exists()
+    assert sweep(tmp_path, monkeypatch, tmp_path / "bad.yaml", *arguments) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert words in line
+    assert not (tmp_path / "executed").exists()
 
 
-def test_missing_params_file_and_unknown_command(house):
-    assert fruitlib(house, "sweep", "nothing.yaml").returncode == 2
-    assert fruitlib(house, "swep").returncode == 2
+@pytest.mark.parametrize("command", [["sweep", "nothing.yaml"], ["swep"]])
+def test_missing_params_file_and_unknown_command(command):
+    """As from a terminal: the exit code and the line on standard error are those of a process."""
+    done = subprocess.run([sys.executable, "-m", "fruitlib.cli", *command], capture_output=True, text=True)
+    assert done.returncode == 2 and done.stdout == "" and command[-1] in done.stderr.splitlines()[-1]
 
 
 def test_what_a_kernel_says_outside_of_its_notebook_is_kept_off_the_terminal(tmp_path, monkeypatch, capfd):

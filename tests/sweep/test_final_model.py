@@ -1,9 +1,8 @@
 """What goes out after a cross-validation: made of what was chosen, from all photos it may learn from, and no other."""
 
+import contextlib
+import io
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from support import link_notebooks
 
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
@@ -21,9 +21,9 @@ from fruitlib.evaluation import crossval, metrics
 from fruitlib.reporting import site
 from fruitlib.runs.run import Run, clear_run, create_run, open_run
 from fruitlib.sweep import final_model, params, worker
+from fruitlib.sweep.driver import run_sweep
 from fruitlib.training import evaluate, models, train
 
-HOME = Path(__file__).parents[2]
 SETTINGS = {
     "folds": 2,
     "test_per_class": 4,
@@ -207,22 +207,27 @@ def test_what_is_expected_of_it_is_its_combinations_out_of_fold_numbers(trained,
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, shapes):
-    """What the same two folds end in by refit, refit again, ensemble and fold: (house, what was said, times)."""
+    """What the same two folds end in by refit, refit again, ensemble and fold: (house, what was printed, times).
+
+    In this process, which has imported already what each of four commands would have to. 07 and 08 look back on folds
+    in the first sweep; later they are empty, for they would show the same runs again.
+    """
     house, output, times = tmp_path_factory.mktemp("house"), [], []
-    (house / "notebooks").symlink_to(HOME / "notebooks")
-    for ship in ("refit", "refit", "ensemble", "fold"):
+    link_notebooks(house)
+    for number, ship in enumerate(("refit", "refit", "ensemble", "fold")):
+        if number == 2:
+            link_notebooks(house, empty=worker.COMPARISON_STAGES)
         plan_of(house, data=str(shapes), ship=ship)
-        command = [sys.executable, "-m", "fruitlib.cli", "sweep", str(house / "story.yaml")]
-        environment = os.environ | {"FRUITLIB_HOME": str(house)}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-        assert done.returncode == 0, done.stdout + done.stderr
-        output.append(done.stdout)
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
+            patch.setenv("FRUITLIB_HOME", str(house))
+            assert run_sweep(house / "story.yaml") == 0, printed.getvalue()
+        output.append(printed.getvalue())
         (house / f"{ship}.csv").write_bytes((house / "executed/story/results.csv").read_bytes())
         (house / f"{ship}.html").write_bytes((house / "executed/story/index.html").read_bytes())
         files = [path for path in (house / "executed/story").rglob("*") if path.suffix in {".ipynb", ".pt", ".onnx"}]
         files = [
             path for path in files if path.stem not in worker.COMPARISON_STAGES
-        ]  # looked at anew with each shipped model
+        ]  # executed again for each shipped model
         times.append({path: path.stat().st_mtime_ns for path in files})
     return house, output, times
 

@@ -206,7 +206,7 @@ def test_a_trial_behind_the_median_gets_a_stop_file_and_others_do_not(plan_of, t
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_training_stops_after_an_epoch_when_its_folder_says_so(make_run, processes):
+def test_training_stops_after_an_epoch_when_its_folder_says_so(make_run, forked_group, processes):
     run = make_run(epochs=30, processes=processes, cam_every=0)
 
     def stop_after_two(history):

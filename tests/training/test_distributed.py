@@ -3,8 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,8 +19,8 @@ import torch
 import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
+from support import forkserver, wait_until
 
-from fruitlib.core import progress
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset
 from fruitlib.evaluation import metrics
@@ -55,17 +53,39 @@ def fit(path: str) -> None:
 
 def start_training(run) -> tuple[multiprocessing.Process, list[psutil.Process]]:
     """`train.fit` in a process of its own; returns it, and torchrun's agent and workers below it, in this order."""
-    server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload(["fruitlib.training.train"])
-    child = server.Process(target=fit, args=(str(run.path),))
+    child = forkserver().Process(target=fit, args=(str(run.path),))
     child.start()
-    deadline = time.monotonic() + 60
-    while run.history().empty and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait_until(lambda: not run.history().empty, 60)
     agent = next(one for one in psutil.Process(child.pid).children() if "torch.distributed.run" in one.cmdline())
     workers = agent.children(recursive=True)
     assert len(workers) >= 2, "torchrun and two workers should be there"
     return child, [agent, *workers]
+
+
+AGENT = """
+import os, signal, sys
+from pathlib import Path
+from fruitlib.training import distributed
+for number in range(2):
+    if os.fork() == 0:
+        distributed._leave_with_starter()
+        Path(sys.argv[1], f"watching.{number}").touch()
+        signal.pause()
+signal.pause()
+"""
+
+
+def fit_without_torch(path: str) -> None:
+    """The same with an agent whose workers train nothing, but watch who started them as real ones do."""
+
+    def start_agent(run, processes: int, threads: int, mark: str) -> subprocess.Popen:
+        environment = os.environ | {"FRUITLIB_STARTER": mark}
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        command = [sys.executable, "-c", AGENT, str(run.path)]
+        return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
+
+    distributed._start_agent = start_agent
+    fit(path)
 
 
 def test_two_processes_give_the_numbers_of_one(make_run):
@@ -81,44 +101,9 @@ def test_two_processes_give_the_numbers_of_one(make_run):
     assert set(Path(tempfile.gettempdir()).glob("torchelastic*")) <= before  # torchrun leaves folders there
 
 
-# An impatient meter, in this process and (Python imports `sitecustomize` as it starts) in torchrun's workers: its lines
-# come from whichever worker decodes, and begin like no other.
-IMPATIENT = "import fruitlib.core.progress; fruitlib.core.progress.meter.__defaults__ = (0, None)"
-
-
-def test_two_processes_show_all_lines_that_one_shows(make_run, capfd, monkeypatch, tmp_path):
-    (tmp_path / "sitecustomize.py").write_text(IMPATIENT)
-    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
-    monkeypatch.setattr(progress.meter, "__defaults__", (0, None))
-    settings = {"epochs": 5, "patience": 1, "min_delta": 1.0, "track": ["tensorboard"]}
-    shown = {}
-    for processes in (1, 2):
-        monkeypatch.setenv("FRUITLIB_CACHE", str(tmp_path / f"cache{processes}"))  # so that both decode
-        train.fit(make_run("run", processes=processes, **settings))
-        shown[processes] = [_without_times(line) for line in capfd.readouterr().out.splitlines()]
-        shutil.rmtree(tmp_path / "run")
-    beginnings = (
-        "photos decoded: ",
-        "photos: ",
-        "balance ",
-        "precision ",
-        "fresh weights",
-        "TensorBoard ",
-        "epoch 1/5",
-    )
-    for beginning in (*beginnings, "stopped early"):
-        assert any(line.startswith(beginning) for line in shown[1]), f"{beginning}: nothing to compare"
-    assert sorted(shown[2][1:]) == sorted(shown[1]) and shown[2][0].startswith("starting 2 processes")
-
-
-def _without_times(line: str) -> str:
-    """A line without the time left, the free memory, and digits in which processes may differ."""
-    line = re.sub(r"(?<=, )[\d.]+ (s|min) left", "left", line)
-    line = re.sub(r"budget [\d.,]+ \w+", "budget", line)
-    return re.sub(r"(\.\d\d)\d", r"\1", line)
-
-
-def test_with_batchnorm_the_numbers_are_those_of_the_kept_weights_and_each_photo_is_predicted_once(make_run):
+def test_with_batchnorm_the_numbers_are_those_of_the_kept_weights_and_each_photo_is_evaluated_once(
+    make_run, forked_group
+):
     """Processes have statistics of their own; what is evaluated must be what is kept. 15 photos do not halve."""
     run = make_run(model="resnet18", processes=2, epochs=1, val_per_class=5)
     train.fit(run)
@@ -155,17 +140,36 @@ def test_an_interrupt_ends_every_process(make_run):
         assert not run.is_complete("train")
 
 
-@pytest.mark.parametrize("killed", ["starter", "agent", "starter and agent"])
-def test_workers_leave_when_what_started_them_is_killed_outright(make_run, killed):
+def test_torchrun_and_its_workers_leave_when_their_starter_is_killed_outright(make_run):
     run = make_run(processes=2, epochs=100000)
     child, family = start_training(run)
+    child.kill()
+    child.join(20)
+    assert child.exitcode == -signal.SIGKILL
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert alive == []
+
+
+@pytest.mark.parametrize("killed", ["starter", "agent", "starter and agent"])
+def test_workers_leave_whichever_of_those_above_them_is_killed(make_run, killed):
+    run = make_run(processes=2)
+    child = forkserver().Process(target=fit_without_torch, args=(str(run.path),))
+    child.start()
+    try:
+        wait_until(lambda: len(list(run.path.glob("watching.*"))) == 2, 60)
+    except AssertionError:
+        child.kill()
+        raise
+    (agent,) = (one for one in psutil.Process(child.pid).children() if AGENT in one.cmdline())
+    workers = agent.children()
+    assert len(workers) == 2
     if "starter" in killed:
         child.kill()
     if "agent" in killed:
-        family[0].kill()
+        agent.kill()
     child.join(20)
     assert child.exitcode == (-signal.SIGKILL if "starter" in killed else 1)
-    _, alive = psutil.wait_procs(family, timeout=20)
+    _, alive = psutil.wait_procs([agent, *workers], timeout=20)
     assert alive == []
 
 
