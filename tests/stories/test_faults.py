@@ -251,7 +251,7 @@ def test_a_cluster_gives_the_same_results_whatever_is_lost_of_it(house, referenc
     wait_until(lambda: [one for one in in_training(house, "cluster") if one["pid"] != lost["pid"]])
     scheduler.kill()
     output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1 and "run the same command again to go on" in output and "Traceback" not in output
+    assert process.returncode == 1 and "run the same command again" in output and "Traceback" not in output
     assert "2 at a time on 2 Dask workers" in output
     house.sweep("cluster")
     pd.testing.assert_frame_equal(house.results("cluster"), reference, check_exact=True)
