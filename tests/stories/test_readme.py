@@ -46,11 +46,12 @@ def test_the_example_is_what_the_demo_says():
     assert set(pd.read_csv(EXAMPLE / "results.csv")["run"]) == set(plan.runs)
 
 
-def test_the_tree_names_every_module_and_notebook_and_nothing_else():
+def test_the_tree_names_every_room_and_notebook_and_nothing_else():
     tree = README.split("## What is where")[1].split("```")[1]
-    named = set(re.findall(r"^  (\w+) ", tree, flags=re.MULTILINE))
-    there = {path.stem for path in (ROOT / "fruitlib").glob("*.py")} - {"__init__"}
-    assert named == there | {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    named = set(re.findall(r"^  (\w[\w.]*/?) ", tree, flags=re.MULTILINE))
+    rooms = {f"{path.parent.name}/" for path in (ROOT / "fruitlib").glob("*/__init__.py")}
+    modules = {path.name for path in (ROOT / "fruitlib").glob("*.py")} - {"__init__.py"}
+    assert named == rooms | modules | {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
 
 
 def test_every_local_link_leads_somewhere():
