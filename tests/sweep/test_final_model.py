@@ -169,7 +169,7 @@ def test_a_member_that_cannot_be_read_is_named(trained, tmp_path):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "best.pt").write_text("not a checkpoint")
     broken = Run(tmp_path / "broken", folds[0].config)
-    with pytest.raises(InputError, match=r"broken/best\.pt: not a checkpoint"):
+    with pytest.raises(InputError, match=r"broken/best\.pt: not a readable checkpoint"):
         final_model.assemble(Run(folder / "another", config.make(folds[0].config.model_dump())), [folds[0], broken])
 
 
