@@ -121,7 +121,7 @@ def test_results_on_other_photos_are_not_overwritten(finished_sweep, tmp_path, m
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
     shapes, tmp_path, monkeypatch, capsys, text, arguments, words
 ):
-    monkeypatch.setattr("fruitlib.kernels.zygote.ready", lambda: ("python3", "none is wanted here"))
+    monkeypatch.setattr("fruitlib.kernels.kernelspec.ready", lambda: ("python3", "none is wanted here"))
     link_notebooks(tmp_path)
     (tmp_path / "broken.pt").write_text("not a checkpoint")
     data = "" if arguments else f"data: {shapes}\n"
