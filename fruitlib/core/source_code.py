@@ -63,6 +63,12 @@ def module_fingerprint(name: str) -> str:
     return _parse(path, file_stamp(path))[1]
 
 
+def parse_all() -> None:
+    """Parse every module now, so that processes forked later need not: it takes each a second."""
+    for path in PACKAGE.glob("*/*.py"):
+        _parse(str(path), file_stamp(str(path)))
+
+
 def module_path(name: str) -> Path:
     """The file of a module of fruitlib, by its dotted name."""
     return PACKAGE.joinpath(*name.split(".")[1:]).with_suffix(".py")

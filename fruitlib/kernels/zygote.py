@@ -59,10 +59,12 @@ def serve(path: str) -> dict | None:
 
 
 def preload() -> None:
-    """Import what notebooks import, if it is installed."""
+    """Import what notebooks import, if it is installed, and parse the code that the stages' identities depend on."""
     for name in PRELOADED.split():
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+    if source_code := sys.modules.get("fruitlib.core.source_code"):
+        source_code.parse_all()
     for name in FRESH:
         sys.modules.pop(name, None)
 
