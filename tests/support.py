@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import psutil
@@ -72,6 +71,8 @@ def link_notebooks(folder: Path, empty: tuple[str, ...] = ()) -> None:
 
 def empty_notebook(path: Path) -> None:
     """A notebook that takes any parameters and does nothing."""
+    import nbformat  # two seconds, which processes that tests fork need not spend
+
     cell = nbformat.v4.new_code_cell("pass", metadata={"tags": ["parameters"]})
     kernel = {"name": "python3", "display_name": "Python 3"}
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata={"kernelspec": kernel}), path)
