@@ -83,8 +83,8 @@ def hardware() -> str:
 def versions() -> dict[str, str]:
     """Versions of what a result depends on, for the run's record."""
     names = ["fruitlib", "torch", "torchvision", "onnx", "onnxruntime", "grad-cam", "numpy", "pillow"]
-    found = {"python": platform.python_version()}
+    versions_by_name = {"python": platform.python_version()}
     for name in names:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            found[name] = importlib.metadata.version(name)
-    return found
+            versions_by_name[name] = importlib.metadata.version(name)
+    return versions_by_name

@@ -1,4 +1,4 @@
-"""The numbers of this room in sentences. Nobody parses a sentence again: who needs a number takes the number.
+"""The numbers of this room in sentences. No program parses a sentence: it takes the number.
 
 Short forms of a number (`intervals.interval_text`, `metrics.proportion_text`) are beside the number.
 """
@@ -178,34 +178,35 @@ def _some(names: pd.Series) -> str:
     return ", ".join(shown[:3]) + " …" * (len(shown) > 3)
 
 
-def comparison_text(found: Comparison) -> str:
+def comparison_text(comparison: Comparison) -> str:
     """Which side is better, if either, and how sure that is."""
-    if found.alone:
-        return f"Only one {'combination' if found.folds else 'run'} is complete: nothing to compare"
-    text = f"A is right on {found.a_correct}/{found.n}, B on {found.b_correct}/{found.n}. "
-    if not found.disagree:
+    if comparison.alone:
+        return f"Only one {'combination' if comparison.folds else 'run'} is complete: nothing to compare"
+    text = f"A is right on {comparison.a_correct}/{comparison.n}, B on {comparison.b_correct}/{comparison.n}. "
+    if not comparison.disagree:
         return text + "They predict the same for every photo: nothing tells them apart"
-    text += f"They disagree on {found.disagree}; A alone is right on {found.only_a}, B alone on {found.only_b}: "
-    text += f"McNemar's exact p = {found.p:.3g}, {_verdict_text(found)}. "
-    text += f"B less A: macro-F1 {found.macro_f1_difference:+.3f} "
-    text += f"({intervals.interval_text(found.macro_f1_low, found.macro_f1_high)}"
-    text += ", whole groups drawn)" if found.grouped else ")"
-    if found.p >= 0.05 and (found.macro_f1_low > 0 or found.macro_f1_high < 0):
+    text += f"They disagree on {comparison.disagree}; "
+    text += f"A alone is right on {comparison.only_a}, B alone on {comparison.only_b}: "
+    text += f"McNemar's exact p = {comparison.p:.3g}, {_verdict_text(comparison)}. "
+    text += f"B less A: macro-F1 {comparison.macro_f1_difference:+.3f} "
+    text += f"({intervals.interval_text(comparison.macro_f1_low, comparison.macro_f1_high)}"
+    text += ", whole groups drawn)" if comparison.grouped else ")"
+    if comparison.p >= 0.05 and (comparison.macro_f1_low > 0 or comparison.macro_f1_high < 0):
         text += "; with so few disagreements the bootstrap is too sure of itself, and McNemar's test decides"
-    if found.chosen_among > 2:
-        text += f"; they were picked out of {found.chosen_among} by their results, which makes p too small"
-    elif found.candidates > 2:
+    if comparison.chosen_among > 2:
+        text += f"; they were picked out of {comparison.chosen_among} by their results, which makes p too small"
+    elif comparison.candidates > 2:
         text += "; p holds for two that were named beforehand, "
-        text += f"not picked by their results out of the sweep's {found.candidates}"
+        text += f"not picked by their results out of the sweep's {comparison.candidates}"
     return text
 
 
-def _verdict_text(found: Comparison) -> str:
-    if found.significant:
-        return f"{'A' if found.only_a > found.only_b else 'B'} is better on photos like these"
-    if found.p < 0.05:
+def _verdict_text(comparison: Comparison) -> str:
+    if comparison.significant:
+        return f"{'A' if comparison.only_a > comparison.only_b else 'B'} is better on photos like these"
+    if comparison.p < 0.05:
         return "but the test takes photos of a group as independent, and with whole groups drawn it cannot tell"
-    few = found.only_a + found.only_b < 6
+    few = comparison.only_a + comparison.only_b < 6
     return "cannot tell" + " (at least six photos, all in favour of one side, are needed)" * few
 
 

@@ -58,8 +58,8 @@ def choose(plan: Sweep, work: dict[str, Run], states: dict, sweep_dir: Path) -> 
 
 
 def _score(run: Run, choose_by: str) -> tuple[float, float]:
-    found = run.read_json("metrics.json")
-    return found[choose_by], -found["val_loss"]
+    scores = run.read_json("metrics.json")
+    return scores[choose_by], -scores["val_loss"]
 
 
 def plan_final(plan: Sweep, folds: list[Run]) -> Run:
@@ -94,7 +94,7 @@ def stages(run: Run) -> tuple[str, ...]:
 def assemble(run: Run, folds: list[Run]) -> Run:
     """Make the planned run the ensemble of these trained runs, unless it is that already; returns it.
 
-    Its `best.pt` holds the weights of all of them. When one of them is trained anew, it is made anew.
+    Its `best.pt` holds the weights of all of them. When one of them is trained again, the ensemble is built again.
 
     Raises:
         InputError: a `best.pt` that cannot be read.
@@ -143,8 +143,8 @@ def expected(plan: Sweep, run: str, combination: str, pooled: pd.DataFrame) -> d
     """
     if not plan.config.folds:
         return {}
-    found = pooled.set_index("combination").loc[combination]
+    pooled_row = pooled.set_index("combination").loc[combination]
     names = {"oof_n": "n", "oof_accuracy": "accuracy", "oof_low": "accuracy_low", "oof_high": "accuracy_high"}
-    row = {new: found[old] for new, old in (names | {"oof_macro_f1": "macro_f1"}).items()}
+    row = {new: pooled_row[old] for new, old in (names | {"oof_macro_f1": "macro_f1"}).items()}
     agreement = {} if run in plan.runs else {"agreement_on": "training photos"}
     return {"shipped": plan.ship, "combination": combination, **row, **agreement}

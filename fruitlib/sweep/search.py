@@ -181,23 +181,23 @@ class Trials:
         if len(complete) < FEWEST_COMPLETE or len({trial.value for trial in complete}) == 1:
             return
         evaluator = self._optuna.importance.FanovaImportanceEvaluator(seed=0)
-        found = self._optuna.importance.get_param_importances(self.study, evaluator=evaluator)
-        lines = [f"{name},{share:.6f}" for name, share in found.items()]
+        importances = self._optuna.importance.get_param_importances(self.study, evaluator=evaluator)
+        lines = [f"{name},{share:.6f}" for name, share in importances.items()]
         files.write_text(self.sweep_dir / "importances.csv", "\n".join(["setting,importance", *lines]) + "\n")
 
 
 def _suggested(trial, search: Search) -> dict[str, Any]:
     """The values of a trial's settings: those it has, and new ones for the rest."""
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for name, choice in search.space.items():
         if not isinstance(choice, Range):
-            found[name] = trial.suggest_categorical(name, choice)
+            values[name] = trial.suggest_categorical(name, choice)
         elif choice.whole:
             step = {"step": int(choice.step)} if choice.step else {}
-            found[name] = trial.suggest_int(name, int(choice.low), int(choice.high), log=choice.log, **step)
+            values[name] = trial.suggest_int(name, int(choice.low), int(choice.high), log=choice.log, **step)
         else:
-            found[name] = trial.suggest_float(name, choice.low, choice.high, log=choice.log, step=choice.step)
-    return found
+            values[name] = trial.suggest_float(name, choice.low, choice.high, log=choice.log, step=choice.step)
+    return values
 
 
 def _storage(optuna, search: Search, sweep_dir: Path):

@@ -38,15 +38,15 @@ class Range:
         """One of them, evenly, or evenly in the logarithm; three significant digits."""
         if self.step is not None:
             steps = math.floor((self.high - self.low) / self.step + 1e-9)
-            found = self.low + self.step * int(generator.integers(steps + 1))
+            value = self.low + self.step * int(generator.integers(steps + 1))
         elif self.log:
-            found = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
+            value = math.exp(generator.uniform(math.log(self.low), math.log(self.high)))
         else:
-            found = (
+            value = (
                 generator.integers(self.low, self.high + 1) if self.whole else generator.uniform(self.low, self.high)
             )
-        found = round(found) if self.whole else float(f"{found:.{DIGITS}g}")
-        return min(max(found, self.low), self.high)
+        value = round(value) if self.whole else float(f"{value:.{DIGITS}g}")
+        return min(max(value, self.low), self.high)
 
 
 Space = dict[str, "list | Range"]
@@ -102,23 +102,23 @@ def corners(space: Space) -> list[dict[str, Any]]:
     ends = {name: choice if isinstance(choice, list) else [choice.low, choice.high] for name, choice in space.items()}
     first = {name: values[0] for name, values in ends.items()}
     rows = itertools.islice(itertools.product(*ends.values()), MOST_CHECKED)
-    found = [dict(zip(ends, row, strict=True)) for row in rows]
-    found += [{**first, name: value} for name, values in ends.items() for value in values]
-    found += draw(space, 16, seed=0)
-    return [row for number, row in enumerate(found) if row not in found[:number]]
+    rows_to_check = [dict(zip(ends, row, strict=True)) for row in rows]
+    rows_to_check += [{**first, name: value} for name, values in ends.items() for value in values]
+    rows_to_check += draw(space, 16, seed=0)
+    return [row for number, row in enumerate(rows_to_check) if row not in rows_to_check[:number]]
 
 
 def draw(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
     """So many combinations at random (fewer, where there are no more different ones); the same ones for a seed."""
     generator = np.random.default_rng(seed)
-    found: list[dict[str, Any]] = []
+    drawn: list[dict[str, Any]] = []
     for _ in range(20 * count):
         row = {
             name: choice[generator.integers(len(choice))] if isinstance(choice, list) else choice.draw(generator)
             for name, choice in space.items()
         }
-        if row not in found:
-            found.append(row)
-        if len(found) == count:
+        if row not in drawn:
+            drawn.append(row)
+        if len(drawn) == count:
             break
-    return found
+    return drawn
