@@ -100,7 +100,7 @@ class Run:
         return pd.read_csv(path, dtype={"label": str, "predicted": str}, keep_default_na=False)
 
     def pooled(self) -> pd.DataFrame:
-        """Out-of-fold predictions of this run's combination; empty where a fold is missing or was trained again since."""
+        """Out-of-fold predictions of this run's combination; empty where a fold is missing or was retrained."""
         path, columns = self.sweep_dir / POOLED, ["combination", "run", "trained", "path", "label", "predicted"]
         if not path.is_file():
             return pd.DataFrame(columns=columns)
