@@ -59,7 +59,7 @@ def photos_in(folder: Path, config: Config, cache_dir: Path) -> dataset.Photos:
     names = sorted({file.parent.name for file in files})
     labels = torch.tensor([names.index(file.parent.name) for file in files])
     store = cache.open_store(folder, paths, [""] * len(paths), config, cache_dir)
-    print(f"photos: {store.output}")
+    print(f"photos: {store.summary}")
     return dataset.Photos(store, np.arange(len(paths)), labels, paths)
 
 

@@ -57,8 +57,8 @@ def own_seconds(path: Path) -> float:
 
 def overheads(folder: Path) -> tuple[list[float], list[float]]:
     """Seconds beyond the notebook's own, (ours, stock papermill's), in turns after one of each that does not count."""
-    kernel, output = kernelspec.ready()
-    print(f"kernels: {output}")
+    kernel, placed = kernelspec.ready()
+    print(f"kernels: {placed}")
     source, out = folder / "notebooks" / "sample.ipynb", folder / "out.ipynb"
 
     def ours() -> float:
