@@ -54,6 +54,7 @@ def differences(rows: dict[str, tuple[float, float, float]], n: int, significant
             textcoords="offset points",
             ha="center",
             fontsize=9,
+            bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},  # readable where it stands on the line at 0
         )
     ends = [abs(100 * end) for row in rows.values() for end in row if np.isfinite(end)]
     reach = 1.25 * max([*ends, 4])
