@@ -84,6 +84,9 @@ class Config(BaseModel):
     )
     patience: int = Field(0, ge=0, description="stop after so many epochs without a better monitor; 0: never")
     min_delta: float = Field(0.0, ge=0, description="gain in monitor that counts as better for patience and plateau")
+    keep: Literal["auto", "best", "last"] = Field(
+        "auto", description="epoch kept: best (by monitor) | last | auto (last where the schedule ends by design)"
+    )
     train_share: float = Field(
         1.0, gt=0, le=1, description="share of the training photos that are used, for learning curves"
     )
@@ -144,6 +147,19 @@ class Config(BaseModel):
     calibration_images: int = Field(100, ge=1, description="training photos that set the INT8 ranges")
     int8_agreement: float = Field(
         0.9, ge=0, le=1, description="share of validation photos on which INT8 must predict the label that torch does"
+    )
+    int8_margin: float = Field(
+        0.03, gt=0, le=1, description="accuracy that INT8 may cost at most, to be called proven; a share"
+    )
+
+    group_word: str = Field(
+        "group", min_length=1, description="what a group of photos is called: variety, patient, tree, day"
+    )
+    deploy_shares: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {}, description="share of each class where the model will be used; empty: as in the photos"
+    )
+    max_error: float = Field(
+        0.05, gt=0, lt=1, description="share of wrong answers that is allowed where the model answers alone"
     )
 
     @model_validator(mode="before")
@@ -276,6 +292,16 @@ class Config(BaseModel):
         return self
 
     @property
+    def keeps_last(self) -> bool:
+        """Whether the last epoch is kept, whatever validation says of others.
+
+        `auto` keeps it where the learning rate ends by design and no early stopping watches: choosing an epoch on few
+        validation photos flatters, and the last one is the schedule's own.
+        """
+        ends = self.scheduler in ("step", "exponential", "cosine", "one_cycle") and not self.patience
+        return self.keep == "last" or (self.keep == "auto" and ends)
+
+    @property
     def features_once(self) -> bool:
         """Whether every epoch would compute the same features, so that once will do."""
         still = self.freeze == "backbone" and not self.unfreeze_every
@@ -303,10 +329,11 @@ def settings_without_effect(config: Config) -> set[str]:
 
 
 SPLIT_SETTINGS = tuple(itertools.takewhile(lambda name: name != "model", Config.model_fields))
-EXPORT_SETTINGS = ("calibration_images", "int8_agreement")
+EXPORT_SETTINGS = ("calibration_images",)
+REPORT_SETTINGS = ("int8_agreement", "int8_margin", "group_word", "deploy_shares", "max_error")  # verdicts and words
 PLACE_SETTINGS = ("cache", "track")  # where photos and curves are kept changes no result
 SHOW_SETTINGS = ("lr_find",)  # what 02 shows besides
-_NO_TRAIN_SETTINGS = SPLIT_SETTINGS + EXPORT_SETTINGS + PLACE_SETTINGS + SHOW_SETTINGS
+_NO_TRAIN_SETTINGS = SPLIT_SETTINGS + EXPORT_SETTINGS + PLACE_SETTINGS + SHOW_SETTINGS + REPORT_SETTINGS
 TRAIN_SETTINGS = tuple(name for name in Config.model_fields if name not in _NO_TRAIN_SETTINGS)
 NETWORK_SETTINGS = ("model", "head", "head_width", "dropout")  # what a network is built from
 FACTORS = ("brightness", "contrast", "saturation", "sharpness")

@@ -7,6 +7,8 @@ from statistics import NormalDist
 
 import numpy as np
 
+Z = NormalDist().inv_cdf(0.975)
+
 
 def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Photos by true class (row) and predicted class (column), int64 (C, C)."""
@@ -65,13 +67,27 @@ def scores(matrix: np.ndarray) -> dict[str, float]:
 
 def wilson(correct: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Wilson's score interval for a proportion (Wilson 1927), which stays honest for small n and near 0 or 1."""
-    if n == 0:
+    return wilson_share(correct / n if n else float("nan"), n, NormalDist().inv_cdf(0.5 + confidence / 2))
+
+
+def wilson_share(share: float, n: float, quantile: float = Z) -> tuple[float, float]:
+    """Wilson's interval for a share that is worth n photos, which need not be a whole number; NaN, NaN without any.
+
+    `quantile`: of the normal distribution, or of Student's where n was itself estimated.
+    """
+    if not n > 0 or share != share:
         return float("nan"), float("nan")
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    p, z2 = correct / n, z * z
-    centre = (p + z2 / (2 * n)) / (1 + z2 / n)
-    half = z / (1 + z2 / n) * np.sqrt(p * (1 - p) / n + z2 / (4 * n * n))
-    return float(centre - half) if correct else 0.0, float(centre + half) if correct < n else 1.0
+    z2 = quantile * quantile
+    centre = (share + z2 / (2 * n)) / (1 + z2 / n)
+    half = quantile / (1 + z2 / n) * np.sqrt(max(share * (1 - share), 0) / n + z2 / (4 * n * n))
+    return float(max(centre - half, 0)) if share > 0 else 0.0, float(min(centre + half, 1)) if share < 1 else 1.0
+
+
+def f1_of_counts(matrix: np.ndarray) -> float:
+    """Macro-F1 of a confusion matrix whose counts need not be whole, over the classes that have photos."""
+    matrix = np.asarray(matrix, float)
+    true, claimed, there = matrix.sum(1), matrix.sum(0), matrix.sum(1) > 0
+    return float((2 * np.diag(matrix)[there] / (true + claimed)[there]).mean()) if there.any() else float("nan")
 
 
 def proportion_text(correct: int, n: int) -> str:

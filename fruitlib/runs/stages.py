@@ -37,10 +37,12 @@ STAGES = {
     ),
     "test": Stage(entry="fruitlib.deploy.test_set", after="export", outputs=("predictions_test.csv",)),
     "02_train": Stage(configs.SHOW_SETTINGS, after="train", notebook=True),
-    "03_metrics": Stage(after="train", outputs=("metrics.json", "doubtful_labels.csv"), notebook=True),
+    "03_metrics": Stage(
+        configs.REPORT_SETTINGS, after="train", outputs=("metrics.json", "doubtful_labels.csv"), notebook=True
+    ),
     "04_gradcam": Stage(after="train", notebook=True),
-    "05_quantize": Stage(after="export", outputs=("export.json",), notebook=True),
-    "06_test_accuracy": Stage(after="test", outputs=("test.json",), notebook=True),
+    "05_quantize": Stage(configs.REPORT_SETTINGS, after="export", outputs=("export.json",), notebook=True),
+    "06_test_accuracy": Stage(configs.REPORT_SETTINGS, after="test", outputs=("test.json",), notebook=True),
 }
 NOTEBOOKS_EXCLUDE = ("kernels", "sweep")  # what a notebook shows depends on reporting, too
 

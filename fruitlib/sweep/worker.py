@@ -170,6 +170,7 @@ def _sweep_identity(folder: Path, stage: str, config: Config) -> str:
     if stage in COMPARISON_STAGES:
         chosen = Run(folder).read_json("sweep.json").get("chosen")
         rests_on += [(folder / "results.csv").read_text(encoding="utf-8"), chosen]
+        rests_on.append(config.model_dump(include=set(configs.REPORT_SETTINGS)))
     else:
         rests_on.append(config.model_dump(include={*configs.SPLIT_SETTINGS, *configs.PREPROCESS_SETTINGS}))
     return files.fingerprint(*rests_on, code_fingerprint(stage))

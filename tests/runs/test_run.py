@@ -45,7 +45,7 @@ def test_a_training_setting_changes_everything_an_export_setting_only_what_follo
 
 
 def test_every_setting_belongs_to_a_stage_or_to_the_split():
-    staged = [setting for spec in STAGES.values() for setting in spec.settings]
+    staged = {setting for spec in STAGES.values() for setting in spec.settings}
     assert sorted([*staged, *config.SPLIT_SETTINGS, *config.PLACE_SETTINGS]) == sorted(config.Config.model_fields)
 
 
