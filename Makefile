@@ -1,8 +1,8 @@
-# make demo | test | lab | bench | soak | example | insight | help.  The first use makes .venv and installs the locked versions into it.
+# make demo | test | lab | bench | coverage | soak | example | insight | help.  The first use makes .venv and installs the locked versions into it.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lab bench soak example insight help
+.PHONY: demo test lab bench coverage soak example insight help
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -21,6 +21,9 @@ bench: .venv/installed ## data path and sweeps against torchvision's and papermi
 	@$(BIN)/python tests/benchmarks/data_path.py
 	@$(BIN)/python tests/benchmarks/sweep_overhead.py
 	@$(BIN)/python tests/benchmarks/scale.py
+
+coverage: .venv/installed ## what intervals and tests hold, simulated: the tables of the docstrings (some minutes)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.simulations
 
 soak: .venv/installed ## fifty kills, at random, over sweeps: none lost, none doubled (half an hour and more)
 	@$(BIN)/python tests/soak.py

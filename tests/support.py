@@ -41,6 +41,18 @@ def draw_shapes(folder: Path, per_class: int = 16, size: int = 40) -> Path:
     return folder
 
 
+def assert_table_in_docstring(function: Callable, table: pd.DataFrame, tolerance: float) -> None:
+    """Every row of a simulated table stands in the docstring, each number within `tolerance` of the simulated one."""
+    lines = [line.strip() for line in (function.__doc__ or "").splitlines()]
+    for label, row in table.iterrows():
+        found = [line.removeprefix(str(label)).split() for line in lines if line.startswith(f"{label}  ")]
+        assert any(len(numbers) == len(row) and _near(numbers, row, tolerance) for numbers in found), (label, list(row))
+
+
+def _near(texts: list[str], row: pd.Series, tolerance: float) -> bool:
+    return bool((np.abs(np.array(texts, float) - row.to_numpy(float)) <= tolerance).all())
+
+
 def wait_until(condition: Callable, seconds: float = 90):
     """The condition's value as soon as it is true."""
     deadline = time.monotonic() + seconds

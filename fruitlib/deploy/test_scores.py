@@ -3,6 +3,7 @@
 It stands apart from `test_set`, which predicts them: a change in how predictions are scored opens no photo again.
 """
 
+import math
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -10,7 +11,8 @@ import pandas as pd
 
 from fruitlib.core import files
 from fruitlib.deploy import verify
-from fruitlib.evaluation import intervals, metrics
+from fruitlib.evaluation import intervals, metrics, wording
+from fruitlib.evaluation.intervals import Share
 from fruitlib.runs.run import Run
 
 TEST_FILE = "test.json"
@@ -24,8 +26,14 @@ class TestRecord:
     test_accuracy: float  # of the shipped file
     test_macro_f1: float  # of the shipped file
     test_n: int  # test photos
-    test_low: float  # Wilson's 95 % interval of test_accuracy, for new photos of the same groups
+    test_low: float  # 95 % interval of test_accuracy, for new groups; for new photos where none share a group
     test_high: float
+    test_groups: int  # groups the photos come in; 0: photos stand alone
+    test_correlation: float | None  # how alike photos of a group are, 0 to 1; None: photos stand alone
+    test_same_low: float  # 95 % interval of test_accuracy on more photos of these same groups
+    test_same_high: float
+    test_macro_f1_low: float | None  # 95 % interval of test_macro_f1; None where a class has a single group
+    test_macro_f1_high: float | None
     test_correct_torch: int  # photos predicted as labelled, by backend
     test_correct_fp32: int
     test_correct_int8: int
@@ -33,7 +41,7 @@ class TestRecord:
     @property
     def numbers(self) -> dict[str, float]:
         """All but `shipped`, by name."""
-        return {name: value for name, value in asdict(self).items() if name != "shipped"}
+        return {name: value for name, value in asdict(self).items() if name != "shipped" and value is not None}
 
     @property
     def correct(self) -> dict[str, int]:
@@ -55,8 +63,8 @@ class TestResult:
 
     record: TestRecord
     matrix: np.ndarray  # confusion matrix of the shipped file, (C, C)
-    macro_f1_low: float  # 95 % bootstrap interval of test_macro_f1, whole groups drawn where there are groups
-    macro_f1_high: float
+    share: Share  # accuracy of the shipped file, with its intervals
+    group_word: str  # what a group is called
     members: int  # models in the ensemble; 0: it is none
 
     @property
@@ -64,10 +72,11 @@ class TestResult:
         """Accuracy and macro-F1 of the shipped file with their intervals, and how many photos the others have right."""
         record = self.record
         model = f"the ensemble of {self.members} models in {record.shipped}" if self.members else record.shipped
-        accuracy = metrics.proportion_text(record.correct[record.shipped], record.test_n)
-        macro_f1 = intervals.value_with_interval(record.test_macro_f1, self.macro_f1_low, self.macro_f1_high)
+        accuracy = wording.share_text(self.share, self.group_word)
+        ends = record.test_macro_f1_low, record.test_macro_f1_high
+        macro_f1 = wording.macro_f1_text(record.test_macro_f1, *ends, self.group_word)
         others = [f"{name} {k}/{record.test_n}" for name, k in record.correct.items() if name != record.shipped]
-        return f"Test accuracy of {model}: {accuracy}, macro-F1 {macro_f1} ({', '.join(others)})"
+        return f"Test accuracy of {model}: {accuracy}. Macro-F1 {macro_f1} ({', '.join(others)})"
 
 
 def evaluate_test(run: Run, predictions: pd.DataFrame) -> TestResult:
@@ -82,27 +91,40 @@ def evaluate_test(run: Run, predictions: pd.DataFrame) -> TestResult:
     own = predictions[predictions["backend"] == shipped]
     probs, labels = run.probs(own)
     matrix = metrics.confusion_from_names(own["label"], own["predicted"], run.class_names)
-    scores = metrics.scores(matrix)
+    scores, groups = metrics.scores(matrix), run.groups(own["path"])
+    share = intervals.share_of(probs.argmax(1) == labels, groups)
+    ends = intervals.macro_f1_interval(labels, probs.argmax(1), len(run.class_names), groups)
+    low, high = (None if math.isnan(end) else end for end in ends)
     record = TestRecord(
         shipped=shipped,
         test_accuracy=scores["accuracy"],
         test_macro_f1=scores["macro_f1"],
         test_n=len(own),
-        test_low=scores["accuracy_low"],
-        test_high=scores["accuracy_high"],
+        test_low=share.low,
+        test_high=share.high,
+        test_groups=share.groups,
+        test_correlation=share.correlation if share.groups else None,
+        test_same_low=share.same_low,
+        test_same_high=share.same_high,
+        test_macro_f1_low=low,
+        test_macro_f1_high=high,
         **{f"test_correct_{backend}": int(correct[backend]) for backend in ("torch", "fp32", "int8")},
     )
-    groups = run.groups(own["path"])
-    low, high = intervals.macro_f1_interval(labels, probs.argmax(1), len(run.class_names), groups)
-    return TestResult(record, matrix, low, high, len(run.members))
+    return TestResult(record, matrix, share, run.config.group_word, len(run.members))
 
 
-def beside_validation(run: Run, record: TestRecord) -> dict[str, tuple[float, float, float]]:
-    """Accuracy (value, low, high) on validation, where photos validated this run, and on test; by name."""
-    rows = {}
+def beside_validation(run: Run, result: TestResult) -> dict[str, Share]:
+    """Accuracy on validation, where photos validated this run, and on test; by name."""
+    rows, record = {}, result.record
     val = run.predictions("val") if (run.path / "predictions_val.csv").is_file() else pd.DataFrame()
     if len(val):
-        correct, n = int((val["label"] == val["predicted"]).sum()), len(val)
-        rows[f"validation, torch, n = {n}"] = (correct / n, *metrics.wilson(correct, n))
-    rows[f"test, {record.shipped}, n = {record.test_n}"] = (record.test_accuracy, record.test_low, record.test_high)
-    return rows
+        share = intervals.share_of(val["label"] == val["predicted"], run.groups(val["path"]))
+        rows[f"validation, torch, n = {share.n}"] = share
+    return rows | {f"test, {record.shipped}, n = {record.test_n}": result.share}
+
+
+def by_backend(run: Run, predictions: pd.DataFrame) -> dict[str, Share]:
+    """Test accuracy of torch, fp32 and INT8, by name."""
+    right = predictions["label"] == predictions["predicted"]
+    rows = {name: predictions["backend"] == name for name in ("torch", "fp32", "int8")}
+    return {name: intervals.share_of(right[own], run.groups(predictions["path"][own])) for name, own in rows.items()}

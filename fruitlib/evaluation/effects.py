@@ -1,8 +1,8 @@
 """Which hyperparameter mattered, beyond chance: paired effects over a sweep's runs, and what they cost.
 
 Two runs alike in all settings but one are a pair. Whoever wrote the sweep chose the values of the other settings; what
-varies by luck is the seed (and the fold), so these are the replicates: see `main_effects`. Tables in, tables out;
-`wording` puts them into words.
+varies by luck is the seed, and which photos, of which groups, there happen to be: see `main_effects`. Tables in, tables
+out; `wording` puts them into words.
 """
 
 import math
@@ -10,19 +10,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations, pairwise, product
 from pathlib import Path
-from statistics import NormalDist
 
 import numpy as np
 import pandas as pd
 
 from fruitlib.core import files
 from fruitlib.core.errors import InputError
-from fruitlib.evaluation import significance
-from fruitlib.evaluation.study import REPLICATES, compared_settings, ordered_values, value_text
+from fruitlib.evaluation import crossed, significance
+from fruitlib.evaluation.outcomes import Outcomes
+from fruitlib.evaluation.study import SCORES, compared_settings, ordered_values, value_text
 
 COSTS = ("parameters", "mflops", "size_mb_int8", "latency_ms_int8")
 SIGNIFICANCE_LEVEL = 0.05
-FEWEST_UNITS = 3  # Student's interval over two is wider than any difference can be
+SEEDS_ADVISED = 5
+LUCK = ("seed", "repeat")  # what replicates a comparison; folds are parts of one
+ANSWER = ["gain", "pairs", "seeds", "seeds_low", "seeds_high", "photos", "groups", "low", "high", "limited_by"]
+ANSWER += ["p", "holm_p", "significant", "findable"]
 
 
 def asked_pairs(values: Sequence[str]) -> list[tuple[str, str]]:
@@ -32,67 +35,109 @@ def asked_pairs(values: Sequence[str]) -> list[tuple[str, str]]:
     return list(dict.fromkeys([(values[0], value) for value in values[1:]] + list(pairwise(values))))
 
 
-def _measured_by_setting(
-    results: pd.DataFrame, differs: Sequence[str], settings: list[str], measure: str
-) -> pd.DataFrame:
-    """The measure, a row per (block, rest) and a column per value of `settings`, runs of the same settings averaged."""
-    if absent := [name for name in (*differs, measure) if name not in results]:
-        raise InputError(f"results: no column {absent[0]}; the table has {', '.join(map(str, results.columns))}")
-    results = results[results[measure].notna()]
-    values = results[list(differs)].map(value_text)
-    blocks = [name for name in differs if name in REPLICATES]
-    parts = {"block": blocks, "rest": [name for name in differs if name not in (*blocks, *settings)]}
-    keys = []
-    for name, columns in parts.items():
-        joined = ["|".join(row) for row in values[columns].to_numpy()]
-        keys.append(pd.Series(joined, values.index, dtype=object, name=name))
-    means = results[measure].astype(float).groupby([*keys, *(values[setting] for setting in settings)]).mean()
-    return means.unstack(list(range(2, 2 + len(settings))))
+class Cells:
+    """What a sweep measured, by seed and settings: a number (1,) or, of a score, each photo's part in it (J,).
+
+    Runs that are alike in everything are averaged; folds are pooled first, so that every photo is in once.
+    """
+
+    def __init__(
+        self,
+        results: pd.DataFrame,
+        differs: Sequence[str],
+        settings: Sequence[str],
+        measure: str,
+        outcomes: Outcomes | None,
+    ):
+        if absent := [name for name in (*differs, measure) if name not in results]:
+            raise InputError(f"results: no column {absent[0]}; the table has {', '.join(map(str, results.columns))}")
+        results = results[results[measure].notna()]
+        values = results[list(differs)].map(value_text)
+        luck = [name for name in differs if name in LUCK]
+        rest = [name for name in differs if name not in (*luck, "fold", *settings)]
+        keys = zip(*(map(tuple, values[list(part)].to_numpy()) for part in (luck, rest, settings)), strict=True)
+        runs: dict[tuple, list[int]] = {}
+        for place, key in enumerate(keys):
+            runs.setdefault(key, []).append(place)
+        self.unit = None
+        self.values: dict[tuple, dict[tuple, dict[tuple, np.ndarray]]] = {}  # by what is compared, luck, and the rest
+        parts = None
+        if outcomes and measure in SCORES:
+            parts = {key: outcomes.parts(results["run"].iloc[places], measure) for key, places in runs.items()}
+            self.unit = outcomes.unit
+        numbers = results[measure].to_numpy(float)
+        for (seed, others, compared), places in runs.items():
+            measured = np.array([numbers[places].mean()])
+            if parts is not None:
+                measured = parts[seed, others, compared]
+            if measured is not None:
+                self.values.setdefault(compared, {}).setdefault(seed, {})[others] = measured
+
+    def differences(self, signs: dict[tuple, int]) -> tuple[np.ndarray, int]:
+        """The signed sum of cells, averaged over the other settings, (seeds, J or 1); and how many pairs it has.
+
+        Args:
+            signs: 1 or -1 by the values of the compared settings.
+        """
+        if any(compared not in self.values for compared in signs):
+            return np.empty((0, 1)), 0
+        sides, rows, pairs = [self.values[compared] for compared in signs], [], 0
+        for seed in sides[0]:
+            alike = [side.get(seed, {}) for side in sides]
+            others = [rest for rest in alike[0] if all(rest in side for side in alike)]
+            pairs += len(others)
+            if others:
+                sums = [
+                    sign * sum(side[rest] for rest in others) for side, sign in zip(alike, signs.values(), strict=True)
+                ]
+                rows.append(sum(sums) / len(others))
+        return np.array(rows) if rows else np.empty((0, 1)), pairs
 
 
 def main_effects(
-    results: pd.DataFrame, differs: Sequence[str], measures: Sequence[str], folds: int = 0
+    results: pd.DataFrame, differs: Sequence[str], measures: Sequence[str], outcomes: Outcomes | None = None
 ) -> pd.DataFrame:
     """What each setting does to each measure: paired differences between two of its values, a row per question.
 
-    There are two criteria, and an effect is significant only if both agree. **p** asks whether the setting does
-    anything at all: if not, the two runs of each pair could as well be swapped, so the signs of all pairs are flipped
-    (`significance.sign_flip`, Fisher's randomisation test), corrected for all questions of the table (Holm 1979). **The
-    interval** says how large the effect is for other seeds: differences are averaged over the settings of the other
-    settings first, since runs of one seed share its luck, and Student's t is taken over the seeds (Bouthillier et al.
-    2021 on what varies between trainings); with folds, over the folds, by Nadeau and Bengio (2003). With one seed it is
-    taken over the pairs, and speaks of settings.
+    Of a score, each photo has a part (`crossed.photo_parts`), and differences are averaged over the other settings by
+    seed and photo. Two intervals are taken from them. `seeds_low` to `seeds_high`: *these photos, other seeds*,
+    Student's t over seeds. `low` to `high`: *new groups (photos where there are none) and new seeds*,
+    `crossed.over_seeds_and_groups`, or the first where that reaches further; with one seed, new groups for that seed.
 
-    Simulated, 300 sweeps each: with pure noise (3 seeds by 2 x 2 x 2 settings, 3 questions) 3.7 % of sweeps had a
-    significant effect, where Holm allows 5. Where half the variance of a difference belongs to the seed, pairs alone
-    would call an idle setting significant in 11 %, this rule does in 3.7. 5 points under a run's noise of 2 are found
-    by 83 % of questions with 3 seeds and 4 settings (one question), 99 % with 12 settings.
+    The verdict is about new groups and seeds. p is the larger of the two p values, since the second alone takes the
+    luck of three seeds for an effect too often; it is corrected for the number of questions about its measure (Holm
+    1979). With one seed nothing is significant. A measure that photos have no part in, such as seconds, speaks of
+    other seeds alone.
+
+    Simulated: sweeps of 24 settings, 93 photos in 16 groups, 6 questions; the share of sweeps with any significant
+    effect where no setting has one on new photos and seeds, and the power to find 6 to 8 points:
+
+    COVERAGE-OF-SWEEPS
 
     Args:
-        results: a row per run with columns for `differs` (seed, fold and repeat among them) and `measures`.
-        folds: of one division, where runs differ in fold.
+        results: a row per run with run and columns for `differs` (seed, fold and repeat among them) and `measures`.
+        outcomes: what each run predicts; None: scores speak of other seeds alone.
 
     Returns:
-        setting, from, to, measure, gain, low, high (95 %), pairs, units, unit (seed, fold or pair), p, holm_p,
-        significant, more (units needed on top, a rough guess; NaN: significant, or none within reason). Questions
-        without a pair are left out.
+        setting, from, to, measure, gain, pairs, seeds, seeds_low, seeds_high, photos, groups (0: photos alone), low,
+        high, limited_by (seeds or groups: which varies more), p, holm_p, significant, findable (the difference that
+        such a sweep finds in 80 % of cases). Questions without a pair are left out.
 
     Raises:
         InputError: a column that is missing.
     """
     rows = []
     for measure, setting in product(measures, compared_settings(differs)):
-        table = _measured_by_setting(results, differs, [setting], measure)
-        known = table.notna().astype(int)
-        pairs = known.T @ known  # asked first: a search has many values, hardly any pair, and each effect takes time
+        cells = Cells(results, differs, [setting], measure, outcomes)
         for a, b in asked_pairs(ordered_values(results[setting])):
-            if a in table and b in table and pairs.loc[a, b]:
-                effect = effect_of(table[b] - table[a], folds)
+            if effect := effect_of(cells, {(b,): 1, (a,): -1}):
                 rows.append({"setting": setting, "from": a, "to": b, "measure": measure, **effect})
     return _with_verdicts(rows, ["setting", "from", "to", "measure"])
 
 
-def interactions(results: pd.DataFrame, differs: Sequence[str], measure: str, folds: int = 0) -> pd.DataFrame:
+def interactions(
+    results: pd.DataFrame, differs: Sequence[str], measure: str, outcomes: Outcomes | None = None
+) -> pd.DataFrame:
     """Whether what one setting does depends on another: differences of differences, a row per question, as in
     `main_effects`.
 
@@ -100,50 +145,53 @@ def interactions(results: pd.DataFrame, differs: Sequence[str], measure: str, fo
     """
     rows, names = [], ["setting", "from", "to", "with", "with_from", "with_to", "measure"]
     for one, other in combinations(compared_settings(differs), 2):
-        table = _measured_by_setting(results, differs, [one, other], measure)
-        for (a, b), (c, d) in product(
-            asked_pairs(ordered_values(results[one])), asked_pairs(ordered_values(results[other]))
-        ):
-            if all(cell in table for cell in product((a, b), (c, d))):
-                effect = effect_of((table[b, d] - table[a, d]) - (table[b, c] - table[a, c]), folds)
-                if effect:
-                    rows.append(dict(zip(names, (one, a, b, other, c, d, measure), strict=True)) | effect)
+        cells = Cells(results, differs, [one, other], measure, outcomes)
+        asked = (asked_pairs(ordered_values(results[setting])) for setting in (one, other))
+        for (a, b), (c, d) in product(*asked):
+            effect = effect_of(cells, {(b, d): 1, (a, d): -1, (b, c): -1, (a, c): 1})
+            if effect:
+                rows.append(dict(zip(names, (one, a, b, other, c, d, measure), strict=True)) | effect)
     return _with_verdicts(rows, names)
 
 
-def effect_of(differences: pd.Series, folds: int = 0) -> dict:
-    """Mean, 95 % interval and p of differences indexed by (block, rest), as in `main_effects`; empty without any."""
-    differences = differences.dropna()
-    if differences.empty:
+def effect_of(cells: Cells, signs: dict[tuple, int]) -> dict:
+    """One answer, as the columns of `main_effects` but for holm_p, significant and findable; empty without a pair.
+
+    `estimates` holds the estimates that the verdict rests on.
+    """
+    differences, pairs = cells.differences(signs)
+    if not pairs:
         return {}
-    units, unit = differences.groupby(level="block").mean(), "fold" if folds else "seed"
-    if len(units) < 2:
-        units, unit = differences, "pair"
-    effect = significance.paired_gain(np.zeros(len(units)), units, folds if unit == "fold" else 0)
-    effect |= {"pairs": len(differences), "units": len(units), "unit": unit, "p": significance.sign_flip(differences)}
-    effect |= {"units_needed": significance.pairs_needed(units)}
-    return effect | {"pairs_needed": significance.pairs_needed(differences)}
+    seeds = crossed.over_seeds(differences.mean(1))
+    answer = {"gain": seeds.mean, "pairs": pairs, "seeds": len(differences)}
+    answer |= {"seeds_low": seeds.low, "seeds_high": seeds.high, "photos": 0, "groups": 0}
+    answer |= {"low": math.nan, "high": math.nan, "limited_by": "seeds", "p": seeds.p, "estimates": [seeds]}
+    if cells.unit is None:
+        return answer
+    both = crossed.over_seeds_and_groups(differences, cells.unit)
+    groups = int(cells.unit.max()) + 1
+    answer |= {"photos": len(cells.unit), "groups": groups if groups < len(cells.unit) else 0}
+    answer |= {"low": float(np.fmin(both.low, seeds.low)), "high": float(np.fmax(both.high, seeds.high))}
+    answer |= {"limited_by": "seeds" if seeds.error > both.error / math.sqrt(2) else "groups"}
+    return answer | {"p": max(both.p, seeds.p), "estimates": [seeds, both]}
 
 
 def _with_verdicts(rows: list[dict], names: list[str]) -> pd.DataFrame:
-    """The rows with Holm's p, whether they are significant, and how many more units would be needed."""
-    columns = [*names, "gain", "low", "high", "pairs", "units", "unit", "p", "holm_p", "significant", "more"]
-    table = pd.DataFrame(rows, columns=[*names, *columns[len(names) : -3], "units_needed", "pairs_needed"])
-    table["holm_p"] = significance.holm(table["p"])
-    table["significant"] = (table["holm_p"] <= SIGNIFICANCE_LEVEL) & ((table["low"] > 0) | (table["high"] < 0))
-    questions, unit = max(len(table), 1), table["units"].astype(float) / table["pairs"].astype(float)
-    z_corrected = NormalDist().inv_cdf(1 - SIGNIFICANCE_LEVEL / questions / 2)
-    stricter = (z_corrected + 0.84) ** 2 / (1.96 + 0.84) ** 2  # 0.84: for a power of 0.8
-    pairs = np.maximum(table["pairs_needed"].astype(float) * stricter, 1 + math.log2(questions / SIGNIFICANCE_LEVEL))
-    more = np.ceil(np.maximum(table["units_needed"].astype(float), pairs * unit)) - table["units"].astype(float)
-    table["more"] = more.clip(lower=1).mask(table["significant"])
-    return table[columns]
+    """The rows with Holm's p over the questions about a measure, whether they are significant, and what is findable."""
+    table = pd.DataFrame(rows, columns=[*names, *ANSWER, "estimates"])
+    for _, places in table.groupby("measure", sort=False).groups.items():
+        table.loc[places, "holm_p"] = significance.holm(table.loc[places, "p"])
+        table.loc[places, "findable"] = [
+            float(np.fmax.reduce([one.findable(len(places)) for one in estimates]))
+            for estimates in table.loc[places, "estimates"]
+        ]
+    table["significant"] = (table["holm_p"].astype(float) <= SIGNIFICANCE_LEVEL) & (table["seeds"].astype(float) > 1)
+    return table[[*names, *ANSWER]]
 
 
 def leading_effects(effects: pd.DataFrame) -> pd.DataFrame:
-    """Rows with enough units for a useful interval, significant ones first."""
-    enough = effects[effects["units"] >= FEWEST_UNITS]
-    return enough.sort_values("significant", ascending=False, kind="stable")
+    """Rows that speak of more than one seed, significant ones first."""
+    return effects[effects["seeds"] > 1].sort_values("significant", ascending=False, kind="stable")
 
 
 @dataclass(frozen=True)
@@ -151,12 +199,12 @@ class LrComparison:
     """Values of a setting compared at their own best learning rate, and at a shared one.
 
     `values` has a row per value: own_lr, own, shared_lr, shared (mean scores); none without lr or setting. `effects`
-    are those of `effect_of`, with setting, from, to, measure and lr, empty where each value has its own. `shared_lr` is
-    empty where no lr was tried with every value.
+    has columns as `main_effects`, and lr, empty where each value has its own. `shared_lr` is empty where no lr was
+    tried with every value.
     """
 
     values: pd.DataFrame
-    effects: list[dict]
+    effects: pd.DataFrame
     setting: str = ""
     shared_lr: str = ""
 
@@ -166,7 +214,9 @@ class LrComparison:
         return bool((self.values["own_lr"] == self.shared_lr).all())
 
 
-def at_best_lr(results, differs, measure: str, setting: str = "", folds: int = 0) -> LrComparison:
+def at_best_lr(
+    results: pd.DataFrame, differs: Sequence[str], measure: str, outcomes: Outcomes | None = None, setting: str = ""
+) -> LrComparison:
     """Values of a setting compared at a shared learning rate, and each at its own best one.
 
     The best lr of a value has the highest mean over all its runs; the shared one the highest mean over all values. A
@@ -179,7 +229,7 @@ def at_best_lr(results, differs, measure: str, setting: str = "", folds: int = 0
         set(compared_settings(differs)) - {"lr"}, key=lambda name: (name != "optimizer", differs.index(name))
     )
     if "lr" not in differs or not (setting := setting or next(iter(others), "")):
-        return LrComparison(pd.DataFrame(), [])
+        return LrComparison(pd.DataFrame(), pd.DataFrame())
     kinds, rates = results[setting].map(value_text), results["lr"].map(value_text)
     means = results[measure].groupby([kinds, rates]).mean().unstack()
     means = means.reindex(ordered_values(results[setting])).dropna(how="all")
@@ -187,16 +237,17 @@ def at_best_lr(results, differs, measure: str, setting: str = "", folds: int = 0
     shared_lr = common.mean().idxmax() if common.shape[1] else ""
     values = pd.DataFrame({"own_lr": own_lr, "own": means.max(axis=1)}).rename_axis(setting)
     values = values.assign(shared_lr=shared_lr, shared=common[shared_lr] if shared_lr else math.nan)
-    rest, effects = [name for name in differs if name != "lr"], []
+    rest, rows = [name for name in differs if name != "lr"], []
     ways = {shared_lr: rates == shared_lr}
     if (own_lr != shared_lr).any():
         ways = {"": rates == kinds.map(own_lr)} | ({shared_lr: ways[shared_lr]} if shared_lr else {})
     for lr, kept in ways.items():
-        table = _measured_by_setting(results[kept], rest, [setting], measure)
+        cells = Cells(results[kept], rest, [setting], measure, outcomes)
         for a, b in asked_pairs(list(means.index)):
-            if effect := effect_of(table[b] - table[a], folds):
-                effects.append({"setting": setting, "from": a, "to": b, "measure": measure, "lr": lr, **effect})
-    return LrComparison(values, effects, setting, shared_lr)
+            if effect := effect_of(cells, {(b,): 1, (a,): -1}):
+                rows.append({"setting": setting, "from": a, "to": b, "measure": measure, "lr": lr, **effect})
+    table = _with_verdicts(rows, ["setting", "from", "to", "measure", "lr"])
+    return LrComparison(values, table, setting, shared_lr)
 
 
 def load_importances(sweep_dir: Path) -> pd.DataFrame:

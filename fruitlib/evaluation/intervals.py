@@ -1,8 +1,9 @@
 """How far a number from few photos may be trusted, and of what it speaks: 95 % intervals.
 
-Where photos come in groups (varieties, patients, days) an interval speaks of photos of *new groups*: photos of one group
-are right and wrong together, so a few groups are little evidence, however many photos they have. Where photos stand
-alone it speaks of other photos like these. `groups` is a name for each photo, "" where it stands alone; None: all do.
+Where photos come in groups (varieties, patients, days) an interval speaks of photos of *new groups*: photos of one
+group are right and wrong together, so a few groups are little evidence, however many photos they have. Where photos
+stand alone it speaks of other photos like these. `groups` is a name for each photo, "" where it stands alone; None:
+all do.
 
 scipy is imported where it is used, so that this module costs nothing to import. `make coverage` simulates every
 interval; the tables below are its.
@@ -34,6 +35,12 @@ def units_of(n: int, groups: Sequence[str] | None) -> tuple[np.ndarray, bool]:
     """The unit (n,) of each of n photos, and whether any two share one."""
     unit = np.arange(n) if groups is None else units(groups)
     return unit, bool(n) and int(unit.max()) + 1 < n
+
+
+def found_by_looks(groups: Iterable[str]) -> bool:
+    """Whether there are groups, and all were found by looks or as copies; nobody named one."""
+    named = {group for group in groups if group}
+    return bool(named) and all(group.startswith(("near/", "same/")) for group in named)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Counts, rates and intervals from labels and predictions. NumPy only.
+"""Counts and rates from labels and predictions, and the interval of a proportion. NumPy only.
 
 `labels` and `predicted` are class indexes (n,); a confusion matrix has true classes as rows, predicted as columns.
 """
@@ -44,19 +44,16 @@ def rates(matrix: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def scores(matrix: np.ndarray) -> dict[str, float]:
-    """accuracy with its Wilson interval and n, balanced_accuracy, and macro averages over the classes present.
+    """n, correct, accuracy, balanced_accuracy, and macro averages over the classes present.
 
     A class that is never predicted has precision 0 in the macro average, as an F1 of 0 has it too.
     """
     per_class, n, correct = rates(matrix), int(matrix.sum()), int(np.trace(matrix))
-    low, high = wilson(correct, n)
     present = matrix.sum(1) > 0
     return {
         "n": n,
         "correct": correct,
         "accuracy": correct / n if n else float("nan"),
-        "accuracy_low": low,
-        "accuracy_high": high,
         "balanced_accuracy": float(per_class["recall"][present].mean()) if n else float("nan"),
         "macro_precision": float(np.nan_to_num(per_class["precision"][present]).mean()) if n else float("nan"),
         "macro_recall": float(per_class["recall"][present].mean()) if n else float("nan"),

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -38,6 +39,12 @@ class Study:
     def settings(self) -> list[str]:
         """The settings to compare; seed, fold and repeat make pairs."""
         return compared_settings(self.differs)
+
+    @cached_property
+    def group_word(self) -> str:
+        """What a group of photos is called, by the first run's settings."""
+        path = self.folder / str(self.results["run"].iloc[0]) / "params.yaml" if "run" in self.results else None
+        return Run(path.parent).params["settings"].get("group_word", "group") if path and path.is_file() else "group"
 
     @property
     def measures(self) -> list[str]:

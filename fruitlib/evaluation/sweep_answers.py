@@ -10,6 +10,7 @@ import pandas as pd
 from fruitlib.core import files
 from fruitlib.evaluation import effects, wording
 from fruitlib.evaluation.compare import Comparison, Pair
+from fruitlib.evaluation.outcomes import load_outcomes
 from fruitlib.evaluation.selection import SelectionOptimism
 from fruitlib.evaluation.study import Study
 
@@ -39,11 +40,9 @@ def write_effects(study: Study) -> pd.DataFrame:
     Returns:
         the table, as `effects.main_effects`, with `summary`.
     """
-    table, path = (
-        effects.main_effects(study.results, study.differs, study.measures, study.folds),
-        study.folder / INSIGHT,
-    )
-    table = table.assign(summary=[wording.effect_summary(row) for row in table.to_dict("records")])
+    table = effects.main_effects(study.results, study.differs, study.measures, load_outcomes(study))
+    word, path = study.group_word, study.folder / INSIGHT
+    table = table.assign(summary=[wording.effect_summary(row, word) for row in table.to_dict("records")])
     if len(table):
         files.write_csv(path, table)
     else:
@@ -54,7 +53,8 @@ def write_effects(study: Study) -> pd.DataFrame:
 def load_effects(sweep_dir: Path) -> pd.DataFrame:
     """What `write_effects` wrote; empty without the file."""
     path = sweep_dir / INSIGHT
-    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    return table if "findable" in table else pd.DataFrame()  # or written before answers spoke of new groups
 
 
 def write_interactions(path: Path, table: pd.DataFrame) -> None:
@@ -73,11 +73,11 @@ def questions_summary(table: pd.DataFrame, settings: list[str]) -> str:
     return "\n".join(lines)
 
 
-def interactions_summary(table: pd.DataFrame, at_most: int = 3) -> str:
+def interactions_summary(table: pd.DataFrame, word: str = "group", at_most: int = 3) -> str:
     """How many interactions were asked about and are significant, and a line for each of the clearest."""
     significant = table[table["significant"]].sort_values("holm_p").head(at_most)
     count = f"interactions asked about: {len(table)}, significant: {table['significant'].sum()}"
-    return "\n".join([count, *(wording.effect_summary(row) for row in significant.to_dict("records"))])
+    return "\n".join([count, *(wording.effect_summary(row, word) for row in significant.to_dict("records"))])
 
 
 def write_insight(study: Study, table: pd.DataFrame, interactions: pd.DataFrame, optimism: SelectionOptimism) -> Answer:
@@ -91,6 +91,6 @@ def write_insight(study: Study, table: pd.DataFrame, interactions: pd.DataFrame,
     numbers["interactions"] = len(interactions)
     if optimism.measured:
         numbers["selection_optimism_points"] = 100 * optimism.points
-    text = wording.effects_answer_text(table, study.measure)
+    text = wording.effects_answer_text(table, study.measure, study.group_word)
     files.write_json(study.folder / "insight.json", {"answer": text, "measure": study.measure, **numbers})
     return text, numbers

@@ -11,6 +11,7 @@ import numpy as np
 
 from fruitlib.core import files
 from fruitlib.evaluation import baselines, calibration, intervals, metrics, significance, wording
+from fruitlib.evaluation.intervals import Share
 from fruitlib.runs.run import Run
 
 METRICS_FILE = "metrics.json"
@@ -28,15 +29,19 @@ class ValidationScores:
     n: int  # validation photos
     correct: int  # of them, predicted as labelled
     accuracy: float  # correct / n
-    accuracy_low: float  # Wilson's 95 % interval of accuracy, for new photos of the same groups
+    accuracy_low: float  # its 95 % interval, for new groups; for new photos where none share a group
     accuracy_high: float
+    groups: int  # groups the photos come in; 0: photos stand alone
+    correlation: float  # how alike photos of a group are, 0 to 1
+    same_low: float  # 95 % interval of accuracy on more photos of these same groups
+    same_high: float
     balanced_accuracy: float  # mean recall of the classes that have photos
     macro_precision: float  # mean over these classes; a class that is never predicted counts as 0
     macro_recall: float
     macro_f1: float
     macro_miss_rate: float  # mean share of a class that is missed
     val_loss: float  # mean of -log(probability of the true class), natural logarithm
-    macro_f1_low: float  # 95 % bootstrap interval of macro_f1, whole groups drawn where there are groups
+    macro_f1_low: float  # 95 % interval of macro_f1, for new groups; none where a class has a single group
     macro_f1_high: float
     ece: float  # expected calibration error, 10 bins
     ece_low: float  # its 95 % bootstrap interval
@@ -54,11 +59,16 @@ class ValidationScores:
         files.write_json(run.path / METRICS_FILE, self.record())
 
     @property
-    def summary(self) -> str:
-        """Accuracy and macro-F1 with their intervals, and what the mean colour alone reaches."""
-        macro_f1 = intervals.value_with_interval(self.macro_f1, self.macro_f1_low, self.macro_f1_high)
-        accuracy = metrics.proportion_text(self.correct, self.n)
-        return f"Accuracy {accuracy}, macro-F1 {macro_f1}; the mean colour alone {self.colour_macro_f1:.3f}"
+    def share(self) -> Share:
+        """Accuracy with its intervals."""
+        same = self.same_low, self.same_high
+        return Share(self.correct, self.n, self.accuracy_low, self.accuracy_high, self.groups, self.correlation, *same)
+
+    def summary(self, word: str = "group") -> str:
+        """Accuracy and macro-F1 with their intervals, and what the mean colour alone reaches; `word`: a group's."""
+        macro_f1 = wording.macro_f1_text(self.macro_f1, self.macro_f1_low, self.macro_f1_high, word)
+        accuracy = wording.share_text(self.share, word)
+        return f"Accuracy {accuracy}. Macro-F1 {macro_f1}; the mean colour alone {self.colour_macro_f1:.3f}"
 
 
 def baseline_predictions(train_images: np.ndarray, train_labels: np.ndarray, val_images: np.ndarray) -> dict:
@@ -74,11 +84,18 @@ def evaluate_validation(
 ) -> ValidationScores:
     """All numbers of `metrics.json`; `guesses` are those of `baseline_predictions`."""
     num_classes, predicted = probs.shape[1], probs.argmax(1)
+    share = intervals.share_of(predicted == labels, groups)
     by_guessing = {name: _scores(labels, guess, num_classes) for name, guess in guesses.items()}
     macro_f1_low, macro_f1_high = intervals.macro_f1_interval(labels, predicted, num_classes, groups)
     ece, ece_low, ece_high = calibration.ece(probs, labels, groups)
     return ValidationScores(
         **_scores(labels, predicted, num_classes),
+        accuracy_low=share.low,
+        accuracy_high=share.high,
+        groups=share.groups,
+        correlation=share.correlation,
+        same_low=share.same_low,
+        same_high=share.same_high,
         val_loss=metrics.log_loss(probs, labels),
         macro_f1_low=macro_f1_low,
         macro_f1_high=macro_f1_high,
@@ -104,8 +121,8 @@ def beside_baselines(
         f"macro-F1, {NETWORK}": (scores.macro_f1, scores.macro_f1_low, scores.macro_f1_high),
     }
     for name, guess in guesses.items():
-        own = _scores(labels, guess, num_classes)
-        rows[f"accuracy, {name}"] = (own["accuracy"], own["accuracy_low"], own["accuracy_high"])
+        own, share = _scores(labels, guess, num_classes), intervals.share_of(guess == labels, groups)
+        rows[f"accuracy, {name}"] = (share.value, share.low, share.high)
         rows[f"macro-F1, {name}"] = (own["macro_f1"], *intervals.macro_f1_interval(labels, guess, num_classes, groups))
     return rows
 

@@ -1,25 +1,20 @@
 """The numbers of this room in sentences. No program parses a sentence: it takes the number.
 
-Short forms of a number (`intervals.interval_text`, `metrics.proportion_text`) are beside the number.
+`word` is what a group of photos is called, the setting `group_word`.
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
 
 from fruitlib.evaluation import intervals
 from fruitlib.evaluation.compare import Comparison, Pair, sides_without_labels
-from fruitlib.evaluation.effects import FEWEST_UNITS, LrComparison, leading_effects
+from fruitlib.evaluation.intervals import Share
 from fruitlib.evaluation.leakage import FEWEST_GROUPS, Leakage, LeakageCheck
-from fruitlib.evaluation.learning_curve import FEWEST_SHARES, LearningCurve
 from fruitlib.evaluation.selection import SelectionOptimism
-from fruitlib.evaluation.study import CONVERGED, REPLICATES, Study
 
-MEASURE_NAMES = {"macro_f1": "macro-F1", CONVERGED: "epochs to converge", "train_seconds": "training time"}
-COST_NAMES = {"parameters": "parameters", "mflops": "MFLOPs a photo", "size_mb_int8": "size as INT8, MB"}
-COST_NAMES |= {"latency_ms_int8": "latency as INT8, ms a photo"}
-MAX_MORE_UNITS = 200  # beyond it a guess of how many more would be needed is no use
 MAX_LISTED = 10  # photos or pairs that a check names
 PROBE = "an RBF support vector machine on 40 principal components of 16 × 16 pixels"
 
@@ -29,105 +24,61 @@ def plural(n: int, noun: str) -> str:
     return f"{n} {noun}{'s' * (n != 1)}"
 
 
-# ---------------------------------------------------------------- sweeps
+def plural_of(word: str) -> str:
+    """`varieties` of `variety`, `days` of `day`."""
+    if word.endswith("y") and word[-2:-1] not in "aeiou":
+        return word[:-1] + "ies"
+    return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
 
 
-def study_text(study: Study) -> str:
-    """How many runs there are, and what about them limits the answers."""
-    others = "".join(f", {n} {state}" for state, n in study.missing.items())
-    text = f"{plural(len(study.results), 'complete run')}{others}"
-    text += f"; what differs: {', '.join(study.differs) or 'nothing'}"
-    if study.searched:
-        text += "\nproposed by a search, not planned as pairs: few runs are alike in all settings but one"
-    elif study.settings and not set(REPLICATES) & set(study.differs):
-        text += "\none seed: the intervals show how an effect varies with the other settings, not with the seed"
+def many(n: int, word: str) -> str:
+    """`1 variety`, `8 varieties`."""
+    return f"{n:,} {word if n == 1 else plural_of(word)}"
+
+
+# ---------------------------------------------------------------- shares
+
+
+def share_text(share: Share, word: str = "group") -> str:
+    """A share with its interval and of what it speaks.
+
+    `0.933 (95 % interval 0.79–0.98, n = 30)`; in groups `0.760 on new varieties (95 % interval 0.53–0.92; 8 varieties,
+    960 photos; on more photos of these 8: 0.73–0.79)`.
+    """
+    if not share.n:
+        return "no photos"
+    ends = f"95 % interval {share.low:.2f}–{share.high:.2f}"
+    if not share.groups:
+        return f"{share.value:.3f} ({ends}, n = {share.n:,})"
+    same = f"on more photos of these {share.groups}: {share.same_low:.2f}–{share.same_high:.2f}"
+    return (
+        f"{share.value:.3f} on new {plural_of(word)} ({ends}; {many(share.groups, word)}, {share.n:,} photos; {same})"
+    )
+
+
+def macro_f1_text(value: float, low: float | None, high: float | None, word: str = "group") -> str:
+    """`0.699 (0.41–0.98)`, or why it has no interval."""
+    if low is None or math.isnan(low):
+        return f"{value:.3f} (no interval: a class has only one {word}, which does not show how {plural_of(word)} vary)"
+    return f"{value:.3f} ({low:.2f}–{high:.2f})"
+
+
+def population_text(groups: Sequence[str], word: str = "group") -> str:
+    """Who the new photos are that numbers speak of, from the group of each photo ("": it stands alone)."""
+    n, grouped = len(groups), [group for group in groups if group]
+    units = len(set(grouped)) + n - len(grouped)
+    if units == n:
+        return f"New photos here are other photos like these: the {n:,} stand alone, each is one piece of evidence."
+    alone = f" or stand alone ({n - len(grouped):,})" if len(grouped) < n else ""
+    text = f"New photos here are photos of new {plural_of(word)}: these {n:,} photos come in "
+    text += f"{many(len(set(grouped)), word)}{alone}, and photos of one {word} are right or wrong together."
+    if intervals.found_by_looks(groups):
+        text += f" Which photos belong together was found by looks alone: {plural_of(word)} that nobody named "
+        text += "make every interval too narrow. Name them with group_pattern, folders or a column."
     return text
 
 
-def measure_name(measure: str) -> str:
-    """A measure's name in words."""
-    return MEASURE_NAMES.get(measure, measure.replace("_", " "))
-
-
-def measure_scale(measure: str) -> tuple[float, str]:
-    """What a difference is multiplied by to be shown, and its unit."""
-    return {CONVERGED: (1, "epochs"), "train_seconds": (1, "s")}.get(measure, (100, "points"))
-
-
-def _gain_text(row) -> str:
-    """`+0.4 points (95 % interval -1.1 to 1.9, 12 pairs of 3 seeds`; the bracket stays open for what follows."""
-    factor, unit = measure_scale(row["measure"])
-    gain, low, high = (factor * row[name] for name in ("gain", "low", "high"))
-    interval = f"95 % interval {low:.1f} to {high:.1f}" if math.isfinite(low) else "no interval"
-    units = f" of {row['units']} {row['unit']}s" if row["unit"] != "pair" else ""
-    return f"{gain:+.1f} {unit} ({interval}, {plural(row['pairs'], 'pair')}{units}"
-
-
-def effect_text(row) -> str:
-    """A row of `effects.main_effects` or `effects.interactions` in words, without the verdict."""
-    other = f", with {row['with']} {row['with_to']} rather than {row['with_from']}" if "with" in row else ""
-    question = f"{row['setting']} {row['to']} over {row['from']}{other}"
-    return f"{question}: {measure_name(row['measure'])} {_gain_text(row)}, Holm p {row['holm_p']:.2g})"
-
-
-def effect_summary(row) -> str:
-    """The same with the verdict, and where there is none with how many more seeds would be needed, roughly."""
-    if row["significant"]:
-        return f"{effect_text(row)}: can tell"
-    if math.isnan(row["more"]):
-        return f"{effect_text(row)}: cannot tell"
-    kind = f"{'such pair' if row['unit'] == 'pair' else row['unit']}{'s' * (row['more'] != 1)}"
-    many = f"about {row['more']:.0f}" if row["more"] <= MAX_MORE_UNITS else f"more than {MAX_MORE_UNITS}"
-    return f"{effect_text(row)}: cannot tell; {many} more {kind} would"
-
-
-def leading_effects_text(effects: pd.DataFrame, measure: str, at_most: int = 6) -> list[str]:
-    """The lines that a first page has room for, from `insight.csv`: significant effects come first."""
-    asked = effects[effects["measure"] == measure] if len(effects) else effects
-    if asked.empty:
-        return []
-    leading = leading_effects(asked)
-    if leading.empty:
-        settings = " and ".join(dict.fromkeys(asked["setting"]))
-        return [f"fewer than {FEWEST_UNITS} pairs, seeds or folds cannot tell what {settings} did: add seeds or folds"]
-    rest = [f"… and {len(leading) - at_most} more, in insight.csv"] * (len(leading) > at_most)
-    return [*leading["summary"].head(at_most), *rest]
-
-
-def effects_answer_text(effects: pd.DataFrame, measure: str) -> str:
-    """The headline of 08: the one or two largest significant effects on the score, and how many questions were asked.
-
-    Where the score shows none, the largest on another measure.
-    """
-    if effects.empty:
-        return "No two runs are alike in all settings but one: nothing to compare"
-    asked = f"{plural(len(effects), 'question')} asked"
-    significant = effects[effects["significant"]].sort_values("gain", key=lambda gain: -gain.abs(), kind="stable")
-    on_score = significant[significant["measure"] == measure].head(2)
-    if len(on_score):
-        return "; ".join([*map(effect_text, on_score.to_dict("records")), asked])
-    nothing = f"No setting changed {measure_name(measure)} by more than chance explains ({asked})"
-    return "; but ".join([nothing, *map(effect_text, significant.head(1).to_dict("records"))])
-
-
-def lr_comparison_text(compared: LrComparison) -> str:
-    """What the values of a setting gain over each other at their own best lr, and at a shared one."""
-    if compared.values.empty:
-        return "no setting was tried at several learning rates: nothing to compare"
-    parts = []
-    for row in compared.effects:
-        where = f"all at lr {row['lr']}" if row["lr"] else "each at its own best lr"
-        parts.append(f"{row['setting']} {row['to']} over {row['from']}, {where}: {_gain_text(row)})")
-    if not compared.shared_lr:
-        parts.append(f"no lr was tried with every {compared.setting}: there is no shared one")
-    elif compared.same_best_lr:
-        parts.append(f"lr {compared.shared_lr} is the best one of each")
-    return "; ".join([*parts, "each best lr was itself chosen on the validation photos"])
-
-
-def costs_text(costs_vary: bool) -> str:
-    """Why `effects.cost_measures` chose one cost only, where no cost sets runs apart; else empty."""
-    return "" if costs_vary else "all runs have the same network: only measured latency varies, and that by chance"
+# ---------------------------------------------------------------- a choice
 
 
 def selection_optimism_text(optimism: SelectionOptimism) -> str:
@@ -144,17 +95,6 @@ def selection_optimism_text(optimism: SelectionOptimism) -> str:
     if optimism.best == 1:
         text += " (at least: redrawn photos cannot show the mistakes it would make on others)"
     return text
-
-
-def learning_curve_text(curve: LearningCurve) -> str:
-    """What more photos would bring, as far as the curve goes."""
-    if not curve.extrapolated:
-        few = f"{plural(curve.shares, 'share')} of the training photos: a curve needs {FEWEST_SHARES}"
-        return f"{few}; nothing is extrapolated"
-    low, high = curve.later_low, curve.later_high
-    span = f"{low:.2f} to {high:.2f}" if math.isfinite(low) else "no interval: one seed"
-    photos = f"{curve.more} more photos{curve.class_name and f' of {curve.class_name}'}"
-    return f"{photos}: {curve.now:.2f} -> {curve.later:.2f} ({span})"
 
 
 # ---------------------------------------------------------------- two sides compared

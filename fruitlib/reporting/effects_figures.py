@@ -9,10 +9,10 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fruitlib.evaluation import metrics, study
+from fruitlib.evaluation import study
 from fruitlib.evaluation.effects import pareto_front
+from fruitlib.evaluation.effects_wording import COST_NAMES, learning_curve_text, measure_name, measure_scale
 from fruitlib.evaluation.learning_curve import LearningCurve
-from fruitlib.evaluation.wording import COST_NAMES, learning_curve_text, measure_name, measure_scale
 from fruitlib.reporting.style import COLOURS
 
 SIGNIFICANT_COLOUR, OTHER_COLOUR, LINE_COLOUR = COLOURS["train"], "#8c8c8c", "#333333"
@@ -22,9 +22,11 @@ LOG_RATIO = 30  # highest over lowest value, from which an axis is logarithmic
 
 
 def forest(effects: pd.DataFrame) -> Figure:
-    """Effects with their 95 % intervals, a panel per measure, from `effects.main_effects`; blue where significant.
+    """Effects, a panel per measure, from `effects.main_effects`; blue where significant.
 
-    The 24 questions with the smallest p are shown where there are more; NaN intervals are a dot alone.
+    The thin line is the 95 % interval for new groups and seeds, the thick one for other seeds on these photos; time and
+    epochs have the thick one alone. The 24 questions with the smallest p are shown where there are more; without an
+    interval a question has a dot alone.
     """
     measures = list(dict.fromkeys(effects["measure"]))
     asked = effects[["setting", "from", "to"]].itertuples(index=False)
@@ -39,19 +41,24 @@ def forest(effects: pd.DataFrame) -> Figure:
         factor, unit = measure_scale(measure)
         for row in table[(table["measure"] == measure) & table["name"].isin(rows)].to_dict("records"):
             at, colour = rows.index(row["name"]), SIGNIFICANT_COLOUR if row["significant"] else OTHER_COLOUR
-            ax.plot([factor * row["low"], factor * row["high"]], [at, at], color=colour, linewidth=2)
+            ax.plot([factor * row["low"], factor * row["high"]], [at, at], color=colour, linewidth=1.5)
+            seeds = [factor * row["seeds_low"], factor * row["seeds_high"]]
+            ax.plot(seeds, [at, at], color=colour, linewidth=5, alpha=0.35, solid_capstyle="butt")
             ax.plot(factor * row["gain"], at, "o", color=colour)
-        _focus(ax, factor * table.loc[table["measure"] == measure, ["gain", "low", "high"]])
+        own = table[table["measure"] == measure]
+        own = own.assign(low=own["low"].fillna(own["seeds_low"]), high=own["high"].fillna(own["seeds_high"]))
+        _focus(ax, factor * own[["gain", "low", "high"]])
         ax.axvline(0, color=LINE_COLOUR, linewidth=1)
         ax.set(title=measure_name(measure), xlabel=f"difference, {unit}", ylim=(len(rows) - 0.5, -0.5))
     axes[0, 0].set_yticks(range(len(rows)), rows, fontsize=9)
     figure.tight_layout()
-    handles = [plt.Line2D([], [], color=c, marker="o", linewidth=2) for c in (SIGNIFICANT_COLOUR, OTHER_COLOUR)]
+    handles = [plt.Line2D([], [], color=c, marker="o", linewidth=1.5) for c in (SIGNIFICANT_COLOUR, OTHER_COLOUR)]
+    handles.append(plt.Line2D([], [], color=OTHER_COLOUR, linewidth=5, alpha=0.35))
     figure.legend(
         handles,
-        ["can tell", "cannot tell"],
+        ["significant on new photos and seeds", "not significant", "other seeds, these photos"],
         loc="upper left",
-        ncols=2,
+        ncols=3,
         frameon=False,
         bbox_to_anchor=(0, 0),
         fontsize=10,
@@ -196,10 +203,10 @@ def importances(table: pd.DataFrame) -> Axes:
 
 
 def trade_off(results: pd.DataFrame, costs: Sequence[str]) -> Figure:
-    """Accuracy with its 95 % Wilson interval against each cost; runs on the Pareto front in blue, named below.
+    """Accuracy with its 95 % interval against each cost; runs on the Pareto front in blue, named below.
 
     Args:
-        results: a row per run with run, accuracy, n and the costs.
+        results: a row per run with run, accuracy, accuracy_low, accuracy_high, n and the costs.
     """
     columns = min(2, len(costs))
     lines = -(-len(costs) // columns)
@@ -227,7 +234,7 @@ def _front(ax: Axes, rows: pd.DataFrame, cost: str, letters: dict[str, str]) -> 
     """One cost; runs on its front get a letter, the same one in every panel."""
     best = pareto_front(rows[cost], rows["accuracy"])
     for row, on in zip(rows.to_dict("records"), best, strict=True):
-        low, high = metrics.wilson(round(row["accuracy"] * row["n"]), int(row["n"]))
+        low, high = row["accuracy_low"], row["accuracy_high"]
         ax.plot(
             [row[cost]] * 2, [low, high], color=BEST_COLOUR if on else "#c4c4c4", linewidth=1.5, zorder=2 if on else 1
         )

@@ -29,8 +29,8 @@ from PIL import Image
 from fruitlib.core import source_code
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import fingerprint, resolve, write_text
+from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.sweep_answers import INSIGHT
-from fruitlib.evaluation.wording import leading_effects_text
 from fruitlib.reporting.markup import clean_markup
 
 EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run that names no `stages`

@@ -138,13 +138,15 @@ def origin_summary(plan: Sweep, run: Run, folds: list[Run]) -> str:
 def expected(plan: Sweep, run: str, combination: str, pooled: pd.DataFrame) -> dict:
     """What the results say of the shipped run besides its own numbers: `shipped`, and what may be expected of it.
 
-    That is what its combination reached out of fold (oof_n, oof_accuracy, oof_low, oof_high, oof_macro_f1), under names
-    of its own, since it judges the folds' models. Empty without folds.
+    That is what its combination reached out of fold (oof_n, oof_accuracy, oof_low, oof_high …), under names of its
+    own, since it judges the folds' models. Empty without folds.
     """
     if not plan.config.folds:
         return {}
     pooled_row = pooled.set_index("combination").loc[combination]
     names = {"oof_n": "n", "oof_accuracy": "accuracy", "oof_low": "accuracy_low", "oof_high": "accuracy_high"}
-    row = {new: pooled_row[old] for new, old in (names | {"oof_macro_f1": "macro_f1"}).items()}
+    names |= {"oof_macro_f1": "macro_f1", "oof_groups": "groups"}
+    names |= {"oof_same_low": "same_low", "oof_same_high": "same_high"}
+    row = {new: pooled_row[old] for new, old in names.items()}
     agreement = {} if run in plan.runs else {"agreement_on": "training photos"}
     return {"shipped": plan.ship, "combination": combination, **row, **agreement}

@@ -65,7 +65,8 @@ def write_summary(
     expected, problems = {}, []
     if plan.config.folds:
         pooled, problems = crossval.pool_folds(work, plan.combinations(), sweep_dir)
-        pooled = crossval.pooled_results(pooled, splits.load_record(sweep_dir)["class_names"])
+        groups = _groups(pooled, next(iter(work.values())))
+        pooled = crossval.pooled_results(pooled, splits.load_record(sweep_dir)["class_names"], groups)
         _write_table(pooled, sweep_dir / "results_oof.csv")
         expected = {shipped: final_model.expected(plan, shipped, chosen, pooled)} if shipped else {}
     table = results_table(plan, work, states, expected)
@@ -77,6 +78,12 @@ def write_summary(
         sweep["made"] = final_model.origin_summary(plan, work[shipped], folds_of(plan, work, chosen))
     files.write_json(sweep_dir / "sweep.json", sweep)
     return sweep, problems
+
+
+def _groups(pooled: pd.DataFrame, run: Run) -> dict[str, str]:
+    """The group of every photo of the pooled predictions, by path."""
+    paths = list(pooled["path"].unique()) if len(pooled) else []
+    return dict(zip(paths, run.groups(paths), strict=True))
 
 
 def _write_insight(plan: Sweep, sweep_dir: Path, table: pd.DataFrame) -> None:

@@ -15,8 +15,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.sweep_answers import load_effects
-from fruitlib.evaluation.wording import leading_effects_text
 from fruitlib.runs.status import COLUMNS, SweepStatus, clock, in_order, load_status
 from fruitlib.sweep.params import Sweep
 
@@ -128,7 +128,7 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         seconds = f"{row['train_seconds']:.0f} s" if row["train_seconds"] >= 0 else "unfinished"
         print(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
     for line in leading_effects_text(load_effects(sweep_dir), plan.choose_by):
-        print(f"\n{line}")
+        print("\n" + line.replace("\n", "\n    "))
     if summary["shipped"] in set(table["run"]):  # another sweep on this folder may have written the table since
         print(f"\n* {_shipped(table.set_index('run').loc[summary['shipped']], summary)}")
     for run in summary["runs"]:

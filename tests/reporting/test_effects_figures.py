@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from fruitlib.evaluation import learning_curve, study, wording
+from fruitlib.evaluation import effects_wording, learning_curve, study
 from fruitlib.evaluation.effects import cost_measures, main_effects, pareto_front
 from fruitlib.reporting import effects_figures, style
 
@@ -25,7 +25,7 @@ def results(values: int = 2, seeds: int = 2) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     rows = [{"run": f"lr={lr:.4g},{o},{s}", "lr": lr, "optimizer": o, "seed": s} for lr, o, s in grid]
     table = pd.DataFrame(rows).assign(n=30, parameters=100_000, latency_ms_int8=1.0)
-    return table.assign(accuracy=rng.integers(20, 31, len(rows)) / 30)
+    return table.assign(accuracy=rng.integers(20, 31, len(rows)) / 30, accuracy_low=0.5, accuracy_high=1.0)
 
 
 def test_the_pareto_front_is_right():
@@ -100,10 +100,10 @@ def test_a_learning_curve_grows_less_sure_beyond_the_data():
 def test_a_learning_curve_refuses_two_shares_and_says_when_seeds_are_missing():
     few = learning_curve.fit_learning_curve([20, 40, 40], [0.7, 0.8, 0.81], class_name="tomato")
     assert few.line.empty and few.shares == 2 and not few.extrapolated
-    assert wording.learning_curve_text(few).startswith("2 shares of the training photos")
+    assert effects_wording.learning_curve_text(few).startswith("2 shares of the training photos")
     single = learning_curve.fit_learning_curve([20, 40, 80], [0.7, 0.8, 0.85], class_name="tomato")
     assert np.isnan(single.later_low) and single.later > single.now
-    assert wording.learning_curve_text(single).startswith("50 more photos of tomato: ")
+    assert effects_wording.learning_curve_text(single).startswith("50 more photos of tomato: ")
 
 
 def test_curves_are_counted_in_photos_of_the_class_that_was_thinned(tmp_path):
