@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from fruitlib.reporting.style import COLOURS
 
 
-def training_curves(table: pd.DataFrame, epochs: int | None = None, best_epoch: int | None = None) -> Figure:
+def training_curves(table: pd.DataFrame, epochs: int | None = None, kept_epoch: int | None = None) -> Figure:
     """Loss, accuracy and macro-F1 by epoch, train and validation, from `history.csv`."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.1))
     panels = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro-F1"}
@@ -19,8 +19,8 @@ def training_curves(table: pd.DataFrame, epochs: int | None = None, best_epoch: 
                 continue
             colour = COLOURS[split]
             ax.plot(table["epoch"], table[f"{split}_{column}"], style, color=colour, label=split, marker=".")
-        if best_epoch:
-            ax.axvline(best_epoch, color="#666666", linewidth=1, linestyle=":", label=f"kept (epoch {best_epoch})")
+        if kept_epoch:
+            ax.axvline(kept_epoch, color="#666666", linewidth=1, linestyle=":", label=f"kept (epoch {kept_epoch})")
         ax.set(title=title, xlabel="epoch", xlim=(0.5, (epochs or table["epoch"].max()) + 0.5))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_ylim((0, None) if column == "loss" else (0, 1.03))

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Collection, Iterable
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -21,6 +22,7 @@ from fruitlib.data import splits
 from fruitlib.runs.stages import STAGES, code_fingerprint
 
 POOLED = "predictions_oof.csv"  # of a sweep with folds; `crossval` writes it
+EPOCHS = "predictions_epochs.npz"  # of a run: validation photos after every epoch
 # What a training that was cut off leaves, and is resumed from
 UNFINISHED = ("last.pt", "best.pt", "best.next.pt", "history.csv", "predictions_val.csv", "predictions_val.next.csv")
 UNFINISHED += ("cams", "tensorboard", "wandb")
@@ -110,6 +112,34 @@ class Run:
         trainings = table.drop_duplicates("run").set_index("run")["trained"]
         valid = all(Run(self.sweep_dir / run).record("train").get("identity") == t for run, t in trainings.items())
         return table.reset_index(drop=True) if valid else table[:0]
+
+    def write_epoch_predictions(self, probs: np.ndarray) -> None:
+        """Write `predictions_epochs.npz`: the probabilities (epochs, n, C) of the validation photos, epoch by epoch."""
+        paths = np.array(self.rows("val")["path"].tolist(), dtype=np.str_)
+        with files.replacing(self.path / EPOCHS) as partial, open(partial, "wb") as file:
+            np.savez_compressed(file, paths=paths, probs=np.asarray(probs, np.float16))
+
+    def epoch_probs(self) -> tuple[np.ndarray, np.ndarray]:
+        """Paths (n,) of the validation photos, and their probabilities float16 (epochs, n, C) after every epoch.
+
+        No epochs where they would have been too large to keep (`train.KEPT_VALUES`), and of an ensemble.
+
+        Raises:
+            InputError: the run is not trained yet, or the file is damaged.
+        """
+        path = self.path / EPOCHS
+        try:
+            with np.load(path, allow_pickle=False) as content:
+                return content["paths"], content["probs"]
+        except FileNotFoundError:
+            raise InputError(f"{files.display_path(path)}: not there yet; execute 02_train on this run first") from None
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+            raise InputError(f"{files.display_path(path)}: damaged; remove it and execute 02_train again") from None
+
+    def epoch_predictions(self) -> tuple[np.ndarray, np.ndarray]:
+        """Paths (n,) of the validation photos, and the index of the class predicted (epochs, n); see `epoch_probs`."""
+        paths, probs = self.epoch_probs()
+        return paths, probs.argmax(2)
 
     def probs(self, predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities (n, C) and class indexes (n,) of a predictions table."""
@@ -287,7 +317,7 @@ def clear_run(run: Run, kept: Collection[str] = ()) -> None:
     for path in list(run.path.iterdir()):
         if path.name == WORKING:
             continue
-        ours = path.suffix in {".csv", ".json", ".pt", ".onnx", ".log"} or path.stem in notebooks
+        ours = path.suffix in {".csv", ".json", ".pt", ".onnx", ".log", ".npz"} or path.stem in notebooks
         if ours and path.name not in kept:
             path.unlink()
 

@@ -27,7 +27,9 @@ class Stage:
 
 STAGES = {
     "train": Stage(
-        configs.TRAIN_SETTINGS, "fruitlib.training.train", outputs=("best.pt", "history.csv", "predictions_val.csv")
+        configs.TRAIN_SETTINGS,
+        "fruitlib.training.train",
+        outputs=("best.pt", "history.csv", "predictions_val.csv", "predictions_epochs.npz"),
     ),
     "export": Stage(
         configs.EXPORT_SETTINGS,

@@ -76,11 +76,11 @@ def plan_final(plan: Sweep, folds: list[Run]) -> Run:
 
 
 def _without_stopping(config: Config, folds: list[Run]) -> dict[str, int]:
-    """Settings of a refit where the folds stopped early: as many epochs as they needed, the median of their best.
+    """Settings of a refit where the folds stopped early: as many epochs as they needed, the median of those they kept.
 
     The schedule runs over these epochs, so lr falls faster than in the folds, and a longer warm-up is cut.
     """
-    epochs = math.ceil(statistics.median(fold.record("train")["best_epoch"] for fold in folds))
+    epochs = math.ceil(statistics.median(fold.record("train")["kept_epoch"] for fold in folds))
     return {"epochs": epochs, "patience": 0, "warmup_epochs": min(config.warmup_epochs, epochs - 1)}
 
 
@@ -113,6 +113,7 @@ def assemble(run: Run, folds: list[Run]) -> Run:
             torch.save(models.checkpoint(ensemble, run.config, run.class_names), partial)
         files.write_text(run.path / "history.csv", "epoch\n")  # nothing was trained or validated here
         run.write_predictions("val", {"torch": np.empty((0, len(run.class_names)))}, run.rows("val"))
+        run.write_epoch_predictions(np.empty((0, 0, len(run.class_names))))
         run.complete("train", identity, data_fingerprint=run.data_fingerprint)
     return run
 
@@ -129,7 +130,7 @@ def origin_summary(plan: Sweep, run: Run, folds: list[Run]) -> str:
         return f"the mean probabilities of the {len(folds)} folds' models, which learnt from all {photos} between them"
     epochs = f"{run.config.epochs} epoch{'s' * (run.config.epochs > 1)}"
     if folds[0].config.patience:
-        epochs += ", the median of the folds' best; the schedule runs over these"
+        epochs += ", the median of the epochs that the folds kept; the schedule runs over these"
     if run.config.warmup_epochs < folds[0].config.warmup_epochs:
         epochs += f", the warm-up is cut to {run.config.warmup_epochs}"
     return f"trained once more, on all {photos}, for {epochs}; the last is kept, since no photo is left to validate on"

@@ -14,7 +14,7 @@ from fruitlib.sweep.final_model import TEST_STAGE
 from fruitlib.sweep.params import Sweep
 
 # What results.csv takes from the record of a training
-RECORDED = {name: name for name in ("best_epoch", "epochs", "precision")}
+RECORDED = {name: name for name in ("kept_epoch", "epochs", "precision")}
 RECORDED |= {"train_seconds": "seconds", "parameters": "total_parameters", "train_photos": "train_photos"}
 
 

@@ -25,11 +25,12 @@ class TrainingState:
 
     epoch: int = 0  # the last one completed
     history: list[dict[str, float]] = field(default_factory=list)  # a row per epoch
-    best: tuple[float, float] = (float("-inf"), float("-inf"))  # monitored score and -val_loss of the epoch kept
-    best_epoch: int = 0
+    best: tuple[float, float] = (float("-inf"), float("-inf"))  # monitored score and -val_loss of the best epoch
+    kept_epoch: int = 0  # the one whose weights are in best.pt; 0: none yet
     reference: float = float("-inf")  # early stopping waits for a score that exceeds this one by min_delta
     waited: int = 0  # epochs since it was
     micro_batch: int | None = None  # images at a time; None: a whole share of a batch
+    val_probs: list[torch.Tensor] = field(default_factory=list)  # float16 (n, C) by epoch, of the validation photos
 
 
 def save(run: Run, identity: str, state: TrainingState, parts: dict[str, Any], speed: dict[str, str]) -> None:
@@ -53,13 +54,13 @@ def save(run: Run, identity: str, state: TrainingState, parts: dict[str, Any], s
 
 
 def settle(run: Run, state: TrainingState) -> None:
-    """Rename `best.next.pt` to `best.pt`, and its predictions likewise, if they are of `state.best_epoch`.
+    """Rename `best.next.pt` to `best.pt`, and its predictions likewise, if they are of `state.kept_epoch`.
 
     A training killed between writing `last.pt` and renaming does the renaming here. A next best that `last.pt` does not
     know is removed: its epoch comes again, on a GPU perhaps not quite as it was, and the best before it still holds.
     """
     weights, predictions = run.path / NEXT_BEST[0], run.path / NEXT_BEST[1]
-    if not weights.is_file() or load_checkpoint(weights)["epoch"] != state.best_epoch:
+    if not weights.is_file() or load_checkpoint(weights)["epoch"] != state.kept_epoch:
         weights.unlink(missing_ok=True)
         predictions.unlink(missing_ok=True)
         return

@@ -41,6 +41,9 @@ from fruitlib.training.distributed import OnEpoch
 from fruitlib.training.messages import say
 
 CAM_PHOTOS_PER_CLASS = 2
+KEPT_VALUES = (
+    2**25
+)  # probabilities of all epochs, 64 MB: beyond, photos are so many that choosing an epoch adds nothing
 CHECK_LOSS_EVERY = 50  # batches; looking at each would make a GPU wait for the CPU every time
 
 
@@ -80,7 +83,7 @@ def fit(run: Run, on_epoch: OnEpoch | None = None) -> pd.DataFrame:
 
 
 def train(run: Run, on_epoch: OnEpoch) -> None:
-    """The whole training, from first line to last: build, train, evaluate on validation photos, keep the best."""
+    """The whole training, from first line to last: build, train, evaluate on validation photos, keep one epoch."""
     config, identity, started = run.config, run.identity("train"), time.perf_counter()
     rank, world_size, device = machine.rank(), machine.world_size(), machine.device()
 
@@ -171,7 +174,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
 
             # Evaluate: each validation photo exactly once, whatever the number of processes. All get the same numbers,
             # so that all stop, or lower the learning rate, together.
-            better, logits = True, torch.empty(0, num_classes)  # without validation photos the last epoch is kept
+            better, logits = None, torch.empty(0, num_classes)
             if len(val_photos):
                 logits = evaluate.predict_shared(eval_model, val_photos, val_features)
                 row |= evaluate.validation_row(logits, val_photos.labels, validation_loss)
@@ -181,7 +184,11 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
                 schedule.end_epoch(score(row, config))
             elif not all(weight.isfinite().all() for weight in eval_model.parameters()):
                 raise diverged(config, f"at epoch {epoch}, after its last step")
-            state.epoch, state.best_epoch = epoch, epoch if better else state.best_epoch
+            state.epoch = epoch
+            kept = is_kept(config, state, better)
+            state.kept_epoch = epoch if kept else state.kept_epoch
+            if config.epochs * logits.numel() <= KEPT_VALUES:
+                state.val_probs.append(evaluate.half_probs(logits))
             row["seconds"] = seconds_before + time.perf_counter() - started
             state.history.append(row | meters.read())
 
@@ -190,20 +197,23 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
                 continue
             tracking.write_history(run, state.history)
             mirrors.log(state.history[-1])
-            if better:
-                keep_best(run, eval_model, epoch, logits)
+            if kept:
+                keep_weights(run, eval_model, epoch, logits)
             if config.cam_every and len(val_photos) and (epoch % config.cam_every == 0 or epoch in (1, config.epochs)):
                 keep_cams(run, eval_model, val_photos, epoch)
             checkpoint.save(run, identity, state, parts, speed.names)
-            messages.epoch_done(progress_line(state.history, config.epochs))
+            best_so_far = 0 if config.keeps_last else state.kept_epoch
+            messages.epoch_done(progress_line(state.history, config.epochs, best_so_far))
             on_epoch(pd.DataFrame(state.history))
 
     if rank == 0:
         if state.epoch < config.epochs:
             say(f"stopped early: {config.patience} epochs without a better {config.monitor}")
         compiled = "; compiled" if config.compile != "none" else ""
+        val_probs = [probs.numpy() for probs in state.val_probs] or np.empty((0, len(val_photos), num_classes))
+        run.write_epoch_predictions(np.asarray(val_probs))
         run.complete(
-            "train", identity, best_epoch=state.best_epoch, epochs=state.epoch,
+            "train", identity, kept_epoch=state.kept_epoch, epochs=state.epoch,
             seconds=state.history[-1]["seconds"], parameters=models.num_parameters(model),
             total_parameters=sum(weight.numel() for weight in model.parameters()), processes=world_size,
             data_fingerprint=run.data_fingerprint, initial_weights=initial_weights, cache=train_photos.store.kind,
@@ -267,6 +277,17 @@ def should_stop_early(config: Config, state: TrainingState) -> bool:
     return bool(config.patience) and state.waited >= config.patience
 
 
+def is_kept(config: Config, state: TrainingState, better: bool | None) -> bool:
+    """Whether the epoch just completed is the one to keep, so far: the best one, or the one that training ends with.
+
+    Args:
+        better: whether it is the best so far; None without validation photos, where the last one is kept.
+    """
+    if config.keeps_last or better is None:
+        return state.epoch == config.epochs or should_stop_early(config, state)
+    return better
+
+
 def features_of(model: torch.nn.Module, photos: Photos) -> torch.Tensor | None:
     """A frozen backbone's features (n, D) of these photos; None without photos."""
     with precision.uncompiled(model):
@@ -283,8 +304,8 @@ def feature_feed(
     return loader.FeatureFeed(features.to(device), labels, config, machine.rank(), machine.world_size())
 
 
-def keep_best(run: Run, model: torch.nn.Module, epoch: int, logits: torch.Tensor) -> None:
-    """Write the best weights, with what is needed to use them, and their validation predictions.
+def keep_weights(run: Run, model: torch.nn.Module, epoch: int, logits: torch.Tensor) -> None:
+    """Write the weights to keep, with what is needed to use them, and their validation predictions.
 
     Both have temporary names until `last.pt` names their epoch; see `checkpoint.settle`.
     """
@@ -315,27 +336,29 @@ def kept_cams(run: Run) -> dict[int, gradcam.Heatmaps]:
     return {int(path.stem[-4:]): gradcam.load_heatmaps(path)[0] for path in paths}
 
 
-def progress_line(history: list[dict], epochs: int) -> str:
-    """One line on the epoch just finished and the time left at most."""
+def progress_line(history: list[dict], epochs: int, best: int = 0) -> str:
+    """One line on the epoch just finished, the best one so far where the best is kept, and the time left at most."""
     last = history[-1]
     left = last["seconds"] / len(history) * (epochs - len(history))
     numbers = f"train loss {last['train_loss']:.3f}"
     if "val_loss" in last:
         numbers += f", val accuracy {last['val_accuracy']:.3f}, macro-F1 {last['val_macro_f1']:.3f}"
+        numbers += f", best so far: epoch {best}" if best else ""
     return f"epoch {last['epoch']}/{epochs}: {numbers}, {duration(left)} left"
 
 
 def answer(run: Run) -> tuple[str, dict[str, float]]:
     """The result of training, in a sentence and as numbers."""
     trained, history, n = run.record("train"), run.history(), len(run.rows("val"))
-    best = history.set_index("epoch").loc[trained["best_epoch"]]
-    ended = f"epoch {trained['best_epoch']} of {trained['epochs']}, {trained['seconds']:.0f} s of training"
-    numbers = {"n": n, "seconds": trained["seconds"], "best_epoch": trained["best_epoch"]}
+    kept = history.set_index("epoch").loc[trained["kept_epoch"]]
+    which = "the last" if run.config.keeps_last or not n else f"the best of {trained['epochs']}"
+    ended = f"epoch {trained['kept_epoch']} is kept, {which}; {trained['seconds']:.0f} s of training"
+    numbers = {"n": n, "seconds": trained["seconds"], "kept_epoch": trained["kept_epoch"]}
     if not n:
         return f"Trained on all {len(run.rows('train'))} photos, none validate; {ended}", numbers
-    accuracy = metrics.proportion_text(round(best["val_accuracy"] * n), n)
-    numbers |= {name: best[f"val_{name}"] for name in ("macro_f1", "accuracy")}
-    return f"Validation macro-F1 {best['val_macro_f1']:.3f}, accuracy {accuracy}, {ended}", numbers
+    accuracy = metrics.proportion_text(round(kept["val_accuracy"] * n), n)
+    numbers |= {name: kept[f"val_{name}"] for name in ("macro_f1", "accuracy")}
+    return f"Validation macro-F1 {kept['val_macro_f1']:.3f}, accuracy {accuracy}; {ended}", numbers
 
 
 def main(run_dir: str) -> None:

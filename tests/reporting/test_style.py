@@ -57,7 +57,7 @@ def test_proportions_stand_where_they_should():
 
 def test_history_marks_the_kept_epoch():
     rows = {f"{s}_{m}": [0.5, 0.6] for s in ("train", "val") for m in ("loss", "accuracy", "macro_f1")}
-    figure = training_figures.training_curves(pd.DataFrame({"epoch": [1, 2], **rows}), epochs=9, best_epoch=2)
+    figure = training_figures.training_curves(pd.DataFrame({"epoch": [1, 2], **rows}), epochs=9, kept_epoch=2)
     assert [ax.get_title() for ax in figure.axes] == ["loss", "accuracy", "macro-F1"]
     assert figure.axes[0].get_xlim() == (0.5, 9.5)
     assert "kept (epoch 2)" in [text.get_text() for text in figure.axes[0].get_legend().get_texts()]

@@ -121,11 +121,11 @@ def test_other_photos_make_another_training(run, tiny, tmp_path):
 
 def test_a_record_counts_only_under_todays_identity(run):
     assert not run.is_complete("train")
-    run.complete("train", run.identity("train"), best_epoch=1)
+    run.complete("train", run.identity("train"), kept_epoch=1)
     assert not run.is_complete("train")  # its files are not there
     for name in STAGES["train"].outputs:
         (run.path / name).touch()
-    assert run.is_complete("train") and run.record("train")["best_epoch"] == 1
+    assert run.is_complete("train") and run.record("train")["kept_epoch"] == 1
     assert not with_settings(run, seed=9).is_complete("train")
 
 

@@ -53,7 +53,7 @@ def reference(finished_sweep) -> pd.DataFrame:
     """The two runs of the finished sweep that went well."""
     table = pd.read_csv(finished_sweep / "executed" / "tiny" / "results.csv")[NUMBERS]
     table = table[table["run"].isin(["lr=0.003", "lr=0.01"])].reset_index(drop=True)
-    table["best_epoch"] = table["best_epoch"].astype(int)  # the third has none
+    table["kept_epoch"] = table["kept_epoch"].astype(int)  # the third has none
     assert table["state"].tolist() == ["complete"] * 2 and table["test_accuracy"].notna().sum() == 1
     return table
 

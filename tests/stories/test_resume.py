@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
@@ -98,7 +99,9 @@ def assert_bit_for_bit(run, other) -> None:
     assert best["epoch"] == expected["epoch"] and list(best["state_dict"]) == list(expected["state_dict"])
     assert all(torch.equal(best["state_dict"][name], tensor) for name, tensor in expected["state_dict"].items())
     assert (run.path / "predictions_val.csv").read_bytes() == (other.path / "predictions_val.csv").read_bytes()
-    assert run.record("train")["best_epoch"] == other.record("train")["best_epoch"] == expected["epoch"]
+    assert all(np.array_equal(*parts) for parts in zip(run.epoch_probs(), other.epoch_probs(), strict=True))
+    assert len(run.epoch_probs()[1]) == len(history)
+    assert run.record("train")["kept_epoch"] == other.record("train")["kept_epoch"] == expected["epoch"]
     assert sorted(train.kept_cams(run)) == sorted(train.kept_cams(other))
     leftovers = [
         path.name for path in run.path.iterdir() if path.name.startswith(".") and not path.name.endswith(".lock")
@@ -108,6 +111,7 @@ def assert_bit_for_bit(run, other) -> None:
 
 VARIANTS = {
     "plain": {},
+    "keep the best": {"keep": "best", "lr": 0.01},
     "average, plateau, patience, clipping": {
         "ema": 0.9,
         "scheduler": "plateau",
@@ -147,14 +151,15 @@ def test_killed_at_random_moments_it_ends_as_if_it_had_not_been(make_run, server
     assert_bit_for_bit(run, whole)
 
 
-def test_killed_at_each_kind_of_write_it_ends_as_if_it_had_not_been(make_run, server):
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_killed_at_each_kind_of_write_it_ends_as_if_it_had_not_been(make_run, server, keep):
     """history.csv, best.pt, predictions, heatmaps, last.pt, the record: with the file in place, or nearly so."""
     rng, starts = random.Random(0), 0
-    whole, run = undisturbed(server, make_run("whole")), make_run("killed")
+    whole, run = undisturbed(server, make_run("whole", keep=keep)), make_run("killed", keep=keep)
     while not run.record("train"):
         starts += 1
         assert starts < 40, "it gets nowhere"
-        process = start(server, run, dies_at=rng.randint(2, 12), after=rng.random() < 0.5)
+        process = start(server, run, dies_at=rng.randint(2, 12 if keep == "best" else 8), after=rng.random() < 0.5)
         process.join(60)
         assert process.exitcode in (0, -signal.SIGKILL)
     assert starts > 3
@@ -162,7 +167,7 @@ def test_killed_at_each_kind_of_write_it_ends_as_if_it_had_not_been(make_run, se
     assert_bit_for_bit(run, whole)
 
 
-def cut_off(server, run, dies_at: int = 14):
+def cut_off(server, run, dies_at: int = 7):
     """The run, killed somewhere in its third epoch."""
     process = start(server, run, dies_at)
     process.join(60)

@@ -16,6 +16,7 @@ from fruitlib import cli
 from fruitlib.core import config
 from fruitlib.data import splits
 from fruitlib.runs.run import WORKING, Run, create_run
+from fruitlib.runs.stages import STAGES
 from fruitlib.runs.status import RunStatus, SweepStatus, load_run_status
 from fruitlib.sweep import checks, final_model, params, summary, terminal, worker
 from fruitlib.sweep.driver import RUN_STAGES, TEST_STAGE, Driver
@@ -162,7 +163,7 @@ def test_a_notebook_after_02_reads_the_settings_its_plan_has_now(tmp_path, tiny,
     nbformat.write(notebook, tmp_path / "notebooks" / "05_quantize.ipynb")
     splits.prepare_manifest(config.make(tiny), tmp_path)
     run = create_run(tmp_path / "run", config.make(tiny))
-    for name in ("best.pt", "history.csv", "predictions_val.csv"):
+    for name in STAGES["train"].outputs:
         (run.path / name).touch()
     run.complete("train", run.identity("train"))
     before = run.params["record"]
@@ -214,7 +215,7 @@ def compared(tmp_path, broken: str = "") -> pd.DataFrame:
         score = 0.5 + number / 10  # lr by lr, and within each seed by seed
         run.path.mkdir()
         (run.path / "metrics.json").write_text(json.dumps({"macro_f1": score, "accuracy": score}))
-        run.complete("train", "as it is", seconds=9.0, epochs=2, best_epoch=1)
+        run.complete("train", "as it is", seconds=9.0, epochs=2, kept_epoch=1)
         (run.path / "history.csv").write_text("epoch,val_accuracy\n1,0.2\n2,0.9\n")
         pd.DataFrame({"path": ["a", "b"], "label": ["x", "y"], "predicted": ["x", "x"]}).to_csv(
             run.path / "predictions_val.csv", index=False

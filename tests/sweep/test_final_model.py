@@ -72,7 +72,7 @@ def test_a_refit_learns_from_all_photos_of_the_folds_and_from_none_of_the_test(t
     history = train.fit(run)
     record = run.record("train")
     assert record["photos_per_epoch"] == 36 and "val_loss" not in history
-    assert record["best_epoch"] == record["epochs"] == 2  # nothing was chosen
+    assert record["kept_epoch"] == record["epochs"] == 2  # nothing was chosen
     assert record["initial_weights"] == folds[0].record("train")["initial_weights"]
     assert run.predictions("val").empty and run.is_complete("train")
 
@@ -91,12 +91,12 @@ def test_after_early_stopping_a_refit_takes_the_median_of_the_folds_best_epochs(
     splits.prepare_manifest(plan.config, tmp_path)
     folds = [Run(tmp_path / name, cfg) for name, cfg in plan.runs.items()]
     for fold, epoch in zip(folds, best, strict=True):
-        fold.complete("train", fold.identity("train"), best_epoch=epoch, epochs=epoch + 5)
+        fold.complete("train", fold.identity("train"), kept_epoch=epoch, epochs=epoch + 5)
     found = final_model.plan_final(plan, folds)
     assert (found.config.epochs, found.config.patience) == (epochs, 0)
     assert found.config.warmup_epochs == min(6, epochs - 1)
     output = final_model.origin_summary(plan, found, folds)
-    assert f"for {epochs} epoch" in output and "the median of the folds' best" in output
+    assert f"for {epochs} epoch" in output and "the median of the epochs that the folds kept" in output
     assert ("the warm-up is cut" in output) == (epochs <= 6)
 
 

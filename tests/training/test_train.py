@@ -24,16 +24,66 @@ VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_acc
 
 
 def test_it_learns_and_keeps_the_best_epoch(make_run):
-    run = make_run(epochs=12)
+    run = make_run(epochs=12, keep="best")
     history = train.fit(run)
     assert history["train_loss"].iloc[-1] < 0.7 * history["train_loss"].iloc[0]
     order = history.sort_values(["val_macro_f1", "val_loss", "epoch"], ascending=[False, True, True])
-    assert run.record("train")["best_epoch"] == order["epoch"].iloc[0]
+    assert run.record("train")["kept_epoch"] == order["epoch"].iloc[0]
     predictions = run.predictions("val")
     accuracy = (predictions["label"] == predictions["predicted"]).mean()
     assert accuracy == pytest.approx(order["val_accuracy"].iloc[0])
     assert predictions[[f"p_{name}" for name in run.class_names]].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
     assert set(predictions["path"]) == set(run.rows("val")["path"])
+    assert f"epoch {order['epoch'].iloc[0]} is kept, the best of 12; " in train.answer(run)[0]
+
+
+def test_the_last_epoch_is_kept_where_the_schedule_ends_by_design(make_run):
+    """And no file holds the weights of another one meanwhile."""
+    run, there = make_run(epochs=4, lr=0.01), []
+    history = train.fit(run, on_epoch=lambda _: there.append((run.path / "best.pt").is_file()))
+    assert there == [False, False, False, True]
+    assert run.record("train")["kept_epoch"] == load_checkpoint(run.path / "best.pt")["epoch"] == 4
+    predictions = run.predictions("val")
+    accuracy = (predictions["label"] == predictions["predicted"]).mean()
+    assert accuracy == pytest.approx(history["val_accuracy"].iloc[-1])
+    assert "epoch 4 is kept, the last; " in train.answer(run)[0]
+
+
+def test_the_last_is_kept_after_early_stopping_where_it_is_asked_for(make_run):
+    run = make_run(lr=1e-12, epochs=12, patience=2, augment="none", keep="last")
+    train.fit(run)
+    assert (run.record("train")["kept_epoch"], run.record("train")["epochs"]) == (3, 3)
+    assert load_checkpoint(run.path / "best.pt")["epoch"] == 3
+
+
+@pytest.mark.parametrize("keep", ["best", "last"])
+def test_validation_predictions_of_every_epoch_are_kept(make_run, keep):
+    run = make_run(epochs=3, lr=0.01, keep=keep)
+    history = train.fit(run)
+    paths, predicted = run.epoch_predictions()
+    table = run.predictions("val")
+    assert paths.tolist() == table["path"].tolist() and predicted.shape == (3, len(table))
+    labels = table["label"].map(run.class_names.index).to_numpy()
+    assert (predicted == labels).mean(1) == pytest.approx(history["val_accuracy"].to_numpy())
+    kept = run.record("train")["kept_epoch"] - 1
+    probs, _ = run.probs(table)
+    assert np.array_equal(predicted[kept], probs.argmax(1))
+    np.testing.assert_allclose(run.epoch_probs()[1][kept], probs, atol=1e-3)
+
+
+def test_predictions_of_epochs_that_would_be_large_are_not_kept(make_run, monkeypatch):
+    monkeypatch.setattr(train, "KEPT_VALUES", 3 * 12 * 3 - 1)
+    run = make_run(epochs=3)
+    train.fit(run)
+    assert len(run.rows("val")) == 12 and run.epoch_predictions()[1].shape == (0, 12) and run.is_complete("train")
+
+
+def test_probabilities_in_sixteen_bits_predict_what_the_logits_do():
+    logits = torch.tensor([[1.0, 1.0001, 0.0], [2.0, 2.0, 2.0001], [0.0, 9.0, 1.0]])
+    found = evaluate.half_probs(logits)
+    assert found.dtype == torch.float16 and found.argmax(1).tolist() == logits.argmax(1).tolist() == [1, 2, 1]
+    np.testing.assert_allclose(found.numpy(), logits.softmax(1).numpy(), atol=1e-3)
+    assert evaluate.half_probs(torch.empty(0, 3)).shape == (0, 3)
 
 
 def test_the_same_seed_gives_the_same_numbers_and_another_does_not(make_run):
@@ -108,6 +158,7 @@ def test_files_are_plain_csv_and_json(make_run):
 def test_progress_line_tells_the_time_left():
     row = {"epoch": 2, "train_loss": 0.5, "val_loss": 0.4, "val_accuracy": 0.9, "val_macro_f1": 0.88, "seconds": 20.0}
     assert train.progress_line([row, row], 10).endswith("macro-F1 0.880, 80 s left")
+    assert train.progress_line([row, row], 10, best=1).endswith("macro-F1 0.880, best so far: epoch 1, 80 s left")
 
 
 def batch_of(labels) -> Batch:
@@ -176,7 +227,7 @@ def test_where_memory_ends_for_a_chosen_micro_batch_the_setting_is_named(make_ru
 def test_training_stops_early_and_keeps_the_best(make_run, capsys):
     run = make_run(lr=1e-12, epochs=12, patience=2, augment="none")  # nothing changes, so epoch 1 stays the best
     assert len(train.fit(run)) == 3
-    assert (run.record("train")["best_epoch"], run.record("train")["epochs"]) == (1, 3)
+    assert (run.record("train")["kept_epoch"], run.record("train")["epochs"]) == (1, 3)
     assert "stopped early: 2 epochs without a better macro_f1" in capsys.readouterr().out
 
 
@@ -192,10 +243,10 @@ def test_a_gain_below_min_delta_does_not_count():
 
 @pytest.mark.parametrize(("monitor", "ascending"), [("loss", True), ("accuracy", False), ("balanced_accuracy", False)])
 def test_the_best_epoch_is_that_of_the_monitored_metric(make_run, monitor, ascending):
-    run = make_run(monitor=monitor, epochs=6)
+    run = make_run(monitor=monitor, epochs=6, keep="best")
     history = train.fit(run)
     order = history.sort_values([f"val_{monitor}", "val_loss", "epoch"], ascending=[ascending, True, True])
-    assert run.record("train")["best_epoch"] == order["epoch"].iloc[0]
+    assert run.record("train")["kept_epoch"] == order["epoch"].iloc[0]
 
 
 def test_averaged_weights_are_judged_and_kept(make_run):
@@ -220,7 +271,7 @@ def weights(run) -> torch.Tensor:
 def test_without_a_fold_to_judge_all_photos_teach_and_the_last_epoch_is_kept(make_run):
     run = make_run(folds=2, fold=0)
     history = train.fit(run)
-    assert run.record("train")["best_epoch"] == 3 and "val_loss" not in history
+    assert run.record("train")["kept_epoch"] == 3 and "val_loss" not in history
     assert run.record("train")["photos_per_epoch"] == len(run.rows("train")) == 36
     assert run.rows("val").empty and run.predictions("val").empty
     text, numbers = train.answer(run)
@@ -282,7 +333,7 @@ def test_a_best_epoch_that_last_pt_does_not_know_is_dropped(make_run):
     for epoch, stays in ((8, True), (7, False)):
         torch.save(content | {"epoch": epoch}, run.path / "best.next.pt")
         (run.path / "predictions_val.next.csv").write_text("next")
-        checkpoint.settle(run, TrainingState(epoch=7, best_epoch=7))
+        checkpoint.settle(run, TrainingState(epoch=7, kept_epoch=7))
         assert not (run.path / "best.next.pt").exists() and not (run.path / "predictions_val.next.csv").exists()
         assert ((run.path / "best.pt").read_bytes() == kept) == stays
     assert (run.path / "predictions_val.csv").read_text() == "next"
