@@ -83,7 +83,8 @@ class Export:
         state = "verified" if self.record.int8_verified else "NOT verified, use fp32"
         cost = f"same label as torch on {self.record.int8_agreement:.1%} of {self.photos_tried}"
         if self.on_validation:
-            accuracy = metrics.proportion_text(self.correct["int8"], self.n)
+            low, high = metrics.wilson(self.correct["int8"], self.n)
+            accuracy = f"{self.correct['int8'] / self.n:.3f} ({low:.2f}–{high:.2f}, n = {self.n})"
             cost = f"accuracy {accuracy}, torch's is {self.correct['torch']}/{self.n}"
         smaller = self.record.size_mb_fp32 / self.record.size_mb_int8
         faster = self.record.latency_ms_fp32 / self.record.latency_ms_int8

@@ -87,12 +87,6 @@ def f1_of_counts(matrix: np.ndarray) -> float:
     return float((2 * np.diag(matrix)[there] / (true + claimed)[there]).mean()) if there.any() else float("nan")
 
 
-def proportion_text(correct: int, n: int) -> str:
-    """`0.933 (95 % CI 0.79–0.98, n = 30)`."""
-    low, high = wilson(correct, n)
-    return f"{correct / n:.3f} (95 % CI {low:.2f}–{high:.2f}, n = {n})" if n else "no photos"
-
-
 def log_loss(probs: np.ndarray, labels: np.ndarray) -> float:
     """Mean of -log(p of the true class), natural logarithm, from probs (n, C) and class indexes (n,)."""
     chosen = np.asarray(probs)[np.arange(len(labels)), labels]

@@ -12,6 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fruitlib.evaluation import calibration, metrics
+from fruitlib.evaluation.intervals import Share
+from fruitlib.evaluation.wording import plural_of
 from fruitlib.reporting.style import COLOURS
 
 MARKS = ("-", "--", "-.", ":")  # besides its colour, by which a class's line is known
@@ -29,6 +31,25 @@ def scores(rows: dict[str, tuple[float, float, float]], title: str, xlabel: str)
         ax.annotate(f"{value:.3f}", (value, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center")
     ax.set(title=title, xlabel=xlabel, xlim=(-0.03, 1.05), ylim=(len(rows) - 0.5, -0.8))
     ax.set(yticks=range(len(rows)), yticklabels=list(rows))
+    return ax
+
+
+def shares(rows: dict[str, Share], title: str, word: str = "group") -> Axes:
+    """Named shares, one a row: a thin line for new groups (new photos, where none belong together), and a thick one for
+    more photos of the same groups; `word` is what a group is called."""
+    _, ax = plt.subplots(figsize=(8, 1.2 + 0.55 * len(rows)))
+    for row, share in enumerate(rows.values()):
+        ax.plot([share.low, share.high], [row, row], color=COLOURS["test"], linewidth=1.5)
+        if share.groups:
+            same = [share.same_low, share.same_high]
+            ax.plot(same, [row, row], color=COLOURS["test"], linewidth=6, alpha=0.4, solid_capstyle="butt")
+        ax.plot(share.value, row, "o", color=COLOURS["test"])
+        at, text = min(max(share.value, 0.08), 0.92), f"{share.correct:g}/{share.n}"
+        ax.annotate(text, (at, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center")
+    groups = max((share.groups for share in rows.values()), default=0)
+    of = f"new {plural_of(word)}; thick: these {plural_of(word)}" if groups else "new photos"
+    ax.set(title=title, xlabel=f"accuracy, with 95 % interval: {of}", ylim=(len(rows) - 0.5, -0.7))
+    ax.set(yticks=range(len(rows)), yticklabels=list(rows), xlim=(-0.02, 1.02))
     return ax
 
 

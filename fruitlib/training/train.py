@@ -41,9 +41,7 @@ from fruitlib.training.distributed import OnEpoch
 from fruitlib.training.messages import say
 
 CAM_PHOTOS_PER_CLASS = 2
-KEPT_VALUES = (
-    2**25
-)  # probabilities of all epochs, 64 MB: beyond, photos are so many that choosing an epoch adds nothing
+KEPT_VALUES = 2**25  # probabilities of all epochs, 64 MB; where there are more, choosing an epoch adds nothing
 CHECK_LOSS_EVERY = 50  # batches; looking at each would make a GPU wait for the CPU every time
 
 
@@ -345,20 +343,6 @@ def progress_line(history: list[dict], epochs: int, best: int = 0) -> str:
         numbers += f", val accuracy {last['val_accuracy']:.3f}, macro-F1 {last['val_macro_f1']:.3f}"
         numbers += f", best so far: epoch {best}" if best else ""
     return f"epoch {last['epoch']}/{epochs}: {numbers}, {duration(left)} left"
-
-
-def answer(run: Run) -> tuple[str, dict[str, float]]:
-    """The result of training, in a sentence and as numbers."""
-    trained, history, n = run.record("train"), run.history(), len(run.rows("val"))
-    kept = history.set_index("epoch").loc[trained["kept_epoch"]]
-    which = "the last" if run.config.keeps_last or not n else f"the best of {trained['epochs']}"
-    ended = f"epoch {trained['kept_epoch']} is kept, {which}; {trained['seconds']:.0f} s of training"
-    numbers = {"n": n, "seconds": trained["seconds"], "kept_epoch": trained["kept_epoch"]}
-    if not n:
-        return f"Trained on all {len(run.rows('train'))} photos, none validate; {ended}", numbers
-    accuracy = metrics.proportion_text(round(kept["val_accuracy"] * n), n)
-    numbers |= {name: kept[f"val_{name}"] for name in ("macro_f1", "accuracy")}
-    return f"Validation macro-F1 {kept['val_macro_f1']:.3f}, accuracy {accuracy}; {ended}", numbers
 
 
 def main(run_dir: str) -> None:
