@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from fruitlib.core import files
-from fruitlib.evaluation import effects, wording
+from fruitlib.evaluation import effects, effects_wording, wording
 from fruitlib.evaluation.compare import Comparison, Pair
 from fruitlib.evaluation.outcomes import load_outcomes
 from fruitlib.evaluation.selection import SelectionOptimism
@@ -42,7 +42,7 @@ def write_effects(study: Study) -> pd.DataFrame:
     """
     table = effects.main_effects(study.results, study.differs, study.measures, load_outcomes(study))
     word, path = study.group_word, study.folder / INSIGHT
-    table = table.assign(summary=[wording.effect_summary(row, word) for row in table.to_dict("records")])
+    table = table.assign(summary=[effects_wording.effect_summary(row, word) for row in table.to_dict("records")])
     if len(table):
         files.write_csv(path, table)
     else:
@@ -77,7 +77,7 @@ def interactions_summary(table: pd.DataFrame, word: str = "group", at_most: int 
     """How many interactions were asked about and are significant, and a line for each of the clearest."""
     significant = table[table["significant"]].sort_values("holm_p").head(at_most)
     count = f"interactions asked about: {len(table)}, significant: {table['significant'].sum()}"
-    return "\n".join([count, *(wording.effect_summary(row, word) for row in significant.to_dict("records"))])
+    return "\n".join([count, *(effects_wording.effect_summary(row, word) for row in significant.to_dict("records"))])
 
 
 def write_insight(study: Study, table: pd.DataFrame, interactions: pd.DataFrame, optimism: SelectionOptimism) -> Answer:
@@ -91,6 +91,6 @@ def write_insight(study: Study, table: pd.DataFrame, interactions: pd.DataFrame,
     numbers["interactions"] = len(interactions)
     if optimism.measured:
         numbers["selection_optimism_points"] = 100 * optimism.points
-    text = wording.effects_answer_text(table, study.measure, study.group_word)
+    text = effects_wording.effects_answer_text(table, study.measure, study.group_word)
     files.write_json(study.folder / "insight.json", {"answer": text, "measure": study.measure, **numbers})
     return text, numbers
