@@ -41,16 +41,21 @@ def draw_shapes(folder: Path, per_class: int = 16, size: int = 40) -> Path:
     return folder
 
 
-def assert_table_in_docstring(function: Callable, table: pd.DataFrame, tolerance: float) -> None:
-    """Every row of a simulated table stands in the docstring, each number within `tolerance` of the simulated one."""
+def assert_table_in_docstring(function: Callable, table: pd.DataFrame, times: int) -> None:
+    """Every row of a simulated table of shares stands in the docstring, within what so many repetitions can show.
+
+    That is three standard errors, and the two digits of the docstring.
+    """
     lines = [line.strip() for line in (function.__doc__ or "").splitlines()]
     for label, row in table.iterrows():
         found = [line.removeprefix(str(label)).split() for line in lines if line.startswith(f"{label}  ")]
-        assert any(len(numbers) == len(row) and _near(numbers, row, tolerance) for numbers in found), (label, list(row))
+        assert any(len(numbers) == len(row) and _near(numbers, row, times) for numbers in found), (label, list(row))
 
 
-def _near(texts: list[str], row: pd.Series, tolerance: float) -> bool:
-    return bool((np.abs(np.array(texts, float) - row.to_numpy(float)) <= tolerance).all())
+def _near(texts: list[str], row: pd.Series, times: int) -> bool:
+    published, found = np.array(texts, float), row.to_numpy(float)
+    error = np.sqrt(np.maximum(published * (1 - published), 0.02) / times)
+    return bool((np.abs(published - found) <= 3 * error + 0.01).all())
 
 
 def wait_until(condition: Callable, seconds: float = 90):

@@ -29,14 +29,14 @@ class TestRecord:
     test_low: float  # 95 % interval of test_accuracy, for new groups; for new photos where none share a group
     test_high: float
     test_groups: int  # groups the photos come in; 0: photos stand alone
-    test_correlation: float | None  # how alike photos of a group are, 0 to 1; None: photos stand alone
     test_same_low: float  # 95 % interval of test_accuracy on more photos of these same groups
     test_same_high: float
-    test_macro_f1_low: float | None  # 95 % interval of test_macro_f1; None where a class has a single group
-    test_macro_f1_high: float | None
     test_correct_torch: int  # photos predicted as labelled, by backend
     test_correct_fp32: int
     test_correct_int8: int
+    test_correlation: float | None = None  # how alike photos of a group are, 0 to 1; None: photos stand alone
+    test_macro_f1_low: float | None = None  # 95 % interval of test_macro_f1; None where a class has a single group
+    test_macro_f1_high: float | None = None
 
     @property
     def numbers(self) -> dict[str, float]:

@@ -71,7 +71,8 @@ def pooled_results(pooled: pd.DataFrame, class_names: list[str], groups: dict[st
     The intervals take each photo's prediction as made by itself. The models of the folds share most of their training
     photos, so they are slightly too narrow:
 
-    COVERAGE-OF-FOLDS
+                    100   300
+    pooled folds   0.93  0.94
 
     Args:
         groups: the group of each photo by path, "" where it stands alone.

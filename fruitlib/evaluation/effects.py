@@ -110,9 +110,14 @@ def main_effects(
     other seeds alone.
 
     Simulated: sweeps of 24 settings, 93 photos in 16 groups, 6 questions; the share of sweeps with any significant
-    effect where no setting has one on new photos and seeds, and the power to find 6 to 8 points:
+    effect where no setting has one on new photos and seeds (false), how often the interval holds 0 there, and how often
+    a difference of 6 to 8 points is found (power), with 3, 5 and 10 seeds:
 
-    COVERAGE-OF-SWEEPS
+                       false 3  holds 3  power 3  false 5  holds 5  power 5  false 10  holds 10  power 10
+    run noise alone       0.04     0.96     0.32     0.04     0.96     0.99      0.04      0.95      1.00
+    seed luck             0.05     0.96     0.05     0.04     0.96     0.16      0.02      0.97      0.62
+    variety x setting     0.01     0.96     0.16     0.03     0.95     0.34      0.02      0.95      0.38
+    both                  0.02     0.96     0.04     0.04     0.96     0.11      0.04      0.95      0.23
 
     Args:
         results: a row per run with run and columns for `differs` (seed, fold and repeat among them) and `measures`.

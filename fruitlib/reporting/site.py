@@ -31,6 +31,7 @@ from fruitlib.core.errors import InputError
 from fruitlib.core.files import fingerprint, resolve, write_text
 from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.sweep_answers import INSIGHT
+from fruitlib.evaluation.wording import plural_of
 from fruitlib.reporting.markup import clean_markup
 
 EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run that names no `stages`
@@ -84,6 +85,7 @@ def _read_sweep(sweep_dir: Path) -> dict:
     try:
         sweep = {"title": sweep_dir.name, "chosen": None, "choose_by": "macro_f1"} | json.loads(path.read_text("utf-8"))
         sweep.setdefault("shipped", sweep["chosen"])
+        sweep["group_words"] = plural_of(sweep.get("group_word") or "group")
         sweep["runs"] = [{"state": "pending", "error": None, "name": run["name"] + ""} | run for run in sweep["runs"]]
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{sweep_dir} holds no sweep.json: give a sweep's folder, executed/<sweep>") from None
@@ -300,9 +302,10 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
     under_way = any(run["state"] == "pending" for run in runs) or sweep.get("total", 0) > len(runs)
     problems += _problems({"name": "", "pages": pages[""]}, [] if under_way else ["01_split"])
     problems += [text for run in complete for text in _problems(run, run.get("stages", EXPECTED))]
+    grouped = any(_number(row.get("groups")) > 0 for row in [*results, *pooled])
     return {
         "page": None,
-        "sweep": sweep,
+        "sweep": sweep | {"grouped": grouped},
         "complete": ranked,
         "unfinished": [run for run in runs if run["state"] != "complete"],
         "shipped": shipped,
@@ -310,6 +313,7 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
         "shared": pages[""],
         "measured": {name for run in ranked for name, value in run["row"].items() if _fixed(value, 0) != NONE},
         "forest": _forest([] if pooled else ranked[:MAX_PLOTTED]),  # folds validate on different photos: no ranking
+        "chosen_among": "",
         "openings": openings,
         "pooled": pooled,
         "effects": leading_effects_text(pd.DataFrame(effects), sweep["choose_by"]),

@@ -1,12 +1,13 @@
 """The results of a sweep so far, in files: `results.csv`, `insight.csv`, `results_oof.csv`, `sweep.json`."""
 
+import functools
 from pathlib import Path
 
 import pandas as pd
 
 from fruitlib.core import files
 from fruitlib.data import splits
-from fruitlib.evaluation import crossval, sweep_answers
+from fruitlib.evaluation import crossval, sweep_answers, wording
 from fruitlib.evaluation.study import build_study
 from fruitlib.runs.run import Run
 from fruitlib.sweep import final_model
@@ -115,12 +116,30 @@ def _sweep_record(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
         "title": plan.title,
         "params_file": files.display_path(Path(plan.source).resolve()),
         "data": plan.config.data,
+        "group_word": plan.config.group_word,
+        "population": _population(next(iter(work.values()))) if work else "",
         "choose_by": plan.choose_by,
         "hardware": params["record"].get("hardware", ""),
         "versions": params["record"].get("versions", {}),
         "finished": max(finished, default="")[:16].replace("T", " "),
         "runs": listed,
     }
+
+
+def _population(run: Run) -> str:
+    """Who the new photos are that numbers of this sweep speak of."""
+    path = run.sweep_dir / "manifest.csv"
+    if not path.is_file():
+        return ""
+    return _population_once(path, path.stat().st_mtime_ns, run.config.folds, run.config.group_word)
+
+
+@functools.lru_cache(maxsize=1)
+def _population_once(path: Path, stamp: int, folds: int, word: str) -> str:
+    """As the manifest was at `stamp`: validation photos, or with folds all that take turns to validate."""
+    rows = Run(path.parent / "any").manifest
+    rows = rows[rows["status"].isin(splits.USABLE) & rows["split"].isin(["train", "val"] if folds else ["val"])]
+    return wording.population_text(rows["group"].tolist(), word)
 
 
 def _write_table(table: pd.DataFrame, path: Path) -> None:

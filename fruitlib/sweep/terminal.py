@@ -127,6 +127,8 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         star = "*" if row["name"] == summary["chosen"] else " "
         seconds = f"{row['train_seconds']:.0f} s" if row["train_seconds"] >= 0 else "unfinished"
         print(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
+    if summary.get("population"):
+        print(f"\n{summary['population']}")
     for line in leading_effects_text(load_effects(sweep_dir), plan.choose_by):
         print("\n" + line.replace("\n", "\n    "))
     if summary["shipped"] in set(table["run"]):  # another sweep on this folder may have written the table since

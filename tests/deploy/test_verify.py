@@ -15,8 +15,9 @@ from fruitlib.training import train
 
 EXPORT_KEYS = ["size_mb_fp32", "size_mb_int8", "latency_ms_torch", "latency_ms_fp32", "latency_ms_int8"]
 EXPORT_KEYS += ["fp32_agreement", "int8_agreement", "mflops", "int8_verified"]
-TEST_KEYS = ["test_accuracy", "test_macro_f1", "test_n", "test_low", "test_high"]
-TEST_KEYS += ["test_correct_torch", "test_correct_fp32", "test_correct_int8"]
+TEST_KEYS = ["test_accuracy", "test_macro_f1", "test_n", "test_low", "test_high", "test_groups"]
+TEST_KEYS += ["test_same_low", "test_same_high", "test_correct_torch", "test_correct_fp32", "test_correct_int8"]
+TEST_KEYS += ["test_macro_f1_low", "test_macro_f1_high"]
 
 
 @pytest.fixture
@@ -107,12 +108,14 @@ def test_test_json_holds_the_shipped_files_numbers_and_what_each_backend_has_rig
 
 def test_validation_and_test_accuracy_stand_beside_each_other(run, exported):
     result = test_scores.evaluate_test(run, test_set.predict_test_photos(run))
-    rows = test_scores.beside_validation(run, result.record)
+    rows = test_scores.beside_validation(run, result)
     assert [name.split(",")[0] for name in rows] == ["validation", "test"]
     val = run.predictions("val")
-    assert next(iter(rows.values()))[0] == (val["label"] == val["predicted"]).mean()
+    assert next(iter(rows.values())).value == (val["label"] == val["predicted"]).mean()
+    torch = test_scores.by_backend(run, run.predictions("test"))["torch"]
+    assert torch.correct == result.record.test_correct_torch and torch.n == 12
     (run.path / "predictions_val.csv").unlink()
-    assert len(test_scores.beside_validation(run, result.record)) == 1  # no photos validated it
+    assert len(test_scores.beside_validation(run, result)) == 1  # no photos validated it
 
 
 def test_scoring_differently_opens_no_test_photo_again(run, exported):

@@ -6,7 +6,7 @@ import pytest
 
 from fruitlib.core import config
 from fruitlib.data import splits
-from fruitlib.evaluation import crossval, wording
+from fruitlib.evaluation import crossval, metrics, wording
 from fruitlib.runs.run import Run, create_run
 from fruitlib.training import train
 
@@ -85,7 +85,12 @@ def test_results_are_those_of_the_pooled_labels_with_n_the_number_of_photos():
             predicted = label if i >= wrong else "b"
             rows.append(("lr=1", repeat, i % 2 + 1, f"{i}.png", label, predicted))
     pooled = pd.DataFrame(rows, columns=["combination", "repeat", "fold", "path", "label", "predicted"])
-    found = crossval.pooled_results(pooled, ["a", "b"]).iloc[0]
+    found = crossval.pooled_results(pooled, ["a", "b"], {}).iloc[0]
     assert (found["n"], found["folds"], found["repeats"]) == (10, 2, 2)
     assert found["accuracy"] == pytest.approx(np.mean([0.8, 0.6]))
-    assert found["accuracy_low"] < 0.7 < found["accuracy_high"]
+    assert (found["accuracy_low"], found["accuracy_high"]) == metrics.wilson_share(0.7, 10)
+    assert found["macro_f1_low"] < found["macro_f1"] < found["macro_f1_high"] and found["groups"] == 0
+    trees = {f"{i}.png": f"tree {i // 2}" for i in range(10)}
+    grouped = crossval.pooled_results(pooled, ["a", "b"], trees).iloc[0]
+    assert grouped["groups"] == 5 and grouped["same_low"] == found["accuracy_low"]
+    assert grouped["accuracy_low"] < found["accuracy_low"]

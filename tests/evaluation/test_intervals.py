@@ -128,8 +128,7 @@ def test_who_the_new_photos_are_is_said():
     ],
 )
 def test_coverage_is_what_the_docstring_says(function, table, times):
-    """Within three standard errors of what so few repetitions can show."""
-    assert_table_in_docstring(function, table(times), tolerance=3 * np.sqrt(0.05 * 0.95 / times))
+    assert_table_in_docstring(function, table(times), times)
 
 
 @pytest.mark.parametrize("table", ["new groups", "even", "uneven"])

@@ -8,7 +8,7 @@ import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fruitlib.evaluation import metrics
+from fruitlib.evaluation import intervals, metrics, wording
 
 LOGITS = np.array([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-2.0, 1.0, 4.0]])
 LABELS = np.array([0, 2, 1])
@@ -58,7 +58,15 @@ def test_wilson_is_where_the_score_test_just_rejects(correct, n):
 
 
 def test_the_founding_example():
-    assert metrics.proportion_text(27, 30) == "0.900 (95 % CI 0.74–0.97, n = 30)"
+    assert wording.share_text(intervals.share_of(np.arange(30) < 27)) == "0.900 (95 % interval 0.74–0.97, n = 30)"
+
+
+def test_wilson_of_a_share_that_is_worth_fewer_photos_is_wider():
+    assert metrics.wilson_share(0.9, 30) == metrics.wilson(27, 30)
+    low, high = metrics.wilson_share(0.9, 7.5)
+    assert low < metrics.wilson(27, 30)[0] and high > metrics.wilson(27, 30)[1]
+    assert metrics.wilson_share(0.9, 30, 3.0)[0] < metrics.wilson(27, 30)[0]
+    assert np.isnan(metrics.wilson_share(0.9, 0)).all() and np.isnan(metrics.wilson_share(np.nan, 9)).all()
 
 
 def test_log_loss_agrees_with_scikit_learn():

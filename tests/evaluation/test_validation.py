@@ -8,7 +8,8 @@ import pytest
 
 from fruitlib.evaluation import metrics, validation
 
-KEYS = ["n", "correct", "accuracy", "accuracy_low", "accuracy_high", "balanced_accuracy"]
+KEYS = ["n", "correct", "accuracy", "accuracy_low", "accuracy_high", "groups", "correlation", "same_low", "same_high"]
+KEYS += ["balanced_accuracy"]
 KEYS += ["macro_precision", "macro_recall", "macro_f1", "macro_miss_rate", "val_loss", "macro_f1_low", "macro_f1_high"]
 KEYS += ["ece", "ece_low", "ece_high", "temperature", "majority_accuracy", "colour_macro_f1"]
 LABELS = np.array([0] * 10 + [1] * 10 + [2] * 10)
@@ -32,7 +33,8 @@ def test_every_number_is_what_its_name_says():
 
 def test_the_file_has_these_keys_in_this_order(make_run):
     run = make_run()
-    scores = validation.evaluate_validation(LABELS, PROBS, GUESSES)
+    groups = [f"variety {photo // 5}" for photo in range(30)]
+    scores = validation.evaluate_validation(LABELS, PROBS, GUESSES, groups)
     scores.write(run)
     content = json.loads((run.path / "metrics.json").read_text())
     assert list(content) == KEYS
@@ -42,8 +44,21 @@ def test_the_file_has_these_keys_in_this_order(make_run):
 def test_numbers_that_do_not_exist_are_left_out_of_the_file():
     probs = np.full((30, 3), 0.1) + 0.7 * np.eye(3)[LABELS]  # nothing is wrong: the bootstrap does not vary
     record = validation.evaluate_validation(LABELS, probs, GUESSES).record()
-    assert set(KEYS) - set(record) == {"macro_f1_low", "macro_f1_high", "ece_low", "ece_high"}
-    assert record["accuracy"] == 1
+    assert set(KEYS) - set(record) == {"correlation", "ece_low", "ece_high"}
+    assert record["accuracy"] == 1 and record["groups"] == 0
+    assert (record["macro_f1_low"], record["macro_f1_high"]) == (pytest.approx(0.886, abs=0.002), 1)
+
+
+def test_in_groups_the_headline_speaks_of_new_ones_and_names_the_old():
+    groups = [f"variety {photo // 5}" for photo in range(30)]
+    scores = validation.evaluate_validation(LABELS, PROBS, GUESSES, groups)
+    assert scores.groups == 6 and (scores.same_low, scores.same_high) == metrics.wilson(24, 30)
+    text = scores.summary("variety")
+    assert text.startswith("Accuracy 0.800 on new varieties (95 % interval 0.") and "(6 varieties" not in text
+    assert "; 6 varieties, 30 photos; on more photos of these 6: 0.63–0.90). Macro-F1 0.800 (0." in text
+    lone = ["one" if label == 2 else group for label, group in zip(LABELS, groups, strict=True)]
+    alone = validation.evaluate_validation(LABELS, PROBS, GUESSES, lone).summary("variety")
+    assert "no interval: a class has only one variety" in alone
 
 
 def test_the_baselines_learn_from_training_photos():

@@ -67,8 +67,8 @@ def table(times: int, seeds: tuple[int, ...] = (3, 5, 10)) -> pd.DataFrame:
             rng = np.random.default_rng([many, len(name)])
             idle = [answers(*simulated_sweep(rng, many, world, 0.0)) for _ in range(times)]
             real = [answers(*simulated_sweep(rng, many, world, EFFECT))[0][REAL] for _ in range(times)]
-            row[f"false, {many} seeds"] = np.mean([found.any() for found, _ in idle])
-            row[f"holds, {many}"] = np.mean([holds.mean() for _, holds in idle])
-            row[f"power, {many}"] = np.mean(real)
+            row[f"false {many}"] = np.mean([found.any() for found, _ in idle])
+            row[f"holds {many}"] = np.mean([holds.mean() for _, holds in idle])
+            row[f"power {many}"] = np.mean(real)
         rows.append(row)
     return pd.DataFrame(rows).set_index("world").round(2)

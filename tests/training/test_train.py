@@ -18,6 +18,7 @@ from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Run, create_run
 from fruitlib.training import checkpoint, evaluate, micro_batch, models, train
 from fruitlib.training.checkpoint import TrainingState
+from fruitlib.training.result import training_answer
 from fruitlib.training.weights import load_checkpoint
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]
@@ -34,7 +35,7 @@ def test_it_learns_and_keeps_the_best_epoch(make_run):
     assert accuracy == pytest.approx(order["val_accuracy"].iloc[0])
     assert predictions[[f"p_{name}" for name in run.class_names]].sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
     assert set(predictions["path"]) == set(run.rows("val")["path"])
-    assert f"epoch {order['epoch'].iloc[0]} is kept, the best of 12; " in train.answer(run)[0]
+    assert f"epoch {order['epoch'].iloc[0]} is kept, the best of 12; " in training_answer(run)[0]
 
 
 def test_the_last_epoch_is_kept_where_the_schedule_ends_by_design(make_run):
@@ -46,7 +47,7 @@ def test_the_last_epoch_is_kept_where_the_schedule_ends_by_design(make_run):
     predictions = run.predictions("val")
     accuracy = (predictions["label"] == predictions["predicted"]).mean()
     assert accuracy == pytest.approx(history["val_accuracy"].iloc[-1])
-    assert "epoch 4 is kept, the last; " in train.answer(run)[0]
+    assert "epoch 4 is kept, the last; " in training_answer(run)[0]
 
 
 def test_the_last_is_kept_after_early_stopping_where_it_is_asked_for(make_run):
@@ -274,7 +275,7 @@ def test_without_a_fold_to_judge_all_photos_teach_and_the_last_epoch_is_kept(mak
     assert run.record("train")["kept_epoch"] == 3 and "val_loss" not in history
     assert run.record("train")["photos_per_epoch"] == len(run.rows("train")) == 36
     assert run.rows("val").empty and run.predictions("val").empty
-    text, numbers = train.answer(run)
+    text, numbers = training_answer(run)
     assert text.startswith("Trained on all 36 photos, none validate") and "accuracy" not in numbers
 
 
