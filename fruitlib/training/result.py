@@ -7,7 +7,7 @@ from fruitlib.runs.run import Run
 def training_answer(run: Run) -> tuple[str, dict[str, float]]:
     """Score of the kept epoch on the validation photos, which epoch it is, and seconds: a sentence, and numbers."""
     trained, rows = run.record("train"), run.predictions("val")
-    which = "the last" if run.config.keeps_last or rows.empty else f"the best of {trained['epochs']}"
+    which = "the last" if trained["keep"] == "last" else f"the best of {trained['epochs']}"
     ended = f"epoch {trained['kept_epoch']} is kept, {which}; {trained['seconds']:.0f} s of training"
     numbers = {"n": len(rows), "seconds": trained["seconds"], "kept_epoch": trained["kept_epoch"]}
     if rows.empty:

@@ -205,13 +205,14 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
             on_epoch(pd.DataFrame(state.history))
 
     if rank == 0:
+        keep = "last" if config.keeps_last or not len(val_photos) else "best"
         if state.epoch < config.epochs:
             say(f"stopped early: {config.patience} epochs without a better {config.monitor}")
         compiled = "; compiled" if config.compile != "none" else ""
         val_probs = [probs.numpy() for probs in state.val_probs] or np.empty((0, len(val_photos), num_classes))
         run.write_epoch_predictions(np.asarray(val_probs))
         run.complete(
-            "train", identity, kept_epoch=state.kept_epoch, epochs=state.epoch,
+            "train", identity, keep=keep, kept_epoch=state.kept_epoch, epochs=state.epoch,
             seconds=state.history[-1]["seconds"], parameters=models.num_parameters(model),
             total_parameters=sum(weight.numel() for weight in model.parameters()), processes=world_size,
             data_fingerprint=run.data_fingerprint, initial_weights=initial_weights, cache=train_photos.store.kind,
