@@ -64,6 +64,9 @@ def test_a_rooms_docstring_lists_its_modules_and_it_holds_nothing_else(room):
     assert sorted(listed) == sorted(path.stem for path in MODULES if path.parent.name == room)
 
 
+SCIPY = ("significance", "calibration", "learning_curve", "intervals", "crossed")
+
+
 @pytest.mark.parametrize(
     ("package", "homes"),
     [
@@ -81,7 +84,7 @@ def test_a_rooms_docstring_lists_its_modules_and_it_holds_nothing_else(room):
         ("imagehash", {"data.photo_checks"}),
         ("sklearn", {"data.stratify", "evaluation.leakage", "evaluation.calibration", "evaluation.baselines"}),
         ("cleanlab", {"evaluation.label_errors"}),
-        ("scipy", {"evaluation.significance", "evaluation.calibration", "evaluation.learning_curve"}),
+        ("scipy", {f"evaluation.{name}" for name in SCIPY}),
         ("statsmodels", {"evaluation.significance"}),
         ("imblearn", {"data.balance"}),
     ],

@@ -8,7 +8,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from fruitlib.core.errors import InputError
 from fruitlib.core.model_names import MODELS, OURS
-from fruitlib.core.source_code import assigned_names
 
 
 class Config(BaseModel):
@@ -390,29 +389,3 @@ def _explain(error: dict) -> tuple[str, str]:
     is_mapping = isinstance(field.default, dict)
     shown = ".".join(map(str, error["loc"])) if is_mapping else name  # of a union, pydantic would name the branch
     return f"{shown} = {given!r}: {message}; wanted: {field.description}", name
-
-
-def from_notebook(cells: dict[str, Any]) -> Config:
-    """The `Config` a notebook's parameters describe: pass `globals()`.
-
-    Settings named in the parameters cell are taken, `overrides` adds others.
-
-    Raises:
-        InputError: whatever `make` refuses, or an injected name that is neither a setting nor in the parameters cell.
-    """
-    overrides = cells.get("overrides") or {}
-    if not isinstance(overrides, dict):
-        raise InputError("overrides: wanted a mapping such as {'weight_decay': 0.01}")
-    check_injected(cells)
-    settings = {name: cells[name] for name in Config.model_fields if name in cells}
-    return make({**settings, **overrides}, "parameters")
-
-
-def check_injected(cells: dict[str, Any]) -> None:
-    """Refuse a name that papermill injected and nothing knows; papermill itself only warns. Pass `globals()`."""
-    sources = [source for source in cells.get("In") or [] if source]
-    injected = {name for source in sources if source.startswith("# Parameters") for name in assigned_names(source)}
-    declared = assigned_names(sources[0]) if sources else set()
-    known = {*Config.model_fields, "overrides"} if "overrides" in declared else declared
-    if unknown := sorted(injected - known - declared):
-        raise InputError(f"unknown parameter {unknown[0]}{nearest(unknown[0], known | declared)}")

@@ -62,6 +62,9 @@ class TestResult:
     """What `evaluate_test` finds: the record, and what it rests on."""
 
     record: TestRecord
+    labels: np.ndarray  # class indexes (n,)
+    predicted: np.ndarray  # the shipped file's, (n,)
+    groups: list[str]  # of each photo, "" where it stands alone
     matrix: np.ndarray  # confusion matrix of the shipped file, (C, C)
     share: Share  # accuracy of the shipped file, with its intervals
     group_word: str  # what a group is called
@@ -110,7 +113,7 @@ def evaluate_test(run: Run, predictions: pd.DataFrame) -> TestResult:
         test_macro_f1_high=high,
         **{f"test_correct_{backend}": int(correct[backend]) for backend in ("torch", "fp32", "int8")},
     )
-    return TestResult(record, matrix, share, run.config.group_word, len(run.members))
+    return TestResult(record, labels, probs.argmax(1), groups, matrix, share, run.config.group_word, len(run.members))
 
 
 def beside_validation(run: Run, result: TestResult) -> dict[str, Share]:

@@ -4,8 +4,9 @@ In: `predictions_*.csv`, results tables, labels and probabilities as arrays. Out
 and tables; `wording` alone puts them into sentences. Read `metrics` and `intervals` first.
 
     metrics         counts and rates from labels and predictions (NumPy only)
-    intervals       bootstrap intervals, whole groups drawn
-    significance    paired tests: McNemar, sign flips, Holm
+    intervals       shares and macro-F1 with 95 % intervals, for new groups of photos
+    significance    two models on the same photos: McNemar, sign flips of groups; Holm
+    crossed         differences on new seeds and new groups at once
     selection       how optimistic the best of many runs looks for having been chosen
     baselines       what a result has to beat: the commonest class, the mean colour
     calibration     reliability, calibration error, temperature; thresholds
@@ -15,9 +16,11 @@ and tables; `wording` alone puts them into sentences. Read `metrics` and `interv
     validation      metrics.json: a run on its validation photos, beside the baselines
     compare         two runs, or any two CSVs of predictions: matched, tested
     study           a sweep's runs as a table
+    outcomes        what each run of a sweep predicts, photo by photo
     effects         what each setting did: paired effects, interactions, costs
     split_summary   the answer of 01
     sweep_answers   the answers of 07 and 08, and the files that hold them
     learning_curve  what more photos would bring
     wording         the numbers of this room in sentences
+    effects_wording the same for what settings did
 """

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fruitlib.evaluation import calibration, metrics
+from fruitlib.evaluation import calibration, intervals, metrics
 from fruitlib.evaluation.intervals import Share
 from fruitlib.evaluation.wording import plural_of
 from fruitlib.reporting.style import COLOURS
@@ -39,13 +39,10 @@ def shares(rows: dict[str, Share], title: str, word: str = "group") -> Axes:
     more photos of the same groups; `word` is what a group is called."""
     _, ax = plt.subplots(figsize=(8, 1.2 + 0.55 * len(rows)))
     for row, share in enumerate(rows.values()):
-        ax.plot([share.low, share.high], [row, row], color=COLOURS["test"], linewidth=1.5)
         if share.groups:
             same = [share.same_low, share.same_high]
             ax.plot(same, [row, row], color=COLOURS["test"], linewidth=6, alpha=0.4, solid_capstyle="butt")
-        ax.plot(share.value, row, "o", color=COLOURS["test"])
-        at, text = min(max(share.value, 0.08), 0.92), f"{share.correct:g}/{share.n}"
-        ax.annotate(text, (at, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center")
+        _share(ax, row, share, COLOURS["test"])
     groups = max((share.groups for share in rows.values()), default=0)
     of = f"new {plural_of(word)}; thick: these {plural_of(word)}" if groups else "new photos"
     ax.set(title=title, xlabel=f"accuracy, with 95 % interval: {of}", ylim=(len(rows) - 0.5, -0.7))
@@ -163,33 +160,42 @@ def class_counts(matrix: np.ndarray, class_names: list[str]) -> Axes:
     return ax
 
 
-def class_rates(matrix: np.ndarray, class_names: list[str]) -> Figure:
-    """Precision, recall and miss rate per class, each with its n and 95 % Wilson interval; F1 as a point."""
-    counts, rates = metrics.counts(matrix), metrics.rates(matrix)
-    of = {
-        "precision": (counts["tp"], counts["tp"] + counts["fp"]),
-        "recall": (counts["tp"], counts["tp"] + counts["fn"]),
-        "miss_rate": (counts["fn"], counts["tp"] + counts["fn"]),
-        "f1": None,
-    }
+def class_rates(
+    labels: np.ndarray, predicted: np.ndarray, class_names: list[str], groups: list[str], word: str = "group"
+) -> Figure:
+    """Precision, recall and miss rate per class, each with its 95 % interval for new groups; F1 as a point."""
+    rates = metrics.rates(metrics.confusion_matrix(labels, predicted, len(class_names)))
+    groups, right = np.asarray(groups, object), labels == predicted
+    of = {"precision": (predicted, right), "recall": (labels, right), "miss_rate": (labels, ~right)}
     figure, axes = plt.subplots(1, 4, figsize=(10, 1.3 + 0.55 * len(class_names)), sharey=True)
     rows = np.arange(len(class_names))
-    for ax, (name, fraction) in zip(axes, of.items(), strict=True):
-        if fraction:
-            for row, k, n in zip(rows, *fraction, strict=True):
-                _interval(ax, row, int(k), int(n))
-        else:
-            ax.plot(rates["f1"], rows, "o", color=COLOURS["val"])
-            for row, value in zip(rows, rates["f1"], strict=True):
-                ax.annotate(
-                    f"{value:.2f}", (value, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center"
-                )
-        title = {"miss_rate": "miss rate", "f1": "F1"}.get(name, name)
-        ax.set(title=title, xlim=(-0.06, 1.06), yticks=rows, yticklabels=class_names, ylim=(len(rows) - 0.4, -0.7))
+    for ax, (name, (belongs, counted)) in zip(axes, of.items(), strict=False):
+        for row in rows:
+            _share(ax, row, intervals.share_of(counted[belongs == row], groups[belongs == row]))
+        ax.set_title(name.replace("_", " "))
+    axes[-1].plot(rates["f1"], rows, "o", color=COLOURS["val"])
+    for row, value in zip(rows, rates["f1"], strict=True):
+        place = {"xytext": (0, 7), "textcoords": "offset points", "fontsize": 9, "ha": "center"}
+        axes[-1].annotate(f"{value:.2f}", (value, row), **place)
+    axes[-1].set_title("F1")
+    for ax in axes:
+        ax.set(xlim=(-0.06, 1.06), yticks=rows, yticklabels=class_names, ylim=(len(rows) - 0.4, -0.7))
         ax.set_xticks([0, 0.5, 1])
-    figure.supxlabel("share of photos, with 95 % Wilson interval (F1 is no proportion and has none here)", fontsize=10)
+    of_new = plural_of(word) if any(groups != "") else "photos"
+    figure.supxlabel(f"share of photos, with 95 % interval for new {of_new} (F1 is no proportion: none)", fontsize=10)
     figure.tight_layout()
     return figure
+
+
+def _share(ax: Axes, row: float, share: Share, colour: str = COLOURS["val"]) -> None:
+    """One share as a dot on its interval, labelled correct/n."""
+    if not share.n:
+        ax.annotate("no photos", (0.5, row), fontsize=9, ha="center", va="center", color="#666666")
+        return
+    ax.plot([share.low, share.high], [row, row], color=colour, linewidth=2)
+    ax.plot(share.value, row, "o", color=colour)
+    at, text = min(max(share.value, 0.08), 0.92), f"{share.correct:g}/{share.n}"
+    ax.annotate(text, (at, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center")
 
 
 def _interval(ax: Axes, row: float, correct: int, n: int, colour: str = COLOURS["val"], text: bool = True) -> None:

@@ -17,4 +17,5 @@ Read `train` first: the recipe from first line to last.
     distributed   several processes: started, followed, restarted, all ended
     lr_finder     which learning rate? a range test
     train         the recipe
+    result        the answer of 02
 """

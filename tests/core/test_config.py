@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fruitlib.core import config
+from fruitlib.core import config, parameters
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 
@@ -90,8 +90,11 @@ def test_notebook_parameters_become_a_config_and_unknown_ones_are_refused():
         "run_dir": "x",
         "In": ["", cell, "# Parameters\nlr = 0.5\n"],
     }
-    assert config.from_notebook(space).model_dump(include={"lr", "weight_decay"}) == {"lr": 0.5, "weight_decay": 0.2}
+    assert parameters.from_notebook(space).model_dump(include={"lr", "weight_decay"}) == {
+        "lr": 0.5,
+        "weight_decay": 0.2,
+    }
     with pytest.raises(InputError, match=r"unknown parameter optimiser \(did you mean optimizer"):
-        config.from_notebook(space | {"In": ["", cell, "# Parameters\noptimiser = 0.5\n"]})
+        parameters.from_notebook(space | {"In": ["", cell, "# Parameters\noptimiser = 0.5\n"]})
     with pytest.raises(InputError, match="unknown setting"):
-        config.from_notebook(space | {"overrides": {"weight_decai": 1}})
+        parameters.from_notebook(space | {"overrides": {"weight_decai": 1}})

@@ -339,12 +339,12 @@ def test_only_folders_with_a_changed_notebook_are_written_again_when_so_asked(sw
 
 
 def test_the_index_lists_what_made_a_difference_to_the_score(sweep):
-    rows = [("macro_f1", 3, "lr: can tell"), ("train_seconds", 3, "took longer"), ("macro_f1", 2, "two pairs")]
-    table = pd.DataFrame(rows, columns=["measure", "units", "summary"]).assign(significant=True, setting="lr")
+    rows = [("macro_f1", 3, "lr: it did"), ("train_seconds", 3, "took longer"), ("macro_f1", 1, "one seed")]
+    table = pd.DataFrame(rows, columns=["measure", "seeds", "summary"]).assign(significant=True, setting="lr")
     table.to_csv(sweep / "insight.csv", index=False)
     site.build_site(sweep)
     text = read(sweep / "index.html").text
-    assert "lr: can tell" in text and "took longer" not in text and "two pairs" not in text
+    assert "lr: it did" in text and "took longer" not in text and "one seed" not in text
     (sweep / "insight.csv").unlink()
     site.build_site(sweep)
     assert "made a difference" not in read(sweep / "index.html").text

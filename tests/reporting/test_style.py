@@ -45,7 +45,13 @@ def test_confusion_shows_counts_and_shares():
 def test_class_counts_and_rates_name_their_fractions():
     heights = [bar.get_height() for bars in metrics_figures.class_counts(MATRIX, NAMES).containers for bar in bars]
     assert heights == [9, 8, 0, 1, 2, 0, 2, 1, 0]  # tp, fn, fp
-    axes = metrics_figures.class_rates(MATRIX, NAMES).axes
+    cells = np.repeat(np.arange(9), MATRIX.ravel())
+    labels, predicted = cells // 3, cells % 3
+    figure = metrics_figures.class_rates(labels, predicted, NAMES, [""] * len(labels))
+    axes = figure.axes
+    assert "for new photos" in figure.get_supxlabel()
+    trees = metrics_figures.class_rates(labels, predicted, NAMES, [f"t{i % 5}" for i in range(len(labels))], "tree")
+    assert "for new trees" in trees.get_supxlabel()
     assert texts(axes[0]) == ["9/11", "8/9", "no photos"] and texts(axes[1])[:2] == ["9/10", "8/10"]
 
 
