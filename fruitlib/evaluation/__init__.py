@@ -22,5 +22,5 @@ and tables; `wording` alone puts them into sentences. Read `metrics` and `interv
     sweep_answers   the answers of 07 and 08, and the files that hold them
     learning_curve  what more photos would bring
     wording         the numbers of this room in sentences
-    effects_wording the same for what settings did
+    effects_wording  the same for what settings did
 """
