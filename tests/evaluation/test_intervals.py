@@ -14,7 +14,7 @@ from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
 from fruitlib.core.errors import InputError
-from fruitlib.evaluation import intervals, metrics, selection, significance, wording
+from fruitlib.evaluation import intervals, metrics, significance, wording
 
 CLASSES = 3
 pairs = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)), min_size=4, max_size=60)
@@ -188,19 +188,6 @@ def test_pairs_needed_agrees_with_statsmodels_power(effect):
     wanted = TTestPower().solve_power(effect, power=0.8, alpha=0.05)
     assert significance.pairs_needed(differences) == pytest.approx(wanted, abs=1.1)
     assert significance.pairs_needed([1.0]) is None and significance.pairs_needed([1.0, -1.0]) is None
-
-
-def test_choosing_among_equals_is_optimistic_and_a_lone_run_is_not():
-    rng = np.random.default_rng(5)
-    labels = np.arange(30) % 3
-    equals = rng.random((30, 20)) < 0.8
-    found = selection.selection_optimism(equals, labels)
-    assert 0.02 < found.points < 0.15 and found.honest == pytest.approx(found.best - found.points)
-    assert (found.candidates, found.photos) == (20, 30)
-    alone = selection.selection_optimism(equals[:, :1], labels)
-    assert abs(alone.points) < 0.01 and not alone.measured
-    better = np.column_stack([np.ones(30, bool), rng.random((30, 5)) < 0.5])
-    assert selection.selection_optimism(better, labels).points < 0.005
 
 
 def test_groups_are_listed_worst_first():
