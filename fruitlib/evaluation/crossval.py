@@ -15,8 +15,13 @@ def pool_folds(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Write `predictions_oof.csv`: the validation predictions of every combination all of whose folds are trained.
 
-    Columns combination, run, trained (the training's identity), repeat, fold, path, label, predicted, p_<class>…,
-    backend; in every combination each photo of the pool appears once per repeat. Without any, no file is left.
+    Columns combination, run, trained (the training's identity), repeat, fold, epoch, path, label, predicted,
+    p_<class>…, backend; in every combination each photo of the pool appears once per repeat. Without any, no file is
+    left.
+
+    Where runs keep their best epoch, a fold's photos are predicted by the epoch that is best in the mean curve of the
+    *other* folds of its repeat (`epoch_by_others`), so that no photo has a say in its own epoch. Each fold's own files,
+    `best.pt` and `predictions_val.csv`, stay those of its own best epoch.
 
     Returns:
         the table, and a line for each combination that cannot be pooled: why, and what to do.
@@ -42,16 +47,43 @@ def _pooled(combination: str, folds: list[Run]) -> tuple[pd.DataFrame, str]:
         return pd.DataFrame(), f"{combination}: its folds did not start from the same fresh weights: {remedy}"
     tables = []
     for run in folds:
+        epoch, own = _predicted_by_others_choice(run, folds)
         places = {"combination": combination, "run": run.name, "trained": run.record("train")["identity"]}
-        places |= {"repeat": run.config.repeat, "fold": run.config.fold}
-        table = run.predictions("val")
+        places |= {"repeat": run.config.repeat, "fold": run.config.fold, "epoch": epoch}
         for position, (name, value) in enumerate(places.items()):
-            table.insert(position, name, value)
-        tables.append(table)
+            own.insert(position, name, value)
+        tables.append(own)
     table = pd.concat(tables, ignore_index=True)
     if (twice := table.duplicated(["repeat", "path"])).any():
         return pd.DataFrame(), f"{combination}: {table.loc[twice, 'path'].iloc[0]} was predicted by two folds: {remedy}"
     return table, ""
+
+
+def _predicted_by_others_choice(run: Run, folds: list[Run]) -> tuple[int, pd.DataFrame]:
+    """The epoch that predicts a fold's validation photos, and these predictions.
+
+    It is the run's kept one where that is the last, and where predictions of every epoch were too large to keep.
+    """
+    trained, table = run.record("train"), run.predictions("val")
+    others = [one for one in folds if one.config.repeat == run.config.repeat and one.name != run.name]
+    paths, probs = run.epoch_probs() if trained["keep"] == "best" and others else ((), ())
+    if not len(probs):
+        return trained["kept_epoch"], table
+    epoch = epoch_by_others([one.history() for one in others], len(probs), run.config.monitor)
+    probs = probs[epoch - 1][pd.Index(paths).get_indexer(table["path"])].astype(float)
+    columns = {f"p_{name}": probs[:, place].round(6) for place, name in enumerate(run.class_names)}
+    return epoch, table.assign(predicted=np.array(run.class_names)[probs.argmax(1)], **columns)
+
+
+def epoch_by_others(histories: list[pd.DataFrame], epochs: int, monitor: str) -> int:
+    """The epoch, 1 to `epochs`, at which the mean of the other folds' `monitor` is best; of equals the lowest loss.
+
+    A training that stopped early counts with its last values from there on.
+    """
+    curves = [history.set_index("epoch").reindex(range(1, epochs + 1)).ffill() for history in histories]
+    loss = np.mean([curve["val_loss"] for curve in curves], axis=0)
+    scores = -loss if monitor == "loss" else np.mean([curve[f"val_{monitor}"] for curve in curves], axis=0)
+    return int(np.lexsort((loss, -scores.round(12)))[0]) + 1
 
 
 def out_of_sample(run: Run) -> tuple[pd.DataFrame, bool]:

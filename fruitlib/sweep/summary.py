@@ -7,8 +7,8 @@ import pandas as pd
 
 from fruitlib.core import files
 from fruitlib.data import splits
-from fruitlib.evaluation import crossval, sweep_answers, wording
-from fruitlib.evaluation.study import build_study
+from fruitlib.evaluation import crossval, selection, sweep_answers, wording
+from fruitlib.evaluation.study import Study, build_study
 from fruitlib.runs.run import Run
 from fruitlib.sweep import final_model
 from fruitlib.sweep.final_model import TEST_STAGE
@@ -58,6 +58,8 @@ def write_summary(
     """`results.csv`, `sweep.json` and the tables that compare runs, as far as the sweep has come.
 
     Args:
+        chosen: the combination that was chosen in the end. Then `sweep.json` says, under `optimism`, what choosing adds
+            to its score (`SelectionOptimism.record`).
         total: how many runs there will be in the end, where a search has not proposed all of them yet.
 
     Returns:
@@ -72,8 +74,10 @@ def write_summary(
         expected = {shipped: final_model.expected(plan, shipped, chosen, pooled)} if shipped else {}
     table = results_table(plan, work, states, expected)
     _write_table(table, sweep_dir / "results.csv")
-    _write_insight(plan, sweep_dir, table)
+    study = _write_insight(plan, sweep_dir, table)
     sweep = _sweep_record(plan, work, states) | {"chosen": chosen, "shipped": shipped}
+    if chosen and study:
+        sweep["optimism"] = _optimism(study)
     sweep["total"] = max(total, len(work))
     if shipped and plan.config.folds:
         sweep["made"] = final_model.origin_summary(plan, work[shipped], folds_of(plan, work, chosen))
@@ -87,12 +91,25 @@ def _groups(pooled: pd.DataFrame, run: Run) -> dict[str, str]:
     return dict(zip(paths, run.groups(paths), strict=True))
 
 
-def _write_insight(plan: Sweep, sweep_dir: Path, table: pd.DataFrame) -> None:
-    """`insight.csv` as 08 writes it, from the runs that are complete; without any, no file is left."""
+def _write_insight(plan: Sweep, sweep_dir: Path, table: pd.DataFrame) -> Study | None:
+    """`insight.csv` as 08 writes it, from the runs that are complete; returns these. Without any, no file is left."""
     if plan.choose_by not in table:  # nothing is complete
         (sweep_dir / sweep_answers.INSIGHT).unlink(missing_ok=True)
-        return
-    sweep_answers.write_effects(build_study(sweep_dir, table, _settings(plan), plan.choose_by))
+        return None
+    study = build_study(sweep_dir, table, _settings(plan), plan.choose_by)
+    sweep_answers.write_effects(study)
+    return study
+
+
+def _optimism(study: Study) -> dict:
+    """What choosing adds to the best run's accuracy (`SelectionOptimism.record`).
+
+    Empty where a run's files cannot be read: that must not stop a sweep at its end.
+    """
+    try:
+        return selection.optimism_of_study(study).record()
+    except (OSError, ValueError, KeyError):  # pandas' errors and InputError are ValueErrors
+        return {}
 
 
 def _settings(plan: Sweep) -> dict[str, dict]:

@@ -11,18 +11,22 @@ from fruitlib.runs.run import Run, create_run
 from fruitlib.training import train
 
 
-@pytest.fixture(scope="module")
-def trained(shapes, tmp_path_factory):
-    """Three folds of one combination, really trained for an epoch each; and the combinations."""
-    folder = tmp_path_factory.mktemp("folds")
+def train_folds(shapes, folder, **changes):
+    """Three folds of one combination, really trained; the runs, the combinations, their folder."""
     settings = {"data": str(shapes), "folds": 3, "test_per_class": 2, "image_size": 32, "epochs": 1, "cam_every": 0}
     work = {}
     for fold in (1, 2, 3):
-        cfg = config.make(settings | {"fold": fold})
+        cfg = config.make(settings | changes | {"fold": fold})
         splits.prepare_manifest(cfg, folder)
         work[f"fold={fold}"] = create_run(folder / f"fold={fold}", cfg)
         train.fit(work[f"fold={fold}"])
     return work, {"run": list(work)}, folder
+
+
+@pytest.fixture(scope="module")
+def trained(shapes, tmp_path_factory):
+    """Three folds of an epoch each."""
+    return train_folds(shapes, tmp_path_factory.mktemp("folds"))
 
 
 def test_every_photo_is_predicted_once_by_a_fold_that_did_not_learn_from_it(trained):
@@ -36,6 +40,53 @@ def test_every_photo_is_predicted_once_by_a_fold_that_did_not_learn_from_it(trai
         assert predicted and not predicted & set(run.rows("train")["path"])
         assert not predicted & set(run.rows("test")["path"])
     assert pd.read_csv(folder / crossval.POOLED).shape == pooled.shape
+
+
+def test_no_photo_has_a_say_in_the_epoch_that_predicts_it(shapes, tmp_path):
+    """What a fold's photos make of its own epochs is made up: the others' mean curve chooses all the same."""
+    work, combinations, folder = train_folds(shapes, tmp_path, epochs=4, keep="best", lr=0.01)
+    curves = {"fold=1": [0.1, 0.2, 0.9, 0.3], "fold=2": [0.6, 0.8, 0.1, 0.1], "fold=3": [0.9, 0.4, 0.3, 0.1]}
+    for name, curve in curves.items():
+        work[name].history().assign(val_macro_f1=curve).to_csv(folder / name / "history.csv", index=False)
+    pooled, problems = crossval.pool_folds(work, combinations, folder)
+    assert problems == []
+    assert pooled.groupby("run")["epoch"].unique().map(list).to_dict() == {"fold=1": [1], "fold=2": [3], "fold=3": [3]}
+    for name, epoch in (("fold=1", 1), ("fold=2", 3), ("fold=3", 3)):
+        paths, probs = work[name].epoch_probs()
+        own = pooled[pooled["run"] == name].set_index("path").loc[paths]
+        found, _ = work[name].probs(own)
+        np.testing.assert_allclose(found, probs[epoch - 1].astype(float), atol=1e-6)
+        assert own["predicted"].tolist() == np.array(work[name].class_names)[probs[epoch - 1].argmax(1)].tolist()
+    assert sorted(pooled["path"]) == sorted(work["fold=1"].manifest.query("split == 'train'")["path"])
+
+
+def test_the_last_epoch_predicts_where_the_last_is_kept(trained):
+    work, combinations, folder = trained
+    pooled, _ = crossval.pool_folds(work, combinations, folder)
+    assert set(pooled["epoch"]) == {1}
+    for name, run in work.items():
+        own = pooled[pooled["run"] == name].reset_index(drop=True)[run.predictions("val").columns]
+        pd.testing.assert_frame_equal(own, run.predictions("val"))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "epoch"),
+    [("macro_f1", 2), ("accuracy", 3), ("loss", 4)],
+)
+def test_the_others_mean_curve_chooses_the_epoch(monitor, epoch):
+    columns = ["epoch", "val_loss", "val_macro_f1", "val_accuracy"]
+    first = pd.DataFrame(
+        [(1, 0.9, 0.5, 0.5), (2, 0.8, 0.9, 0.6), (3, 0.4, 0.7, 0.8), (4, 0.1, 0.6, 0.8)], columns=columns
+    )
+    second = pd.DataFrame([(1, 0.9, 0.6, 0.8), (2, 0.5, 0.6, 0.7)], columns=columns)  # it stopped early
+    third = first.assign(val_accuracy=[0.5, 0.5, 0.9, 0.8])
+    assert crossval.epoch_by_others([first, second, third], 4, monitor) == epoch
+    assert crossval.epoch_by_others([first, second, third], 2, "loss") == 2  # itself it has two epochs
+
+
+def test_of_equal_epochs_the_one_with_the_lowest_loss_predicts():
+    table = pd.DataFrame({"epoch": [1, 2, 3], "val_loss": [0.9, 0.2, 0.5], "val_macro_f1": [0.1 + 0.2, 0.3, 0.3]})
+    assert crossval.epoch_by_others([table], 3, "macro_f1") == 2
 
 
 def test_03_reads_the_pooled_predictions_and_says_so(trained):

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
 from fruitlib.core.errors import InputError
-from fruitlib.evaluation import crossed, intervals, metrics, selection, significance, sweep_answers
+from fruitlib.evaluation import crossed, intervals, metrics, significance, sweep_answers
 from fruitlib.evaluation.effects import asked_pairs, at_best_lr, interactions, load_importances, main_effects
 from fruitlib.evaluation.effects_wording import (
     effect_summary,
@@ -27,7 +27,6 @@ from fruitlib.evaluation.effects_wording import (
 )
 from fruitlib.evaluation.outcomes import Outcomes, load_outcomes
 from fruitlib.evaluation.study import CONVERGED, epochs_to_converge, load_study, ordered_values
-from fruitlib.evaluation.wording import selection_optimism_text
 from tests.simulations import sweeps as simulated
 
 
@@ -316,17 +315,6 @@ def test_a_sweep_is_read_from_its_folder(folder):
     assert study_text(study).startswith("3 complete runs, 1 failed; what differs: lr, seed")
     with pytest.raises(InputError, match="measure = test_accuracy"):
         load_study(folder, "test_accuracy")
-
-
-def test_choosing_among_runs_makes_the_best_look_better(folder):
-    optimism = selection.optimism_of_study(load_study(folder))
-    assert 0.01 < optimism.points < 0.15  # three runs, each with one mistake of its own among ten photos
-    assert (optimism.best, optimism.candidates, optimism.photos) == (0.9, 3, 10)
-    assert selection_optimism_text(optimism).startswith("the best of 3 runs has an accuracy of 0.900 on 10 photos; ")
-    path = folder / "lr=0.1,seed=0" / "predictions_val.csv"
-    pd.read_csv(path)[:9].to_csv(path, index=False)
-    optimism = selection.optimism_of_study(load_study(folder))
-    assert np.isnan(optimism.points) and not optimism.measured
 
 
 def test_a_folder_without_runs_says_so(tmp_path):

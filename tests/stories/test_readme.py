@@ -62,7 +62,7 @@ def test_every_local_link_leads_somewhere():
 def test_the_params_example_is_valid(tmp_path):
     text = README.split("```yaml")[1].split("```")[0]
     (tmp_path / "story.yaml").write_text(text)
-    assert len(params.read_params(tmp_path / "story.yaml").runs) == 9
+    assert len(params.read_params(tmp_path / "story.yaml").runs) == 45
     assert yaml.safe_load(text)["title"]
 
 

@@ -55,6 +55,8 @@ def test_one_failure_does_not_stop_the_rest(swept, finished_sweep):
         assert {path.stem for path in (folder / name).glob("*.ipynb")} == stages
     assert {path.stem for path in (folder / WILD).glob("*.ipynb")} == {"02_train"}
     assert all((folder / f"{stage}.html").is_file() for stage in worker.COMPARISON_STAGES)
+    optimism = json.loads((folder / "sweep.json").read_text())["optimism"]
+    assert (optimism["candidates"], optimism["epochs"]) == (2, 1) and "honest" in optimism
     assert (folder / "insight.csv").is_file() and not (folder / "effects.csv").exists()
 
 
