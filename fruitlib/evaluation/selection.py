@@ -1,13 +1,14 @@
 """What choosing adds to the score of the best of many runs and epochs, since the same photos choose and evaluate it."""
 
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from fruitlib.core.errors import InputError
 from fruitlib.evaluation.intervals import units_of
-from fruitlib.evaluation.study import Study
+from fruitlib.evaluation.study import Study, load_study
 from fruitlib.runs.run import POOLED, Run
 
 MOST_VALUES = 20_000_000  # configurations x units, 160 MB: where there are more, only the best configurations compete
@@ -107,6 +108,14 @@ def optimism_of_study(study: Study) -> SelectionOptimism:
     by their pooled predictions: there, no photo had a say in its own epoch (`crossval.pool_folds`).
     """
     return _of_combinations(study) if study.folds else _of_runs(study)
+
+
+def optimism_of_sweep(sweep_dir: Path) -> SelectionOptimism:
+    """The same of a sweep's folder; nothing is known where its runs cannot be read."""
+    try:
+        return optimism_of_study(load_study(sweep_dir))
+    except (OSError, ValueError, KeyError):  # pandas' errors and InputError are ValueErrors
+        return SelectionOptimism()
 
 
 def photos_correct(study: Study) -> pd.DataFrame:

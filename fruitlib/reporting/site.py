@@ -30,8 +30,9 @@ from fruitlib.core import source_code
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import fingerprint, resolve, write_text
 from fruitlib.evaluation.effects_wording import leading_effects_text
+from fruitlib.evaluation.selection import SelectionOptimism
 from fruitlib.evaluation.sweep_answers import INSIGHT
-from fruitlib.evaluation.wording import plural_of
+from fruitlib.evaluation.wording import choice_text, plural_of
 from fruitlib.reporting.markup import clean_markup
 
 EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run that names no `stages`
@@ -313,7 +314,7 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
         "shared": pages[""],
         "measured": {name for run in ranked for name, value in run["row"].items() if _fixed(value, 0) != NONE},
         "forest": _forest([] if pooled else ranked[:MAX_PLOTTED]),  # folds validate on different photos: no ranking
-        "chosen_among": "",
+        "chosen_among": choice_text(SelectionOptimism(**sweep.get("optimism", {}))),
         "openings": openings,
         "pooled": pooled,
         "effects": leading_effects_text(pd.DataFrame(effects), sweep["choose_by"]),

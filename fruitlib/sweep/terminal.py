@@ -16,7 +16,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fruitlib.evaluation.effects_wording import leading_effects_text
+from fruitlib.evaluation.selection import SelectionOptimism
 from fruitlib.evaluation.sweep_answers import load_effects
+from fruitlib.evaluation.wording import choice_text
 from fruitlib.runs.status import COLUMNS, SweepStatus, clock, in_order, load_status
 from fruitlib.sweep.params import Sweep
 
@@ -140,10 +142,11 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
 
 def _shipped(row: pd.Series, summary: dict) -> str:
     """Which model is shipped, how it was made, its expected accuracy, and its test accuracy."""
-    parts = ["chosen on validation"]
+    choice = choice_text(SelectionOptimism(**summary.get("optimism", {})))
+    parts = [f"chosen on validation ({choice})" if choice else "chosen on validation"]
     if made := summary.get("made"):
         expected = f"{row['oof_accuracy']:.3f} (95 % interval {row['oof_low']:.2f}–{row['oof_high']:.2f})"
-        parts = [f"chosen on out-of-fold predictions; shipped: {row.name}", made]
+        parts = [f"chosen on out-of-fold predictions{f' ({choice})' * bool(choice)}; shipped: {row.name}", made]
         parts += [f"expected accuracy: {expected}, that of its combination out of fold"]
     if row.get("test_n", 0) > 0:
         tested = f"{row['test_accuracy']:.3f} (95 % interval {row['test_low']:.2f}–{row['test_high']:.2f})"

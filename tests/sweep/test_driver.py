@@ -238,7 +238,7 @@ def test_what_made_a_difference_is_written_by_the_rule_of_08(tmp_path):
     assert score["pairs"].to_dict() == {(0.001, 0.01): 1, (0.001, 0.1): 1, (0.01, 0.1): 2}
     assert score["gain"].tolist() == pytest.approx([-0.2, -0.4, -0.2])
     assert set(table["measure"]) == {"macro_f1", "epochs_to_converge", "train_seconds"}
-    assert score["low"].notna().tolist() == [False, False, True] and not score["significant"].any()
+    assert score["seeds_low"].notna().tolist() == [False, False, True] and not score["significant"].any()
 
 
 @pytest.mark.parametrize("broken", [" ", "a;b\n1;2\n"])
