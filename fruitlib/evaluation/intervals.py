@@ -158,7 +158,7 @@ def score_interval(
         smooth = _smoothed(matrix)
         variance, smooth_value = _variance_alone(smooth, slope_of(smooth)), value_of(smooth)
         return wilson_share(value, smooth_value * (1 - smooth_value) / variance)
-    variance, degrees = _variance_between_groups(slope_of(matrix)[labels, predicted], labels, unit)
+    variance, degrees = variance_between_groups(slope_of(matrix)[labels, predicted], labels, unit)
     if not degrees:
         return float("nan"), float("nan")
     from scipy.stats import t
@@ -183,7 +183,7 @@ def _variance_alone(matrix: np.ndarray, slope: np.ndarray) -> float:
     return float((count * ((share * slope**2).sum(1) - (share * slope).sum(1) ** 2)).sum())
 
 
-def _variance_between_groups(parts: np.ndarray, labels: np.ndarray, unit: np.ndarray) -> tuple[float, int]:
+def variance_between_groups(parts: np.ndarray, labels: np.ndarray, unit: np.ndarray) -> tuple[float, int]:
     """The variance of a sum of `parts` (n,) over groups drawn anew within each class, and its degrees of freedom.
 
     A group belongs to the class of most of its photos. 0 degrees where a class has a single group.
