@@ -82,7 +82,6 @@ def test_a_rooms_docstring_lists_its_modules_and_it_holds_nothing_else(room):
         ("sklearn", {"data.stratify", "evaluation.leakage", "evaluation.calibration", "evaluation.baselines"}),
         ("cleanlab", {"evaluation.label_errors"}),
         ("scipy", {"evaluation.significance", "evaluation.calibration", "evaluation.learning_curve"}),
-        ("statsmodels", {"evaluation.significance"}),
         ("imblearn", {"data.balance"}),
     ],
 )

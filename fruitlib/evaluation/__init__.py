@@ -5,7 +5,7 @@ and tables; `wording` alone puts them into sentences. Read `metrics` and `interv
 
     metrics         counts and rates from labels and predictions (NumPy only)
     intervals       bootstrap intervals, whole groups drawn
-    significance    paired tests: McNemar, sign flips, Holm
+    significance    paired tests and intervals: McNemar's mid-p, sign flips of groups, Holm
     selection       how optimistic the best of many runs looks for having been chosen
     baselines       what a result has to beat: the commonest class, the mean colour
     calibration     reliability, calibration error, temperature; thresholds
@@ -13,6 +13,7 @@ and tables; `wording` alone puts them into sentences. Read `metrics` and `interv
     leakage         the price of leakage; is a test photo in training?
     label_errors    which labels are doubtful
     validation      metrics.json: a run on its validation photos, beside the baselines
+    matching        which photos of two tables are the same
     compare         two runs, or any two CSVs of predictions: matched, tested
     study           a sweep's runs as a table
     effects         what each setting did: paired effects, interactions, costs

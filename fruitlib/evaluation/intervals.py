@@ -1,8 +1,9 @@
 """How far a number from few photos may be trusted, and of what it speaks: 95 % intervals.
 
-Where photos come in groups (varieties, patients, days) an interval speaks of photos of *new groups*: photos of one group
-are right and wrong together, so a few groups are little evidence, however many photos they have. Where photos stand
-alone it speaks of other photos like these. `groups` is a name for each photo, "" where it stands alone; None: all do.
+Where photos come in groups (varieties, patients, days) an interval speaks of photos of *new groups*: photos of one
+group are right and wrong together, so a few groups are little evidence, however many photos they have. Where photos
+stand alone it speaks of other photos like these. `groups` is a name for each photo, "" where it stands alone; None:
+all do.
 
 scipy is imported where it is used, so that this module costs nothing to import. `make coverage` simulates every
 interval; the tables below are its.

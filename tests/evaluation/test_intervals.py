@@ -1,6 +1,4 @@
-"""Intervals and paired tests: they agree with scikit-learn, SciPy and statsmodels, and hold what they say they hold."""
-
-from unittest import mock
+"""Intervals: they agree with scikit-learn, SciPy and statsmodels, and hold what they say they hold."""
 
 import numpy as np
 import pandas as pd
@@ -9,12 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from sklearn.metrics import accuracy_score, f1_score
-from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 from statsmodels.stats.proportion import proportion_confint
 
-from fruitlib.core.errors import InputError
-from fruitlib.evaluation import intervals, metrics, selection, significance, wording
+from fruitlib.evaluation import intervals, metrics, selection
 
 CLASSES = 3
 pairs = st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2), st.integers(0, 2)), min_size=4, max_size=60)
@@ -28,24 +23,6 @@ def test_statistics_of_sums_are_scikit_learn_s(rows):
     assert intervals.accuracy_of_sums(sums, CLASSES)[0] == pytest.approx(accuracy_score(labels, a))
     wanted = f1_score(labels, a, average="macro", labels=np.unique(labels), zero_division=0)
     assert intervals.macro_f1_of_sums(sums, CLASSES)[0] == pytest.approx(wanted)
-
-
-@given(pairs)
-@settings(max_examples=60, deadline=None)
-def test_mcnemar_is_the_binomial_test_of_those_that_disagree(rows):
-    labels, a, b = np.transpose(rows)
-    found = significance.mcnemar(a == labels, b == labels)
-    n = found["only_a"] + found["only_b"]
-    wanted = scipy_stats.binomtest(found["only_a"], n, 0.5).pvalue if n else 1.0
-    assert found["p"] == pytest.approx(wanted)
-
-
-def test_at_least_six_on_one_side_are_needed():
-    right, wrong = np.ones(30, bool), np.ones(30, bool)
-    wrong[:6] = False
-    assert significance.mcnemar(right, wrong)["p"] < 0.05
-    wrong[0] = True
-    assert significance.mcnemar(right, wrong)["p"] > 0.05
 
 
 @given(st.integers(1, 60).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))))
@@ -115,79 +92,6 @@ def test_where_nothing_is_wrong_no_interval_is_claimed():
     labels = np.arange(30) % 3
     assert np.isnan(intervals.macro_f1_interval(labels, labels, 3)).all()
     assert intervals.value_with_interval(1.0, np.nan, np.nan) == "1.000"
-
-
-def test_the_same_photos_are_drawn_for_both():
-    """What both find hard cancels: paired, a small steady gain is significant; apart, it would not be."""
-    rng = np.random.default_rng(3)
-    labels = np.arange(300) % 3
-    a = np.where(rng.random(300) < 0.4, (labels + 1) % 3, labels)
-    b = np.where((a != labels) & (rng.random(300) < 0.15), labels, a)
-    difference, low, high = significance.paired_difference(labels, a, b, 3)["accuracy"]
-    assert difference == pytest.approx((b == labels).mean() - (a == labels).mean()) and 0 < low < difference < high
-    _, a_high = intervals.percentile_interval(
-        intervals.accuracy_of_sums(intervals.bootstrap_sums(intervals.confusion_cells(labels, a, 3), labels), 3)
-    )
-    b_low, _ = intervals.percentile_interval(
-        intervals.accuracy_of_sums(intervals.bootstrap_sums(intervals.confusion_cells(labels, b, 3), labels), 3)
-    )
-    assert b_low < a_high
-    assert np.isnan(significance.paired_difference(labels, a, a, 3)["macro_f1"][1])
-    assert "cannot tell" in wording.difference_text(0.1, -0.1, 0.3, "x")
-    assert "tell" not in wording.difference_text(0.1, 0.05, 0.3, "x")
-
-
-pairs = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=12)
-
-
-@settings(max_examples=50, deadline=None)
-@given(pairs)
-def test_the_interval_of_a_gain_is_the_paired_t_tests(values):
-    a, b = np.array(values).T
-    found = significance.paired_gain(a, b)
-    assert found["gain"] == pytest.approx((b - a).mean()) and found["n"] == len(a)
-    if (b - a).std() > 1e-6:
-        low, high = scipy_stats.ttest_rel(b, a).confidence_interval(0.95)
-        assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
-
-
-def test_one_pair_has_no_interval_and_unequal_lists_no_pairs():
-    assert np.isnan(significance.paired_gain([0.5], [0.6])["low"])
-    with pytest.raises(InputError, match="2 and 1 numbers"):
-        significance.paired_gain([0.5, 0.6], [0.7])
-
-
-@given(st.lists(st.floats(-1, 1).filter(lambda v: abs(v) > 1e-3), min_size=2, max_size=9, unique=True))
-@settings(max_examples=30, deadline=None)
-def test_sign_flip_counts_all_patterns(values):
-    values = np.array(values)
-    signs = np.array(np.meshgrid(*[[-1, 1]] * len(values))).reshape(len(values), -1)
-    means = np.abs((values[:, None] * signs).mean(0))
-    share = (means >= abs(values.mean()) - 1e-12).mean()
-    assert significance.sign_flip(values) == pytest.approx(share, abs=1e-9)
-
-
-def test_sign_flip_of_too_few_cannot_tell_and_of_none_is_refused():
-    assert significance.sign_flip([0.5] * 5) > 0.05 > significance.sign_flip([0.5] * 6)
-    assert significance.sign_flip([0.0, 0.0, 0.0]) == 1.0 and significance.sign_flip([3.0]) == 1.0
-    with pytest.raises(InputError, match="no differences"):
-        significance.sign_flip([])
-
-
-@given(st.lists(st.floats(0, 1), max_size=12))
-@settings(max_examples=40, deadline=None)
-def test_holm_is_statsmodels_s(p_values):
-    with mock.patch("gc.collect"):  # statsmodels calls it each time: a second, in a process as large as this
-        wanted = multipletests(p_values, method="holm")[1] if p_values else []
-    np.testing.assert_allclose(significance.holm(p_values), wanted)
-
-
-@pytest.mark.parametrize("effect", [0.3, 0.5, 1.0, 2.0])
-def test_pairs_needed_agrees_with_statsmodels_power(effect):
-    differences = np.array([-1.0, 0.0, 1.0]) + effect  # mean: effect, standard deviation: 1
-    wanted = TTestPower().solve_power(effect, power=0.8, alpha=0.05)
-    assert significance.pairs_needed(differences) == pytest.approx(wanted, abs=1.1)
-    assert significance.pairs_needed([1.0]) is None and significance.pairs_needed([1.0, -1.0]) is None
 
 
 def test_choosing_among_equals_is_optimistic_and_a_lone_run_is_not():

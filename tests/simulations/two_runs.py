@@ -22,7 +22,7 @@ TASTES, GAINS = (0.0, 0.4, 0.8), np.linspace(0, 5, 50)  # of a network for a gro
 
 
 def table(times: int) -> pd.DataFrame:
-    """A row per kind of test set: false alarms, coverage of both intervals, and how often the named difference is found."""
+    """A row per kind of test set: false alarms, coverage of both intervals, how often a named difference is found."""
     rows = {f"{n} photos alone": _judge(times, np.random.default_rng(n), _Alone, n) for n in PHOTOS}
     rows |= {f"{n} groups": _judge(times, np.random.default_rng([n, 1]), _Grouped, n) for n in GROUPS}
     return pd.DataFrame(rows).T.astype(float).round(2)
@@ -34,7 +34,7 @@ def _judge(times: int, rng: np.random.Generator, world_of, n: int) -> dict[str, 
         world = world_of(rng, n, equal=turn % 2 == 0)
         labels, a, b, groups = world.draw(rng)
         difference = significance.accuracy_difference(a == labels, b == labels, groups)
-        f1, f1_low, f1_high = significance.macro_f1_difference(labels, a, b, CLASSES, groups)
+        _, f1_low, f1_high = significance.macro_f1_difference(labels, a, b, CLASSES, groups)
         held.append(difference.low <= world.difference <= difference.high)
         if np.isfinite(f1_low):
             held_f1.append(f1_low <= world.f1_difference <= f1_high)
