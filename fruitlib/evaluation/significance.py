@@ -7,6 +7,7 @@ and intervals of two runs; the tables below are its.
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class PairedDifference:
     value: float
     low: float
     high: float
-    p: float
+    p: float  # of the mid-p test, or of sign flips
     detectable: float  # the difference that four of five such comparisons would have found, as a share
     n: int  # photos
     units: int  # groups, each photo that stands alone being one
@@ -53,10 +54,11 @@ def accuracy_difference(
 ) -> PairedDifference:
     """Whether B has more photos right than A, from booleans (n,), beyond what chance explains.
 
-    Photos alone: McNemar's mid-p (`mcnemar`), Tango's interval (`tango_interval`), and `detectable_alone`. In groups:
+    Photos alone: McNemar's mid-p (`mid_p`), Tango's interval (`tango_interval`), and `detectable_alone`. In groups:
     the exact or drawn sign flips of groups (`sign_flip`) decide, the interval is Student's t over groups, and the
-    detectable difference is (t_.975 + t_.8) times its standard error. Six groups must all agree, which a mean does
-    not promise: none is named. Fewer than six tell nothing.
+    detectable difference is (t_.975 + t_.8) times its standard error; both are no smaller than of as many photos
+    alone, since where few photos differ groups seem alike by chance. Six groups must all agree, which a mean does not
+    promise: no difference is named. Fewer than six tell nothing.
 
     Simulated (tests/simulations/two_runs.py): false alarms, nominal 0.05 at most; coverage of the intervals of the
     accuracy and of the macro-F1 difference, nominal 0.95; and how often a difference of the size that was named as
@@ -78,17 +80,19 @@ def accuracy_difference(
     At n = 10 the interval covers too often: so few photos differ that it nearly always holds 0.
     """
     a, b = np.asarray(a_right, bool), np.asarray(b_right, bool)
-    unit, grouped = units_of(len(a), groups)
+    only_a, only_b, n = int((a & ~b).sum()), int((b & ~a).sum()), len(a)
+    value, (low, high) = (only_b - only_a) / n, tango_interval(only_a, only_b, n)
+    detectable, (unit, grouped) = detectable_alone(only_a, only_b, n), units_of(n, groups)
     if not grouped:
-        return _alone(**mcnemar(a, b), n=len(a))
+        return PairedDifference(value, low, high, mid_p(only_a, only_b), detectable, n, units=n)
     surplus, sizes = np.bincount(unit, b.astype(float) - a), np.bincount(unit)
-    value = float(surplus.sum() / sizes.sum())
-    counts, nothing = {"n": len(a), "units": len(sizes), "groups": len({*groups} - {""})}, float("nan")
+    counts, nothing = {"n": n, "units": len(sizes), "groups": len({*groups} - {""})}, float("nan")
     if len(sizes) < FEWEST_GROUPS:
         return PairedDifference(value, nothing, nothing, nothing, nothing, **counts)
-    low, high, detectable = between_groups(surplus, sizes, int((a != b).sum()))
-    detectable = nothing if len(sizes) == FEWEST_GROUPS else detectable
-    return PairedDifference(value, low, high, sign_flip(surplus), detectable, **counts)
+    group_low, group_high, between = between_groups(surplus, sizes)
+    detectable = nothing if len(sizes) == FEWEST_GROUPS else float(np.maximum(detectable, between))
+    ends = min(low, group_low), max(high, group_high)
+    return PairedDifference(value, *ends, sign_flip(surplus), detectable, **counts)
 
 
 def groups_by_looks(groups: Iterable[str]) -> bool:
@@ -100,14 +104,8 @@ def groups_by_looks(groups: Iterable[str]) -> bool:
 # ---------------------------------------------------------------- photos alone
 
 
-def _alone(only_a: int, only_b: int, p: float, n: int) -> PairedDifference:
-    low, high = tango_interval(only_a, only_b, n)
-    detectable = detectable_alone(only_a, only_b, n)
-    return PairedDifference((only_b - only_a) / n, low, high, p, detectable, n, units=n)
-
-
-def mcnemar(a_right: np.ndarray, b_right: np.ndarray) -> dict[str, float]:
-    """McNemar's test (1947) on booleans (n,): only_a, only_b (photos only one has right) and its mid-p, two-sided.
+def mid_p(only_a: int, only_b: int) -> float:
+    """McNemar's test (1947) of photos that only one side has right: its mid-p, two-sided.
 
     Photos that both have right, or both wrong, do not show which is better. The mid-p is the exact p of a fair coin
     less half the probability of what was seen (Fagerland, Lydersen and Laake 2013): the exact test's false alarms
@@ -115,11 +113,10 @@ def mcnemar(a_right: np.ndarray, b_right: np.ndarray) -> dict[str, float]:
     """
     from scipy.stats import binom
 
-    a, b = np.asarray(a_right, bool), np.asarray(b_right, bool)
-    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    if only_a == only_b:
+        return 1.0
     fewer, differ = min(only_a, only_b), only_a + only_b
-    p = 1.0 if only_a == only_b else 2 * binom.cdf(fewer, differ, 0.5) - binom.pmf(fewer, differ, 0.5)
-    return {"only_a": only_a, "only_b": only_b, "p": float(min(p, 1.0))}
+    return float(2 * binom.cdf(fewer, differ, 0.5) - binom.pmf(fewer, differ, 0.5))
 
 
 def tango_interval(only_a: int, only_b: int, n: int) -> tuple[float, float]:
@@ -149,25 +146,34 @@ def _bisect(holds, low: float, high: float) -> float:
 
 
 def mid_p_power(n: int, lost: float, difference: float) -> float:
-    """The chance that `mcnemar` finds p < 0.05 on n photos, exactly.
+    """The chance that `mid_p` is below 0.05 on n photos, exactly.
 
     Args:
         lost: the share of photos that only the worse side has right; the better side alone has `difference` more.
     """
-    from scipy.stats import binom
+    from scipy.special import bdtr, bdtrc
 
     share = min(2 * lost + difference, 1.0)
-    counts = np.arange(int(binom.ppf(1e-9, n, share)), int(binom.ppf(1 - 1e-9, n, share)) + 1)
+    reach, counts = _significant_counts(n), np.arange(n + 1)
+    chance = np.diff(bdtr(counts.astype(float), n, share), prepend=0)  # of so many photos that one alone has right
+    better, some = (lost + difference) / share, reach >= 0
+    reach, counts = reach[some], counts[some]
+    return float(chance[some] @ (bdtr(reach, counts, better) + bdtrc(counts - reach - 1, counts, better)))
+
+
+@lru_cache(maxsize=4)
+def _significant_counts(n: int) -> np.ndarray:
+    """Of 0 to n photos that one side alone has right, so many or fewer on the one side are significant; -1: none."""
+    from scipy.stats import binom
+
+    counts = np.arange(n + 1)
     reach = binom.ppf(0.025, counts, 0.5)
     mid = binom.cdf(reach, counts, 0.5) - binom.pmf(reach, counts, 0.5) / 2
-    reach = np.where(mid < 0.025, reach, reach - 1)  # so many or fewer on one side are significant
-    better = (lost + difference) / share
-    found = binom.cdf(reach, counts, better) + binom.sf(counts - reach - 1, counts, better)
-    return float(binom.pmf(counts, n, share) @ np.where(reach < 0, 0, found))
+    return np.where(mid < 0.025, reach, reach - 1)
 
 
 def detectable_alone(only_a: int, only_b: int, n: int, power: float = 0.8) -> float:
-    """The difference in accuracy that `mcnemar` finds with this power on n photos; NaN where none is large enough.
+    """The difference in accuracy that `mid_p` finds with this power on n photos; NaN where none is large enough.
 
     It takes the share of photos that only the worse side has right to be that seen here, smoothed: (k + 1) / (n + 2)
     with k = min(only_a, only_b). Where either alone is right on 3 % of photos it names 29 points at n = 30 on average,
@@ -187,30 +193,26 @@ def detectable_alone(only_a: int, only_b: int, n: int, power: float = 0.8) -> fl
 # ---------------------------------------------------------------- photos in groups
 
 
-def between_groups(surplus: np.ndarray, sizes: np.ndarray, differing: int = 0) -> tuple[float, float, float]:
+def between_groups(surplus: np.ndarray, sizes: np.ndarray) -> tuple[float, float, float]:
     """95 % interval of sum(surplus) / sum(sizes) over groups (G,) drawn anew, and the difference found in four of five.
 
     Student's t; the variance of the ratio is linearised (Cochran 1977, section 6.4). Where groups have unlike sizes
     a large one pulls the ratio to itself: residuals are enlarged by 1 / (1 - its share), and the degrees of freedom
     are Bell and McCaffrey's (2002), for groups that differ alike whatever their size. Of equal sizes this is the
-    common formula with G - 1. The variance is no less than that of photos alone (half a photo that differs added):
-    where few photos differ, groups seem alike by chance.
+    common formula with G - 1.
 
     Args:
         surplus: photos (G,) that B has right more than A, by group.
         sizes: photos (G,), by group.
-        differing: photos that only one side has right.
     """
     from scipy.stats import t
 
     photos, weight = sizes.sum(), sizes / sizes.sum()
     value = surplus.sum() / photos
     correction, degrees = _unlike_sizes(weight)
-    variance = correction * ((surplus - value * sizes) ** 2 / (1 - weight)).sum() / photos**2
-    error = np.sqrt(max(variance, ((differing + 0.5) / photos - value**2) / photos))
+    error = np.sqrt(correction * ((surplus - value * sizes) ** 2 / (1 - weight)).sum()) / photos
     half = t.ppf(0.975, degrees) * error
-    reach = half + t.ppf(0.8, degrees) * error
-    return float(value - half), float(value + half), float(reach)
+    return float(value - half), float(value + half), float(half + t.ppf(0.8, degrees) * error)
 
 
 def _unlike_sizes(weight: np.ndarray) -> tuple[float, float]:
