@@ -111,6 +111,32 @@ class Run:
         valid = all(Run(self.sweep_dir / run).record("train").get("identity") == t for run, t in trainings.items())
         return table.reset_index(drop=True) if valid else table[:0]
 
+    def sibling_folds(self) -> list["Run"]:
+        """The other folds of this run's combination and repeat, beside it in the sweep; of what is shipped, all folds.
+
+        Their settings are equal but for the fold. An ensemble names its members; a refit has the settings of the
+        first repeat's folds, and other epochs where these stopped early.
+        """
+        if not self.config.folds:
+            return []
+        if self.members:
+            return [run for run in self.members if run.config.repeat == 1]
+        paths = sorted(self.sweep_dir.glob("*/params.yaml"))
+        return [run for run in (Run(path.parent) for path in paths if path.parent != self.path) if self._is_fold(run)]
+
+    def _is_fold(self, other: "Run") -> bool:
+        """Whether it is a fold of this run's combination and repeat."""
+        try:
+            config = other.config
+        except InputError:  # of another version
+            return False
+        free = {"fold"} if self.config.fold else {"fold", "cam_every", "keep"}
+        if not self.config.fold and config.patience:
+            free |= {"epochs", "patience", "warmup_epochs"}
+        names = (set(configs.SPLIT_SETTINGS) | set(configs.TRAIN_SETTINGS)) - free
+        same = all(getattr(config, name) == getattr(self.config, name) for name in names)
+        return bool(config.fold) and same
+
     def probs(self, predictions: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
         """Probabilities (n, C) and class indexes (n,) of a predictions table."""
         names = self.class_names
