@@ -85,7 +85,6 @@ SCIPY = ("significance", "calibration", "learning_curve", "intervals", "crossed"
         ("sklearn", {"data.stratify", "evaluation.leakage", "evaluation.calibration", "evaluation.baselines"}),
         ("cleanlab", {"evaluation.label_errors"}),
         ("scipy", {f"evaluation.{name}" for name in SCIPY}),
-        ("statsmodels", {"evaluation.significance"}),
         ("imblearn", {"data.balance"}),
     ],
 )

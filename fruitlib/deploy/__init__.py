@@ -1,10 +1,11 @@
 """A trained network -> a file that others can use, and what it is worth on photos it has never seen.
 
-predict      an exported file in use; needs neither torch nor pandas
-export       ONNX fp32, parity with torch; latency and size
-quantize     INT8 by static quantization
-model_files  both files of a run
-verify       export.json: both files checked against torch and measured
-test_set     the test photos, opened once, predicted by every file of the model
-test_scores  test.json: what these predictions are worth
+predict       an exported file in use; needs neither torch nor pandas
+export        ONNX fp32, parity with torch; latency and size
+quantize      INT8 by static quantization
+model_files   both files of a run
+int8_verdict  is INT8 broken, and what does it cost in accuracy at most?
+verify        export.json: both files checked against torch and measured
+test_set      the test photos, opened once, predicted by every file of the model
+test_scores   test.json: what these predictions are worth
 """

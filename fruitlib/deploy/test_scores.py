@@ -22,7 +22,7 @@ TEST_FILE = "test.json"
 class TestRecord:
     """The content of `test.json`: numbers of the test photos, shares from 0 to 1."""
 
-    shipped: str  # the file these numbers are of: int8 where 05 verified it, else fp32
+    shipped: str  # the file these numbers are of: int8, or fp32 where 05 found int8 broken
     test_accuracy: float  # of the shipped file
     test_macro_f1: float  # of the shipped file
     test_n: int  # test photos

@@ -1,15 +1,16 @@
-"""A run exported, checked against torch and measured: `export.json`, every key of it."""
+"""A run exported, checked against torch and measured: `export.json`, every key of it, and `int8_photos.csv`."""
 
 from dataclasses import asdict, dataclass
 
+import numpy as np
 import pandas as pd
 
 from fruitlib.core import files
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset
 from fruitlib.data.dataset import Photos
-from fruitlib.deploy import export, model_files, predict
-from fruitlib.evaluation import metrics
+from fruitlib.deploy import export, int8_verdict, model_files, predict
+from fruitlib.deploy.int8_verdict import Int8Verdict
 from fruitlib.runs.run import Run
 from fruitlib.training import models
 
@@ -28,11 +29,21 @@ class ExportRecord:
     fp32_agreement: float  # share of the photos tried whose label is torch's, 0 to 1
     int8_agreement: float
     mflops: float  # millions of floating-point operations for one photo
-    int8_verified: bool  # whether int8_agreement reaches the setting of that name
+    int8_n: int  # photos INT8 is judged on: validation photos, with folds those of all folds exported so far
+    int8_same: int  # of them: INT8 predicts what torch does
+    int8_lost: int  # torch is right and INT8 is not
+    int8_won: int  # INT8 is right and torch is not
+    int8_state: str  # broken | not broken; cost unproven | costs at most the margin (int8_margin)
+    int8_costs_at_most: float  # upper end of the share of photos lost, 0 to 1; for new groups where photos share any
 
-    def record(self) -> dict[str, float]:
-        """The numbers by name."""
+    def record(self) -> dict[str, float | str]:
+        """The content of the file."""
         return asdict(self)
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """All but int8_state, by name."""
+        return {name: value for name, value in asdict(self).items() if name != "int8_state"}
 
     def write(self, run: Run) -> None:
         """Write them to the run's `export.json`."""
@@ -40,8 +51,8 @@ class ExportRecord:
 
     @property
     def shipped(self) -> str:
-        """The file to use: int8 where it is verified, else fp32."""
-        return "int8" if self.int8_verified else "fp32"
+        """The file to use: int8, or fp32 where int8 is broken."""
+        return "fp32" if self.int8_state == int8_verdict.BROKEN else "int8"
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class Export:
 
     record: ExportRecord
     parity: dict[str, dict]  # how far fp32 and int8 are from torch, by `export.parity`
-    reason: str  # why INT8 is not verified; "" where it is
+    verdict: Int8Verdict
     correct: dict[str, int]  # photos predicted as labelled, by backend: torch, fp32, int8
     n: int  # photos tried
     on_validation: bool  # False for a model trained on all photos: it is tried on training photos
@@ -73,22 +84,22 @@ class Export:
 
     @property
     def agreement_summary(self) -> str:
-        """On how many photos INT8 predicts what torch predicts, or why it is not verified."""
+        """On how many photos of those tried INT8 predicts what torch predicts, and the verdict."""
         share = f"{self.record.int8_agreement:.1%} of {self.photos_tried}"
-        return self.reason or f"INT8 is verified: it predicts the same label as torch on {share}"
+        return f"INT8 predicts the same label as torch on {share}\n{self.verdict.summary}"
 
     @property
     def summary(self) -> str:
-        """Whether INT8 may be used, its accuracy (where validation photos measure it), and what it saves."""
-        state = "verified" if self.record.int8_verified else "NOT verified, use fp32"
+        """The verdict on INT8, how many photos it has right (where validation photos measure it), and what it saves."""
         cost = f"same label as torch on {self.record.int8_agreement:.1%} of {self.photos_tried}"
         if self.on_validation:
-            low, high = metrics.wilson(self.correct["int8"], self.n)
-            accuracy = f"{self.correct['int8'] / self.n:.3f} ({low:.2f}–{high:.2f}, n = {self.n})"
-            cost = f"accuracy {accuracy}, torch's is {self.correct['torch']}/{self.n}"
+            cost = (
+                f"right on {self.correct['int8']}/{self.n} validation photos, torch on {self.correct['torch']}/{self.n}"
+            )
         smaller = self.record.size_mb_fp32 / self.record.size_mb_int8
         faster = self.record.latency_ms_fp32 / self.record.latency_ms_int8
-        return f"INT8 {state}: {cost}; {smaller:.1f} times smaller, {faster:.1f} times as fast as fp32"
+        saved = f"{smaller:.1f} times smaller, {faster:.1f} times as fast as fp32"
+        return f"{self.verdict.summary}; {cost}; {saved}"
 
 
 def export_run(run: Run) -> Export:
@@ -105,8 +116,10 @@ def export_run(run: Run) -> Export:
     logits = {"torch": export.run_torch(model, images)}
     logits |= {backend: predict.run_onnx(path, images) for backend, path in paths.items()}
     parity = {backend: export.parity(logits["torch"], logits[backend]) for backend in paths}
-    verdict = export.check_parity(parity["fp32"], parity["int8"], min_agreement=run.config.int8_agreement)
+    export.check_parity(parity["fp32"])
     labels = photos.labels.numpy()
+    tried = _write_photos(run, photos, logits)
+    verdict = int8_verdict.judge_run(run, tried, on_validation, bool(np.isfinite(logits["int8"]).all()))
     correct = {backend: int((values.argmax(1) == labels).sum()) for backend, values in logits.items()}
     times = _latencies(model, paths, images[:1])
     record = ExportRecord(
@@ -114,12 +127,22 @@ def export_run(run: Run) -> Export:
         **{f"latency_ms_{backend}": time["least"] for backend, time in times.items()},
         **{f"{backend}_agreement": distance["agreement"] for backend, distance in parity.items()},
         mflops=export.mflops(model, images[:1]),
-        int8_verified=verdict["int8_verified"],
+        **{f"int8_{name}": getattr(verdict, name) for name in ("n", "same", "lost", "won", "state", "costs_at_most")},
     )
     record.write(run)
     run.complete("export", identity)
     median_ms = {backend: time["median"] for backend, time in times.items()}
-    return Export(record, parity, verdict["reason"], correct, len(images), on_validation, median_ms)
+    return Export(record, parity, verdict, correct, len(images), on_validation, median_ms)
+
+
+def _write_photos(run: Run, photos: Photos, logits: dict[str, np.ndarray]) -> pd.DataFrame:
+    """Write `int8_photos.csv`, what torch and INT8 predict for each photo tried; returns it."""
+    names = np.array(run.class_names)
+    columns = {"path": photos.paths, "label": names[photos.labels.numpy()]}
+    columns |= {backend: names[logits[backend].argmax(1)] for backend in ("torch", "int8")}
+    table = pd.DataFrame(columns)
+    files.write_csv(run.path / int8_verdict.PHOTOS_FILE, table)
+    return table
 
 
 def photos_to_try(run: Run) -> tuple[Photos, bool]:

@@ -6,7 +6,7 @@ classes may come in another order. The photos that both sides predicted are comp
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +14,12 @@ import pandas as pd
 
 from fruitlib.core import errors, files
 from fruitlib.core.errors import InputError
-from fruitlib.evaluation import metrics, significance
+from fruitlib.evaluation import intervals, metrics, significance
+from fruitlib.evaluation.matching import photo_keys, plain_paths
+from fruitlib.evaluation.significance import PairedDifference
 from fruitlib.runs.run import POOLED, Run
 
 COLUMNS = ("path", "label", "predicted", "backend")
-MAX_PATH_PARTS = 8  # compared from the end where whole paths do not match
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,9 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """B against A on `n` photos.
+    """B against A on `n` photos: counts, the difference in accuracy with its test, and that in macro-F1.
 
-    `only_a` and `only_b`: photos that only this side has right; `p`: McNemar's exact test of them. Differences are B
-    less A with 95 % intervals, NaN where the two agree on every photo. `significant`: they differ beyond chance.
+    `only_a` and `only_b`: photos that only this side has right. Ends of intervals are NaN where there is none.
     """
 
     n: int
@@ -67,26 +67,38 @@ class Comparison:
     b_correct: int
     only_a: int
     only_b: int
-    p: float
-    disagree: int
-    accuracy_difference: float
-    accuracy_low: float
-    accuracy_high: float
-    macro_f1_difference: float
-    macro_f1_low: float
-    macro_f1_high: float
-    significant: bool
-    grouped: bool = False  # whole groups of photos were drawn
+    disagree: int  # photos for which they predict different classes
+    accuracy: PairedDifference  # its p decides whether they differ
+    macro_f1: tuple[float, float, float]  # B less A, and the ends of its 95 % interval
+    group_word: str = "group"  # what a group is called
+    by_looks: bool = False  # whether groups were found by looks only
     alone: bool = False  # one side, compared with itself
+    same_run: bool = False  # one run, by two backends
     folds: bool = False  # out-of-fold predictions of combinations
     chosen_among: int = 0  # as in `Pair`
     candidates: int = 0  # runs, or combinations, of the sweep both belong to; 0: none, or on test photos
 
     @property
+    def significant(self) -> bool:
+        """Whether they differ beyond what chance explains."""
+        return self.accuracy.significant
+
+    @property
+    def rows(self) -> dict[str, tuple[float, float, float]]:
+        """B less A in accuracy and in macro-F1, (difference, low, high), by name."""
+        found = self.accuracy
+        return {"accuracy": (found.value, found.low, found.high), "macro-F1": self.macro_f1}
+
+    @property
     def numbers(self) -> dict:
         """What is recorded, by name, NaN left out."""
-        context = ("grouped", "alone", "folds", "chosen_among", "candidates")
-        return {name: value for name, value in asdict(self).items() if name not in context and value == value}
+        counts = ("n", "a_correct", "b_correct", "only_a", "only_b", "disagree")
+        values = {name: getattr(self, name) for name in counts}
+        values |= {"p": self.accuracy.p, "significant": self.significant, "detectable": self.accuracy.detectable}
+        values |= {"units": self.accuracy.units, "groups": self.accuracy.groups}
+        for name, row in zip(("accuracy", "macro_f1"), self.rows.values(), strict=True):
+            values |= dict(zip((f"{name}_difference", f"{name}_low", f"{name}_high"), row, strict=True))
+        return {name: value for name, value in values.items() if value == value}
 
 
 def load_predictions(
@@ -137,7 +149,7 @@ def _checked(table: pd.DataFrame, source: str, backend: str, columns: Mapping[st
     for name in ("path", "predicted"):
         if (blank := table[name] == "").any():
             raise InputError(f"{source}: {table['path'][blank].iloc[0] or 'a row'} has no {name}; fill or remove it")
-    if (twice := _plain(table["path"]).duplicated()).any():
+    if (twice := plain_paths(table["path"]).duplicated()).any():
         why = ""
         if "repeat" in table and table["repeat"].nunique() > 1:
             why = ": folds with repeats; keep the rows of one, or give SWEEP/COMBINATION"
@@ -193,12 +205,12 @@ def load_pooled(sweep_dir: Path, combination: str) -> Predictions:
 
 
 def match_photos(a: Predictions, b: Predictions, chosen_among: int = 0) -> Pair:
-    """Bring two sides together, photo by photo: by whole paths, else by the ends of them (`_keys`).
+    """Bring two sides together, photo by photo: by whole paths, else by the ends of them (`photo_keys`).
 
     Raises:
         InputError: no photo in common, labels that differ, no labels at all.
     """
-    keys, matched_parts = _keys(a.table["path"], b.table["path"])
+    keys, matched_parts = photo_keys(a.table["path"], b.table["path"])
     left, right = (side.table.set_index(key.to_numpy()) for side, key in zip((a, b), keys, strict=True))
     common = [key for key in left.index if isinstance(key, str) and key in right.index]
     if not common:
@@ -225,36 +237,6 @@ def sides_without_labels(pair: Pair) -> list[str]:
     return [side for side in "ab" if not labels & set(pair.table[side])]
 
 
-def _plain(paths: pd.Series) -> pd.Series:
-    """Paths in one spelling: / between parts, no ./ before them, letters composed as Linux has them, not macOS."""
-    return paths.str.replace("\\", "/").str.removeprefix("./").str.normalize("NFC")
-
-
-def _ends(paths: pd.Series, depth: int) -> pd.Series:
-    """The last `depth` parts of each path, None where two have the same."""
-    ends = paths.str.split("/").str[-depth:].str.join("/")
-    return ends.where(~ends.duplicated(keep=False), None)
-
-
-def _keys(a: pd.Series, b: pd.Series) -> tuple[list[pd.Series], int]:
-    """What identifies a photo on both sides (None: nothing does), and how many parts of the path that is; 0: all.
-
-    Where any whole path matches, whole paths: a shorter end would pair apple/7.jpg with the cherry/7.jpg of photos that
-    only one side has. Else that many parts of the end, two or more, that pair most photos; else file names.
-    """
-    plain = [_plain(a), _plain(b)]
-    if set(plain[0]) & set(plain[1]):
-        return plain, 0
-    best, most, matched_parts = plain, 0, 0
-    for parts in range(MAX_PATH_PARTS, 0, -1):
-        if parts == 1 and most:
-            break
-        ends = [_ends(side, parts) for side in plain]
-        if (pairs := len(set(ends[0].dropna()) & set(ends[1].dropna()))) > most:
-            best, most, matched_parts = ends, pairs, parts
-    return best, matched_parts
-
-
 def _labels(left: pd.DataFrame, right: pd.DataFrame, a: str, b: str) -> pd.Series:
     """The labels of rows with the same keys: each side's where the other has none."""
     none = pd.Series("", left.index)
@@ -270,30 +252,34 @@ def _labels(left: pd.DataFrame, right: pd.DataFrame, a: str, b: str) -> pd.Serie
     return labels
 
 
-def compare_pair(pair: Pair, seed: int = 0) -> Comparison:
-    """Which side is better, and whether beyond chance; whole groups of photos are drawn where there are groups."""
+def compare_pair(pair: Pair) -> Comparison:
+    """Which side is better, and whether beyond chance (`significance.accuracy_difference`)."""
     table, index = pair.table, {name: i for i, name in enumerate(pair.class_names)}
     labels, a, b = (table[name].map(index).to_numpy() for name in ("label", "a", "b"))
-    groups = table["group"].tolist() if (table["group"] != "").any() else None
-    mcnemar = significance.mcnemar(a == labels, b == labels)
-    numbers = {}
-    for name, (value, low, high) in significance.paired_difference(labels, a, b, len(index), groups, seed).items():
-        numbers |= {f"{name}_difference": value, f"{name}_low": low, f"{name}_high": high}
-    apart = numbers["accuracy_low"] > 0 or numbers["accuracy_high"] < 0
+    a_right, b_right, groups = a == labels, b == labels, table["group"].tolist()
     return Comparison(
         n=len(table),
-        a_correct=int((a == labels).sum()),
-        b_correct=int((b == labels).sum()),
+        a_correct=int(a_right.sum()),
+        b_correct=int(b_right.sum()),
+        only_a=int((a_right & ~b_right).sum()),
+        only_b=int((b_right & ~a_right).sum()),
         disagree=int((a != b).sum()),
-        **mcnemar,
-        **numbers,
-        significant=mcnemar["p"] < 0.05 and (apart or groups is None),
-        grouped=groups is not None,
+        accuracy=significance.accuracy_difference(a_right, b_right, groups),
+        macro_f1=significance.macro_f1_difference(labels, a, b, len(index), groups),
+        group_word=_group_word(pair),
+        by_looks=intervals.found_by_looks(groups),
         alone=pair.a is pair.b,
+        same_run=bool(pair.a.run and pair.b.run) and pair.a.run.path == pair.b.run.path,
         folds=pair.a.part == "oof",
         chosen_among=pair.chosen_among,
         candidates=_candidates(pair),
     )
+
+
+def _group_word(pair: Pair) -> str:
+    """What the settings of either run call a group."""
+    runs = [side.run for side in (pair.a, pair.b) if side.run and (side.run.path / "params.yaml").is_file()]
+    return runs[0].config.group_word if runs else "group"
 
 
 def _candidates(pair: Pair) -> int:

@@ -91,8 +91,8 @@ def share_of(right: Sequence[float], groups: Sequence[str] | None = None) -> Sha
     return Share(float(right.sum()), len(right), new[0], new[1], int(unit.max()) + 1, new[2], low, high)
 
 
-def new_group_interval(right: np.ndarray, sizes: np.ndarray) -> tuple[float, float, float]:
-    """95 % interval for the share right of photos of new groups, and the mean correlation within a group.
+def new_group_interval(right: np.ndarray, sizes: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """95 % (or `level`) interval for the share right of photos of new groups, and the mean correlation within a group.
 
     The number right of a group's photos is taken as beta-binomial (Skellam 1948) with mean mu and intra-class
     correlation rho, both with flat priors; the ends are quantiles of the posterior of mu, summed over a grid. Where
@@ -115,9 +115,16 @@ def new_group_interval(right: np.ndarray, sizes: np.ndarray) -> tuple[float, flo
     posterior /= posterior.sum()
     cumulated = np.append(0, posterior.sum(1).cumsum())
     edges = np.concatenate([[0], MEANS[:-1] + np.diff(MEANS) / 2, [1]])
-    low, high = np.interp([0.025, 0.975], cumulated, edges)
+    low, high = np.interp([(1 - level) / 2, (1 + level) / 2], cumulated, edges)
     low, high = (0.0 if not right.any() else low), (1.0 if (right == sizes).all() else high)
     return float(low), float(high), float(posterior.sum(0) @ CORRELATIONS)
+
+
+def share_at_most(count: int, n: int, confidence: float = 0.95) -> float:
+    """Upper end of a share of which `count` of n photos alone were seen, one-sided (Clopper and Pearson 1934)."""
+    from scipy.stats import beta
+
+    return 1.0 if count == n else float(beta.ppf(confidence, count + 1, n - count))
 
 
 def macro_f1_interval(
@@ -180,7 +187,7 @@ def score_interval(
         smooth = _smoothed(matrix)
         variance, smooth_value = _variance_alone(smooth, slope_of(smooth)), value_of(smooth)
         return wilson_share(value, smooth_value * (1 - smooth_value) / variance)
-    variance, degrees = _variance_between_groups(slope_of(matrix)[labels, predicted], labels, unit)
+    variance, degrees = variance_between_groups(slope_of(matrix)[labels, predicted], labels, unit)
     if not degrees:
         return float("nan"), float("nan")
     from scipy.stats import t
@@ -205,7 +212,7 @@ def _variance_alone(matrix: np.ndarray, slope: np.ndarray) -> float:
     return float((count * ((share * slope**2).sum(1) - (share * slope).sum(1) ** 2)).sum())
 
 
-def _variance_between_groups(parts: np.ndarray, labels: np.ndarray, unit: np.ndarray) -> tuple[float, int]:
+def variance_between_groups(parts: np.ndarray, labels: np.ndarray, unit: np.ndarray) -> tuple[float, int]:
     """The variance of a sum of `parts` (n,) over groups drawn anew within each class, and its degrees of freedom.
 
     A group belongs to the class of most of its photos. 0 degrees where a class has a single group.

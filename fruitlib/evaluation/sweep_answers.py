@@ -18,14 +18,6 @@ INSIGHT = "insight.csv"
 Answer = tuple[str, dict[str, float]]  # the sentence, and the numbers kept beside it
 
 
-def comparison_rows(comparison: Comparison) -> dict[str, tuple[float, float, float]]:
-    """B less A in accuracy and in macro-F1: (difference, low, high), by name."""
-    return {
-        "accuracy": (comparison.accuracy_difference, comparison.accuracy_low, comparison.accuracy_high),
-        "macro-F1": (comparison.macro_f1_difference, comparison.macro_f1_low, comparison.macro_f1_high),
-    }
-
-
 def write_comparison(folder: Path, pair: Pair, comparison: Comparison) -> Answer:
     """Write `compare.json`: both names, the numbers that are not NaN, and the summary."""
     summary, names = wording.comparison_text(comparison), {"a": pair.a.name, "b": pair.b.name}

@@ -134,11 +134,14 @@ def learned_summary(
     class_names: Sequence[str],
     groups: Sequence[str] | None = None,
     train_labels: str = "given",
+    group_word: str = "group",
 ) -> str:
-    """In a line or more, whether the network has learned more than a baseline knows; `train_labels` is the setting."""
+    """In a line or more, whether the network has learned more than a baseline knows; the last two are settings."""
     predicted = probs.argmax(1)
-    gain = significance.paired_difference(labels, guesses[COLOUR], predicted, len(class_names), groups)["macro_f1"]
-    lines = ["compared with the mean colour alone: " + wording.difference_text(*gain, "macro-F1")]
+    found = significance.accuracy_difference(guesses[COLOUR] == labels, predicted == labels, groups)
+    by_looks = intervals.found_by_looks(groups or [])
+    text = wording.difference_text(found, ("the mean colour", "the network"), group_word, by_looks)
+    lines = [f"compared with the mean colour alone: {text}"]
     if len(set(predicted)) == 1:
         lines.append(
             f"it predicts {class_names[predicted[0]]} for every photo: it has not learned to tell classes apart"

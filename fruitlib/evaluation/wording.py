@@ -14,6 +14,7 @@ from fruitlib.evaluation.compare import Comparison, Pair, sides_without_labels
 from fruitlib.evaluation.intervals import Share
 from fruitlib.evaluation.leakage import FEWEST_GROUPS, Leakage, LeakageCheck
 from fruitlib.evaluation.selection import SelectionOptimism
+from fruitlib.evaluation.significance import PairedDifference
 
 MAX_LISTED = 10  # photos or pairs that a check names
 PROBE = "an RBF support vector machine on 40 principal components of 16 × 16 pixels"
@@ -69,7 +70,7 @@ def population_text(groups: Sequence[str], word: str = "group") -> str:
     units = len(set(grouped)) + n - len(grouped)
     if units == n:
         return f"New photos here are other photos like these: the {n:,} stand alone, each is one piece of evidence."
-    alone = f" or stand alone ({n - len(grouped):,})" if len(grouped) < n else ""
+    alone = f" or stand alone ({n - len(grouped):,}, each counts as one)" if len(grouped) < n else ""
     text = f"New photos here are photos of new {plural_of(word)}: these {n:,} photos come in "
     text += f"{many(len(set(grouped)), word)}{alone}, and photos of one {word} are right or wrong together."
     if intervals.found_by_looks(groups):
@@ -141,20 +142,21 @@ def _some(names: pd.Series) -> str:
 
 
 def comparison_text(comparison: Comparison) -> str:
-    """Which side is better, if either, and how sure that is."""
+    """Which side is better, if either, of what that speaks, and what could have been found."""
     if comparison.alone:
         return f"Only one {'combination' if comparison.folds else 'run'} is complete: nothing to compare"
     text = f"A is right on {comparison.a_correct}/{comparison.n}, B on {comparison.b_correct}/{comparison.n}. "
     if not comparison.disagree:
         return text + "They predict the same for every photo: nothing tells them apart"
     text += f"They disagree on {comparison.disagree}; "
-    text += f"A alone is right on {comparison.only_a}, B alone on {comparison.only_b}: "
-    text += f"McNemar's exact p = {comparison.p:.3g}, {_verdict_text(comparison)}. "
-    text += f"B less A: macro-F1 {comparison.macro_f1_difference:+.3f} "
-    text += f"({intervals.interval_text(comparison.macro_f1_low, comparison.macro_f1_high)}"
-    text += ", whole groups drawn)" if comparison.grouped else ")"
-    if comparison.p >= 0.05 and (comparison.macro_f1_low > 0 or comparison.macro_f1_high < 0):
-        text += "; with so few disagreements the bootstrap is too sure of itself, and McNemar's test decides"
+    text += f"A alone is right on {comparison.only_a}, B alone on {comparison.only_b}. B less A: "
+    text += difference_text(comparison.accuracy, "AB", comparison.group_word, comparison.by_looks)
+    if math.isfinite(comparison.macro_f1[1]):
+        text += f". Macro-F1, B less A: {_signed_interval(comparison.macro_f1)}"
+    else:
+        text += f". Macro-F1, B less A: {100 * comparison.macro_f1[0]:+.1f} points (no interval)"
+    if not comparison.same_run:
+        text += ". This speaks of these two models: other seeds of the same settings may differ more (08)"
     if comparison.chosen_among > 2:
         text += f"; they were picked out of {comparison.chosen_among} by their results, which makes p too small"
     elif comparison.candidates > 2:
@@ -163,19 +165,55 @@ def comparison_text(comparison: Comparison) -> str:
     return text
 
 
-def _verdict_text(comparison: Comparison) -> str:
-    if comparison.significant:
-        return f"{'A' if comparison.only_a > comparison.only_b else 'B'} is better on photos like these"
-    if comparison.p < 0.05:
-        return "but the test takes photos of a group as independent, and with whole groups drawn it cannot tell"
-    few = comparison.only_a + comparison.only_b < 6
-    return "cannot tell" + " (at least six photos, all in favour of one side, are needed)" * few
+def difference_text(
+    found: PairedDifference, sides: Sequence[str] = "AB", group_word: str = "group", by_looks: bool = False
+) -> str:
+    """A difference in accuracy with its interval, p and verdict; where it is not significant, what would have been.
+
+    Args:
+        sides: names of the first and the second side; the difference is the second's less the first's.
+    """
+    if found.too_few:
+        units = units_text(found, group_word)
+        return f"{100 * found.value:+.1f} points of accuracy; {units} are too few to tell (at least six are needed)"
+    test = f"sign flips of {units_text(found, group_word)}" if found.groups else "McNemar's mid-p"
+    text = f"accuracy {_signed_interval((found.value, found.low, found.high))}; p = {found.p:.2g} ({test}): "
+    number = found.units if found.units == found.groups else units_text(found, group_word)
+    where = f"on new {plural_of(group_word)} ({number})" if found.groups else "on new photos"
+    if found.significant:
+        text += f"{sides[int(found.value > 0)]} is better {where}"
+    else:
+        text += f"not significant {where}. {detectable_text(found, group_word)}"
+    if found.groups and by_looks:
+        text += f". These {plural_of(group_word)} were found by looks only: others without a name make this too sure"
+    return text
 
 
-def difference_text(difference: float, low: float, high: float, name: str) -> str:
-    """`macro-F1 +0.210 (95 % interval 0.05 to 0.38)`, with `cannot tell` where the interval holds 0 or is missing."""
-    significant = low > 0 or high < 0
-    return f"{name} {difference:+.3f} ({intervals.interval_text(low, high)}){'' if significant else ': cannot tell'}"
+def detectable_text(found: PairedDifference, group_word: str = "group") -> str:
+    """The difference that four of five such comparisons would have found, or why there is none."""
+    units = units_text(found, group_word)
+    if math.isfinite(found.detectable):
+        points = 100 * found.detectable
+        shown = f"{points:.0f}" if points >= 10 else f"{points:.1f}"
+        return f"With {units} a difference of {shown} points would be found in four of five such comparisons"
+    if found.groups:
+        return f"With {units} only a difference that every one of them shows can be found"
+    return f"With {units} no difference, however large, would be found in four of five such comparisons"
+
+
+def units_text(found: PairedDifference, group_word: str = "group") -> str:
+    """`30 photos`; `8 varieties`, with the photos that stand alone where there are any."""
+    if not found.groups:
+        return plural(found.n, "photo")
+    alone = found.units - found.groups
+    groups = f"{found.groups} {group_word if found.groups == 1 else plural_of(group_word)}"
+    return groups + (f" and {plural(alone, 'photo')} alone" if alone else "")
+
+
+def _signed_interval(row: tuple[float, float, float]) -> str:
+    """`+6.7 points (95 % interval -4.1 to 19.0)`."""
+    value, low, high = (100 * number for number in row)
+    return f"{value:+.1f} points (95 % interval {low:.1f} to {high:.1f})"
 
 
 # ---------------------------------------------------------------- one run

@@ -29,8 +29,7 @@ IDLE = 600.0  # seconds
 PRELOADED = """torch torchvision pandas matplotlib.pyplot seaborn scipy.stats sklearn
 sklearn.linear_model cv2 onnx onnxscript torch.onnx._internal.exporter._core pytorch_grad_cam ipykernel.kernelapp
 ipykernel.ipkernel ipykernel.zmqshell ipykernel.debugger IPython.core.completerlib IPython.core.debugger
-IPython.extensions.storemagic tornado.platform.asyncio nbclient papermill
-sklearn.metrics statsmodels.stats.contingency_tables
+IPython.extensions.storemagic tornado.platform.asyncio nbclient papermill sklearn.metrics
 fruitlib.training.lr_finder fruitlib.evaluation.leakage fruitlib.evaluation.compare
 fruitlib.reporting.metrics_figures fruitlib.reporting.compare_figures fruitlib.reporting.effects_figures
 fruitlib.sweep.worker fruitlib.reporting.site"""

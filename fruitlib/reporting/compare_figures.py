@@ -34,11 +34,11 @@ def two_by_two(table: np.ndarray) -> Axes:
     return ax
 
 
-def differences(rows: dict[str, tuple[float, float, float]], n: int, significant: bool = True) -> Axes:
+def differences(rows: dict[str, tuple[float, float, float]], units: str, significant: bool = True) -> Axes:
     """B less A, a row per measure (value, low, high), in points.
 
     A line has the colour of the better side. It is grey where it crosses 0; all are where the two sides do not differ
-    significantly by McNemar's test.
+    significantly by the test. `units` says how many photos or groups there are.
     """
     _, ax = plt.subplots(figsize=(8, 1.3 + 0.55 * len(rows)))
     ax.axvline(0, color="#333333", linewidth=1)
@@ -59,7 +59,7 @@ def differences(rows: dict[str, tuple[float, float, float]], n: int, significant
     ends = [abs(100 * end) for row in rows.values() for end in row if np.isfinite(end)]
     reach = 1.25 * max([*ends, 4])
     ax.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(len(rows) - 0.5, -0.8), xlim=(-reach, reach))
-    ax.set(xlabel=f"points B has more than A, with 95 % interval (n = {n} photos)", title="B less A")
+    ax.set(xlabel=f"points B has more than A, with 95 % interval ({units})", title="B less A")
     return ax
 
 

@@ -14,7 +14,8 @@ from fruitlib.runs.run import Run
 from fruitlib.training import train
 
 EXPORT_KEYS = ["size_mb_fp32", "size_mb_int8", "latency_ms_torch", "latency_ms_fp32", "latency_ms_int8"]
-EXPORT_KEYS += ["fp32_agreement", "int8_agreement", "mflops", "int8_verified"]
+EXPORT_KEYS += ["fp32_agreement", "int8_agreement", "mflops"]
+EXPORT_KEYS += [f"int8_{name}" for name in ("n", "same", "lost", "won", "state", "costs_at_most")]
 TEST_KEYS = ["test_accuracy", "test_macro_f1", "test_n", "test_low", "test_high", "test_groups"]
 TEST_KEYS += ["test_same_low", "test_same_high", "test_correct_torch", "test_correct_fp32", "test_correct_int8"]
 TEST_KEYS += ["test_macro_f1_low", "test_macro_f1_high"]
@@ -40,11 +41,13 @@ def test_the_record_says_what_the_files_are(run, exported):
         path = run.path / f"model.{backend}.onnx"
         assert exported.sizes_mb[backend] == path.stat().st_size / 1e6
         assert json.loads(predict.read_metadata(path)["preprocess"])["image_size"] == 32
-    assert record.fp32_agreement == 1 and record.int8_verified == (record.int8_agreement >= 0.9)
+    assert record.fp32_agreement == 1 and record.int8_same == round(record.int8_agreement * record.int8_n)
     assert 0 < record.latency_ms_fp32 <= exported.median_ms["fp32"] and record.mflops > 1
     val = run.predictions("val")
     assert exported.correct["torch"] == (val["label"] == val["predicted"]).sum()
-    assert exported.n == len(val) and exported.on_validation
+    assert exported.n == len(val) == record.int8_n and exported.on_validation
+    assert exported.correct["int8"] - exported.correct["torch"] == record.int8_won - record.int8_lost
+    assert exported.verdict.summary in exported.summary and record.shipped == "int8"
 
 
 def test_the_export_is_on_disk_key_by_key_and_complete(run, exported):
@@ -75,7 +78,10 @@ def test_int8_that_changes_labels_is_not_shipped(run, monkeypatch):
     run_onnx, signs = predict.run_onnx, {"model.fp32.onnx": 1, "model.int8.onnx": -1}
     monkeypatch.setattr(predict, "run_onnx", lambda path, images: signs[path.name] * run_onnx(path, images))
     exported = verify.export_run(run)
-    assert not exported.record.int8_verified and exported.record.shipped == "fp32" and exported.reason
+    assert exported.record.int8_state == "broken" and exported.record.shipped == "fp32"
+    assert (
+        exported.summary.startswith("INT8 is broken: it predicts torch's label on") and "use fp32" in exported.summary
+    )
 
 
 def test_without_validation_photos_others_than_those_of_calibration_are_tried(make_run):

@@ -6,12 +6,14 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binom, binomtest
 from sklearn.metrics import f1_score
 
 from fruitlib import cli
+from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.evaluation import compare, wording
 from fruitlib.reporting import compare_figures
@@ -51,9 +53,12 @@ def test_the_numbers_are_scipy_s_and_scikit_learn_s(rows):
     only_a = sum(one == label != other for label, one, other in rows)
     only_b = sum(other == label != one for label, one, other in rows)
     assert (found.only_a, found.only_b) == (only_a, only_b)
-    assert found.p == pytest.approx(binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1)
+    exact = binomtest(only_a, only_a + only_b).pvalue if only_a + only_b else 1
+    seen = 0 if only_a == only_b else binom.pmf(only_a, only_a + only_b, 0.5)
+    assert found.accuracy.p == pytest.approx(exact - seen)
+    assert found.accuracy.value == pytest.approx((only_b - only_a) / len(rows))
     f1 = [f1_score(labels, side, average="macro", labels=sorted(set(labels)), zero_division=0) for side in (a, b)]
-    assert found.macro_f1_difference == pytest.approx(f1[1] - f1[0])
+    assert found.macro_f1[0] == pytest.approx(f1[1] - f1[0])
     assert compare.two_by_two(pair).sum() == len(rows) and compare.two_by_two(pair)[0, 1] == only_a
 
 
@@ -168,36 +173,57 @@ def test_what_cannot_be_compared_is_refused_in_one_line(tmp_path, ours, capsys, 
     assert words in message and len(message.splitlines()) == 1
 
 
-def test_six_one_sided_disagreements_are_significant_and_five_are_not(tmp_path, ours):
+def test_five_one_sided_disagreements_are_significant_and_four_are_not(tmp_path, ours):
     right = ours.assign(predicted=ours["label"])
-    for wrong, words in ((5, "cannot tell (at least six photos"), (6, "B is better")):
-        worse = right.assign(predicted=["cherry" if i < wrong else p for i, p in enumerate(right["label"])])
+    for wrong, words in ((4, "With 30 photos a difference of 27 points would be found in four"), (5, "B is better on")):
+        worse = right.copy()
         worse.loc[: wrong - 1, "predicted"] = [NAMES[(NAMES.index(one) + 1) % 3] for one in right["label"][:wrong]]
         found = compare.compare_pair(pair_of(tmp_path, worse, right))
-        assert found.significant == (wrong == 6) and words in wording.comparison_text(found)
+        assert found.significant == (wrong == 5) and words in wording.comparison_text(found)
+        assert ("not significant on new photos" in wording.comparison_text(found)) == (wrong == 4)
 
 
 def test_who_agrees_on_everything_is_told_apart_by_nothing(tmp_path, ours):
     found = compare.compare_pair(pair_of(tmp_path, ours, ours))
-    assert found.p == 1 and found.disagree == 0 and "macro_f1_low" not in found.numbers
+    assert found.accuracy.p == 1 and found.disagree == 0 and not found.numbers["significant"]
     assert "nothing tells them apart" in wording.comparison_text(found)
     assert compare.disagreements(pair_of(tmp_path, ours, ours)).empty
 
 
 def test_photos_of_one_group_do_not_count_as_six():
-    """Six photos of one fruit, all wrong in B: significant for McNemar's test, not with whole groups."""
+    """Six photos of one fruit, all wrong in B: significant for photos alone, not where fruits are groups."""
     labels = [NAMES[i // 6] for i in range(18)]
     pair = compare.match_photos(
         compare.Predictions("a", table(labels, labels)),
         compare.Predictions("b", table(labels, ["cherry"] * 6 + labels[6:])),
     )
     alone = compare.compare_pair(pair)
-    assert alone.significant and "A is better" in wording.comparison_text(alone)
+    assert alone.significant and "A is better on new photos" in wording.comparison_text(alone)
     pair.table["group"] = [f"{label}_{i // 2}" for i, label in enumerate(pair.table["label"])]
     pair.table.loc[:5, "group"] = "one fruit"
     found = compare.compare_pair(pair)
-    assert found.p < 0.05 and found.grouped and not found.significant
-    assert "cannot tell" in wording.comparison_text(found) and "better" not in wording.comparison_text(found)
+    assert (found.accuracy.groups, found.accuracy.p) == (7, 1) and not found.significant
+    text = wording.comparison_text(found)
+    assert "not significant on new groups (7)" in text and "better" not in text
+    pair.table["group"] = pair.table["label"]
+    few = compare.compare_pair(pair)
+    assert "3 groups are too few to tell" in wording.comparison_text(few)
+    assert not {"p", "accuracy_low", "macro_f1_low", "detectable"} & set(few.numbers)
+
+
+def test_a_run_s_settings_say_what_a_group_is_called(tmp_path, ours, monkeypatch):
+    monkeypatch.setattr(Run, "groups", lambda self, paths: [f"tree {i % 10}" for i, _ in enumerate(paths)])
+    monkeypatch.setattr(Run, "class_names", NAMES)
+    run = Run(tmp_path / "run")
+    run.path.mkdir()
+    settings = Config(group_word="tree").model_dump()
+    (run.path / "params.yaml").write_text(yaml.safe_dump({"settings": settings, "record": {}}))
+    better = ours.assign(predicted=ours["label"])
+    pair = compare.match_photos(compare.Predictions("a", ours, run, "val"), compare.Predictions("b", better))
+    text = wording.comparison_text(compare.compare_pair(pair))
+    assert "sign flips of 10 trees" in text and "on new trees (10)" in text and "other seeds" in text
+    both = compare.match_photos(compare.Predictions("a", ours, run), compare.Predictions("b", better, run))
+    assert "seeds" not in wording.comparison_text(compare.compare_pair(both))  # two files of one training
 
 
 def test_backends_of_one_table_are_compared_and_the_command_says_what_the_notebook_says(tmp_path, ours, capsys):
@@ -365,9 +391,14 @@ def test_figures(tmp_path, ours):
     ax = compare_figures.two_by_two(compare.two_by_two(pair))
     assert [text.get_text() for text in ax.texts] == ["26", "0", "4", "0"]
     rows = {"accuracy": (0.1, 0.02, 0.2), "macro-F1": (0.0, np.nan, np.nan)}
-    ax = compare_figures.differences(rows, 30)
-    assert "n = 30" in ax.get_xlabel() and [text.get_text() for text in ax.texts] == ["+10.0", "+0.0 (no interval)"]
-    colours = [compare_figures.differences(rows, 30, significant=yes).lines[1].get_color() for yes in (True, False)]
+    ax = compare_figures.differences(rows, "30 photos")
+    assert "(30 photos)" in ax.get_xlabel() and [text.get_text() for text in ax.texts] == [
+        "+10.0",
+        "+0.0 (no interval)",
+    ]
+    colours = [
+        compare_figures.differences(rows, "30 photos", significant=yes).lines[1].get_color() for yes in (True, False)
+    ]
     assert colours == [compare_figures.SIDES["b"], "#666666"]  # the interval alone does not decide
     shown = compare.disagreements(pair)
     figure = compare_figures.disagreements(shown, NAMES, np.zeros((4, 8, 8, 3)), {"a": [np.zeros((8, 8, 3))] * 4})
