@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fruitlib.evaluation.metrics import confusion_matrix, f1_of_counts, wilson_share
+from fruitlib.evaluation.metrics import Z, confusion_matrix, f1_of_counts, wilson_share
 
 # The grid on which the posterior of mean and correlation is computed
 MEANS = np.concatenate([np.linspace(0.002, 0.9, 80), np.linspace(0.905, 0.9995, 60)])
@@ -76,8 +76,8 @@ def share_of(right: Sequence[float], groups: Sequence[str] | None = None) -> Sha
     return Share(float(right.sum()), len(right), new[0], new[1], int(unit.max()) + 1, new[2], low, high)
 
 
-def new_group_interval(right: np.ndarray, sizes: np.ndarray) -> tuple[float, float, float]:
-    """95 % interval for the share right of photos of new groups, and the mean correlation within a group.
+def new_group_interval(right: np.ndarray, sizes: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
+    """The interval (95 %, or `level`) for the share right of photos of new groups, and the mean correlation in a group.
 
     The number right of a group's photos is taken as beta-binomial (Skellam 1948) with mean mu and intra-class
     correlation rho, both with flat priors; the ends are quantiles of the posterior of mu, summed over a grid. Where
@@ -100,9 +100,29 @@ def new_group_interval(right: np.ndarray, sizes: np.ndarray) -> tuple[float, flo
     posterior /= posterior.sum()
     cumulated = np.append(0, posterior.sum(1).cumsum())
     edges = np.concatenate([[0], MEANS[:-1] + np.diff(MEANS) / 2, [1]])
-    low, high = np.interp([0.025, 0.975], cumulated, edges)
+    low, high = np.interp([0.5 - level / 2, 0.5 + level / 2], cumulated, edges)
     low, high = (0.0 if not right.any() else low), (1.0 if (right == sizes).all() else high)
     return float(low), float(high), float(posterior.sum(0) @ CORRELATIONS)
+
+
+def new_group_margins(right: np.ndarray, parts: np.ndarray, unit: np.ndarray) -> tuple[float, float]:
+    """How far below and above its value a score that follows accuracy may lie on photos of new groups (95 %).
+
+    The margins of accuracy itself (`new_group_interval`, which allows for the rare bad group), scaled by how much the
+    score varies between groups as against accuracy; at least 1.96 standard errors.
+
+    Args:
+        right: whether each photo is right (n,).
+        parts: what each photo adds to the score's difference from its mean (n,), as right less accuracy, over n, adds
+            to accuracy.
+        unit: the group of each photo (n,), as a number.
+    """
+    sizes, accuracy = np.bincount(unit), right.mean()
+    low, high, _ = new_group_interval(np.bincount(unit, right), sizes)
+    error = np.linalg.norm(np.bincount(unit, parts))
+    of_accuracy = np.linalg.norm(np.bincount(unit, right) - accuracy * sizes) / len(right)
+    scale = error / of_accuracy if of_accuracy > 1e-9 else 1.0
+    return float(max(Z * error, scale * (accuracy - low))), float(max(Z * error, scale * (high - accuracy)))
 
 
 def macro_f1_interval(
