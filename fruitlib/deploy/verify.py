@@ -9,7 +9,7 @@ from fruitlib.core.errors import InputError
 from fruitlib.data import dataset
 from fruitlib.data.dataset import Photos
 from fruitlib.deploy import export, model_files, predict
-from fruitlib.evaluation import metrics
+from fruitlib.evaluation import answering, metrics
 from fruitlib.runs.run import Run
 from fruitlib.training import models
 
@@ -115,6 +115,9 @@ def export_run(run: Run) -> Export:
         mflops=export.mflops(model, images[:1]),
         int8_verified=verdict["int8_verified"],
     )
+    metadata = answering.metadata(run)
+    for path in paths.values():
+        export.add_metadata(path, metadata)
     record.write(run)
     run.complete("export", identity)
     median_ms = {backend: time["median"] for backend, time in times.items()}

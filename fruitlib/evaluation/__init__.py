@@ -8,9 +8,11 @@ and tables; `wording` alone puts them into sentences. Read `metrics` and `interv
     significance    paired tests: McNemar, sign flips, Holm
     selection       how optimistic the best of many runs looks for having been chosen
     baselines       what a result has to beat: the commonest class, the mean colour
-    calibration     reliability, calibration error, temperature; thresholds
+    prevalence      other class shares than the photos': where the model is used, what training taught
+    calibration     confidence against accuracy: gap, reliability, calibration error, temperature; thresholds
     crossval        folds pooled: every photo predicted by a model that never saw it
     leakage         the price of leakage; is a test photo in training?
+    answering       above which confidence the model may answer alone; sets of classes
     label_errors    which labels are doubtful
     validation      metrics.json: a run on its validation photos, beside the baselines
     compare         two runs, or any two CSVs of predictions: matched, tested
@@ -20,4 +22,5 @@ and tables; `wording` alone puts them into sentences. Read `metrics` and `interv
     sweep_answers   the answers of 07 and 08, and the files that hold them
     learning_curve  what more photos would bring
     wording         the numbers of this room in sentences
+    run_wording     those of a run's class shares, confidence, and answering alone
 """

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 
 from fruitlib.evaluation import intervals, metrics
-from fruitlib.evaluation.prevalence import class_shares, to_prior
+from fruitlib.evaluation.prevalence import class_shares, photo_weights, to_prior
 
 BINS = 10
 FEWEST_PHOTOS = 100  # for a reliability diagram: below, a bin holds a few photos
@@ -135,8 +136,8 @@ def error_by_chance(
 
     Photos alone: labels are drawn from the photos' own probabilities (Vaicenavicius et al. 2019, consistency
     resampling). In groups: what a group's photos are off, right minus confidence in each bin, gets a random sign for
-    the whole group (the wild bootstrap by cluster; Cameron, Gelbach and Miller 2008). That knows nothing of the rare bad
-    group, so in groups `beyond_chance` asks the gap, too: signs alone doubted up to 0.22 of calibrated models.
+    the whole group (the wild bootstrap by cluster; Cameron, Gelbach and Miller 2008). That knows nothing of the rare
+    bad group, so in groups `beyond_chance` asks the gap, too: signs alone doubted up to 0.22 of calibrated models.
 
     Share of models that `beyond_chance` says are not calibrated, of calibrated ones and of others:
 
@@ -245,6 +246,43 @@ def cross_fitted_probs(
     return scaled
 
 
+# ---- all of it
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What 03 shows of a run's confidence, photos weighted to the class shares where the model is used."""
+
+    gap: Gap
+    ece: float
+    chance: np.ndarray  # errors that chance alone would make (draws,)
+    beyond: bool  # the error is more than chance explains
+    temperature: float
+    scaled: np.ndarray  # probabilities (n, C) at temperatures fitted on other photos
+    scaled_ece: float
+    weights: np.ndarray  # of the photos (n,)
+
+
+def evaluate_calibration(
+    probs: np.ndarray, labels: np.ndarray, shares: np.ndarray, groups: Sequence[str] | None = None
+) -> Calibration:
+    """All of it at the class shares (C,) where the model is used."""
+    weights = photo_weights(labels, shares)
+    gap, error = confidence_gap(probs, labels, groups, weights), ece(probs, labels, weights)
+    chance = error_by_chance(probs, labels, groups, shares)
+    scaled = cross_fitted_probs(probs, labels, groups, weights)
+    return Calibration(
+        gap,
+        error,
+        chance,
+        beyond_chance(error, chance, gap),
+        fit_temperature(probs, labels, weights),
+        scaled,
+        ece(scaled, labels, weights),
+        weights,
+    )
+
+
 # ---- thresholds
 
 
@@ -278,3 +316,10 @@ def best_threshold(curve: dict) -> tuple[float, float, float]:
     f1 = 2 * recall * precision / np.maximum(recall + precision, 1e-12)
     at = int(f1.argmax())
     return float(curve["threshold"][at]), float(recall[at]), float(precision[at])
+
+
+def threshold_table(curves: dict[str, dict]) -> pd.DataFrame:
+    """A row per class: `best_threshold` on its curve."""
+    columns = ["threshold with the highest F1", "recall there", "precision there"]
+    rows = {name: best_threshold(curve) for name, curve in curves.items()}
+    return pd.DataFrame(rows, index=columns).T.round(3)

@@ -13,7 +13,7 @@ import pandas as pd
 
 from fruitlib.core.errors import InputError
 from fruitlib.data.splits import USABLE
-from fruitlib.evaluation import intervals, significance
+from fruitlib.evaluation import crossval, intervals, significance
 from fruitlib.evaluation.metrics import confusion_matrix, f1_of_counts
 from fruitlib.runs.run import Run
 
@@ -117,6 +117,25 @@ def accuracy_interval(
     return float(max(accuracy - below, 0)), float(min(accuracy + above, 1))
 
 
+@dataclass(frozen=True)
+class Accuracies:
+    """Accuracy at equal class shares, and with its 95 % interval where the model is used."""
+
+    equal: float
+    used: float
+    low: float
+    high: float
+
+
+def accuracies(
+    labels: np.ndarray, predicted: np.ndarray, shares: np.ndarray, groups: Sequence[str] | None = None
+) -> Accuracies:
+    """Accuracy at equal class shares and at these (C,)."""
+    matrix = confusion_matrix(labels, predicted, len(shares))
+    equal, used = (at_shares(matrix, at).accuracy for at in (np.full(len(shares), 1 / len(shares)), shares))
+    return Accuracies(equal, used, *accuracy_interval(labels, predicted, shares, groups))
+
+
 def precision_table(matrix: np.ndarray, shares: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
     """A row per class: its share where the model is used, recall, and precision at equal and at these shares."""
     equal, used = at_shares(matrix, np.full(len(shares), 1 / len(shares))), at_shares(matrix, shares)
@@ -172,3 +191,12 @@ def prior_shift(
     p = significance.sign_flip(change) if len(change) else 1.0
     better, worse = int((moved_right & ~right).sum()), int((right & ~moved_right).sum())
     return PriorShift(*macro_f1, better, worse, p, len(labels), bool(np.ptp(taught) < 0.01))
+
+
+def prior_shift_of(run: Run) -> PriorShift:
+    """`prior_shift` of a run's predictions on photos it did not learn from; of repeated folds, the first repeat's."""
+    predictions, _ = crossval.out_of_sample(run)
+    if "repeat" in predictions:
+        predictions = predictions[predictions["repeat"].astype(int) == 1]
+    probs, labels = run.probs(predictions)
+    return prior_shift(labels, probs, taught_shares(run), run.groups(predictions["path"]))

@@ -8,9 +8,9 @@ import zlib
 
 import numpy as np
 import pandas as pd
-from tests.simulations import calibration as worlds
 
 from fruitlib.evaluation import answering
+from tests.simulations import calibration as worlds
 
 TIMES = 200
 SIZES = {"60 photos": 0, "300 photos": 0, "1000 photos": 0, "18 groups": 18, "49 groups": 49, "100 groups": 100}
