@@ -17,7 +17,7 @@ from fruitlib.evaluation import crossval, intervals, prevalence
 from fruitlib.runs.run import Run
 
 ANSWERING_FILE = "answering.json"
-LEVELS = np.linspace(0.02, 1, 50)  # shares answered that are tried, whatever the photos
+LEVELS = np.linspace(0.05, 1, 20)  # shares answered that are tried, whatever the photos
 MISTAKES = 2  # that the first level tried has room for, where there are photos enough
 CONFIDENT = 0.95  # of the bound, one-sided
 SET_ERROR = 0.1  # conformal sets leave out the true class this often
@@ -75,8 +75,8 @@ def answer_alone(
     probs, labels = np.asarray(probs, float), np.asarray(labels)
     confidence, right = probs.max(1), probs.argmax(1) == labels
     unit, grouped = intervals.units_of(len(labels), groups)
-    curve = risk_coverage(confidence, right, unit, grouped)
-    tested = curve[(curve["best_bound"] <= max_error) & (curve["photos"] >= _first_level(len(labels), max_error))]
+    curve = risk_coverage(confidence, right, unit, grouped, max_error)
+    tested = curve[curve["enough"] & (curve["photos"] >= _first_level(len(labels), max_error))]
     passed = tested[np.logical_and.accumulate(tested["bound"].to_numpy() <= max_error)]
     units = int(unit.max()) + 1 if grouped else 0
     found = passed.iloc[-1] if len(passed) else None
@@ -93,21 +93,23 @@ def answer_alone(
     )
 
 
-def risk_coverage(confidence: np.ndarray, right: np.ndarray, unit: np.ndarray, grouped: bool) -> pd.DataFrame:
+def risk_coverage(
+    confidence: np.ndarray, right: np.ndarray, unit: np.ndarray, grouped: bool, max_error: float
+) -> pd.DataFrame:
     """A row per level, the most confident photos first.
 
-    Columns: above (the confidence), photos (answered), wrong, bound (95 %, one-sided, of the share wrong), best_bound
-    (what the bound would be if nothing were wrong).
+    Columns: above (the confidence), photos (answered), wrong, bound (95 %, one-sided, of the share wrong), enough
+    (whether these photos would show at most `max_error`, were none wrong).
     """
-    order, n, rows = np.sort(confidence)[::-1], len(confidence), {}
+    order, n, rows, enough = np.sort(confidence)[::-1], len(confidence), {}, False
     for count in dict.fromkeys(np.maximum((LEVELS * n).round().astype(int), 1)) if n else ():
         above = float(order[count]) if count < n else 0.0
         own = confidence > above
         if own.any():
-            best = wrong_at_most(np.ones(own.sum()), unit[own], grouped)
-            bound = best if right[own].all() else wrong_at_most(right[own], unit[own], grouped)
-            rows[above] = (above, int(own.sum()), int((~right[own]).sum()), bound, best)
-    return pd.DataFrame(rows.values(), columns=["above", "photos", "wrong", "bound", "best_bound"])
+            enough = enough or wrong_at_most(np.ones(own.sum()), unit[own], grouped) <= max_error
+            bound = wrong_at_most(right[own], unit[own], grouped)
+            rows[above] = (above, int(own.sum()), int((~right[own]).sum()), bound, enough)
+    return pd.DataFrame(rows.values(), columns=["above", "photos", "wrong", "bound", "enough"])
 
 
 def wrong_at_most(right: np.ndarray, unit: np.ndarray, grouped: bool) -> float:

@@ -92,9 +92,9 @@ def new_group_interval(right: np.ndarray, sizes: np.ndarray, level: float = 0.95
     pairs, times = np.unique(np.stack([right, sizes], 1), axis=0, return_counts=True)
     precision = (1 - CORRELATIONS) / CORRELATIONS
     a, b = MEANS[:, None] * precision, (1 - MEANS[:, None]) * precision
-    log_posterior = np.zeros(a.shape)
+    log_posterior = -times.sum() * betaln(a, b)
     for (k, n), many in zip(pairs, times, strict=True):
-        log_posterior += many * (betaln(k + a, n - k + b) - betaln(a, b))
+        log_posterior += many * betaln(k + a, n - k + b)
     posterior = np.exp(log_posterior - log_posterior.max())
     posterior *= np.gradient(MEANS)[:, None] * np.gradient(CORRELATIONS)
     posterior /= posterior.sum()
