@@ -17,7 +17,7 @@ from fruitlib.evaluation import crossval, intervals, prevalence
 from fruitlib.runs.run import Run
 
 ANSWERING_FILE = "answering.json"
-LEVELS = np.linspace(0.05, 1, 20)  # shares answered that are tried, whatever the photos
+LEVELS, GROUP_LEVELS = 50, 20  # shares answered that are tried, whatever the photos; a bound in groups takes longer
 MISTAKES = 2  # that the first level tried has room for, where there are photos enough
 CONFIDENT = 0.95  # of the bound, one-sided
 SET_ERROR = 0.1  # conformal sets leave out the true class this often
@@ -102,7 +102,8 @@ def risk_coverage(
     (whether these photos would show at most `max_error`, were none wrong).
     """
     order, n, rows, enough = np.sort(confidence)[::-1], len(confidence), {}, False
-    for count in dict.fromkeys(np.maximum((LEVELS * n).round().astype(int), 1)) if n else ():
+    levels = GROUP_LEVELS if grouped else LEVELS
+    for count in dict.fromkeys(np.ceil(np.arange(1, levels + 1) / levels * n - 1e-9).astype(int)):
         above = float(order[count]) if count < n else 0.0
         own = confidence > above
         if own.any():

@@ -39,11 +39,10 @@ def deploy_shares(run: Run) -> np.ndarray:
     if not wanted:
         labels = run.manifest.loc[run.manifest["status"].isin(USABLE), "label"]
         return class_shares(labels.map(names.index).to_numpy(), len(names))
-    if problem := next(iter(sorted(set(wanted) ^ set(names))), None):
-        what = "no such class" if problem in wanted else f"class {problem} has no share"
-        raise InputError(
-            f"deploy_shares = {dict(wanted)}: {what}; give one share for each of {', '.join(names)}", "deploy_shares"
-        )
+    if unknown := sorted(set(wanted) - set(names)) or [name for name in names if name not in wanted]:
+        what = f"no class is called {unknown[0]}" if unknown[0] in wanted else f"class {unknown[0]} has no share"
+        each = f"give one share for each of {', '.join(names)}"
+        raise InputError(f"deploy_shares = {dict(wanted)}: {what}; {each}", "deploy_shares")
     shares = np.array([wanted[name] for name in names], float)
     return shares / shares.sum()
 

@@ -98,7 +98,7 @@ def test_shares_where_used_are_set_or_those_of_the_folder(make_run):
     assert prevalence.deploy_shares(run) == pytest.approx([0.6, 0.3, 0.1])
     with pytest.raises(InputError, match=f"class {names[2]} has no share; give one share for each of"):
         prevalence.deploy_shares(make_run("few", deploy_shares={names[0]: 1, names[1]: 1}))
-    with pytest.raises(InputError, match="no such class"):
+    with pytest.raises(InputError, match="no class is called pear"):
         prevalence.deploy_shares(make_run("other", deploy_shares={"pear": 1}))
 
 
