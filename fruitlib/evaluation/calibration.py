@@ -56,11 +56,15 @@ def confidence_gap(
     Photos alone: Wilson's interval of accuracy, given the confidence, for n_eff photos (`intervals.score_interval`),
     from the variance between photos of a class, to which half a photo right and half a photo wrong are added. In
     groups: `intervals.new_group_margins`, as much narrower as the gap varies less than accuracy does (confidence falls
-    where errors are). Student's t, which knows nothing of the rare bad group, covered 0.67 to 0.93 with 8 groups.
+    where errors are). Student's t, which knows nothing of the rare bad group, covered 0.67 to 0.94 with 8 groups.
 
-    Coverage, nominal 0.95:
+    Coverage, nominal 0.95 (calibrated models, the last one's logits doubled):
 
-    COVERAGE-OF-GAP
+                      30 photos  99 photos  300 photos  8 groups  18 groups  49 groups
+        hard               0.97       0.93        0.94      0.94       0.95       0.99
+        easy               0.97       0.96        0.94      0.96       0.93       0.94
+        equal shares       0.94       0.97        0.96      0.98       0.93       0.93
+        sharpened          0.96       0.96        0.94      0.95       0.97       0.94
     """
     probs, labels = np.asarray(probs, float), np.asarray(labels)
     weights = np.ones(len(labels)) if weights is None else weights
@@ -141,7 +145,11 @@ def error_by_chance(
 
     Share of models that `beyond_chance` says are not calibrated, of calibrated ones and of others:
 
-    FALSE-ALARMS-OF-ECE
+                      30 photos  99 photos  300 photos  8 groups  18 groups  49 groups
+        hard               0.06       0.07        0.05      0.02       0.02       0.00
+        easy               0.05       0.07        0.04      0.03       0.06       0.06
+        equal shares       0.04       0.04        0.01      0.02       0.07       0.07
+        not calibrated     0.39       0.65        0.91      0.14       0.72       1.00
 
     Args:
         shares: class shares (C,) where the model is used, to which photos are weighted; None: those of the photos.
@@ -201,9 +209,11 @@ def fit_temperature(probs: np.ndarray, labels: np.ndarray, weights: np.ndarray |
     Above 1 the model is overconfident. T is kept between 0.05 and 20. It is 1 where nothing is wrong: the smallest T
     would fit best then, whatever the photos.
 
-    Of a perfect model trained on uneven classes and validated on as many photos of each:
+    Of a perfect model trained and used at 44, 44 and 12 %, validated on as many photos of each (median of 200):
 
-    TEMPERATURE-OF-A-PERFECT-MODEL
+                      30 photos  99 photos  300 photos  8 groups  18 groups  49 groups
+        all alike          1.19       1.24        1.21      1.14       1.46       1.40
+        weighted           0.96       0.99        0.99      0.93       0.99       0.99
     """
     from scipy.optimize import minimize_scalar
 

@@ -49,7 +49,7 @@ def prior_shift_text(shift: PriorShift) -> str:
 
 def gap_text(gap: Gap, word: str = "group") -> str:
     """Confidence beside accuracy, both where the model is used, and what the difference says."""
-    verdict = "neither overconfident nor underconfident, as far as these photos show"
+    verdict = "these photos do not show that it is too sure, or not sure enough"
     if gap.significant:
         verdict = "overconfident" if gap.value > 0 else "not sure enough"
     return (
