@@ -53,6 +53,21 @@ def export_onnx(
     return path
 
 
+def add_metadata(path: Path, values: dict[str, str]) -> None:
+    """Add text by name to the metadata of an ONNX file; what it computes stays.
+
+    Raises:
+        InputError: a reserved name.
+    """
+    if clash := RESERVED & values.keys():
+        raise InputError(f"values: the metadata keys {sorted(clash)} are reserved; rename them")
+    proto = onnx.load(path)
+    kept = {entry.key: entry.value for entry in proto.metadata_props}
+    onnx.helper.set_model_props(proto, kept | values)
+    with replacing(path) as partial:
+        onnx.save(proto, partial)
+
+
 def _graph(model: torch.nn.Module, images: torch.Tensor) -> onnx.ModelProto:
     """`model` as an ONNX graph, without the exporter's notes: they quote source lines and folders."""
     names = {"input_names": ["images"], "output_names": ["logits"]}

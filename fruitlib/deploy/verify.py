@@ -11,6 +11,7 @@ from fruitlib.data import dataset
 from fruitlib.data.dataset import Photos
 from fruitlib.deploy import export, int8_verdict, model_files, predict
 from fruitlib.deploy.int8_verdict import Int8Verdict
+from fruitlib.evaluation import answering
 from fruitlib.runs.run import Run
 from fruitlib.training import models
 
@@ -129,6 +130,9 @@ def export_run(run: Run) -> Export:
         mflops=export.mflops(model, images[:1]),
         **{f"int8_{name}": getattr(verdict, name) for name in ("n", "same", "lost", "won", "state", "costs_at_most")},
     )
+    metadata = answering.metadata(run)
+    for path in paths.values():
+        export.add_metadata(path, metadata)
     record.write(run)
     run.complete("export", identity)
     median_ms = {backend: time["median"] for backend, time in times.items()}

@@ -9,9 +9,11 @@ and tables; `wording` alone puts them into sentences. Read `metrics` and `interv
     crossed         differences on new seeds and new groups at once
     selection       how optimistic the best of many runs looks for having been chosen
     baselines       what a result has to beat: the commonest class, the mean colour
-    calibration     reliability, calibration error, temperature; thresholds
+    prevalence      other class shares than the photos': where the model is used, what training taught
+    calibration     confidence against accuracy: gap, reliability, calibration error, temperature; thresholds
     crossval        folds pooled: every photo predicted by a model that never saw it
     leakage         the price of leakage; is a test photo in training?
+    answering       above which confidence the model may answer alone; sets of classes
     label_errors    which labels are doubtful
     validation      metrics.json: a run on its validation photos, beside the baselines
     matching        which photos of two tables are the same
@@ -24,4 +26,5 @@ and tables; `wording` alone puts them into sentences. Read `metrics` and `interv
     learning_curve  what more photos would bring
     wording         the numbers of this room in sentences
     effects_wording  the same for what settings did
+    run_wording     those of a run's class shares, confidence, and answering alone
 """

@@ -90,10 +90,21 @@ def out_of_sample(run: Run) -> tuple[pd.DataFrame, bool]:
     """Predictions on photos their model never saw, and whether they are pooled from folds.
 
     The pooled out-of-fold predictions of this run's combination, where a sweep has written them and none of its folds
-    was trained again since; else this run's own validation predictions.
+    was trained again since; else this run's own validation predictions. A refit or an ensemble has those of the
+    combination it was made of.
     """
-    pooled = run.pooled() if run.config.folds else pd.DataFrame()
+    pooled = _a_fold(run).pooled() if run.config.folds else pd.DataFrame()
     return (pooled, True) if len(pooled) else (run.predictions("val"), False)
+
+
+def _a_fold(run: Run) -> Run:
+    """The run itself; of a refit or an ensemble, a run of a fold of its combination, which its name tells."""
+    path, (combination, _, ship) = run.sweep_dir / POOLED, run.name.rpartition("ship=")
+    if ship not in ("refit", "ensemble") or not path.is_file():
+        return run
+    folds = pd.read_csv(path, usecols=["combination", "run"], dtype=str, keep_default_na=False)
+    folds = folds.loc[folds["combination"] == (combination.removesuffix(",") or "run"), "run"]
+    return Run(run.sweep_dir / folds.iloc[0]) if len(folds) else run
 
 
 def pooled_results(pooled: pd.DataFrame, class_names: list[str], groups: dict[str, str]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fruitlib.evaluation.metrics import confusion_matrix, f1_of_counts, wilson_share
+from fruitlib.evaluation.metrics import Z, confusion_matrix, f1_of_counts, wilson_share
 
 # The grid on which the posterior of mean and correlation is computed
 MEANS = np.concatenate([np.linspace(0.002, 0.9, 80), np.linspace(0.905, 0.9995, 60)])
@@ -107,9 +107,9 @@ def new_group_interval(right: np.ndarray, sizes: np.ndarray, level: float = 0.95
     pairs, times = np.unique(np.stack([right, sizes], 1), axis=0, return_counts=True)
     precision = (1 - CORRELATIONS) / CORRELATIONS
     a, b = MEANS[:, None] * precision, (1 - MEANS[:, None]) * precision
-    log_posterior = np.zeros(a.shape)
+    log_posterior = -times.sum() * betaln(a, b)
     for (k, n), many in zip(pairs, times, strict=True):
-        log_posterior += many * (betaln(k + a, n - k + b) - betaln(a, b))
+        log_posterior += many * betaln(k + a, n - k + b)
     posterior = np.exp(log_posterior - log_posterior.max())
     posterior *= np.gradient(MEANS)[:, None] * np.gradient(CORRELATIONS)
     posterior /= posterior.sum()
@@ -125,6 +125,26 @@ def share_at_most(count: int, n: int, confidence: float = 0.95) -> float:
     from scipy.stats import beta
 
     return 1.0 if count == n else float(beta.ppf(confidence, count + 1, n - count))
+
+
+def new_group_margins(right: np.ndarray, parts: np.ndarray, unit: np.ndarray) -> tuple[float, float]:
+    """How far below and above its value a score that follows accuracy may lie on photos of new groups (95 %).
+
+    The margins of accuracy itself (`new_group_interval`, which allows for the rare bad group), scaled by how much the
+    score varies between groups as against accuracy; at least 1.96 standard errors.
+
+    Args:
+        right: whether each photo is right (n,).
+        parts: what each photo adds to the score's difference from its mean (n,), as right less accuracy, over n, adds
+            to accuracy.
+        unit: the group of each photo (n,), as a number.
+    """
+    sizes, accuracy = np.bincount(unit), right.mean()
+    low, high, _ = new_group_interval(np.bincount(unit, right), sizes)
+    error = np.linalg.norm(np.bincount(unit, parts))
+    of_accuracy = np.linalg.norm(np.bincount(unit, right) - accuracy * sizes) / len(right)
+    scale = error / of_accuracy if of_accuracy > 1e-9 else 1.0
+    return float(max(Z * error, scale * (accuracy - low))), float(max(Z * error, scale * (high - accuracy)))
 
 
 def macro_f1_interval(
@@ -245,82 +265,3 @@ def accuracy_by_group(predictions: pd.DataFrame, groups: Sequence[str]) -> pd.Da
     )
     table = table[table["n"] > 1].assign(share=table["right"] / table["n"])
     return table.sort_values(["share", "n"], ascending=[True, False]).drop(columns="share")
-
-
-# ---- to be removed
-DRAWS, CELLS = 2000, 1 << 24
-
-
-def bootstrap_sums(
-    table: np.ndarray, labels: np.ndarray, groups: Sequence[str] | None = None, draws: int = DRAWS, seed: int = 0
-) -> np.ndarray:
-    """Sums of the rows of `table` (n, K) in every bootstrap sample, (draws, K).
-
-    The bootstrap (Efron 1979) is stratified: every class keeps its number of photos. With `groups` whole groups are
-    drawn (Field and Welsh 2007), each in the stratum of the class most of its photos have; a class with one group
-    then does not vary at all. Any statistic that is a function of sums, as counts are, can be had from the result.
-
-    Args:
-        table: numbers of each photo, such as the one-hot cell of a confusion matrix.
-        labels: class indexes (n,).
-        groups: a name for each photo, "" where it stands alone; None: all stand alone.
-        seed: the same seed draws the same photos, so that two tables can be compared draw by draw.
-    """
-    table, labels = np.asarray(table, float), np.asarray(labels)
-    unit = units(groups) if groups is not None else np.arange(len(labels))
-    sums = np.zeros((unit.max(initial=-1) + 1, table.shape[1]))
-    np.add.at(sums, unit, table)
-    strata = labels
-    if groups is not None:
-        strata = pd.Series(labels).groupby(unit).agg(lambda part: part.mode()[0]).to_numpy()
-    drawn = np.zeros((draws, table.shape[1]))
-    rng = np.random.default_rng([seed, 6])
-    for stratum in np.unique(strata):
-        own = sums[strata == stratum]
-        for start in range(0, draws, step := max(1, CELLS // len(own))):
-            part = drawn[start : start + step]
-            part += rng.multinomial(len(own), np.full(len(own), 1 / len(own)), size=len(part)) @ own
-    return drawn
-
-
-def percentile_interval(values: np.ndarray, confidence: float = 0.95) -> tuple[float, float]:
-    """The middle share of bootstrapped values, by percentiles; NaN, NaN where they do not vary.
-
-    Where nothing is wrong, or everything, every bootstrap sample repeats it, which is no reason to be sure.
-    """
-    values = np.asarray(values)[np.isfinite(values)]
-    if not len(values) or np.ptp(values) < 1e-12:
-        return float("nan"), float("nan")
-    tail = 50 * (1 - confidence)
-    low, high = np.percentile(values, [tail, 100 - tail])
-    return float(low), float(high)
-
-
-def confusion_cells(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
-    """Each photo's cell of the confusion matrix, one-hot (n, C · C)."""
-    table = np.zeros((len(labels), num_classes**2))
-    table[np.arange(len(labels)), np.asarray(labels) * num_classes + np.asarray(predicted)] = 1
-    return table
-
-
-def macro_f1_of_sums(sums: np.ndarray, num_classes: int) -> np.ndarray:
-    """Macro-F1 (draws,) of confusion matrices (draws, C · C), over the classes that have photos."""
-    matrices = sums.reshape(-1, num_classes, num_classes)
-    tp, true, claimed = matrices.diagonal(axis1=1, axis2=2), matrices.sum(2), matrices.sum(1)
-    f1 = np.divide(2 * tp, true + claimed, out=np.full(tp.shape, np.nan), where=true > 0)
-    return np.nanmean(f1, axis=1)
-
-
-def accuracy_of_sums(sums: np.ndarray, num_classes: int) -> np.ndarray:
-    """Accuracy (draws,) of confusion matrices (draws, C · C)."""
-    return sums[:, :: num_classes + 1].sum(1) / sums.sum(1)
-
-
-def interval_text(low: float, high: float) -> str:
-    """`95 % interval 0.83 to 1.00`; `no interval: it does not vary` where it is NaN."""
-    return f"95 % interval {low:.2f} to {high:.2f}" if np.isfinite(low) else "no interval: it does not vary"
-
-
-def value_with_interval(value: float, low: float, high: float) -> str:
-    """`0.933 (95 % interval 0.83 to 1.00)`; without the interval where there is none."""
-    return f"{value:.3f}{f' ({interval_text(low, high)})' if np.isfinite(low) else ''}"

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from fruitlib.evaluation import intervals
 from fruitlib.evaluation.study import REPLICATES, Study, value_text
 from fruitlib.runs.run import Run
 
@@ -63,7 +62,7 @@ def fit_learning_curve(
         drawn.append((means + rest[chosen]).clip(0, 1))
     a, b, c = np.transpose([power_law(points["photos"], one) for one in drawn])[..., None]
     scores = 1 - (a + b * (grid / sizes[0]) ** -c)
-    fitted, (low, high) = scores[0], np.transpose([intervals.percentile_interval(column) for column in scores[1:].T])
+    fitted, (low, high) = scores[0], _band(scores[1:])
     line = pd.DataFrame({"photos": grid, "score": fitted, "low": low, "high": high})
     now, later = (line[line["photos"] == end].iloc[0] for end in ends)
     ends_of_line = {
@@ -73,6 +72,13 @@ def fit_learning_curve(
         "later_high": later["high"],
     }
     return LearningCurve(points, len(sizes), line, class_name, more, **ends_of_line)
+
+
+def _band(scores: np.ndarray) -> np.ndarray:
+    """The middle 95 % of refitted scores (refits, sizes) at each size, (2, sizes); NaN where there is one seed."""
+    if not len(scores):
+        return np.full((2, scores.shape[1]), np.nan)
+    return np.percentile(scores, [2.5, 97.5], axis=0)
 
 
 def learning_curves(study: Study) -> list[LearningCurve]:

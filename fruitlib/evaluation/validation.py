@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import pandas as pd
 
 from fruitlib.core import files
-from fruitlib.evaluation import baselines, calibration, intervals, metrics, significance, wording
+from fruitlib.evaluation import baselines, calibration, intervals, metrics, prevalence, significance, wording
 from fruitlib.evaluation.intervals import Share
 from fruitlib.runs.run import Run
 
@@ -43,10 +44,11 @@ class ValidationScores:
     val_loss: float  # mean of -log(probability of the true class), natural logarithm
     macro_f1_low: float  # 95 % interval of macro_f1, for new groups; none where a class has a single group
     macro_f1_high: float
-    ece: float  # expected calibration error, 10 bins
-    ece_low: float  # its 95 % bootstrap interval
-    ece_high: float
-    temperature: float  # fitted on these photos; above 1 the network is overconfident; no unit
+    gap: float  # mean confidence minus accuracy, photos weighted to the class shares where the model is used
+    gap_low: float  # its 95 % interval, for new groups where photos come in groups
+    gap_high: float
+    ece: float  # expected calibration error, 10 bins, weighted likewise
+    temperature: float  # fitted on these photos, weighted likewise; above 1 the network is overconfident; no unit
     majority_accuracy: float  # of always predicting the most frequent class of the training photos
     colour_macro_f1: float  # of a logistic regression on each photo's mean colour
 
@@ -80,14 +82,22 @@ def baseline_predictions(train_images: np.ndarray, train_labels: np.ndarray, val
 
 
 def evaluate_validation(
-    labels: np.ndarray, probs: np.ndarray, guesses: dict[str, np.ndarray], groups: Sequence[str] | None = None
+    labels: np.ndarray,
+    probs: np.ndarray,
+    guesses: dict[str, np.ndarray],
+    groups: Sequence[str] | None = None,
+    shares: np.ndarray | None = None,
 ) -> ValidationScores:
-    """All numbers of `metrics.json`; `guesses` are those of `baseline_predictions`."""
+    """All numbers of `metrics.json`; `guesses` are those of `baseline_predictions`.
+
+    `shares` (C,) are those where the model is used (`prevalence.deploy_shares`); None: those of the photos.
+    """
     num_classes, predicted = probs.shape[1], probs.argmax(1)
     share = intervals.share_of(predicted == labels, groups)
     by_guessing = {name: _scores(labels, guess, num_classes) for name, guess in guesses.items()}
     macro_f1_low, macro_f1_high = intervals.macro_f1_interval(labels, predicted, num_classes, groups)
-    ece, ece_low, ece_high = calibration.ece(probs, labels, groups)
+    weights = None if shares is None else prevalence.photo_weights(labels, shares)
+    gap = calibration.confidence_gap(probs, labels, groups, weights)
     return ValidationScores(
         **_scores(labels, predicted, num_classes),
         accuracy_low=share.low,
@@ -99,10 +109,11 @@ def evaluate_validation(
         val_loss=metrics.log_loss(probs, labels),
         macro_f1_low=macro_f1_low,
         macro_f1_high=macro_f1_high,
-        ece=ece,
-        ece_low=ece_low,
-        ece_high=ece_high,
-        temperature=calibration.fit_temperature(probs, labels),
+        gap=gap.value,
+        gap_low=gap.low,
+        gap_high=gap.high,
+        ece=calibration.ece(probs, labels, weights),
+        temperature=calibration.fit_temperature(probs, labels, weights),
         majority_accuracy=by_guessing[MAJORITY]["accuracy"],
         colour_macro_f1=by_guessing[COLOUR]["macro_f1"],
     )
@@ -125,6 +136,12 @@ def beside_baselines(
         rows[f"accuracy, {name}"] = (share.value, share.low, share.high)
         rows[f"macro-F1, {name}"] = (own["macro_f1"], *intervals.macro_f1_interval(labels, guess, num_classes, groups))
     return rows
+
+
+def class_table(matrix: np.ndarray, class_names: Sequence[str]) -> pd.DataFrame:
+    """A row per class: TP, FP, FN, TN, and precision, recall, F1 and miss rate."""
+    counts = pd.DataFrame(metrics.counts(matrix), index=list(class_names)).rename(columns=str.upper)
+    return counts.join(pd.DataFrame(metrics.rates(matrix), index=list(class_names)).round(3))
 
 
 def learned_summary(

@@ -6,7 +6,6 @@
 import math
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from fruitlib.evaluation import intervals
@@ -217,23 +216,6 @@ def _signed_interval(row: tuple[float, float, float]) -> str:
 
 
 # ---------------------------------------------------------------- one run
-
-
-def calibration_text(ece: float, low: float, high: float, chance: np.ndarray, p: float) -> str:
-    """The calibration error beside the errors (draws,) that chance alone makes; `p` from `calibration.chance_p`."""
-    verdict = "more than chance explains" if p < 0.05 else "chance alone may explain it"
-    return (
-        f"calibration error {intervals.value_with_interval(ece, low, high)}; on so few photos a perfectly "
-        f"calibrated model has {chance.mean():.3f} on average, and this much in {p:.1%} of draws: {verdict}"
-    )
-
-
-def temperature_text(temperature: float, scaled_ece: float, accuracy: float) -> str:
-    """The temperature; `scaled_ece` is the error with temperatures fitted on other photos."""
-    if accuracy == 1:
-        return "temperature: nothing is wrong, so any confidence is too low for these photos; none is suggested"
-    way = "overconfident" if temperature > 1 else "not sure enough"
-    return f"temperature {temperature:.2f}: it is {way}; scaled, fitted on other photos, the error is {scaled_ece:.3f}"
 
 
 def out_of_sample_text(predictions: pd.DataFrame, pooled: bool, folds: int) -> str:

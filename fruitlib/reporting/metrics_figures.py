@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from fruitlib.evaluation import calibration, intervals, metrics
+from fruitlib.evaluation.answering import Answering
 from fruitlib.evaluation.intervals import Share
 from fruitlib.evaluation.wording import plural_of
 from fruitlib.reporting.style import COLOURS
@@ -50,11 +51,13 @@ def shares(rows: dict[str, Share], title: str, word: str = "group") -> Axes:
     return ax
 
 
-def reliability(probs: np.ndarray, labels: np.ndarray, scaled: np.ndarray | None = None) -> Figure:
+def reliability(
+    probs: np.ndarray, labels: np.ndarray, scaled: np.ndarray | None = None, weights: np.ndarray | None = None
+) -> Figure:
     """Accuracy against confidence in bins, with Wilson intervals, and how many photos each bin has.
 
     On the diagonal, 0.9 means right nine times in ten; below it the model is overconfident. `scaled` adds the same
-    after temperature scaling.
+    after temperature scaling. `weights` (n,) weigh photos to the class shares where the model is used.
     """
     figure, (ax, below) = plt.subplots(2, 1, figsize=(6, 5.6), sharex=True, height_ratios=(3, 1))
     ax.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle=":", label="as sure as right")
@@ -62,10 +65,11 @@ def reliability(probs: np.ndarray, labels: np.ndarray, scaled: np.ndarray | None
     if scaled is not None:
         shown["temperature scaled"] = (scaled, COLOURS["train"], "s", 0.006)
     for name, (values, colour, mark, shift) in shown.items():
-        counts, confidence, right = calibration.reliability_bins(values, labels).sum(0).reshape(3, -1)
-        there = counts > 0
-        x, y = confidence[there] / counts[there] + shift, right[there] / counts[there]
-        ends = [metrics.wilson(int(k), int(n)) for k, n in zip(right[there], counts[there], strict=True)]
+        weight, confidence, right, squares = calibration.reliability_bins(values, labels, weights)
+        there = weight > 0
+        x, y = confidence[there] / weight[there] + shift, right[there] / weight[there]
+        worth = weight[there] ** 2 / squares[there]  # photos of one weight that say as much
+        ends = [metrics.wilson_share(*pair) for pair in zip(y, worth, strict=True)]
         ax.vlines(x, *np.transpose(ends), color=colour, linewidth=1.5, alpha=0.7)
         ax.plot(x, y, mark, color=colour, label=name)
         edges = np.linspace(0, 1, calibration.BINS + 1)
@@ -76,6 +80,27 @@ def reliability(probs: np.ndarray, labels: np.ndarray, scaled: np.ndarray | None
     below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
     figure.tight_layout()
     return figure
+
+
+def risk_coverage(alone: Answering) -> Axes:
+    """Share wrong, with its 95 % upper bound, over the share answered, the most confident photos first.
+
+    The dotted line is the share wrong that is allowed; a vertical line marks the threshold that is proven.
+    """
+    curve, (_, ax) = alone.curve, plt.subplots(figsize=(7, 4))
+    answered = curve["photos"] / alone.n
+    ax.fill_between(answered, curve["wrong"] / curve["photos"], curve["bound"], color=COLOURS["val"], alpha=0.18)
+    ax.plot(answered, curve["bound"], color=COLOURS["val"], linewidth=1, label="95 % upper bound")
+    ax.plot(answered, curve["wrong"] / curve["photos"], color=COLOURS["val"], label="wrong here")
+    ax.axhline(alone.max_error, color="#777777", linestyle=":", label=f"allowed: {alone.max_error:.0%}")
+    if alone.proven:
+        label = f"answers above {alone.above:.3g}: {alone.answered:.0%}"
+        ax.axvline(alone.answered, color=COLOURS["test"], linewidth=1.5, label=label)
+    top = max(4 * alone.max_error, 1.3 * float((curve["wrong"] / curve["photos"]).max()))
+    ax.set(xlim=(0, 1.02), ylim=(0, min(top, 1.02)), xlabel="share of photos answered, the most confident first")
+    ax.set(ylabel="share of them that is wrong", title="How often is it wrong when it answers alone?")
+    ax.legend(frameon=True, fontsize=9, loc="upper left")
+    return ax
 
 
 def threshold_curves(curves: dict[str, dict]) -> Figure:

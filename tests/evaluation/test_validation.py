@@ -11,7 +11,7 @@ from fruitlib.evaluation import metrics, validation
 KEYS = ["n", "correct", "accuracy", "accuracy_low", "accuracy_high", "groups", "correlation", "same_low", "same_high"]
 KEYS += ["balanced_accuracy"]
 KEYS += ["macro_precision", "macro_recall", "macro_f1", "macro_miss_rate", "val_loss", "macro_f1_low", "macro_f1_high"]
-KEYS += ["ece", "ece_low", "ece_high", "temperature", "majority_accuracy", "colour_macro_f1"]
+KEYS += ["gap", "gap_low", "gap_high", "ece", "temperature", "majority_accuracy", "colour_macro_f1"]
 LABELS = np.array([0] * 10 + [1] * 10 + [2] * 10)
 PREDICTED = np.where(np.arange(30) % 5 == 0, (LABELS + 1) % 3, LABELS)  # 6 of 30 wrong, 2 of each class
 PROBS = np.full((30, 3), 0.1) + 0.7 * np.eye(3)[PREDICTED]
@@ -25,7 +25,7 @@ def test_every_number_is_what_its_name_says():
     assert scores.macro_f1 == pytest.approx(0.8) and scores.macro_miss_rate == pytest.approx(0.2)
     assert scores.macro_f1_low < 0.8 < scores.macro_f1_high
     assert scores.val_loss == pytest.approx(-(24 * math.log(0.8) + 6 * math.log(0.1)) / 30)
-    assert scores.ece == pytest.approx(0) and scores.ece_high > 0  # confident by 0.8, right in 0.8
+    assert scores.ece == pytest.approx(0) and scores.gap_low < 0 < scores.gap_high  # confident by 0.8, right in 0.8
     assert scores.temperature == pytest.approx(1, abs=0.01)
     assert scores.majority_accuracy == pytest.approx(1 / 3)
     assert scores.colour_macro_f1 == pytest.approx(0.5 / 3)  # F1 of the one class it names: 2 · 10 / (10 + 30)
@@ -44,7 +44,7 @@ def test_the_file_has_these_keys_in_this_order(make_run):
 def test_numbers_that_do_not_exist_are_left_out_of_the_file():
     probs = np.full((30, 3), 0.1) + 0.7 * np.eye(3)[LABELS]  # nothing is wrong: the bootstrap does not vary
     record = validation.evaluate_validation(LABELS, probs, GUESSES).record()
-    assert set(KEYS) - set(record) == {"correlation", "ece_low", "ece_high"}
+    assert set(KEYS) - set(record) == {"correlation"}
     assert record["accuracy"] == 1 and record["groups"] == 0
     assert (record["macro_f1_low"], record["macro_f1_high"]) == (pytest.approx(0.886, abs=0.002), 1)
 
@@ -59,6 +59,15 @@ def test_in_groups_the_headline_speaks_of_new_ones_and_names_the_old():
     lone = ["one" if label == 2 else group for label, group in zip(LABELS, groups, strict=True)]
     alone = validation.evaluate_validation(LABELS, PROBS, GUESSES, lone).summary("variety")
     assert "no interval: a class has only one variety" in alone
+
+
+def test_confidence_is_judged_at_the_shares_where_the_model_is_used():
+    predicted = np.where(LABELS == 2, 0, LABELS)
+    probs = np.full((30, 3), 0.1) + 0.7 * np.eye(3)[predicted]
+    alike = validation.evaluate_validation(LABELS, probs, GUESSES)
+    used = validation.evaluate_validation(LABELS, probs, GUESSES, shares=np.array([0.45, 0.45, 0.1]))
+    assert (alike.gap, used.gap) == pytest.approx((0.8 - 2 / 3, 0.8 - 0.9))
+    assert alike.accuracy == used.accuracy == pytest.approx(2 / 3)
 
 
 def test_the_baselines_learn_from_training_photos():
