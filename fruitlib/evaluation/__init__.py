@@ -6,7 +6,7 @@ and tables; `wording` alone puts them into sentences. Read `metrics` and `interv
     metrics         counts and rates from labels and predictions (NumPy only)
     intervals       bootstrap intervals, whole groups drawn
     significance    paired tests: McNemar, sign flips, Holm
-    selection       how optimistic the best of many runs looks for having been chosen
+    selection       how optimistic the best of many runs and epochs looks for having been chosen
     baselines       what a result has to beat: the commonest class, the mean colour
     calibration     reliability, calibration error, temperature; thresholds
     crossval        folds pooled: every photo predicted by a model that never saw it
