@@ -7,7 +7,7 @@ and tables; `wording` alone puts them into sentences. Read `metrics` and `interv
     intervals       shares and macro-F1 with 95 % intervals, for new groups of photos
     significance    two models on the same photos: McNemar, sign flips of groups; Holm
     crossed         differences on new seeds and new groups at once
-    selection       how optimistic the best of many runs looks for having been chosen
+    selection       how optimistic the best of many runs and epochs looks for having been chosen
     baselines       what a result has to beat: the commonest class, the mean colour
     prevalence      other class shares than the photos': where the model is used, what training taught
     calibration     confidence against accuracy: gap, reliability, calibration error, temperature; thresholds

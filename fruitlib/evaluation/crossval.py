@@ -23,6 +23,17 @@ def pool_folds(
     *other* folds of its repeat (`epoch_by_others`), so that no photo has a say in its own epoch. Each fold's own files,
     `best.pt` and `predictions_val.csv`, stay those of its own best epoch.
 
+    Points that choosing the epoch adds to the pooled accuracy, by a fold's own photos and by those of the other folds
+    (`tests/simulations/fold_epochs.py`: five folds, means of 400 repetitions):
+
+     photos  epochs  own best  by others
+         30      12       8.7        0.1
+         30      30       9.8        0.0
+        100      12       6.3       -0.3
+        100      30       7.3        0.1
+        300      12       3.2        0.0
+        300      30       4.0        0.0
+
     Returns:
         the table, and a line for each combination that cannot be pooled: why, and what to do.
     """

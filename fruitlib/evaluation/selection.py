@@ -1,5 +1,6 @@
 """What choosing adds to the score of the best of many runs and epochs, since the same photos choose and evaluate it."""
 
+import contextlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -170,21 +171,18 @@ def _right_by_epoch(run: Run, labels: pd.Series) -> np.ndarray | None:
     A run that kept its last epoch has that one alone, and so has one whose epochs were not written down. None where it
     was evaluated on other photos than those of `labels`, by path.
     """
-    try:
-        paths, predicted = run.epoch_predictions()
-    except InputError:  # trained by hand, or damaged: its kept epoch is known from the table
-        paths, predicted = np.empty(0, str), np.empty((0, 0), int)
-    if len(predicted):
-        trained = run.record("train")
-        predicted = predicted if trained["keep"] == "best" else predicted[trained["kept_epoch"] - 1 :][:1]
-        names = np.array(run.class_names)[predicted]
-    else:
+    trained, predicted = run.record("train"), ()
+    if trained.get("keep") == "best":
+        with contextlib.suppress(InputError):  # not there, or damaged: then the table has the kept epoch
+            paths, predicted = run.epoch_predictions()
+            wanted = pd.Index(run.class_names).get_indexer(labels)
+    if not len(predicted):
         table = run.predictions("val")
-        paths, names = table["path"].to_numpy(), table["predicted"].to_numpy()[None]
+        paths, predicted, wanted = table["path"], table["predicted"].to_numpy()[None], labels.to_numpy()
     order = pd.Index(paths).get_indexer(labels.index)
     if len(paths) != len(labels) or (order < 0).any():
         return None
-    return (names[:, order] == labels.to_numpy(str)).astype(float)
+    return (predicted[:, order] == wanted).astype(float)
 
 
 def _best_of(sums: np.ndarray, most: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Photos -> a trained network: `best.pt`, `history.csv`, `predictions_val.csv` in the run folder.
+"""Photos -> a trained network: `best.pt`, `history.csv`, `predictions_val.csv`, `predictions_epochs.npz`.
 
 Read `train` first: the recipe from first line to last.
 

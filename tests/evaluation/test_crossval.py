@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from simulations import fold_epochs
 
 from fruitlib.core import config
 from fruitlib.data import splits
@@ -82,6 +83,12 @@ def test_the_others_mean_curve_chooses_the_epoch(monitor, epoch):
     third = first.assign(val_accuracy=[0.5, 0.5, 0.9, 0.8])
     assert crossval.epoch_by_others([first, second, third], 4, monitor) == epoch
     assert crossval.epoch_by_others([first, second, third], 2, "loss") == 2  # itself it has two epochs
+
+
+def test_photos_that_choose_their_own_epoch_flatter_it_and_others_do_not():
+    table = fold_epochs.table(40)
+    assert (table["own best"] > 2).all() and table["by others"].abs().mean() < 1, table
+    assert (table["by others"].abs() < 2.5).all(), table  # 5 points a repetition at n = 30, 0.8 in the mean of 40
 
 
 def test_of_equal_epochs_the_one_with_the_lowest_loss_predicts():
