@@ -4,6 +4,7 @@ Confidence is the probability of the predicted class. probs are (n, C), labels c
 each photo ("": it stands alone). All of it on photos that the model did not learn from.
 """
 
+import functools
 import json
 import math
 from collections.abc import Sequence
@@ -128,6 +129,7 @@ def wrong_at_most(right: np.ndarray, unit: np.ndarray, grouped: bool) -> float:
     return float(beta.ppf(CONFIDENT, wrong + 1, n - wrong)) if wrong < n else 1.0
 
 
+@functools.cache
 def units_needed(max_error: float, group_size: int = 0, at_most: int = 100_000) -> int:
     """Photos, or groups of so many photos, without a mistake that show that at most `max_error` are wrong.
 
@@ -150,6 +152,7 @@ def units_needed(max_error: float, group_size: int = 0, at_most: int = 100_000) 
     return high
 
 
+@functools.cache
 def _first_level(n: int, max_error: float) -> int:
     """Photos that the first level tested holds at least, so that a single early mistake does not end the search."""
     from scipy.stats import beta
