@@ -13,7 +13,7 @@ import pandas as pd
 from fruitlib.evaluation import answering
 from simulations import calibration as worlds
 
-TIMES = 30  # ten times as often where photos are alone
+TIMES = 15  # ten times as often where photos are alone
 SIZES = {"60 photos": 0, "300 photos": 0, "1000 photos": 0, "49 groups": 49, "100 groups": 100}
 WORLDS = {"easy": (2.5, 1, worlds.EQUAL), "very easy": (4, 1, worlds.EQUAL), "confidence says nothing": None}
 MAX_ERROR = 0.05
