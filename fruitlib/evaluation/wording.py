@@ -86,7 +86,7 @@ def choice_text(optimism: SelectionOptimism) -> str:
     return f"chosen among {_choices(optimism)}: flatters by {_flattery(optimism)}" if optimism.measured else ""
 
 
-def selection_optimism_text(optimism: SelectionOptimism) -> str:
+def selection_optimism_text(optimism: SelectionOptimism, word: str = "group") -> str:
     """How much better the best run looks for having been chosen."""
     what = "combination" if optimism.folds else "run"
     if not optimism.photos:
@@ -94,8 +94,8 @@ def selection_optimism_text(optimism: SelectionOptimism) -> str:
     if optimism.configurations < 2:
         return f"one {what}{'' if optimism.folds else ', its last epoch'}: nothing was chosen, so nothing flatters"
     if not optimism.measured:
-        return "all validation photos are of one group: what choosing adds is not known"
-    n = f"n = {optimism.photos}{f' in {optimism.groups} groups' if optimism.groups else ''}"
+        return "all validation photos are of one {word}: what choosing adds is not known"
+    n = f"n = {optimism.photos}{f' in {many(optimism.groups, word)}' if optimism.groups else ''}"
     score = "pooled accuracy" if optimism.folds else "validation accuracy"
     text = (
         f"{score} {optimism.best:.2f}; chosen among {_choices(optimism)}, which flatters by {_flattery(optimism)} ({n})"
