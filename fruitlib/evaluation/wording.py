@@ -94,7 +94,7 @@ def selection_optimism_text(optimism: SelectionOptimism, word: str = "group") ->
     if optimism.configurations < 2:
         return f"one {what}{'' if optimism.folds else ', its last epoch'}: nothing was chosen, so nothing flatters"
     if not optimism.measured:
-        return "all validation photos are of one {word}: what choosing adds is not known"
+        return f"all validation photos are of one {word}: what choosing adds is not known"
     n = f"n = {optimism.photos}{f' in {many(optimism.groups, word)}' if optimism.groups else ''}"
     score = "pooled accuracy" if optimism.folds else "validation accuracy"
     text = (
