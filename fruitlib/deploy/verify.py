@@ -99,6 +99,9 @@ def export_run(run: Run) -> Export:
     identity = run.identity("export")
     model, checkpoint = models.restore(run.path / "best.pt")
     paths = model_files.build_model_files(run, model, checkpoint)
+    metadata = answering.metadata(run)
+    for path in paths.values():
+        export.add_metadata(path, metadata)
     photos, on_validation = photos_to_try(run)
     images = dataset.to_array(photos.images)
     logits = {"torch": export.run_torch(model, images)}
@@ -115,9 +118,6 @@ def export_run(run: Run) -> Export:
         mflops=export.mflops(model, images[:1]),
         int8_verified=verdict["int8_verified"],
     )
-    metadata = answering.metadata(run)
-    for path in paths.values():
-        export.add_metadata(path, metadata)
     record.write(run)
     run.complete("export", identity)
     median_ms = {backend: time["median"] for backend, time in times.items()}
