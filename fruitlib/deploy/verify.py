@@ -112,6 +112,9 @@ def export_run(run: Run) -> Export:
     identity = run.identity("export")
     model, checkpoint = models.restore(run.path / "best.pt")
     paths = model_files.build_model_files(run, model, checkpoint)
+    metadata = answering.metadata(run)
+    for path in paths.values():
+        export.add_metadata(path, metadata)
     photos, on_validation = photos_to_try(run)
     images = dataset.to_array(photos.images)
     logits = {"torch": export.run_torch(model, images)}
