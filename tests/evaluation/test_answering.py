@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 import torch
 from scipy.stats import beta
-from simulations import answering as simulation
 
 from fruitlib.deploy import export, predict
 from fruitlib.evaluation import answering, run_wording
+from tests.simulations import answering as simulation
 
 FEW = 3  # repetitions of the simulation
 

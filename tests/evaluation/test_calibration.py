@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulations import calibration as simulation
 from sklearn.metrics import average_precision_score, f1_score, roc_auc_score
 
 from fruitlib.evaluation import baselines, calibration, intervals, metrics, prevalence, run_wording
 from fruitlib.reporting import metrics_figures
+from tests.simulations import calibration as simulation
 
 FEW = 10  # repetitions of the simulation
 

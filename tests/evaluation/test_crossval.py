@@ -3,13 +3,13 @@
 import numpy as np
 import pandas as pd
 import pytest
-from simulations import fold_epochs
 
 from fruitlib.core import config
 from fruitlib.data import splits
 from fruitlib.evaluation import crossval, metrics, wording
 from fruitlib.runs.run import Run, create_run
 from fruitlib.training import train
+from tests.simulations import fold_epochs
 
 
 def train_folds(shapes, folder, **changes):

@@ -6,12 +6,12 @@ import time
 import numpy as np
 import pandas as pd
 import pytest
-from simulations import choosing
 
 from fruitlib.evaluation import selection
 from fruitlib.evaluation.selection import SelectionOptimism, selection_optimism
 from fruitlib.evaluation.study import Study
 from fruitlib.evaluation.wording import choice_text, selection_optimism_text
+from tests.simulations import choosing
 
 
 def plainly(right: np.ndarray, unit: np.ndarray, draws: int) -> float:

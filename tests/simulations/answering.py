@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fruitlib.evaluation import answering
-from simulations import calibration as worlds
+from tests.simulations import calibration as worlds
 
 TIMES = 15  # ten times as often where photos are alone
 SIZES = {"60 photos": 0, "300 photos": 0, "1000 photos": 0, "49 groups": 49, "100 groups": 100}
