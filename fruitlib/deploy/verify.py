@@ -121,9 +121,6 @@ def export_run(run: Run) -> Export:
     logits |= {backend: predict.run_onnx(path, images) for backend, path in paths.items()}
     parity = {backend: export.parity(logits["torch"], logits[backend]) for backend in paths}
     export.check_parity(parity["fp32"])
-    metadata = answering.metadata(run)
-    for path in paths.values():
-        export.add_metadata(path, metadata)
     labels = photos.labels.numpy()
     tried = _write_photos(run, photos, logits)
     verdict = int8_verdict.judge_run(run, tried, on_validation, bool(np.isfinite(logits["int8"]).all()))
