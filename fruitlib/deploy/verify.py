@@ -11,7 +11,8 @@ from fruitlib.data import dataset
 from fruitlib.data.dataset import Photos
 from fruitlib.deploy import export, int8_verdict, model_files, predict
 from fruitlib.deploy.int8_verdict import Int8Verdict
-from fruitlib.evaluation import answering
+from fruitlib.evaluation import answering, intervals
+from fruitlib.evaluation.intervals import Share
 from fruitlib.runs.run import Run
 from fruitlib.training import models
 
@@ -63,7 +64,7 @@ class Export:
     record: ExportRecord
     parity: dict[str, dict]  # how far fp32 and int8 are from torch, by `export.parity`
     verdict: Int8Verdict
-    correct: dict[str, int]  # photos predicted as labelled, by backend: torch, fp32, int8
+    shares: dict[str, Share]  # photos predicted as labelled, by backend: torch, fp32, int8
     n: int  # photos tried
     on_validation: bool  # False for a model trained on all photos: it is tried on training photos
     median_ms: dict[str, float]  # the median latency, by backend; the record has the least
@@ -95,7 +96,8 @@ class Export:
         cost = f"same label as torch on {self.record.int8_agreement:.1%} of {self.photos_tried}"
         if self.on_validation:
             cost = (
-                f"right on {self.correct['int8']}/{self.n} validation photos, torch on {self.correct['torch']}/{self.n}"
+                f"right on {self.shares['int8'].correct:g}/{self.n} validation photos, "
+                f"torch on {self.shares['torch'].correct:g}/{self.n}"
             )
         smaller = self.record.size_mb_fp32 / self.record.size_mb_int8
         faster = self.record.latency_ms_fp32 / self.record.latency_ms_int8
@@ -124,7 +126,8 @@ def export_run(run: Run) -> Export:
     labels = photos.labels.numpy()
     tried = _write_photos(run, photos, logits)
     verdict = int8_verdict.judge_run(run, tried, on_validation, bool(np.isfinite(logits["int8"]).all()))
-    correct = {backend: int((values.argmax(1) == labels).sum()) for backend, values in logits.items()}
+    groups = run.groups(photos.paths)
+    shares = {backend: intervals.share_of(values.argmax(1) == labels, groups) for backend, values in logits.items()}
     times = _latencies(model, paths, images[:1])
     record = ExportRecord(
         **{f"size_mb_{backend}": export.size_mb(path) for backend, path in paths.items()},
@@ -136,7 +139,7 @@ def export_run(run: Run) -> Export:
     record.write(run)
     run.complete("export", identity)
     median_ms = {backend: time["median"] for backend, time in times.items()}
-    return Export(record, parity, verdict, correct, len(images), on_validation, median_ms)
+    return Export(record, parity, verdict, shares, len(images), on_validation, median_ms)
 
 
 def _write_photos(run: Run, photos: Photos, logits: dict[str, np.ndarray]) -> pd.DataFrame:

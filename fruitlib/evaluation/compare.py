@@ -15,6 +15,7 @@ import pandas as pd
 from fruitlib.core import errors, files
 from fruitlib.core.errors import InputError
 from fruitlib.evaluation import intervals, metrics, significance
+from fruitlib.evaluation.intervals import Share
 from fruitlib.evaluation.matching import photo_keys, plain_paths
 from fruitlib.evaluation.significance import PairedDifference
 from fruitlib.runs.run import POOLED, Run
@@ -310,9 +311,10 @@ def two_by_two(pair: Pair) -> np.ndarray:
     return metrics.confusion_matrix(~a, ~b, 2)
 
 
-def correct_counts(pair: Pair) -> dict[str, int]:
-    """How many each has right, by name."""
-    right = {side: int((pair.table[side] == pair.table["label"]).sum()) for side in "ab"}
+def accuracies(pair: Pair) -> dict[str, Share]:
+    """What share each has right, with its intervals, by name."""
+    groups = list(pair.table["group"])
+    right = {side: intervals.share_of(pair.table[side] == pair.table["label"], groups) for side in "ab"}
     return {f"A: {pair.a.name}": right["a"], f"B: {pair.b.name}": right["b"]}
 
 

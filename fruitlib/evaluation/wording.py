@@ -71,7 +71,8 @@ def population_text(groups: Sequence[str], word: str = "group") -> str:
         return f"New photos here are other photos like these: the {n:,} stand alone, each is one piece of evidence."
     alone = f" or stand alone ({n - len(grouped):,}, each counts as one)" if len(grouped) < n else ""
     text = f"New photos here are photos of new {plural_of(word)}: these {n:,} photos come in "
-    text += f"{many(len(set(grouped)), word)}{alone}, and photos of one {word} are right or wrong together."
+    text += f"{many(len(set(grouped)), word)}{alone}, and photos of one {word} are right or wrong "
+    text += f"together, so that a {word} counts about once."
     if intervals.found_by_looks(groups):
         text += f" Which photos belong together was found by looks alone: {plural_of(word)} that nobody named "
         text += "make every interval too narrow. Name them with group_pattern, folders or a column."

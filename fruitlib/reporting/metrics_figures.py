@@ -99,7 +99,7 @@ def risk_coverage(alone: Answering) -> Axes:
     top = max(4 * alone.max_error, 1.3 * float((curve["wrong"] / curve["photos"]).max()))
     ax.set(xlim=(0, 1.02), ylim=(0, min(top, 1.02)), xlabel="share of photos answered, the most confident first")
     ax.set(ylabel="share of them that is wrong", title="How often is it wrong when it answers alone?")
-    ax.legend(frameon=True, fontsize=9, loc="upper left")
+    ax.legend(frameon=True, fontsize=9, loc="best")
     return ax
 
 
@@ -221,31 +221,6 @@ def _share(ax: Axes, row: float, share: Share, colour: str = COLOURS["val"]) -> 
     ax.plot(share.value, row, "o", color=colour)
     at, text = min(max(share.value, 0.08), 0.92), f"{share.correct:g}/{share.n}"
     ax.annotate(text, (at, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center")
-
-
-def _interval(ax: Axes, row: float, correct: int, n: int, colour: str = COLOURS["val"], text: bool = True) -> None:
-    """One proportion as a dot on its Wilson interval, labelled correct/n."""
-    if n == 0:
-        ax.annotate("no photos", (0.5, row), fontsize=9, ha="center", va="center", color="#666666")
-        return
-    low, high = metrics.wilson(correct, n)
-    ax.plot([low, high], [row, row], color=colour, linewidth=2)
-    ax.plot(correct / n, row, "o", color=colour)
-    if text:
-        at = min(max(correct / n, 0.08), 0.92)
-        ax.annotate(f"{correct}/{n}", (at, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center")
-
-
-def proportions(correct: dict[str, int], n: int, title: str, xlabel: str = "accuracy") -> Axes:
-    """Several proportions of the same n photos, each with its Wilson interval, one a row."""
-    _, ax = plt.subplots(figsize=(8, 1.2 + 0.55 * len(correct)))
-    for row, (_, k) in enumerate(correct.items()):
-        _interval(ax, row, k, n, COLOURS["test"])
-    ax.set(
-        title=title, xlabel=f"{xlabel} of n = {n} photos, with 95 % Wilson interval", ylim=(len(correct) - 0.5, -0.7)
-    )
-    ax.set(yticks=range(len(correct)), yticklabels=list(correct), xlim=(-0.02, 1.02))
-    return ax
 
 
 def confusion(matrix: np.ndarray, class_names: list[str]) -> Axes:

@@ -44,9 +44,9 @@ def test_the_record_says_what_the_files_are(run, exported):
     assert record.fp32_agreement == 1 and record.int8_same == round(record.int8_agreement * record.int8_n)
     assert 0 < record.latency_ms_fp32 <= exported.median_ms["fp32"] and record.mflops > 1
     val = run.predictions("val")
-    assert exported.correct["torch"] == (val["label"] == val["predicted"]).sum()
+    assert exported.shares["torch"].correct == (val["label"] == val["predicted"]).sum()
     assert exported.n == len(val) == record.int8_n and exported.on_validation
-    assert exported.correct["int8"] - exported.correct["torch"] == record.int8_won - record.int8_lost
+    assert exported.shares["int8"].correct - exported.shares["torch"].correct == record.int8_won - record.int8_lost
     assert exported.verdict.summary in exported.summary and record.shipped == "int8"
 
 

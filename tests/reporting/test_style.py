@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from fruitlib.evaluation import leakage
+from fruitlib.evaluation import intervals, leakage
 from fruitlib.explain import gradcam
 from fruitlib.reporting import export_figures, metrics_figures, split_figures, training_figures, widgets
 from fruitlib.reporting.style import InteractiveShell, save_figure, use_style
@@ -55,10 +55,14 @@ def test_class_counts_and_rates_name_their_fractions():
     assert texts(axes[0]) == ["9/11", "8/9", "no photos"] and texts(axes[1])[:2] == ["9/10", "8/10"]
 
 
-def test_proportions_stand_where_they_should():
-    ax = metrics_figures.proportions({"torch": 27, "int8": 15}, 30, "accuracy")
+def test_shares_stand_where_they_should_and_say_of_what_they_speak():
+    alone = {name: intervals.share_of(np.arange(30) < k) for name, k in {"torch": 27, "int8": 15}.items()}
+    ax = metrics_figures.shares(alone, "accuracy")
     dots = [line.get_xdata()[0] for line in ax.lines if len(np.atleast_1d(line.get_xdata())) == 1]
-    assert dots == [0.9, 0.5] and texts(ax) == ["27/30", "15/30"]
+    assert dots == [0.9, 0.5] and texts(ax) == ["27/30", "15/30"] and ax.get_xlabel().endswith("new photos")
+    trees = {"torch": intervals.share_of(np.arange(30) < 27, [f"tree {i // 5}" for i in range(30)])}
+    ax = metrics_figures.shares(trees, "accuracy", "tree")
+    assert ax.get_xlabel().endswith("new trees; thick: these trees")
 
 
 def test_history_marks_the_kept_epoch():
