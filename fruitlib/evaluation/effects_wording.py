@@ -1,6 +1,7 @@
 """What the settings of a sweep did, in sentences; see `wording`. `word` is what a group of photos is called."""
 
 import math
+from collections.abc import Sequence
 
 import pandas as pd
 
@@ -159,3 +160,8 @@ def learning_curve_text(curve: LearningCurve) -> str:
     span = f"{low:.2f} to {high:.2f}" if math.isfinite(low) else "no interval: one seed"
     photos = f"{curve.more} more photos{curve.class_name and f' of {curve.class_name}'}"
     return f"{photos}: {curve.now:.2f} -> {curve.later:.2f} ({span})"
+
+
+def learning_curves_text(curves: Sequence[LearningCurve]) -> str:
+    """A line for each curve, or why there is none."""
+    return "\n".join(map(learning_curve_text, curves)) or "train_share is the same in all runs: no learning curve"

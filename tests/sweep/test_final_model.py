@@ -195,7 +195,7 @@ def test_what_is_expected_of_it_is_its_combinations_out_of_fold_numbers(trained,
     folder, _ = trained
     plan, folds, run = folds_of(trained, tmp_path, "refit")
     table, _ = crossval.pool_folds({fold.name: fold for fold in folds}, plan.combinations(), folder)
-    found = final_model.expected(plan, run.name, "run", crossval.pooled_results(table, run.class_names))
+    found = final_model.expected(plan, run.name, "run", crossval.pooled_results(table, run.class_names, {}))
     right = (table["label"] == table["predicted"]).mean()
     assert (found["shipped"], found["oof_n"], found["oof_accuracy"]) == ("refit", 36, pytest.approx(right))
     assert found["oof_low"] < right < found["oof_high"] and found["agreement_on"] == "training photos"
