@@ -89,7 +89,8 @@ def _verdict(row) -> str:
     if not ends or not math.isfinite(row["findable"]):
         return text
     return (
-        f"{text}; at most {factor * max(ends):.0f} {unit} either way; this sweep finds {factor * row['findable']:.0f}"
+        f"{text}; at most {factor * max(ends):.0f} {unit} either way; "
+        f"{factor * row['findable']:.0f} would have been found"
     )
 
 

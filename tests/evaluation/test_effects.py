@@ -247,7 +247,7 @@ def test_where_nothing_is_significant_the_line_says_what_could_hide():
     assert not row["significant"] and row["findable"] > 0.05
     most = 100 * max(abs(row["low"]), abs(row["high"]))
     text = effect_summary(row.to_dict())
-    assert text.endswith(f"at most {most:.0f} points either way; this sweep finds {100 * row['findable']:.0f}")
+    assert text.endswith(f"at most {most:.0f} points either way; {100 * row['findable']:.0f} would have been found")
     assert "3 seeds; 5 would say more" in text
     answer = effects_answer_text(main_effects(table, list(THREE), ["accuracy"], seen), "accuracy")
     assert answer.startswith("No setting changed accuracy beyond chance on new photos and seeds (3 questions about")
