@@ -199,7 +199,7 @@ class Run:
         if stage == "test":
             parts.append(splits.fingerprint(self.manifest, ("test",)))
             parts.append(splits.sealed_files(self.config, self.manifest))
-        if stage == "03_metrics" and self.config.folds:
+        if stage in ("03_metrics", "05_quantize") and self.config.folds:
             parts.append(self.pooled()[["run", "trained"]].drop_duplicates().values.tolist())
         return files.fingerprint(*parts)
 
