@@ -58,7 +58,7 @@ def write_interactions(path: Path, table: pd.DataFrame) -> None:
 
 def questions_summary(table: pd.DataFrame, settings: list[str]) -> str:
     """A line for each question of `insight.csv`, and for each setting that no two runs allow to ask about."""
-    lines = list(table["summary"])
+    lines = [summary.replace("\n", "\n    ") for summary in table["summary"]]
     lines += [
         f"{name}: no two runs differ in it alone: not asked" for name in settings if name not in set(table["setting"])
     ]
