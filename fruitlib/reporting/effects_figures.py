@@ -56,7 +56,7 @@ def forest(effects: pd.DataFrame) -> Figure:
     handles.append(plt.Line2D([], [], color=OTHER_COLOUR, linewidth=5, alpha=0.35))
     figure.legend(
         handles,
-        ["significant on new photos and seeds", "not significant", "other seeds, these photos"],
+        ["significant", "not significant", "other seeds, these photos"],
         loc="upper left",
         ncols=3,
         frameon=False,
