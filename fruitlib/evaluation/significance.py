@@ -13,9 +13,8 @@ import numpy as np
 
 from fruitlib.core.errors import InputError
 from fruitlib.evaluation.intervals import f1_slope, units_of, variance_between_groups
-from fruitlib.evaluation.metrics import confusion_matrix, f1_of_counts
+from fruitlib.evaluation.metrics import Z, confusion_matrix, f1_of_counts
 
-Z = 1.959963984540054  # the 97.5 % quantile of the normal distribution
 FEWEST_GROUPS = 6  # with five, no pattern of signs is rarer than 2 in 32
 EXACT_SIGNS, DRAWN_SIGNS = 13, 9999  # up to so many differences all patterns of signs are tried; else so many drawn
 BLOCK = 1 << 22  # signs that are held in memory at a time
