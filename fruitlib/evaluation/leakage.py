@@ -65,9 +65,10 @@ def price_of_leakage(
 
     Out-of-fold accuracy under `StratifiedKFold` and under `StratifiedGroupKFold`, 5 folds or as many as the class with
     fewest groups allows, averaged over `repeats` divisions. Intervals speak of new groups: of each accuracy
-    `intervals.new_group_interval`, of the paired difference per photo `significance.between_groups`. The price depends on the classifier: on 304 fruit photos of 49 varieties this one measures 15 points,
-    small networks lost 10 to 24. It was chosen because it did best on unseen varieties with scikit-learn's own
-    settings; classifiers that memorise single views (nearest neighbours, random forests) lose 30 to 35.
+    `intervals.new_group_interval`, of the paired difference per photo `significance.between_groups`. The price depends
+    on the classifier: on 304 fruit photos of 49 varieties this one measures 15 points, small networks lost 10 to 24. It
+    was chosen because it did best on unseen varieties with scikit-learn's own settings; classifiers that memorise
+    single views (nearest neighbours, random forests) lose 30 to 35.
 
     Args:
         pictures: uint8 (n, S, S, 3); above 3,000 of them `probe_photos` chooses.

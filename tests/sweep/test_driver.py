@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
+from sklearn.metrics import f1_score
 from support import WILD, link_notebooks
 
 from fruitlib import cli
@@ -207,6 +208,13 @@ def folded(tmp_path):
     return plan, work, {name: {"state": "complete"} for name in work}
 
 
+def ten_photos(share: float) -> pd.DataFrame:
+    """Predictions for ten photos of two classes, the first of them right."""
+    labels, others = list("xy" * 5), list("yx" * 5)
+    right = round(10 * share)
+    return pd.DataFrame({"path": list("abcdefghij"), "label": labels, "predicted": labels[:right] + others[right:]})
+
+
 def compared(tmp_path, broken: str = "") -> pd.DataFrame:
     """`insight.csv` after three lr over two seeds; the last run failed, one run's history is `broken`."""
     (tmp_path / "lrs.yaml").write_text("grid:\n  lr: [0.1, 0.01, 0.001]\n  seed: [0, 1]\n")
@@ -219,9 +227,7 @@ def compared(tmp_path, broken: str = "") -> pd.DataFrame:
         (run.path / "metrics.json").write_text(json.dumps({"macro_f1": score, "accuracy": score}))
         run.complete("train", "as it is", seconds=9.0, epochs=2, kept_epoch=1)
         (run.path / "history.csv").write_text("epoch,val_accuracy\n1,0.2\n2,0.9\n")
-        predicted = ["x"] * round(10 * score) + ["y"] * round(10 - 10 * score)
-        table = pd.DataFrame({"path": list("abcdefghij"), "label": "x", "predicted": predicted})
-        table.to_csv(run.path / "predictions_val.csv", index=False)
+        ten_photos(score).to_csv(run.path / "predictions_val.csv", index=False)
     states[run.name]["state"] = "failed"
     if broken:
         (next(iter(work.values())).path / "history.csv").write_text(broken)
@@ -236,7 +242,8 @@ def test_what_made_a_difference_is_written_by_the_rule_of_08(tmp_path):
     table = compared(tmp_path)
     score = table[table["measure"] == "macro_f1"].set_index(["from", "to"])
     assert score["pairs"].to_dict() == {(0.001, 0.01): 1, (0.001, 0.1): 1, (0.01, 0.1): 2}
-    f1 = {share: 2 * share / (1 + share) for share in (0.5, 0.6, 0.7, 0.8, 0.9)}  # of the one class that has photos
+    photos = {share: ten_photos(share) for share in (0.5, 0.6, 0.7, 0.8, 0.9)}
+    f1 = {share: f1_score(own["label"], own["predicted"], average="macro") for share, own in photos.items()}
     expected = [f1[0.7] - f1[0.9], f1[0.5] - f1[0.9], (f1[0.5] + f1[0.6] - f1[0.7] - f1[0.8]) / 2]
     assert score["gain"].tolist() == pytest.approx(expected)
     assert set(table["measure"]) == {"macro_f1", "epochs_to_converge", "train_seconds"}
