@@ -22,7 +22,7 @@ bench: .venv/installed ## data path and sweeps against torchvision's and papermi
 	@$(BIN)/python tests/benchmarks/sweep_overhead.py
 	@$(BIN)/python tests/benchmarks/scale.py
 
-coverage: .venv/installed ## what intervals and tests hold, simulated: the tables of the docstrings (some minutes)
+coverage: .venv/installed ## what intervals and tests hold, simulated: the tables of the docstrings (three minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.simulations
 
 soak: .venv/installed ## fifty kills, at random, over sweeps: none lost, none doubled (half an hour and more)

@@ -126,7 +126,7 @@ def pooled_results(pooled: pd.DataFrame, class_names: list[str], groups: dict[st
     photos, so they are slightly too narrow:
 
                     100   300
-    pooled folds   0.93  0.94
+    pooled folds   0.90  0.93
 
     Args:
         groups: the group of each photo by path, "" where it stands alone.

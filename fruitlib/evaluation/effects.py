@@ -114,10 +114,10 @@ def main_effects(
     a difference of 6 to 8 points is found (power), with 3, 5 and 10 seeds:
 
                        false 3  holds 3  power 3  false 5  holds 5  power 5  false 10  holds 10  power 10
-    run noise alone       0.04     0.96     0.32     0.04     0.96     0.99      0.04      0.95      1.00
-    seed luck             0.05     0.96     0.05     0.04     0.96     0.16      0.02      0.97      0.62
-    variety x setting     0.01     0.96     0.16     0.03     0.95     0.34      0.02      0.95      0.38
-    both                  0.02     0.96     0.04     0.04     0.96     0.11      0.04      0.95      0.23
+    run noise alone       0.03     0.96     0.32     0.04     0.96     0.98      0.03      0.96      1.00
+    seed luck             0.04     0.95     0.05     0.05     0.95     0.15      0.03      0.96      0.64
+    variety x setting     0.02     0.96     0.15     0.03     0.95     0.30      0.03      0.95      0.34
+    both                  0.02     0.96     0.03     0.03     0.96     0.10      0.04      0.95      0.24
 
     Args:
         results: a row per run with run and columns for `differs` (seed, fold and repeat among them) and `measures`.
