@@ -21,7 +21,7 @@ def heatmaps_by_layer(photos: np.ndarray, maps: Heatmaps, true_names: list[str],
         f"{true}, predicted\n{class_names[predicted]} ({probs[predicted]:.0%})"
         for true, predicted, probs in zip(true_names, maps.predicted, maps.probs, strict=True)
     ]
-    title = "Grad-CAM by layer, best checkpoint"
+    title = "Grad-CAM by layer"
     return photo_sheets.picture_table(rows, names, ["photo", *maps.layer_names], title)
 
 
