@@ -67,10 +67,17 @@ def load_outcomes(study: Study) -> Outcomes | None:
     }
     groups = [""] * len(labels)
     if (study.folder / "manifest.csv").is_file():
-        groups = Run(study.folder / next(iter(tables))).groups(labels.index)
+        stamp = (study.folder / "manifest.csv").stat().st_mtime_ns
+        groups = _groups_once(study.folder / next(iter(tables)), stamp, tuple(labels.index))
     return Outcomes(
         list(labels.index), labels.map(index).to_numpy(), intervals.units(groups), len(names), predicted, groups
     )
+
+
+@lru_cache(maxsize=2)
+def _groups_once(folder: Path, stamp: int, paths: tuple[str, ...]) -> list[str]:
+    """The group of each photo, as the manifest was at `stamp`: of two million rows it takes seconds to find them."""
+    return Run(folder).groups(list(paths))
 
 
 def _read(folder: Path) -> pd.DataFrame:

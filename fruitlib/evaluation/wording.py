@@ -63,6 +63,11 @@ def macro_f1_text(value: float, low: float | None, high: float | None, word: str
     return f"{value:.3f} ({low:.2f}–{high:.2f})"
 
 
+def new_text(groups: Sequence[str], word: str = "group") -> str:
+    """Of what an interval speaks: `new varieties`, or `new photos` where no two share a group."""
+    return f"new {plural_of(word) if intervals.units_of(len(groups), groups)[1] else 'photos'}"
+
+
 def population_text(groups: Sequence[str], word: str = "group") -> str:
     """Who the new photos are that numbers speak of, from the group of each photo ("": it stands alone)."""
     n, grouped = len(groups), [group for group in groups if group]

@@ -110,6 +110,8 @@ def test_who_the_new_photos_are_is_said():
     assert "photos of new varieties: these 3 photos come in 2 varieties, and" in named and "looks" not in named
     looks = wording.population_text(["near/a.jpg", "near/a.jpg", ""])
     assert "1 group or stand alone (1, each counts as one)" in looks and "found by looks alone" in looks
+    assert wording.new_text(["gala", "gala"], "variety") == "new varieties"
+    assert wording.new_text(["gala", ""], "variety") == "new photos"
     words = {"variety": "varieties", "day": "days", "box": "boxes", "patient": "patients"}
     assert {word: wording.plural_of(word) for word in words} == words
 
