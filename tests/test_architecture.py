@@ -64,7 +64,7 @@ def test_a_rooms_docstring_lists_its_modules_and_it_holds_nothing_else(room):
     assert sorted(listed) == sorted(path.stem for path in MODULES if path.parent.name == room)
 
 
-SCIPY = ("answering", "calibration", "crossed", "intervals", "learning_curve", "significance")
+SCIPY = ("calibration", "crossed", "intervals", "learning_curve", "significance")
 
 
 @pytest.mark.parametrize(

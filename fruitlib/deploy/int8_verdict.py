@@ -7,7 +7,6 @@ which are more. `int8_photos.csv` holds what torch and INT8 predict for each of 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import pandas as pd
 
 from fruitlib.core import config as configs
@@ -84,7 +83,7 @@ def judge_int8(
     lost, won = right["torch"] & ~right["int8"], right["int8"] & ~right["torch"]
     alone = intervals.share_at_most(int(lost.sum()), n)
     unit, grouped = intervals.units_of(n, groups)
-    most = lost_in_new_groups(lost, unit) if grouped else alone
+    most = intervals.new_group_share_at_most(lost, unit) if grouped else alone
     broken = n > 0 and intervals.share_at_most(same, n, 0.975) < agreement
     return Int8Verdict(
         n=n,
@@ -97,13 +96,6 @@ def judge_int8(
         groups=int(unit.max()) + 1 if grouped else 0,
         **words,
     )
-
-
-def lost_in_new_groups(lost: np.ndarray, unit: np.ndarray) -> float:
-    """One-sided 95 % upper end of the share lost on photos of new groups, from booleans (n,) and groups (n,)."""
-    sizes = np.bincount(unit)
-    kept = sizes - np.bincount(unit, lost)
-    return 1 - intervals.new_group_interval(kept, sizes, level=0.9)[0]
 
 
 def judge_run(run: Run, tried: pd.DataFrame, on_validation: bool, finite: bool) -> Int8Verdict:

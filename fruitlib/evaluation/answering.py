@@ -131,13 +131,8 @@ def wrong_at_most(right: np.ndarray, unit: np.ndarray, grouped: bool) -> float:
     Photos alone: Clopper and Pearson's (1934). In groups: of new groups, a quantile of the beta-binomial posterior.
     """
     if grouped:
-        unit = np.unique(unit, return_inverse=True)[1]
-        sizes = np.bincount(unit)
-        return 1 - intervals.new_group_interval(np.bincount(unit, right), sizes, level=2 * CONFIDENT - 1)[0]
-    from scipy.stats import beta
-
-    n, wrong = len(right), int(len(right) - np.sum(right))
-    return float(beta.ppf(CONFIDENT, wrong + 1, n - wrong)) if wrong < n else 1.0
+        return intervals.new_group_share_at_most(1 - np.asarray(right, float), unit, CONFIDENT)
+    return intervals.share_at_most(int(len(right) - np.sum(right)), len(right), CONFIDENT)
 
 
 @functools.cache
@@ -166,10 +161,8 @@ def units_needed(max_error: float, group_size: int = 0, at_most: int = 100_000) 
 @functools.cache
 def _first_level(n: int, max_error: float) -> int:
     """Photos that the first level tested holds at least, so that a single early mistake does not end the search."""
-    from scipy.stats import beta
-
     room = units_needed(max_error)
-    while room < n / 2 and beta.ppf(CONFIDENT, MISTAKES + 1, room - MISTAKES) > max_error:
+    while room < n / 2 and intervals.share_at_most(MISTAKES, room, CONFIDENT) > max_error:
         room += 1
     return int(min(n / 2, room))
 

@@ -8,7 +8,7 @@ import pandas as pd
 from fruitlib.evaluation.effects import SEEDS_ADVISED, LrComparison, leading_effects
 from fruitlib.evaluation.learning_curve import FEWEST_SHARES, LearningCurve
 from fruitlib.evaluation.study import CONVERGED, REPLICATES, Study
-from fruitlib.evaluation.wording import many, plural, plural_of
+from fruitlib.evaluation.wording import plural, plural_of
 
 MEASURE_NAMES = {"macro_f1": "macro-F1", CONVERGED: "epochs to converge", "train_seconds": "training time"}
 COST_NAMES = {"parameters": "parameters", "mflops": "MFLOPs a photo", "size_mb_int8": "size as INT8, MB"}
@@ -69,9 +69,9 @@ def new_groups_text(row, word: str = "group") -> str:
     if not row["photos"]:
         return f"about other photos it says nothing; {_verdict(row)}"
     low, high = _points(row, "low", "high")
-    evidence = (
-        f"{many(int(row['groups']), word)}, {row['photos']:,} photos" if row["groups"] else f"{row['photos']:,} photos"
-    )
+    evidence = f"{row['photos']:,} photos"
+    if row["groups"]:
+        evidence = f"{plural(int(row['groups']), word)}, {evidence}"
     new = f"new {plural_of(word) if row['groups'] else 'photos'}"
     if row["seeds"] < 2:
         return f"{new}, this seed alone: {low} to {high} ({evidence}): no verdict from one seed"

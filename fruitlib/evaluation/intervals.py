@@ -127,6 +127,14 @@ def share_at_most(count: int, n: int, confidence: float = 0.95) -> float:
     return 1.0 if count == n else float(beta.ppf(confidence, count + 1, n - count))
 
 
+def new_group_share_at_most(counted: np.ndarray, unit: np.ndarray, confidence: float = 0.95) -> float:
+    """Upper end, one-sided, of a share on photos of new groups; what is `counted` is 1 (n,), `unit` (n,) the group."""
+    unit = np.unique(unit, return_inverse=True)[1]
+    sizes = np.bincount(unit)
+    others = sizes - np.bincount(unit, counted)
+    return 1 - new_group_interval(others, sizes, level=2 * confidence - 1)[0]
+
+
 def new_group_margins(right: np.ndarray, parts: np.ndarray, unit: np.ndarray) -> tuple[float, float]:
     """How far below and above its value a score that follows accuracy may lie on photos of new groups (95 %).
 

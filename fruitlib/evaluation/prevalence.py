@@ -17,7 +17,7 @@ from fruitlib.evaluation import crossval, intervals, significance
 from fruitlib.evaluation.metrics import confusion_matrix, f1_of_counts
 from fruitlib.runs.run import Run
 
-# Balances after which every class has taught alike; `augment_to` lifts the small ones to a number
+# Balances after which every class has the same weight in training; `augment_to` lifts the small ones to a number
 EQUALISING = ("class_weights", "weighted_sampler", "oversample", "undersample", "smote")
 
 
@@ -47,8 +47,8 @@ def deploy_shares(run: Run) -> np.ndarray:
     return shares / shares.sum()
 
 
-def taught_shares(run: Run) -> np.ndarray:
-    """The class shares that training taught: equal where `balance` or the loss makes them so, else the photos'."""
+def training_prior(run: Run) -> np.ndarray:
+    """The class shares that training had: equal where `balance` or the loss makes them so, else the photos'."""
     names, config = run.class_names, run.config
     if config.balance in EQUALISING or config.loss == "soft_f1":
         return np.full(len(names), 1 / len(names))
@@ -151,15 +151,15 @@ def precision_table(matrix: np.ndarray, shares: np.ndarray, class_names: Sequenc
 # ---- another prior
 
 
-def to_prior(probs: np.ndarray, taught: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """Probabilities for other class shares than those taught (Saerens, Latinne and Decaestecker 2002, equation 2.4)."""
-    moved = np.asarray(probs, float) * (np.asarray(wanted) / np.maximum(taught, 1e-12))
+def to_prior(probs: np.ndarray, prior: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Probabilities for other class shares than training had (Saerens, Latinne and Decaestecker 2002, equation 2.4)."""
+    moved = np.asarray(probs, float) * (np.asarray(wanted) / np.maximum(prior, 1e-12))
     return moved / np.maximum(moved.sum(1, keepdims=True), 1e-12)
 
 
 @dataclass(frozen=True)
 class PriorShift:
-    """What it brings to move probabilities from the shares taught to equal ones, on photos weighted to equal shares."""
+    """What moving probabilities from the training shares to equal ones brings, on photos weighted to equal shares."""
 
     before: float  # macro-F1 at equal shares
     after: float
@@ -167,7 +167,7 @@ class PriorShift:
     worse: int  # photos that only the unmoved get right
     p: float  # sign flips of photos, or of groups
     n: int
-    equal: bool  # the taught shares are equal already: nothing to move
+    equal: bool  # the training shares are equal already: nothing to move
 
     @property
     def recommended(self) -> bool:
@@ -176,23 +176,23 @@ class PriorShift:
 
 
 def prior_shift(
-    labels: np.ndarray, probs: np.ndarray, taught: np.ndarray, groups: Sequence[str] | None = None
+    labels: np.ndarray, probs: np.ndarray, prior: np.ndarray, groups: Sequence[str] | None = None
 ) -> PriorShift:
-    """The gain of moving probabilities from the shares `taught` to equal ones, in macro-F1, with a paired verdict.
+    """The gain in macro-F1 of moving probabilities from the training shares, `prior`, to equal ones, and a verdict.
 
     Photos, or whole groups, on which the two differ have their signs flipped, weighted to equal class shares.
     """
-    classes = len(taught)
+    classes = len(prior)
     equal = np.full(classes, 1 / classes)
     weights, (unit, _) = photo_weights(labels, equal), intervals.units_of(len(labels), groups)
-    sides = [np.asarray(probs).argmax(1), to_prior(probs, taught, equal).argmax(1)]
+    sides = [np.asarray(probs).argmax(1), to_prior(probs, prior, equal).argmax(1)]
     macro_f1 = [f1_of_counts(at_shares(confusion_matrix(labels, side, classes), equal).matrix) for side in sides]
     right, moved_right = (side == labels for side in sides)
     change = np.bincount(unit, weights * (moved_right.astype(float) - right))
     change = change[np.abs(change) > 1e-9]
     p = significance.sign_flip(change) if len(change) else 1.0
     better, worse = int((moved_right & ~right).sum()), int((right & ~moved_right).sum())
-    return PriorShift(*macro_f1, better, worse, p, len(labels), bool(np.ptp(taught) < 0.01))
+    return PriorShift(*macro_f1, better, worse, p, len(labels), bool(np.ptp(prior) < 0.01))
 
 
 def prior_shift_of(run: Run) -> PriorShift:
@@ -201,4 +201,4 @@ def prior_shift_of(run: Run) -> PriorShift:
     if "repeat" in predictions:
         predictions = predictions[predictions["repeat"].astype(int) == 1]
     probs, labels = run.probs(predictions)
-    return prior_shift(labels, probs, taught_shares(run), run.groups(predictions["path"]))
+    return prior_shift(labels, probs, training_prior(run), run.groups(predictions["path"]))

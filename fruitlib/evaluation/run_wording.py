@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from fruitlib.evaluation.answering import FEWEST_OF_CLASS, Answering, Conformal, RunAnswering
 from fruitlib.evaluation.calibration import FEWEST_PHOTOS, Calibration, Gap
 from fruitlib.evaluation.prevalence import Accuracies, PriorShift
-from fruitlib.evaluation.wording import many, plural, plural_of
+from fruitlib.evaluation.wording import plural, plural_of
 
 
 def _speaks_of(judged: Gap | Answering, word: str) -> str:
     """`on new varieties: 8 varieties, 960 photos` or `on new photos: 30 photos`."""
     if not judged.groups:
         return f"on new photos: {plural(judged.n, 'photo')}"
-    return f"on new {plural_of(word)}: {many(judged.groups, word)}, {plural(judged.n, 'photo')}"
+    return f"on new {plural_of(word)}: {plural(judged.groups, word)}, {plural(judged.n, 'photo')}"
 
 
 def shares_text(accuracies: Accuracies, shares: Sequence[float], class_names: Sequence[str]) -> str:
@@ -93,14 +93,14 @@ def alone_text(alone: Answering, word: str = "group") -> str:
         )
         return f"{level} and is wrong in at most {alone.bound:.1%} of them (95 % bound, {_speaks_of(alone, word)})"
     shown = f"that at most {alone.max_error:.0%} are wrong"
-    have = many(alone.groups, word) if alone.groups else plural(alone.n, "photo")
+    have = plural(alone.groups, word) if alone.groups else plural(alone.n, "photo")
     if not alone.needed:
         return f"{have} cannot show {shown}, and no number of {plural_of(word)} as small as these could"
     if (alone.groups or alone.n) >= alone.needed:
         return (
             f"no confidence is proven above which at most {alone.max_error:.0%} are wrong ({have}): it errs too often"
         )
-    needed = many(alone.needed, word) if alone.groups else alone.needed
+    needed = plural(alone.needed, word) if alone.groups else alone.needed
     return f"{have} cannot show {shown}: {needed} without a mistake would be needed"
 
 
@@ -114,7 +114,7 @@ def conformal_text(conformal: Conformal | None, groups: int, word: str = "group"
     )
     text += f", {conformal.empty:.0%} none (unlike any class)" if conformal.empty else ""
     new = plural_of(word)
-    return text + (f"; for photos of new {new} they are too small ({many(groups, word)})" if groups else "")
+    return text + (f"; for photos of new {new} they are too small ({plural(groups, word)})" if groups else "")
 
 
 def answering_shares_text(found: RunAnswering) -> str:

@@ -119,26 +119,22 @@ def optimism_of_sweep(sweep_dir: Path) -> SelectionOptimism:
         return SelectionOptimism()
 
 
-def photos_correct(study: Study) -> pd.DataFrame:
-    """Whether each photo (path, label) was recognised, 0 to 1, by each run; with folds by each pooled combination.
+def _pooled_correct(study: Study) -> pd.DataFrame:
+    """Whether each photo (path, label) was recognised, 0 to 1, by each pooled combination.
 
-    Repeats are averaged. No row where the runs were not all evaluated on the same photos.
+    Repeats are averaged. No row where the combinations were not all evaluated on the same photos.
     """
-    path, name = study.folder / POOLED, "combination" if study.folds else "run"
-    if not study.folds:
-        tables = [Run(study.folder / run).predictions("val").assign(run=run) for run in study.results["run"]]
-        table = pd.concat(tables, ignore_index=True)
-    elif path.is_file():
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    else:
+    path = study.folder / POOLED
+    if not path.is_file():
         return pd.DataFrame()
+    table = pd.read_csv(path, dtype=str, keep_default_na=False)
     right = (table["predicted"] == table["label"]).astype(float)
-    wide = right.groupby([table["path"], table["label"], table[name]]).mean().unstack()
+    wide = right.groupby([table["path"], table["label"], table["combination"]]).mean().unstack()
     return wide if wide.notna().all(axis=None) else wide[:0]
 
 
 def _of_combinations(study: Study) -> SelectionOptimism:
-    right = photos_correct(study)
+    right = _pooled_correct(study)
     if right.empty:
         return SelectionOptimism(folds=True)
     groups = _groups(study, right.index.get_level_values("path"))

@@ -20,8 +20,8 @@ PROBE = "an RBF support vector machine on 40 principal components of 16 × 16 pi
 
 
 def plural(n: int, noun: str) -> str:
-    """`1 run`, `2 runs`."""
-    return f"{n} {noun}{'s' * (n != 1)}"
+    """`1 run`, `2 runs`, `8 varieties`."""
+    return f"{n:,} {noun if n == 1 else plural_of(noun)}"
 
 
 def plural_of(word: str) -> str:
@@ -29,11 +29,6 @@ def plural_of(word: str) -> str:
     if word.endswith("y") and word[-2:-1] not in "aeiou":
         return word[:-1] + "ies"
     return word + ("es" if word.endswith(("s", "x", "ch", "sh")) else "s")
-
-
-def many(n: int, word: str) -> str:
-    """`1 variety`, `8 varieties`."""
-    return f"{n:,} {word if n == 1 else plural_of(word)}"
 
 
 # ---------------------------------------------------------------- shares
@@ -52,7 +47,7 @@ def share_text(share: Share, word: str = "group") -> str:
         return f"{share.value:.3f} ({ends}, n = {share.n:,})"
     same = f"on more photos of these {share.groups}: {share.same_low:.2f}–{share.same_high:.2f}"
     return (
-        f"{share.value:.3f} on new {plural_of(word)} ({ends}; {many(share.groups, word)}, {share.n:,} photos; {same})"
+        f"{share.value:.3f} on new {plural_of(word)} ({ends}; {plural(share.groups, word)}, {share.n:,} photos; {same})"
     )
 
 
@@ -76,7 +71,7 @@ def population_text(groups: Sequence[str], word: str = "group") -> str:
         return f"New photos here are other photos like these: the {n:,} stand alone, each is one piece of evidence."
     alone = f" or stand alone ({n - len(grouped):,}, each counts as one)" if len(grouped) < n else ""
     text = f"New photos here are photos of new {plural_of(word)}: these {n:,} photos come in "
-    text += f"{many(len(set(grouped)), word)}{alone}, and photos of one {word} are right or wrong "
+    text += f"{plural(len(set(grouped)), word)}{alone}, and photos of one {word} are right or wrong "
     text += f"together, so that a {word} counts about once."
     if intervals.found_by_looks(groups):
         text += f" Which photos belong together was found by looks alone: {plural_of(word)} that nobody named "
@@ -101,7 +96,7 @@ def selection_optimism_text(optimism: SelectionOptimism, word: str = "group") ->
         return f"one {what}{'' if optimism.folds else ', its last epoch'}: nothing was chosen, so nothing flatters"
     if not optimism.measured:
         return f"all validation photos are of one {word}: what choosing adds is not known"
-    n = f"n = {optimism.photos}{f' in {many(optimism.groups, word)}' if optimism.groups else ''}"
+    n = f"n = {optimism.photos}{f' in {plural(optimism.groups, word)}' if optimism.groups else ''}"
     score = "pooled accuracy" if optimism.folds else "validation accuracy"
     text = (
         f"{score} {optimism.best:.2f}; chosen among {_choices(optimism)}, which flatters by {_flattery(optimism)} ({n})"

@@ -10,6 +10,7 @@ from scipy.stats import binom
 from fruitlib.core import files
 from fruitlib.deploy import int8_verdict
 from fruitlib.deploy.int8_verdict import BROKEN, PROVEN, UNPROVEN, judge_int8
+from fruitlib.evaluation import intervals
 from fruitlib.runs.run import create_run
 
 
@@ -80,7 +81,7 @@ def test_the_group_bound_holds():
         share = rng.beta(mean * (1 / alike - 1), (1 - mean) * (1 / alike - 1), 12)
         unit = np.repeat(np.arange(12), rng.choice([10, 40], 12))
         lost = rng.random(len(unit)) < share[unit]
-        held += int8_verdict.lost_in_new_groups(lost, unit) >= mean
+        held += intervals.new_group_share_at_most(lost, unit) >= mean
     assert held / times > 0.95 - 3 * np.sqrt(0.95 * 0.05 / times)
 
 

@@ -63,18 +63,18 @@ def test_photos_of_few_groups_widen_the_gap_and_flip_together():
 
 
 def test_weighted_to_where_it_is_used_a_perfect_model_is_not_called_overconfident():
-    """Taught and used at 44, 44 and 12 %, validated on as many photos of each class."""
-    rng, taught = np.random.default_rng(0), np.array([0.44, 0.44, 0.12])
+    """Trained and used at 44, 44 and 12 %, validated on as many photos of each class."""
+    rng, prior = np.random.default_rng(0), np.array([0.44, 0.44, 0.12])
     labels = np.arange(6000) % 3
     logits = 2 * (2 * np.eye(3)[labels] + rng.normal(0, 1, (6000, 3)))
-    probs = metrics.softmax(logits + np.log(taught))
-    weights = prevalence.photo_weights(labels, taught)
+    probs = metrics.softmax(logits + np.log(prior))
+    weights = prevalence.photo_weights(labels, prior)
     assert calibration.fit_temperature(probs, labels) > 1.1
     assert calibration.fit_temperature(probs, labels, weights) == pytest.approx(1, abs=0.05)
     assert calibration.confidence_gap(probs, labels).low > 0
     assert not calibration.confidence_gap(probs, labels, weights=weights).significant
     assert calibration.ece(probs, labels, weights) < 0.5 * calibration.ece(probs, labels)
-    found = calibration.evaluate_calibration(probs, labels, taught)
+    found = calibration.evaluate_calibration(probs, labels, prior)
     assert not found.beyond and "none is called for" in run_wording.temperature_text(found)
 
 

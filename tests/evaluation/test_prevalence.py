@@ -68,21 +68,21 @@ def test_a_prior_is_moved_there_and_back():
 
 
 def shifted(n: int, groups: int = 0, seed: int = 0):
-    """A network that knows its features exactly, taught uneven shares, on as many photos of each class."""
+    """A network that knows its features exactly, trained on uneven shares, on as many photos of each class."""
     rng, labels = np.random.default_rng(seed), np.arange(n) % 3
     logits = 1.5 * (1.5 * np.eye(3)[labels] + rng.normal(0, 1, (n, 3))) + np.log([0.48, 0.48, 0.04])
     return labels, np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
 
 
 def test_equal_shares_are_a_gain_where_it_is_proven():
-    taught = np.array([0.48, 0.48, 0.04])
-    found = prevalence.prior_shift(*shifted(600), taught)
+    prior = np.array([0.48, 0.48, 0.04])
+    found = prevalence.prior_shift(*shifted(600), prior)
     assert found.recommended and found.after > found.before + 0.03 and found.better > found.worse
     assert f"{found.better} photos better, {found.worse} worse" in run_wording.prior_shift_text(found)
     assert "a free gain" in run_wording.prior_shift_text(found)
-    few = prevalence.prior_shift(*shifted(12), taught)
+    few = prevalence.prior_shift(*shifted(12), prior)
     assert not few.recommended and "no proven difference" in run_wording.prior_shift_text(few)
-    five = prevalence.prior_shift(*shifted(600), taught, [f"g{i % 5}" for i in range(600)])
+    five = prevalence.prior_shift(*shifted(600), prior, [f"g{i % 5}" for i in range(600)])
     assert not five.recommended and five.p >= 2 / 2**5  # five groups cannot prove it
     same = prevalence.prior_shift(*shifted(60), np.full(3, 1 / 3))
     assert same.better == same.worse == 0 and same.p == 1 and "no prior to move" in run_wording.prior_shift_text(same)
@@ -106,7 +106,7 @@ def test_what_training_taught_follows_the_balance(make_run):
     assert set(prevalence.EQUALISING) | {"none", "augment_to"} == set(balance.METHODS)
     run = make_run(train_share=0.5)
     counts = run.rows("train")["label"].value_counts()[run.class_names].to_numpy()
-    assert prevalence.taught_shares(run) == pytest.approx(counts / counts.sum())
-    assert prevalence.taught_shares(make_run("equal", balance="oversample")) == pytest.approx(np.full(3, 1 / 3))
+    assert prevalence.training_prior(run) == pytest.approx(counts / counts.sum())
+    assert prevalence.training_prior(make_run("equal", balance="oversample")) == pytest.approx(np.full(3, 1 / 3))
     lifted = make_run("lifted", balance="augment_to", augment_to=1000)
-    assert prevalence.taught_shares(lifted) == pytest.approx(np.full(3, 1 / 3))
+    assert prevalence.training_prior(lifted) == pytest.approx(np.full(3, 1 / 3))

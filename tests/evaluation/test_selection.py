@@ -1,4 +1,4 @@
-"""What choosing adds: the bootstrap's own arithmetic, what is chosen among, what is said of it, and the truth."""
+"""What choosing adds: the bootstrap's own arithmetic, what is chosen among, the sentences about it, and the truth."""
 
 import json
 import time
@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from fruitlib.evaluation import selection
+from fruitlib.evaluation.outcomes import load_outcomes
 from fruitlib.evaluation.selection import SelectionOptimism, selection_optimism
 from fruitlib.evaluation.study import Study
 from fruitlib.evaluation.wording import choice_text, selection_optimism_text
@@ -110,8 +111,9 @@ def test_runs_that_kept_their_best_epoch_chose_among_epochs_too(folder, monkeypa
     last = selection.optimism_of_study(study_of(folder))
     assert (last.candidates, last.epochs, last.configurations) == (6, 1, 6)
     assert last.best <= found.best and choice_text(last).startswith("chosen among 6 runs: flatters by about ")
-    alone = [selection.photos_correct(study_of(folder))]
-    assert last.honest == pytest.approx(selection_optimism(alone[0].to_numpy()).honest)
+    seen = load_outcomes(study_of(folder))
+    right = np.stack([predicted == seen.labels for predicted in seen.predicted.values()], 1)
+    assert last.honest == pytest.approx(selection_optimism(right).honest)
     rewrite(folder, "seed=0", keep="best")
     assert choice_text(selection.optimism_of_study(study_of(folder))).startswith("chosen among 6 runs x up to 3 epochs")
 
@@ -142,7 +144,7 @@ def test_with_folds_combinations_are_chosen_by_their_pooled_predictions(folder):
     assert selection_optimism_text(found).startswith(f"pooled accuracy {found.best:.2f}; chosen among 3 combinations, ")
 
 
-# ---- what is said
+# ---- the sentences
 
 
 def test_what_choosing_adds_is_said_in_one_sentence_and_in_a_few_words():

@@ -1,8 +1,8 @@
 """Does what 03 says of confidence hold? Gap and accuracy at the shares where used, calibration error, temperature.
 
-Three classes, taught 44, 44 and 12 %, validated on as many photos of each, used at the shares taught. A photo's
+Three classes, trained at 44, 44 and 12 %, validated on as many photos of each, used at the training shares. A photo's
 features are its class's mean, plus its group's luck, plus its own; the network knows all of this but the luck, so that
-over all groups it is perfectly calibrated at the shares taught. "sharpened": its logits are doubled.
+over all groups it is perfectly calibrated at the training shares. "sharpened": its logits are doubled.
 """
 
 import functools
@@ -14,25 +14,25 @@ import pandas as pd
 from fruitlib.evaluation import calibration, metrics, prevalence
 
 TIMES = 200
-TAUGHT = np.array([0.44, 0.44, 0.12])
+PRIOR = np.array([0.44, 0.44, 0.12])
 SIZES = {"30 photos": 0, "99 photos": 0, "300 photos": 0, "8 groups": 8, "18 groups": 18, "49 groups": 49}
 EQUAL = np.full(3, 1 / 3)
-# By name: how far apart the classes are, by what logits are multiplied, the shares taught and used
+# By name: how far apart the classes are, by what logits are multiplied, the shares in training and use
 WORLDS = {
-    "hard": (1.5, 1, TAUGHT),
-    "easy": (2.5, 1, TAUGHT),
+    "hard": (1.5, 1, PRIOR),
+    "easy": (2.5, 1, PRIOR),
     "easy, equal shares": (2.5, 1, EQUAL),
-    "easy, sharpened": (2.5, 2, TAUGHT),
+    "easy, sharpened": (2.5, 2, PRIOR),
 }
 LUCK = 1.0  # standard deviation of a group's features, where there are groups; a photo's own is 1
 
 
-def drawn(rng, labels, unit, separation: float, sharper: float, taught: np.ndarray):
+def drawn(rng, labels, unit, separation: float, sharper: float, prior: np.ndarray):
     """Probabilities (n, 3) of a network for photos with these labels and units (n,); no luck where `unit` is None."""
     luck = 0 if unit is None else rng.normal(0, LUCK, (unit.max() + 1, 3))[unit]
     features = separation * np.eye(3)[labels] + luck + rng.normal(0, 1, (len(labels), 3))
     variance = 1 if unit is None else 1 + LUCK**2
-    return metrics.softmax((features * separation / variance + np.log(taught)) * sharper)
+    return metrics.softmax((features * separation / variance + np.log(prior)) * sharper)
 
 
 def photos(rng, size: str, groups: int):
@@ -45,7 +45,7 @@ def photos(rng, size: str, groups: int):
 
 @functools.cache
 def truth(world: str, groups: bool) -> tuple[float, float]:
-    """The gap and the accuracy at the shares taught, of 300,000 photos."""
+    """The gap and the accuracy at the training shares, of 300,000 photos."""
     labels = np.arange(300_000) % 3
     probs = drawn(np.random.default_rng(1), labels, np.arange(len(labels)) if groups else None, *WORLDS[world])
     weights, right = prevalence.photo_weights(labels, WORLDS[world][2]), probs.argmax(1) == labels
@@ -53,7 +53,7 @@ def truth(world: str, groups: bool) -> tuple[float, float]:
 
 
 def once(rng, size: str, world: str, true: tuple[float, float]) -> dict[str, float]:
-    """What is said of one network, and whether it is so."""
+    """The verdicts on one network, and whether they are so."""
     labels, unit = photos(rng, size, SIZES[size])
     probs = drawn(rng, labels, unit, *WORLDS[world])
     shares, groups = WORLDS[world][2], None if unit is None else unit.astype(str)

@@ -1,4 +1,4 @@
-"""A params file executed as a person would: what is complete stays, what fails is told, bad input writes nothing."""
+"""A params file executed as a person would: what is complete stays, failures are listed, bad input writes nothing."""
 
 import json
 import os
@@ -323,9 +323,9 @@ def test_interrupt_is_one_line_and_exit_code_130(monkeypatch, capsys):
 
 def test_the_progress_line_counts_the_run_that_is_made_in_the_end(folded, tmp_path):
     plan, _, _ = folded
-    told = terminal.Terminal(plan, tmp_path)
+    shown = terminal.Terminal(plan, tmp_path)
     status = SweepStatus(runs=[RunStatus(name, "complete") for name in plan.runs])
-    assert told.line(status).startswith("4/5 runs · 0:00 elapsed · 0:00 left")
+    assert shown.line(status).startswith("4/5 runs · 0:00 elapsed · 0:00 left")
 
 
 def test_a_runs_status_is_read_from_its_files(tmp_path):

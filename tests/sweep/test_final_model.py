@@ -65,9 +65,9 @@ def folds_of(trained, tmp_path, ship: str, **settings) -> tuple[params.Sweep, li
 
 def test_a_refit_learns_from_all_photos_of_the_folds_and_from_none_of_the_test(trained, tmp_path):
     _, folds, run = folds_of(trained, tmp_path, "refit")
-    teach, pool = set(run.rows("train")["path"]), {path for fold in folds for path in fold.rows("val")["path"]}
-    assert teach == pool and len(teach) == 36 and run.rows("val").empty
-    assert len(run.rows("test")) == 12 and not teach & set(run.rows("test")["path"])
+    train_paths, pool = set(run.rows("train")["path"]), {path for fold in folds for path in fold.rows("val")["path"]}
+    assert train_paths == pool and len(train_paths) == 36 and run.rows("val").empty
+    assert len(run.rows("test")) == 12 and not train_paths & set(run.rows("test")["path"])
     run = create_run(run.path, run.config)
     history = train.fit(run)
     record = run.record("train")
@@ -173,7 +173,7 @@ def test_a_member_that_cannot_be_read_is_named(trained, tmp_path):
         final_model.assemble(Run(folder / "another", config.make(folds[0].config.model_dump())), [folds[0], broken])
 
 
-# ---- what is said of it
+# ---- the sentences about it
 
 
 def test_without_folds_or_with_ship_fold_a_run_of_the_plan_is_shipped_as_it_is(trained, tmp_path):

@@ -23,7 +23,7 @@ class Scripted:
         self.codes, self.width, self.jobs = codes, width, []
 
     def say(self, line):
-        raise AssertionError("remarks were said already")
+        raise AssertionError("remarks were printed already")
 
     def submit(self, function, job):
         assert function is executors.perform
@@ -99,11 +99,11 @@ def test_stopping_lets_workers_see_the_stop_file_and_works_without_one(tmp_path)
         made = Engine(pool, folder, lambda: "python3", print)
         seen = []
 
-        def waits(job, say, told, seen=seen):
+        def waits(job, say, should_stop, seen=seen):
             deadline = time.monotonic() + 10
-            while not told() and time.monotonic() < deadline:
+            while not should_stop() and time.monotonic() < deadline:
                 time.sleep(0.01)
-            seen.append(told())
+            seen.append(should_stop())
             return {"code": 128, "remarks": [], "error": ""}
 
         made.running = {pool.submit(waits, process): Task("run", folder, ("x",))}
@@ -121,8 +121,8 @@ def test_an_executor_that_is_gone_is_told_apart_from_a_run_that_failed(engine_of
 
 
 def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
-    told = executors.perform({"folder": str(tmp_path / "elsewhere")})
-    assert told["code"] is None and f"does not see the folder {tmp_path / 'elsewhere'}" in told["error"]
+    outcome = executors.perform({"folder": str(tmp_path / "elsewhere")})
+    assert outcome["code"] is None and f"does not see the folder {tmp_path / 'elsewhere'}" in outcome["error"]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_cores_and_gpus_are_shared_out(monkeypatch, cores, gpus, wanted, runs_, 
 def test_a_slot_goes_to_one_run_at_a_time(monkeypatch):
     pool = executors.Local(2, print, threads=1, gpus=["0", "1"])
     job = {"environment": {"MINE": "1"}}
-    futures = [pool.submit(lambda job, say, told: job["environment"], job) for _ in range(6)]
+    futures = [pool.submit(lambda job, say, should_stop: job["environment"], job) for _ in range(6)]
     found = [future.result() for future in futures]
     assert {env["CUDA_VISIBLE_DEVICES"] for env in found} <= {"0", "1"} and all(env["MINE"] == "1" for env in found)
     pool.shutdown()
