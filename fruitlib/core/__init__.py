@@ -4,6 +4,7 @@ Read `config` first: every setting with its type, range, default and help.
 
     config       Config: every setting of a run; which settings belong to which stage
     parameters   settings as a notebook's parameters cell has them
+    texts        names as people type them: the same text in one form; safe to print
     files        paths, atomic writes, locks, fingerprints
     model_names  the models that can be trained, and their image sizes
     machine      device, threads, seeds, rank, versions

@@ -17,11 +17,15 @@ class Config(BaseModel):
 
     data: str = Field("sample", min_length=1, description="sample, sample5, a folder of photos, or a CSV or TSV table")
     columns: dict[str, str] = Field({}, description="a table's names for path, label, group, split, x, y, w, h …")
+    photos_dir: str = Field("", description="folder that a table's paths start from; empty: the table's own")
     group_pattern: str = Field("", description="file names with the group first: <variety>__<view>; empty: none")
     bad_photos: Literal["quarantine", "stop"] = Field(
         "quarantine", description="a photo that does not open: quarantine | stop"
     )
     min_side: int = Field(16, ge=1, description="photos with a shorter side are quarantined, pixels")
+    max_megapixels: float = Field(
+        89, gt=0, le=2000, description="larger photos are quarantined, million pixels; above 89 read at reduced scale"
+    )
     near_duplicates: Literal["group", "ignore"] = Field(
         "group", description="photos that look alike: group (kept on one side) | ignore"
     )

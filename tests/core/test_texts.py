@@ -1,0 +1,31 @@
+"""Names that look equal are equal; names that steer a terminal are shown."""
+
+import pytest
+
+from fruitlib.core import texts
+
+
+@pytest.mark.parametrize(
+    ("given", "same"),
+    [
+        ("Pa\u0308ssi", "P\u00e4ssi"),
+        ("red\u00a0apple", "red apple"),
+        ("  red \t apple\n", "red apple"),
+        ("\ufeffapple\u200b", "apple"),
+        ("\u202eapple", "apple"),
+        ("\u1112\u1161\u11ab", "\ud55c"),
+    ],
+)
+def test_texts_that_look_equal_have_one_form(given, same):
+    assert texts.normal(given) == same
+    assert texts.normal(same) == same
+
+
+def test_joiners_that_change_what_is_drawn_stay():
+    family = "\U0001f468\u200d\U0001f469"
+    assert texts.normal(family) == family
+    assert texts.normal("Apple") != texts.normal("apple")
+
+
+def test_control_characters_are_shown():
+    assert texts.printable("a\x1b[31mb\r\u202ec\x9bd\u00e9") == "a\\x1b[31mb\\r\\u202ec\\x9bd\u00e9"
