@@ -141,7 +141,7 @@ class Config(BaseModel):
     )
     compile: Literal["none", "default"] = Field("none", description="torch.compile: none | default")
     cam_every: int = Field(5, ge=0, description="keep Grad-CAM pictures every so many epochs; 0: never")
-    processes: int = Field(1, ge=1, le=1024, description="training processes; more than one starts torchrun")
+    processes: int = Field(1, ge=1, le=1024, description="training processes of one run, on this machine")
     track: list[Literal["tensorboard", "wandb"]] = Field(
         [], description="where history.csv is mirrored to: [tensorboard, wandb]"
     )
