@@ -55,7 +55,7 @@ PREFIX = "fruitlib-group-"  # of folders among the system's temporary ones, with
 STOPPED_SECONDS = 60  # a process that was stopped (SIGSTOP) for so long is lost
 END_SECONDS = 10  # that processes have to end when asked
 # What several processes take beyond what one does, mostly to load torch and torchvision in each.
-# Measured on two cores beside other work: two processes 11 to 15 s, four 17 to 21 s; with torchrun 11 to 17 and 18 to 33.
+# Measured on two cores, beside other work: two processes 11 to 15 s, four 17 to 21 s.
 START_SECONDS = 10
 WORTH_IT = 0.8  # several processes must promise to save a fifth of the time; exchanging gradients costs some of it
 
