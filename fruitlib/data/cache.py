@@ -79,6 +79,7 @@ def open_store(
     keys = [key or _sha256(sources.locate(folder, path)[0]) for path, key in zip(paths, keys, strict=True)]
     file = cache_dir / f"{identity(folder, paths, keys, config)}.npy"
     try:
+        remove_partials(cache_dir)
         with files.lock(file.with_suffix(".lock")):
             kind, where = place(config.cache, size, 0 if file.exists() else size, cache_dir)
             if kind == "stream":
@@ -202,14 +203,19 @@ def write(file: Path, shape: tuple[int, ...], photos: Iterator[np.ndarray], prog
 
 def tidy(cache_dir: Path) -> None:
     """Remove what killed writers left behind, and files that were not used for `KEEP_DAYS`."""
+    remove_partials(cache_dir)
     long_ago = time.time() - KEEP_DAYS * 24 * 3600
-    for file in list(cache_dir.iterdir()):
-        with suppress(OSError, files.Locked):
-            if file.suffix == ".npy" and file.stat().st_mtime < long_ago:
+    for file in list(cache_dir.glob("*.npy")):
+        with suppress(OSError):
+            if file.stat().st_mtime < long_ago:
                 file.unlink()
-            if file.suffix == ".partial":
-                with files.lock(file.with_suffix(".lock"), timeout=0):  # held by the process that writes it
-                    file.unlink()
+
+
+def remove_partials(cache_dir: Path) -> None:
+    """Remove what killed writers left behind; a living one holds its file's lock."""
+    for file in list(cache_dir.glob("*.partial")):
+        with suppress(OSError, files.Locked), files.lock(file.with_suffix(".lock"), timeout=0):
+            file.unlink()
 
 
 def is_whole(file: Path, shape: tuple[int, ...]) -> bool:
