@@ -278,30 +278,31 @@ def _load(photo: Image.Image, content: bytes, small: bool, known: bool, held: co
     colours of 16 bits. A JPEG file of several scans keeps 6 more for every pixel at its full scale.
     """
     whole, pixels = photo.size, photo.width * photo.height
-    factor = next(factor for factor in (1, 2, 4, 8) if pixels <= FULL_SCALE * factor**2)
     scans = completeness.jpeg_scans(content) if photo.format in ("JPEG", "MPO") else JpegScans()
     several, checked = scans.count > 1, scans.end > 0 and not known and not scans.arithmetic
-    if small:
-        while pixels > 2 * rgb.STRIP * factor**2:
-            factor *= 2
-    side = (128, 128) if small and not (several and checked) else (whole[0] // factor, whole[1] // factor)
-    if several and checked and small:
-        side = whole[0] // 2, whole[1] // 2  # below half scale, most of what a last scan brings is not looked at
-    drafted = bool((small or factor > 1) and photo.draft(None, side))
+    factor = _reduction(pixels, small)
+    side = whole[0] // factor, whole[1] // factor
+    if small:  # below half scale, most of what a last scan brings would not be compared
+        side = (whole[0] // 2, whole[1] // 2) if several and checked else (128, 128)
+    drafted = (small or factor > 1) and photo.draft(None, side) is not None
     per_pixel = 24 if ";16" in str(photo.tile) else 12
     held.enter_context(memory.TAKEN.hold(photo.width * photo.height * per_pixel + 6 * several * pixels))
     if checked and not several:
         photo.fp = io.BytesIO(completeness.without_end(content, scans))
     photo.load()
-    if (
-        checked
-        and several
-        and not (scans.all_there and _decodes_alike(photo, content, scans, side if drafted else whole))
-    ):
+    if checked and several and not (scans.all_there and _decodes_alike(photo, content, scans, side)):
         raise InputError(CUT_OFF)
     if photo.format == "PNG" and not known and _last_row_is_blank(photo) and completeness.png_is_short(content):
         raise InputError(CUT_OFF)
     return 1 if drafted else factor, drafted
+
+
+def _reduction(pixels: int, small: bool) -> int:
+    """The power of two by which the sides are divided, to at most `FULL_SCALE` pixels, or to a few million."""
+    most, factor = 2 * rgb.STRIP if small else FULL_SCALE, 1
+    while pixels > most * factor**2:
+        factor *= 2
+    return factor
 
 
 def _decodes_alike(photo: Image.Image, content: bytes, scans: JpegScans, side: tuple[int, int]) -> bool:

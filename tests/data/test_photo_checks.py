@@ -64,6 +64,48 @@ def damaged_png():
     return bytes(content)
 
 
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(rows, height=40, interlaced=False):
+    """A PNG file of 40 columns of grey noise that claims `height` rows and holds the data of `rows`."""
+    noise = np.random.default_rng(0).integers(1, 256, (height, 40), dtype=np.uint8)
+    parts = [noise[:rows]]
+    if interlaced:  # Adam7: the last pass, every second row, comes last
+        parts = [noise[y::dy, x::dx] for x, y, dx, dy in ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4))]
+        parts += [noise[y::dy, x::dx] for x, y, dx, dy in ((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))]
+        parts[-1] = parts[-1][: rows // 2]
+    data = b"".join(b"\0" + row.tobytes() for part in parts for row in part)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 40, height, 8, 0, 0, 0, interlaced))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def black_below():
+    image = picture((40, 40))
+    image.paste("black", (0, 20, 40, 40))
+    return image
+
+
+def ended(share, **options):
+    """A JPEG file cut off, with an end marker where it was cut: decoders fill in grey, and say nothing."""
+    content = encoded("JPEG", picture((300, 200)), **options)
+    return content[: int(len(content) * share)].rstrip(b"\xff") + b"\xff\xd9"
+
+
+def taller(**options):
+    """A JPEG file whose header claims twice the rows that there are data for."""
+    content = bytearray(encoded("JPEG", picture((60, 40)), **options))
+    frame = content.index(b"\xff\xc2" if options.get("progressive") else b"\xff\xc0")
+    content[frame + 5 : frame + 7] = (80).to_bytes(2)
+    return bytes(content)
+
+
+def two_in_one():
+    """An MPO file, as phones write it: the photo, then another picture."""
+    return encoded("MPO", picture(), save_all=True, append_images=[picture(seed=1)])
+
+
 def zeros_at_the_end():
     noise = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     content = encoded("JPEG", Image.fromarray(noise))
@@ -138,6 +180,15 @@ KINDS = [  # name, maker, status, words of the reason
     ("half.webp", part("half.webp", "WEBP", 0.5), "quarantined", "cut off"),
     ("half.bmp", part("half.bmp", "BMP", 0.5), "quarantined", "cut off"),
     ("half.tif", part("half.tif", "TIFF", 0.9, compression="raw"), "quarantined", "cut off"),
+    ("ended.jpg", raw("ended.jpg", lambda: ended(0.6)), "quarantined", "cut off"),
+    ("late.jpg", raw("late.jpg", lambda: ended(0.97)), "quarantined", "cut off"),
+    ("marked.jpg", raw("marked.jpg", lambda: ended(0.6, restart_marker_rows=1)), "quarantined", "cut off"),
+    ("scans.jpg", raw("scans.jpg", lambda: ended(0.6, progressive=True)), "quarantined", "cut off"),
+    ("last.jpg", raw("last.jpg", lambda: ended(0.97, progressive=True)), "quarantined", "cut off"),
+    ("tall.jpg", raw("tall.jpg", taller), "quarantined", "cut off"),
+    ("tall scans.jpg", raw("tall scans.jpg", lambda: taller(progressive=True)), "quarantined", "cut off"),
+    ("rows.png", raw("rows.png", lambda: png(30)), "quarantined", "cut off: the end of the picture is missing"),
+    ("pass.png", raw("pass.png", lambda: png(30, interlaced=True)), "quarantined", "cut off"),
     ("start.png", part("start.png", "PNG", 0.01), "quarantined", "damaged: cut off or corrupt at its start"),
     ("tail.jpg", raw("tail.jpg", zeros_at_the_end), "quarantined", "cut off: its end is nothing but zeros"),
     ("corrupt.png", raw("corrupt.png", damaged_png), "quarantined", "corrupt data inside"),
@@ -156,6 +207,13 @@ KINDS = [  # name, maker, status, words of the reason
     ("cut exif.jpg", saved("cut exif.jpg", exif=CUT_EXIF), "ok", "EXIF orientation unreadable"),
     ("deep.png", saved("deep.png", image=deep), "ok", "16 bits scaled to 8"),
     ("black.jpg", saved("black.jpg", image=lambda: Image.new("RGB", (40, 40))), "ok", "a single flat colour"),
+    ("passes.png", raw("passes.png", lambda: png(40, interlaced=True)), "ok", ""),
+    ("black below.png", saved("black below.png", image=black_below), "ok", ""),
+    ("phone.jpg", raw("phone.jpg", two_in_one), "ok", ""),
+    ("restarts.jpg", saved("restarts.jpg", restart_marker_blocks=2), "ok", ""),
+    ("plain.ppm", saved("plain.ppm"), "ok", ""),
+    ("plain.jp2", saved("plain.jp2", "JPEG2000"), "ok", ""),
+    ("really jpeg.j2k", saved("really jpeg.j2k", "JPEG"), "ok", "a JPEG under the name .j2k"),
     ("opaque.png", saved("opaque.png", image=lambda: picture().convert("RGBA")), "ok", ""),
     ("plain.avif", saved("plain.avif"), "ok", ""),
     ("progressive.jpg", saved("progressive.jpg", progressive=True), "ok", ""),
