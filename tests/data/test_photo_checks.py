@@ -101,6 +101,14 @@ def taller(**options):
     return bytes(content)
 
 
+def lacks_last_scan():
+    """A progressive JPEG file, cut off between two scans: it has no hole, and yet is not all that it was."""
+    content = encoded("JPEG", picture((300, 200)), progressive=True)
+    tables = content.rindex(b"\xff\xc4")  # those of the last scan
+    assert content[tables:].count(b"\xff\xda") == 1
+    return content[:tables] + b"\xff\xd9"
+
+
 def two_in_one():
     """An MPO file, as phones write it: the photo, then another picture."""
     return encoded("MPO", picture(), save_all=True, append_images=[picture(seed=1)])
@@ -185,10 +193,12 @@ KINDS = [  # name, maker, status, words of the reason
     ("marked.jpg", raw("marked.jpg", lambda: ended(0.6, restart_marker_rows=1)), "quarantined", "cut off"),
     ("scans.jpg", raw("scans.jpg", lambda: ended(0.6, progressive=True)), "quarantined", "cut off"),
     ("last.jpg", raw("last.jpg", lambda: ended(0.97, progressive=True)), "quarantined", "cut off"),
+    ("lacking.jpg", raw("lacking.jpg", lacks_last_scan), "quarantined", "cut off"),
     ("tall.jpg", raw("tall.jpg", taller), "quarantined", "cut off"),
     ("tall scans.jpg", raw("tall scans.jpg", lambda: taller(progressive=True)), "quarantined", "cut off"),
     ("rows.png", raw("rows.png", lambda: png(30)), "quarantined", "cut off: the end of the picture is missing"),
     ("pass.png", raw("pass.png", lambda: png(30, interlaced=True)), "quarantined", "cut off"),
+    ("odd pass.png", raw("odd pass.png", lambda: png(30, 39, interlaced=True)), "quarantined", "cut off"),
     ("start.png", part("start.png", "PNG", 0.01), "quarantined", "damaged: cut off or corrupt at its start"),
     ("tail.jpg", raw("tail.jpg", zeros_at_the_end), "quarantined", "cut off: its end is nothing but zeros"),
     ("corrupt.png", raw("corrupt.png", damaged_png), "quarantined", "corrupt data inside"),
