@@ -22,9 +22,10 @@ _STUFFING = bytes((at * 1103515245 + 12345 >> 16) % 255 for at in range(512))
 
 @dataclass
 class JpegScans:
-    """The scans of a JPEG file: where they end (-1: nowhere), and how finely each coefficient has been coded.
+    """The scans of a JPEG file: where the last one's data end, and how finely each coefficient has been coded.
 
-    `precision` maps a component to 64 numbers, for each coefficient the bits that are still missing.
+    `end` is -1 where no end marker follows. `precision` maps a component to 64 numbers, for each coefficient the bits
+    that are still missing.
     """
 
     end: int = -1
@@ -42,14 +43,14 @@ class JpegScans:
 def jpeg_scans(content: bytes) -> JpegScans:
     """Walk from marker to marker up to the first picture's end; takes about a hundredth of the time of decoding.
 
-    An MPO file holds more pictures after that end, others hold previews or text there.
+    An MPO file holds more pictures after that end, others hold previews or text there. Any marker ends a scan's data,
+    also one that is a damaged byte.
     """
-    scans, at = JpegScans(), 2
+    scans, at, kind, data_end = JpegScans(), 2, 0, -1
     while found := _MARKER.search(content, at):
-        at = found.end()
-        kind = found[1][0]
+        data_end = found.start() if kind == _SCAN else data_end
+        kind, at = found[1][0], found.end()
         if kind == _END:
-            scans.end = found.start()
             break
         length = int.from_bytes(content[at : at + 2])
         segment = content[at + 2 : at + length]
@@ -59,6 +60,8 @@ def jpeg_scans(content: bytes) -> JpegScans:
             scans.count += 1
             _add_scan(scans, segment)
         at += length
+    if data_end > 0 and content.find(_END_OF_IMAGE, data_end) > 0:
+        scans.end = data_end
     return scans
 
 
@@ -73,7 +76,7 @@ def _add_scan(scans: JpegScans, header: bytes) -> None:
 
 
 def without_end(content: bytes, scans: JpegScans) -> bytes:
-    """A JPEG file of one scan without its end marker.
+    """A JPEG file of one scan up to the end of its data.
 
     Pillow decodes it completely if all blocks are there, to within the last one or two, and raises "truncated" if not:
     without a marker to stop at, libjpeg waits for more data instead of inventing some.
@@ -82,7 +85,7 @@ def without_end(content: bytes, scans: JpegScans) -> bytes:
 
 
 def with_stuffing(content: bytes, scans: JpegScans) -> bytes:
-    """A JPEG file with bytes that mean nothing before its end marker.
+    """A JPEG file with bytes that mean nothing after the data of its last scan.
 
     For a file of several scans (a progressive one), which libjpeg reads up to its end before it shows anything.
     A decoder skips the bytes if the last scan is complete, so the picture stays the same; else they become part of it.

@@ -275,7 +275,8 @@ def _load(photo: Image.Image, content: bytes, small: bool, known: bool, held: co
     """Decode the pixels; returns by what factor they are still to be reduced, and whether the decoder reduced them.
 
     Memory is counted at 12 bytes a pixel: what is decoded, its copy as RGB, and one that is turned; twice that for
-    colours of 16 bits. A JPEG file of several scans keeps 6 more for every pixel at its full scale.
+    colours of 16 bits, and for JPEG 2000, whose decoder has a copy of its own. A JPEG file of several scans keeps 6
+    more for every pixel at its full scale.
     """
     whole, pixels = photo.size, photo.width * photo.height
     scans = completeness.jpeg_scans(content) if photo.format in ("JPEG", "MPO") else JpegScans()
@@ -285,7 +286,7 @@ def _load(photo: Image.Image, content: bytes, small: bool, known: bool, held: co
     if small:  # below half scale, most of what a last scan brings would not be compared
         side = (whole[0] // 2, whole[1] // 2) if several and checked else (128, 128)
     drafted = (small or factor > 1) and photo.draft(None, side) is not None
-    per_pixel = 24 if ";16" in str(photo.tile) else 12
+    per_pixel = 24 if ";16" in str(photo.tile) or photo.format == "JPEG2000" else 12
     held.enter_context(memory.TAKEN.hold(photo.width * photo.height * per_pixel + 6 * several * pixels))
     if checked and not several:
         photo.fp = io.BytesIO(completeness.without_end(content, scans))

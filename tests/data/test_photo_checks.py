@@ -101,6 +101,14 @@ def taller(**options):
     return bytes(content)
 
 
+def hit(at, value):
+    """A JPEG file in whose data a marker stands by damage: what follows is not shown."""
+    content = bytearray(encoded("JPEG", picture((300, 200))))
+    place = int(at * len(content))
+    content[place : place + 2] = bytes((0xFF, value))
+    return bytes(content)
+
+
 def lacks_last_scan():
     """A progressive JPEG file, cut off between two scans: it has no hole, and yet is not all that it was."""
     content = encoded("JPEG", picture((300, 200)), progressive=True)
@@ -193,6 +201,8 @@ KINDS = [  # name, maker, status, words of the reason
     ("marked.jpg", raw("marked.jpg", lambda: ended(0.6, restart_marker_rows=1)), "quarantined", "cut off"),
     ("scans.jpg", raw("scans.jpg", lambda: ended(0.6, progressive=True)), "quarantined", "cut off"),
     ("last.jpg", raw("last.jpg", lambda: ended(0.97, progressive=True)), "quarantined", "cut off"),
+    ("hit.jpg", raw("hit.jpg", lambda: hit(0.6, 0xE1)), "quarantined", "cut off"),
+    ("hit again.jpg", raw("hit again.jpg", lambda: hit(0.7, 0x45)), "quarantined", "cut off"),
     ("lacking.jpg", raw("lacking.jpg", lacks_last_scan), "quarantined", "cut off"),
     ("tall.jpg", raw("tall.jpg", taller), "quarantined", "cut off"),
     ("tall scans.jpg", raw("tall scans.jpg", lambda: taller(progressive=True)), "quarantined", "cut off"),
