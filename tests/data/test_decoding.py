@@ -204,7 +204,7 @@ def test_a_heic_photo_is_read_where_its_package_is_installed(tmp_path):
     image, exif = Image.fromarray(noise((64, 48), top=3) * 120), Image.Exif()
     exif[decoding.ORIENTATION] = 6
     pillow_heif.register_heif_opener()
-    image.save(tmp_path / "a.heic", quality=-1, exif=exif)
+    image.save(tmp_path / "a.heic", quality=-1, exif=exif.tobytes())
     assert photo_checks.inspect(tmp_path / "a.heic")[:4] == ("ok", "", 48, 64)
     (tmp_path / "half.heic").write_bytes((tmp_path / "a.heic").read_bytes()[:500])
     assert photo_checks.inspect(tmp_path / "half.heic")[0] == "quarantined"
