@@ -7,6 +7,10 @@ first, then `splits`; a training's batches come from `loader`.
     practice_photos  draws the practice photographs
     sources          folder, table, fetched set -> rows of path, label, group, split; nothing opened
     tables           a CSV or TSV table -> the same rows, with boxes
+    memory           what decoding photos takes of it, all threads together
+    rgb              decoded pixels of any kind -> RGB of 8 bits
+    completeness     is all of the picture in the file?
+    decoding         a photo file -> its upright RGB pixels, or the reason why not
     photo_checks     each photo opened and checked, its oddities named, its look hashed
     duplicates       copies and near-copies -> groups; label conflicts
     stratify         shares, folds and subsets; groups never divided, two million rows in seconds

@@ -22,10 +22,8 @@ from fruitlib.data.tables import PREDEFINED, ROW
 SAMPLES = {"sample": False, "sample5": True}
 NAMES = (*SAMPLES, *fetch.DATASETS)
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
-SUFFIXES |= {
-    ".heic",
-    ".heif",
-}  # Pillow does not read them: listed all the same, so that `photo_checks` names them with the reason
+SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"}
+SUFFIXES |= {".heic", ".heif"}  # read with an extra; listed in any case, so that `photo_checks` says so
 SYSTEM = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"}  # left by systems, not people
 RECORDS = {"sample.json", fetch.RECORD}
 
