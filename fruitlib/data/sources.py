@@ -16,7 +16,7 @@ from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
 from fruitlib.core.texts import printable
-from fruitlib.data import fetch, labels, layouts, practice_photos, tables
+from fruitlib.data import annotations, fetch, labels, layouts, photo_paths, practice_photos, tables
 from fruitlib.data.tables import ROW
 from fruitlib.data.tree import on_disk
 
@@ -30,24 +30,27 @@ SUFFIXES |= {
 RECORDS = {"sample.json", fetch.RECORD}
 
 
-def root(data: str) -> Path:
-    """The folder that `data` names: for a table its parent folder, for a name its folder in `data/` of the project.
+def root(data: str, photos_dir: str = "") -> Path:
+    """The folder that a manifest's paths start from: the one that `data` names, of a table or another file that lists
+    photos its parent folder or else `photos_dir`, of a name its folder in `data/` of the project.
 
     Raises:
-        InputError: a data set that is not fetched yet.
+        InputError: a data set that is not fetched yet, or no such `photos_dir`.
     """
     if data not in NAMES:
         path = files.resolve(data)
-        return path.parent if tables.is_table(path) else path
+        folder = path.parent if annotations.is_listing(path) else path
+        return photo_paths.base_folder(photos_dir, folder) if photos_dir else folder
     folder = files.home() / "data" / data
     if data in fetch.DATASETS and not folder.is_dir():
         raise InputError(f"{data} is not in {files.display_path(folder)} yet; run: fruitlib data fetch {data}")
     return folder
 
 
-def ready(data: str, progress: OnProgress | None = None) -> Path:
-    """`root(data)`, where the practice photographs are asked for and missing, they are drawn first."""
-    return practice_photos.draw(root(data), five=SAMPLES[data], progress=progress) if data in SAMPLES else root(data)
+def ready(data: str, progress: OnProgress | None = None, photos_dir: str = "") -> Path:
+    """`root(data, photos_dir)`; where the practice photographs are asked for and missing, they are drawn first."""
+    folder = root(data, photos_dir)
+    return practice_photos.draw(folder, five=SAMPLES[data], progress=progress) if data in SAMPLES else folder
 
 
 def locate(folder: Path, path: str) -> tuple[Path, tuple[int, int, int, int] | None]:
@@ -70,21 +73,32 @@ def scan(config: Config) -> tuple[pd.DataFrame, list[str]]:
     Raises:
         InputError: no photos, fewer than two classes, parts or a table that are ambiguous, a wrong group_pattern.
     """
-    folder, table = root(config.data), files.resolve(config.data)
-    if config.data in NAMES or not tables.is_table(table):
-        table = None
-    rows, notes = tables.read_table(table, config.columns) if table else layouts.read_folder(folder, _is_photo, RECORDS)
-    if config.columns and not table:
+    folder = root(config.data, config.photos_dir)
+    path = folder if config.data in NAMES else files.resolve(config.data)
+    listing = annotations.kind(path) if config.data not in NAMES else ""
+    rows, notes = annotations.read(listing, path, folder, config, _is_photo) if listing else _from_folder(path, config)
+    if config.columns and listing != "table":
         notes.append("columns was not used: data is not a table")
-    if config.group_pattern and table and (rows["group"] != "").any():
-        notes.append(f"group_pattern was not used: {table.name} gives groups")
+    if config.group_pattern and listing and (rows["group"] != "").any():
+        notes.append(f"group_pattern was not used: {path.name} gives groups")
     elif config.group_pattern:
         rows["group"], more = _groups_by_name(rows, config.group_pattern)
         notes += more
-    if table:
+    if listing:
         rows["group"] = tables.join_boxes(rows)
-    _check_classes(rows, table or folder, "photos of class" if table else "class folder")
+    _check_classes(rows, path, "photos of class" if listing else "class folder")
     return rows.sort_values("path", ignore_index=True)[ROW], [printable(note) for note in notes]
+
+
+def _from_folder(folder: Path, config: Config) -> tuple[pd.DataFrame, list[str]]:
+    """Rows of a folder of class folders; where it is none, the error says what else it may be."""
+    if config.photos_dir:
+        raise InputError(f"photos_dir = {config.photos_dir}: {config.data} is no table or annotations: leave it out")
+    try:
+        return layouts.read_folder(folder, _is_photo, RECORDS)
+    except InputError as problem:
+        hint = annotations.hint(folder)
+        raise InputError(f"{problem}; {hint}" if hint else str(problem)) from None
 
 
 def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:

@@ -31,7 +31,7 @@ def prepare_manifest(config: Config, sweep_dir: Path, progress: OnProgress | Non
     Raises:
         InputError: no photos, a photo that does not open (`bad_photos: stop`), a class too small for the split.
     """
-    folder = sources.ready(config.data, progress)
+    folder = sources.ready(config.data, progress, config.photos_dir)
     rows, notes = sources.scan(config)
     rows = subset(rows, config.subset, config.split_seed)
     settings = config.model_dump(include=set(SPLIT_SETTINGS))
@@ -43,7 +43,8 @@ def prepare_manifest(config: Config, sweep_dir: Path, progress: OnProgress | Non
         return load_manifest(sweep_dir)
     manifest, summary = build_manifest(folder, rows, config, progress)
     names = sorted(set(manifest.loc[manifest["status"].isin(USABLE), "label"]))
-    facts = {"identity": identity, "data": config.data, "folds": config.folds, "repeats": config.repeats}
+    facts = {"identity": identity, "data": config.data, "photos_dir": config.photos_dir}
+    facts |= {"folds": config.folds, "repeats": config.repeats}
     with files.lock(sweep_dir / ".manifest.lock"):  # of two sweeps that start at once, one writes
         made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
         if made and load_record(sweep_dir)["identity"] == identity:
@@ -224,7 +225,7 @@ def _digest(rows: pd.DataFrame) -> str:
 
 def sealed_files(config: Config, manifest: pd.DataFrame) -> str:
     """A digest of path, bytes and time of change of the sealed photos, which stay unopened."""
-    return _stamps(sources.root(config.data), manifest.loc[manifest["status"] == "sealed", "path"])
+    return _stamps(sources.root(config.data, config.photos_dir), manifest.loc[manifest["status"] == "sealed", "path"])
 
 
 def _stamps(folder: Path, paths: Iterable[str]) -> str:

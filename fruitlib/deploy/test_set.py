@@ -47,7 +47,8 @@ def open_test_photos(run: Run) -> tuple[pd.DataFrame, list[str]]:
         InputError: none of them can be used.
     """
     rows = run.rows("test")
-    checked = photo_checks.check_photos(sources.root(run.config.data), rows.assign(split=""), run.config.min_side)
+    folder = sources.root(run.config.data, run.config.photos_dir)
+    checked = photo_checks.check_photos(folder, rows.assign(split=""), run.config.min_side)
     bad = checked[checked["status"] == "quarantined"]
     summary = []
     if len(bad):
