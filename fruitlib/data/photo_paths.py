@@ -77,9 +77,7 @@ def _note_of_likes(named: list[str], found: list[str | None]) -> list[str]:
     if not likes:
         return []
     example = f"{printable(likes[0][0])} is {printable(likes[0][1])}"
-    return [
-        f"{_photos(len(likes))} found under a name that differs in case or in how its letters are stored: {example}"
-    ]
+    return [f"{_photos(len(likes))} found under a name that differs in case, accents or spaces: {example}"]
 
 
 def _note_of_missing(rows: pd.DataFrame, missing: list[str], folder: Path) -> str:
