@@ -58,20 +58,20 @@ def read(
     if what == "table":
         found = tables.read_table(path, config.columns)
     elif what == "coco":
-        found = coco.read([(path, "", "")] if path.is_file() else coco.files_in(path))
+        found = coco.read(coco.files_in(path) if path.is_dir() else [(path, "", "")])
     elif what == "yolo":
-        found = yolo.read(path if path.is_file() else yolo.file_in(path), folder, is_photo)
+        found = yolo.read(yolo.file_in(path) if path.is_dir() else path, folder, is_photo)
     else:
         found = voc.read(path, voc.folders_in(path), is_photo)
+    label, joined = labels.unify(found.rows["label"])
+    group = found.rows["group"].map({group: normal(group) for group in found.rows["group"].unique()}).astype(str)
+    found = Listed(found.rows.assign(label=label, group=group), [*found.notes, *joined], found.where)
     found = tables.each_once(found, path.name)
-    rows, notes = photo_paths.find(found.rows, folder, path, is_photo, config.photos_dir)
+    rows, more = photo_paths.find(found.rows, folder, path, is_photo, config.photos_dir)
     if what != "table":
         _refuse_outside(rows, path)
-    found = tables.each_once(Listed(rows, found.notes, found.where), path.name)
-    rows = found.rows
-    rows["label"], joined = labels.unify(rows["label"])
-    rows["group"] = rows["group"].map({group: normal(group) for group in rows["group"].unique()}).astype(str)
-    return rows, [*found.notes, *notes, *joined, *_roboflow_note(rows, config)]
+    found = tables.each_once(Listed(rows, [*found.notes, *more], found.where), path.name)
+    return found.rows, [*found.notes, *_roboflow_note(found.rows, config)]
 
 
 def _refuse_outside(rows: pd.DataFrame, path: Path) -> None:
@@ -128,7 +128,7 @@ def _zip_advice(path: Path, shown: str) -> str:
 
 
 def hint(folder: Path) -> str:
-    """What a folder that is no folder of class folders may be meant to be; "" where nothing shows it."""
+    """`; ` and what a folder that is no folder of class folders may be meant to be; "" where nothing shows it."""
     if not folder.is_dir():
         return ""
     try:
@@ -139,9 +139,9 @@ def hint(folder: Path) -> str:
     found = found or [name for name in names if name.lower().endswith(".json") and coco_like(folder / name)]
     if found:
         others = f" (or {', '.join(found[1:3])})" if len(found) > 1 else ""
-        return f"{found[0]}{others} may list its photos: data: {files.display_path(folder / found[0])}"
+        return f"; {found[0]}{others} may list its photos: data: {files.display_path(folder / found[0])}"
     if (folder / "labels").is_dir() and (folder / "images").is_dir():
-        return "images beside labels may be a YOLO data set: add its data.yaml (names, train, val)"
+        return "; images beside labels may be a YOLO data set: add its data.yaml (names, train, val)"
     return ""
 
 

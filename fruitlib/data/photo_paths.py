@@ -308,7 +308,7 @@ def _suggestion(start: Path, index: Index, named: list[str], least: float) -> st
         bases.update({"/".join(file.split("/")[:-tail]) for file in files_of_name})
     if fitting < least:
         return ""
-    (base, most), *others = bases.most_common(3)
+    (base, most), *others = sorted(bases.items(), key=lambda one: (-one[1], one[0]))
     if most < fitting and sum(bases.values()) == fitting:  # in several folders, each photo in one of them
         base, most = os.path.commonpath([f"/{base}" for base in bases])[1:], fitting
     number = "all" if most == len(named) else f"{most:,}"

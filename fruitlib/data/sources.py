@@ -97,8 +97,7 @@ def _from_folder(folder: Path, config: Config) -> tuple[pd.DataFrame, list[str]]
     try:
         return layouts.read_folder(folder, _is_photo, RECORDS)
     except InputError as problem:
-        hint = annotations.hint(folder)
-        raise InputError(f"{problem}; {hint}" if hint else str(problem)) from None
+        raise InputError(f"{problem}{annotations.hint(folder)}") from None
 
 
 def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:
@@ -106,7 +105,7 @@ def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:
     names = set(rows["label"].unique())
     if len(names) < 2:
         kind = "classes" if what.startswith("photos") else "class folders with photos"
-        raise InputError(f"{place}: {len(names)} {kind}, at least 2 are needed")
+        raise InputError(f"{place}: {len(names)} {kind}, at least 2 are needed{annotations.hint(place)}")
     if alike := labels.too_alike(names):
         raise InputError(f"{place}: {alike}")
     if "all" in names:
