@@ -56,22 +56,24 @@ def read(path: Path, folder: Path, is_photo: Callable[[str], bool]) -> Listed:
     """
     content = _load(path)
     names = _names(path, content)
-    rows, notes, seen = [], [], 0
+    rows, notes, seen, unread = [], [], 0, 0
     for key, split in PARTS.items():
         if not (places := _as_list(content.get(key))):
             continue
         photos = [photo for place in places for photo in _photos(path, folder, key, place, is_photo)]
         labelled = [(photo, lines) for photo in photos if (lines := _lines(folder, photo))]
         seen += len(photos)
-        with ThreadPoolExecutor(THREADS) as pool:
-            sizes = pool.map(lambda photo: upright_size(folder / photo), [photo for photo, _ in labelled])
-            for (photo, lines), size in zip(labelled, sizes, strict=True):
-                rows += _rows(folder / _label_file(photo), lines, names, photo, split, size)
+        sizes = upright_sizes([folder / photo for photo, _ in labelled])
+        for (photo, lines), size in zip(labelled, sizes, strict=True):
+            rows += _rows(folder / _label_file(photo), lines, names, photo, split, size)
+        unread += sizes.count(None)
     if not rows:
         example = folder / _label_file(photos[0]) if seen else folder
         raise InputError(f"{path}: none of {seen:,} photos has a box; looked for {example} and the like")
     if bare := seen - len({row.photo for row in rows}):
         notes.append(f"{bare:,} photos of {path.name} have no box: skipped")
+    if unread:
+        notes.append(f"{unread:,} photos of {path.name} do not show their size, and are listed without their boxes")
     return boxes.listed(rows, notes)
 
 
@@ -166,11 +168,21 @@ def _from_text(path: Path, folder: Path, listing: Path, is_photo: Callable[[str]
     return found
 
 
-def upright_size(file: Path) -> tuple[int, int] | None:
-    """Width and height of a photo as it is shown, by its header alone; None where the header cannot be read."""
+def upright_sizes(photos: list[Path]) -> list[tuple[int, int] | None]:
+    """Width and height of each photo as it is shown, by its header alone; None where the header cannot be read."""
+    most = Image.MAX_IMAGE_PIXELS
     try:
-        with warnings.catch_warnings(), Image.open(file, formats=FORMATS) as photo:
+        Image.MAX_IMAGE_PIXELS = None  # a header takes no memory, however large the photo
+        with warnings.catch_warnings(), ThreadPoolExecutor(THREADS) as pool:
             warnings.simplefilter("ignore")
+            return list(pool.map(_upright_size, photos))
+    finally:
+        Image.MAX_IMAGE_PIXELS = most
+
+
+def _upright_size(file: Path) -> tuple[int, int] | None:
+    try:
+        with Image.open(file, formats=FORMATS) as photo:
             given = "exif" in photo.info or photo.format != "PNG"  # a PNG would be decoded in search of it
             turned = given and photo.getexif().get(ORIENTATION) in (5, 6, 7, 8)
             return photo.size[::-1] if turned else photo.size

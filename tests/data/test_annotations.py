@@ -223,7 +223,9 @@ def test_yolos_boxes_are_of_the_upright_photo_by_its_header_alone(tmp_path, monk
         write(tmp_path / "train" / "labels" / f"{name}.txt", "0 0.5 0.5 1 1\n1 0.5 0.5 0.5 0.5\n")
     data = write(tmp_path / "data.yaml", "train: train/images\nnames: [x, y]\n")
     monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda photo: pytest.fail("decoded"))
-    assert [row[0] for row in listed(data)] == [
+    rows, notes = scan(data)
+    assert notes == ["1 photos of data.yaml do not show their size, and are listed without their boxes"]
+    assert rows["path"].tolist() == [
         "train/images/a.png#xywh=0,0,100,50",
         "train/images/b.png#xywh=0,0,100,50",
         "train/images/c.jpg#xywh=0,0,50,100",
@@ -234,7 +236,7 @@ def test_yolos_boxes_are_of_the_upright_photo_by_its_header_alone(tmp_path, monk
 
 def test_a_photo_whose_header_cannot_be_read_is_quarantined(tmp_path):
     (tmp_path / "d.jpg").write_bytes(b"no photo")
-    assert yolo.upright_size(tmp_path / "d.jpg") is None
+    assert yolo.upright_sizes([tmp_path / "d.jpg"]) == [None]
     assert photo_checks.inspect(tmp_path / "d.jpg")[0] == "quarantined"
 
 

@@ -328,8 +328,9 @@ def test_a_photos_dir_that_is_missing_or_two_is_refused(tmp_path, monkeypatch):
 def test_a_search_ends_at_its_limits(tmp_path, monkeypatch):
     touch(tmp_path, *(f"a/{number}.jpg" for number in range(20)), "a/b/c/d/e/deep.jpg")
     assert len(list(photo_paths.walk(tmp_path, depth=1))) == 20
-    assert len(list(photo_paths.walk(tmp_path, most=10))) == 9
-    assert list(photo_paths.walk(tmp_path, seconds=1e-9)) == []
+    limits = [photo_paths.Limit(10, 60), photo_paths.Limit(10**6, -1), photo_paths.Limit(10**6, 60)]
+    assert [len(list(photo_paths.walk(tmp_path, limit=limit))) for limit in limits] == [9, 0, 21]
+    assert [limit.reached for limit in limits] == [True, True, False]
     (tmp_path / "a" / "again").symlink_to(tmp_path)
     assert len(list(photo_paths.walk(tmp_path))) == 21
 
