@@ -27,7 +27,8 @@ MOST_ENTRIES = 100_000  # of an archive that are looked at
 
 def is_listing(path: Path) -> bool:
     """Whether `data` names a file that lists photos: these lie in its folder, or in `photos_dir`."""
-    return not path.is_dir() and (path.suffix.lower() in LISTINGS or tables.is_table(path) or path.is_file())
+    named_like_one = path.suffix.lower() in LISTINGS or tables.is_table(path)
+    return not os.path.isdir(path) and (named_like_one or os.path.isfile(path))
 
 
 def kind(path: Path) -> str:
@@ -36,7 +37,7 @@ def kind(path: Path) -> str:
         return "table"
     if is_listing(path):
         return {".json": "coco", ".yaml": "yolo", ".yml": "yolo"}.get(path.suffix.lower(), "file")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return ""
     try:
         tests = {"yolo": yolo.file_in, "coco": coco.files_in, "voc": voc.folders_in}
@@ -58,9 +59,9 @@ def read(
     if what == "table":
         found = tables.read_table(path, config.columns)
     elif what == "coco":
-        found = coco.read(coco.files_in(path) if path.is_dir() else [(path, "", "")])
+        found = coco.read(coco.files_in(path) if os.path.isdir(path) else [(path, "", "")])
     elif what == "yolo":
-        found = yolo.read(yolo.file_in(path) if path.is_dir() else path, folder, is_photo)
+        found = yolo.read(yolo.file_in(path) if os.path.isdir(path) else path, folder, is_photo)
     else:
         found = voc.read(path, voc.folders_in(path), is_photo)
     label, joined = labels.unify(found.rows["label"])
@@ -129,7 +130,7 @@ def _zip_advice(path: Path, shown: str) -> str:
 
 def hint(folder: Path) -> str:
     """`; ` and what a folder that is no folder of class folders may be meant to be; "" where nothing shows it."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         return ""
     try:
         names = sorted(entry.name for entry in os.scandir(folder) if entry.is_file())

@@ -1,10 +1,13 @@
-"""Boxes in photos as annotation files have them -> the rows that tables make: a box is a fragment of the path."""
+"""What readers of annotations share: files read within a limit; boxes in photos -> the rows that tables make."""
 
+import os
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from fruitlib.core.errors import InputError
 from fruitlib.core.texts import normal
 from fruitlib.data.tables import ROW, Listed, fragments
 
@@ -24,6 +27,24 @@ class Row(NamedTuple):
     box: tuple[float, float, float, float] | None
     size: tuple[float, float]
     where: str
+
+
+def content_of(path: Path, most: int, too_large: str) -> bytes:
+    """The bytes of an annotation file.
+
+    Raises:
+        InputError: no such file, one that cannot be read, or one of more than `most` bytes (`too_large` says why not).
+    """
+    if not os.path.isfile(path):  # reading a pipe would wait for ever
+        raise InputError(f"{path}: no such file of annotations")
+    try:
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+    except OSError as problem:
+        raise InputError(f"{path}: cannot be read ({problem.strerror}): correct data or its permissions") from None
+    if len(content) > most:
+        raise InputError(f"{path}: larger than {most:,} bytes: {too_large}")
+    return content
 
 
 def listed(rows: list[Row], notes: list[str]) -> Listed:

@@ -75,17 +75,12 @@ def load_json(path: Path) -> Any:
     Raises:
         InputError: it cannot be read, is too large, or is not JSON.
     """
+    text = boxes.content_of(path, MOST_BYTES, "export the boxes without outlines")
     try:
-        if path.stat().st_size > MOST_BYTES:
-            raise InputError(f"{path}: larger than {MOST_BYTES / 2**30:.0f} GiB: export the boxes without outlines")
-        return json.loads(path.read_bytes(), object_hook=_slim)
-    except OSError as problem:
-        raise InputError(f"{path}: cannot be read ({problem.strerror}): correct data or its permissions") from None
+        return json.loads(text, object_hook=_slim)
     except RecursionError:
         raise InputError(f"{path}: lists within lists too deep for annotations: export it again") from None
     except ValueError as problem:
-        if isinstance(problem, InputError):
-            raise
         raise InputError(f"{path}: not valid JSON ({printable(str(problem))}): export it again") from None
 
 

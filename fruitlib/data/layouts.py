@@ -53,9 +53,7 @@ def read_folder(
     Raises:
         InputError: no folder, no class folders, an empty one, or parts that are not clear.
     """
-    if folder.is_file():
-        raise InputError(f"{folder}: a file, but not a .csv or .tsv table: save a spreadsheet as CSV UTF-8")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder of photos; data names a folder of class folders, a table or sample")
     tree = read_tree(folder, is_photo, ignored)
     finder = _Finder(folder, tree)

@@ -30,7 +30,7 @@ def base_folder(photos_dir: str, beside: Path) -> Path:
         InputError: no such folder, or one in each of the two places.
     """
     wanted = dict.fromkeys([files.resolve(photos_dir), beside / photos_dir])
-    found = [folder for folder in wanted if folder.is_dir()]
+    found = [folder for folder in wanted if os.path.isdir(folder)]
     if len({os.path.realpath(folder) for folder in found}) > 1:
         raise InputError(f"photos_dir = {photos_dir}: {found[0]} and {found[1]} both are folders: give it in full")
     if not found:

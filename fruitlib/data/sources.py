@@ -40,7 +40,12 @@ def root(data: str, photos_dir: str = "") -> Path:
     if data not in NAMES:
         path = files.resolve(data)
         folder = path.parent if annotations.is_listing(path) else path
-        return photo_paths.base_folder(photos_dir, folder) if photos_dir else folder
+        if photos_dir and annotations.kind(path):
+            return photo_paths.base_folder(photos_dir, folder)
+    if photos_dir:
+        raise InputError(f"photos_dir = {photos_dir}: {data} is no table or annotations: leave it out")
+    if data not in NAMES:
+        return folder
     folder = files.home() / "data" / data
     if data in fetch.DATASETS and not folder.is_dir():
         raise InputError(f"{data} is not in {files.display_path(folder)} yet; run: fruitlib data fetch {data}")
@@ -76,7 +81,7 @@ def scan(config: Config) -> tuple[pd.DataFrame, list[str]]:
     folder = root(config.data, config.photos_dir)
     path = folder if config.data in NAMES else files.resolve(config.data)
     listing = annotations.kind(path) if config.data not in NAMES else ""
-    rows, notes = annotations.read(listing, path, folder, config, _is_photo) if listing else _from_folder(path, config)
+    rows, notes = annotations.read(listing, path, folder, config, _is_photo) if listing else _from_folder(path)
     if config.columns and listing != "table":
         notes.append("columns was not used: data is not a table")
     if config.group_pattern and listing and (rows["group"] != "").any():
@@ -90,10 +95,8 @@ def scan(config: Config) -> tuple[pd.DataFrame, list[str]]:
     return rows.sort_values("path", ignore_index=True)[ROW], [printable(note) for note in notes]
 
 
-def _from_folder(folder: Path, config: Config) -> tuple[pd.DataFrame, list[str]]:
+def _from_folder(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """Rows of a folder of class folders; where it is none, the error says what else it may be."""
-    if config.photos_dir:
-        raise InputError(f"photos_dir = {config.photos_dir}: {config.data} is no table or annotations: leave it out")
     try:
         return layouts.read_folder(folder, _is_photo, RECORDS)
     except InputError as problem:

@@ -6,6 +6,7 @@ are separated by a comma, a semicolon or a tab, or as Excel's first line `sep=;`
 
 import codecs
 import csv
+import os
 import re
 import warnings
 from collections.abc import Iterator
@@ -100,7 +101,7 @@ def open_sheet(path: Path, wanted: set[str]) -> Sheet:
     Raises:
         InputError: no such table, a spreadsheet under the name of a table, or an encoding that is not clear.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path}: no such table of photos")
     try:
         encoding, notes = _encoding(path)

@@ -3,6 +3,7 @@
 Every error names the line of the table as an editor counts it.
 """
 
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +42,7 @@ class Listed:
 
 
 def is_table(path: Path) -> bool:
-    return path.suffix.lower() in ENDINGS and not path.is_dir()
+    return path.suffix.lower() in ENDINGS and not os.path.isdir(path)
 
 
 def part_of(name: str) -> str:

@@ -99,15 +99,10 @@ def _parse(path: Path) -> ElementTree.Element:
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler = lambda tag, attributes: builder.start(tag, attributes)
     parser.EndElementHandler, parser.CharacterDataHandler = builder.end, builder.data
+    text = boxes.content_of(path, MOST_BYTES, "no annotations of one photo")
     try:
-        with open(path, "rb") as file:
-            text = file.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
-            raise InputError(f"{path}: larger than {MOST_BYTES // 2**20} MiB: no annotations of one photo")
         parser.Parse(text, True)
         root = builder.close()
-    except OSError as problem:
-        raise InputError(f"{path}: cannot be read ({problem.strerror}): check its permissions") from None
     except (expat.ExpatError, ValueError, LookupError) as problem:
         if isinstance(problem, InputError):
             raise

@@ -25,7 +25,7 @@ PARTS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # data
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
 ORIENTATION = 0x0112  # EXIF; from 5 on, width and height change places
 MOST_BYTES, DEEPEST = 100_000, 10  # of data.yaml
-MOST_LABELS = 10**6  # bytes of one photo's label file
+MOST_LABELS, MOST_LIST = 10**6, 2**28  # bytes of one photo's label file; of a list of photos
 THREADS = 8  # headers are waited for more than they are computed
 
 
@@ -89,19 +89,13 @@ _Texts.yaml_implicit_resolvers = {}
 
 def _load(path: Path) -> Any:
     """A small YAML file; without aliases, of which a few lines may stand for billions of values."""
+    text, depth = boxes.content_of(path, MOST_BYTES, "no description of a data set"), 0
     try:
-        with open(path, "rb") as file:
-            text = file.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
-            raise InputError(f"{path}: larger than {MOST_BYTES // 1000} kB: no description of a data set")
-        depth = 0
         for event in yaml.parse(text, Loader=_Texts):
             depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
             if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
                 raise InputError(f"{path}: aliases (*) or deep nesting, which no data set needs: write it flat")
         return yaml.load(text, Loader=_Texts)
-    except OSError as problem:
-        raise InputError(f"{path}: cannot be read ({problem.strerror}): correct data or its permissions") from None
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as problem:
         if isinstance(problem, InputError):
             raise
@@ -152,8 +146,9 @@ def _photos(path: Path, folder: Path, key: str, place: str, is_photo: Callable[[
 def _from_text(path: Path, folder: Path, listing: Path, is_photo: Callable[[str], bool]) -> list[str]:
     """The photos that a text file names, a line each, as they lie in `folder`."""
     try:
-        lines = [line.strip().replace("\\", "/") for line in listing.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, ValueError):
+        text = boxes.content_of(listing, MOST_LIST, "no list of photos").decode("utf-8-sig")
+        lines = [line.strip().replace("\\", "/") for line in text.splitlines()]
+    except UnicodeDecodeError:
         raise InputError(f"{path}: {listing} is neither a folder of photos nor a text file that lists them") from None
     lines = list(dict.fromkeys(line for line in lines if line))
     if not lines:
@@ -205,15 +200,9 @@ def _label_file(photo: str) -> str:
 def _lines(folder: Path, photo: str) -> list[tuple[int, list[str]]]:
     """(line number, fields) of a photo's label file; empty where it has none."""
     file = folder / _label_file(photo)
-    try:
-        with open(file, "rb") as opened:
-            text = opened.read(MOST_LABELS + 1)
-    except FileNotFoundError:
+    if not os.path.lexists(file):
         return []
-    except OSError as problem:
-        raise InputError(f"{file}: cannot be read ({problem.strerror}): check its permissions") from None
-    if len(text) > MOST_LABELS:
-        raise InputError(f"{file}: larger than {MOST_LABELS // 10**6} MB: no label file of one photo")
+    text = boxes.content_of(file, MOST_LABELS, "no label file of one photo")
     lines = text.decode("utf-8-sig", errors="replace").splitlines()
     return [(number, line.split()) for number, line in enumerate(lines, 1) if line.strip()]
 

@@ -1,6 +1,7 @@
 """COCO, YOLO, VOC and archives: what follows from them row by row, and one line where nothing can."""
 
 import json
+import os
 import zipfile
 import zlib
 
@@ -252,7 +253,7 @@ YAML = "train: train/images\nnames: [x, y]\n"
         ("train: a\nnames: {0: [x]}\n", {}, "data.yaml: names is no list of classes"),
         ("a: &a [x, x]\nnames: *a\ntrain: b\n", {}, "data.yaml: aliases (*) or deep nesting"),
         ("names: " + "[" * 5000, {}, "data.yaml: aliases (*) or deep nesting"),
-        ("names: " + "x" * 200_000, {}, "data.yaml: larger than 100 kB"),
+        ("names: " + "x" * 200_000, {}, "data.yaml: larger than 100,000 bytes"),
         (YAML, {"a": "0 0.5 0.5 1\n"}, "train/labels/a.txt line 1: wanted class x y width height"),
         (YAML, {"a": "\n0 0.5 0.5 1 wide\n"}, "train/labels/a.txt line 2: wanted class x y width height"),
         (YAML, {"a": "0 50 50 10 10\n"}, "train/labels/a.txt line 1: wanted class x y width height, as shares"),
@@ -333,7 +334,10 @@ BOMB = "<!DOCTYPE a [<!ENTITY b 'x'><!ENTITY c '&b;&b;&b;&b;'>]><annotation>&c;<
         ("<annotation><object/></annotation>", "a.xml, object 1: no name"),
         (voc_of("a.png", [("x", 1, 1, "wide", 2)]), "a.xml, object 1: a box that is not four numbers"),
         (voc_of("a.png", [("x", 1, 1, "inf", 2)]), "a.xml, object 1: a box that is not four numbers"),
-        ("<annotation>" + " " * 2**20 + "</annotation>", "a.xml: larger than 1 MiB"),
+        (
+            "<annotation>" + " " * 2**20 + "</annotation>",
+            "a.xml: larger than 1,048,576 bytes: no annotations of one photo",
+        ),
         (voc_of("a.png", [("x", 1, 1, 2, 2)]), ": 1 classes, at least 2 are needed"),
     ],
 )
@@ -421,7 +425,7 @@ def test_a_folder_of_class_folders_is_no_annotation(tmp_path):
     assert annotations.kind(tmp_path) == "" and len(listed(tmp_path)) == 2
 
 
-@pytest.mark.parametrize(("name", "words"), [("no.json", "cannot be read"), ("no.yaml", "cannot be read")])
+@pytest.mark.parametrize(("name", "words"), [("no.json", "no such file"), ("no.yaml", "no such file")])
 def test_an_annotation_file_that_is_missing_is_refused(tmp_path, name, words):
     assert words in refused(tmp_path / name)
 
@@ -489,3 +493,15 @@ def test_any_xml_is_rows_or_one_line(tmp_path_factory, content):
     (folder / "a.xml").write_bytes(content)
     assert voc.folders_in(folder)
     _rows_or_one_line(folder)
+
+
+@pytest.mark.parametrize("name", ["x" * 300, "x" * 300 + ".csv", "x" * 300 + ".json", "x" * 300 + ".yaml", "a\0.json"])
+@pytest.mark.parametrize("more", [{}, {"photos_dir": "y" * 300}])
+def test_names_that_no_file_can_have_are_one_line(name, more):
+    assert refused(name, **more)
+
+
+@pytest.mark.parametrize("name", ["c.json", "data.yaml", "t.csv"])
+def test_a_pipe_is_not_waited_for(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    assert name in refused(tmp_path / name)
