@@ -1,7 +1,7 @@
 """Photos as people have them -> photos ready for training: checked, grouped, divided, decoded once, in batches.
 
-In: a folder, a table or a known data set. Out: `manifest.csv`, a row per photo, and batches of tensors. Read `sources`
-first, then `splits`; a training's batches come from `loader`.
+In: a folder, a table, annotations or a known data set. Out: `manifest.csv`, a row per photo, and batches of tensors.
+Read `sources` first, then `splits`; a training's batches come from `loader`.
 
     fetch            public photographs cloned by git, counted
     practice_photos  draws the practice photographs

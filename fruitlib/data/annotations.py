@@ -138,6 +138,7 @@ def hint(folder: Path) -> str:
         return ""
     found = [name for name in names if Path(name).suffix.lower() in tables.ENDINGS and name != "manifest.csv"]
     found = found or [name for name in names if name.lower().endswith(".json") and coco_like(folder / name)]
+    found = found or sorted(path.relative_to(folder).as_posix() for path in folder.glob("*/*.csv"))
     if found:
         others = f" (or {', '.join(found[1:3])})" if len(found) > 1 else ""
         return f"; {found[0]}{others} may list its photos: data: {files.display_path(folder / found[0])}"

@@ -1,8 +1,9 @@
 """Photographs as people have them -> rows of path, label, group and split, without opening a photo.
 
 Known are a folder of class folders; the same under parts such as `Training` and `Test` (Fruits-360); a CSV or TSV table
-naming photos, labels, boxes; and names for what is drawn (`sample`) or fetched. A group holds photos that belong
-together (one variety, one tree, one session) and must not be divided between training and validation or test.
+naming photos, labels, boxes; COCO, YOLO and VOC annotations; and names for what is drawn (`sample`) or fetched. A group
+holds photos that belong together (one variety, one tree, one session) and must not be divided between training and
+validation or test.
 """
 
 import os

@@ -27,6 +27,10 @@ TITLES = {  # what others call the columns, for a hint
     "path": "filename file_name file filepath file_path image image_path image_id imageid image_name img id photo name",
     "label": "class label_name labels class_name category species breed variety target diagnosis",
 }
+OTHER_BOXES = (  # what others call the columns of boxes
+    {"x1": "xmin", "y1": "ymin", "x2": "xmax", "y2": "ymax"},
+    {"x": "left", "y": "top", "w": "width", "h": "height"},
+)
 
 
 @dataclass(frozen=True)
@@ -126,7 +130,15 @@ def _guess(name: str, header: tuple[str, ...], names: dict[str, str]) -> str:
     guesses = {
         one: next((titles[word] for word in TITLES.get(one, "").split() if word in titles), "") for one in wanted
     }
+    guesses |= _other_boxes(header) if name in ("path", "label") else {}
     return ", ".join(f"{one}: {guess or 'its title'}" for one, guess in guesses.items() if guess or one == name)
+
+
+def _other_boxes(header: tuple[str, ...]) -> dict[str, str]:
+    """The columns that hold boxes under other titles; empty where there are none."""
+    titles = {title.casefold(): title for title in header}
+    known = [box for box in OTHER_BOXES if set(box.values()) <= set(titles)]
+    return {name: titles[title] for name, title in known[0].items()} if known else {}
 
 
 def _whole_boxes(sheet: Sheet, columns: dict, names: dict, places: dict) -> tuple[dict[str, int], list[str]]:
@@ -139,6 +151,10 @@ def _whole_boxes(sheet: Sheet, columns: dict, names: dict, places: dict) -> tupl
         if 0 < len(held) < 4 or (held and box == TWO_CORNERS and set(CORNER_AND_SIZE) <= set(places)):
             notes.append(f"{sheet.path.name}: no boxes were read from {', '.join(names[name] for name in held)}")
             places = {name: place for name, place in places.items() if name not in held}
+    others = _other_boxes(sheet.header)
+    if others and not set(places) & {*CORNER_AND_SIZE, *TWO_CORNERS}:
+        named = ", ".join(f"{name}: {title}" for name, title in others.items())
+        notes.append(f"{sheet.path.name}: whole photos were taken; for their boxes, set columns: {{{named}}}")
     return places, notes
 
 
@@ -225,7 +241,9 @@ def each_once(listed: Listed, name: str) -> Listed:
             row = often.loc[bad.idxmax()]
             one, other = int((often[key] == row[key]).idxmax()), int(bad.idxmax())
             values = f"{first[other]!r} and {row[column]!r}"
-            raise InputError(f"{listed.where(one, other)}: {printable(row[key])} has two {column}s, {values}")
+            advice = "keep one, or give each object a row with its box" if column == "label" else "keep one"
+            two = f"{printable(row[key])} has two {column}s, {printable(values)}"
+            raise InputError(f"{listed.where(one, other)}: {two}: {advice}")
     if not (again := often["path"].duplicated()).any():
         return listed
     note = f"{again.sum()} rows of {name} name a photo or box again: left out"

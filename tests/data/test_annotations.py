@@ -418,6 +418,14 @@ def test_a_folder_of_photos_with_a_table_names_the_table(tmp_path):
     assert refused(tmp_path).endswith(f"; my_coco.json may list its photos: data: {tmp_path}/my_coco.json")
 
 
+def test_roboflows_classes_in_a_part_are_named(tmp_path):
+    photos(tmp_path, "train/1.png", "train/2.png", "valid/3.png")
+    write(tmp_path / "train" / "_classes.csv", "filename, apple, cherry\n1.png, 1, 0\n2.png, 0, 1\n")
+    assert refused(tmp_path).endswith(f"data: {tmp_path}/train/_classes.csv")
+    rows = listed(tmp_path / "train" / "_classes.csv", columns={"path": "filename"})
+    assert rows == [["1.png", "apple", ""], ["2.png", "cherry", ""]]
+
+
 def test_a_folder_of_class_folders_is_no_annotation(tmp_path):
     photos(tmp_path, "apple/1.png", "cherry/2.png")
     write(tmp_path / "data.yaml", "names: [apple]\ntrain: x\n")

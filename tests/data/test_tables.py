@@ -198,10 +198,22 @@ def test_parts_are_known_by_many_words(tmp_path, word, split):
         ("Filename,label", "columns: {path: Filename}"),
         ("path,species", "columns: {label: species}"),
         ("x1,y1", "columns: {path: its title}"),
+        ("filename,class,xmin,ymin,xmax,ymax", "path: filename, label: class, x1: xmin, y1: ymin, x2: xmax, y2: ymax}"),
     ],
 )
 def test_a_missing_column_is_named_with_the_one_that_may_be_meant(tmp_path, header, hint):
     assert hint in refused(table(tmp_path, f"{header}\na,b\nc,d\n"))
+
+
+def test_boxes_under_other_titles_are_said(tmp_path):
+    touch(tmp_path, "a.jpg", "b.jpg")
+    data = table(tmp_path, "path,label,xmin,ymin,xmax,ymax\na.jpg,x,1,2,3,4\nb.jpg,y,1,2,3,4\n")
+    names = {"x1": "xmin", "y1": "ymin", "x2": "xmax", "y2": "ymax"}
+    listed_as = ", ".join(f"{name}: {title}" for name, title in names.items())
+    note = f"photos.csv: whole photos were taken; for their boxes, set columns: {{{listed_as}}}"
+    assert scan(data)[1] == [note]
+    rows, notes = scan(data, columns=names)
+    assert rows["path"].tolist() == ["a.jpg#xywh=1,2,2,2", "b.jpg#xywh=1,2,2,2"] and notes == []
 
 
 # ---- where the photos are
