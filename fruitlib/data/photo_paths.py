@@ -5,6 +5,7 @@ names are looked up in that folder and below it: what another machine wrote befo
 folders for all, and an id without an ending finds its file. What fits two files is refused.
 """
 
+import math
 import os
 import time
 from collections import Counter
@@ -44,7 +45,8 @@ def find(
 ) -> tuple[pd.DataFrame, list[str]]:
     """The rows with `path` and `photo` as the files are called, relative to `folder`; and notes.
 
-    Photos that are missing stay as they are named, with a note of how many; the checks of photos quarantine them.
+    Photos that are missing stay as they are named, with a note of how many (and of the setting, where one would find
+    all); the checks of photos quarantine them.
     `is_photo` says by its name whether a file is one.
 
     Raises:
@@ -54,13 +56,14 @@ def find(
     found = _as_named(folder, named, inside=bool(photos_dir))
     notes = _note_of_likes(named, found)
     if photos_dir and None in found:
-        found, more = _below(folder, listing, named, found, is_photo)
+        found, more = _below(folder, listing, named, found, walk(folder), is_photo)
         notes += more
     missing = [name for name, file in zip(named, found, strict=True) if file is None]
     if named and len(missing) == len(named):
         raise InputError(f"{files.display_path(listing)}: {_none_found(named, folder, photos_dir, is_photo)}")
     if missing:
-        notes.append(_note_of_missing(rows, missing, folder))
+        setting = "" if photos_dir else _all_below(folder, listing, named, found, is_photo)
+        notes.append(_note_of_missing(rows, missing, folder) + setting)
     changed = {name: file for name, file in zip(named, found, strict=True) if file not in (None, name)}
     if not changed:
         return rows, notes
@@ -265,12 +268,30 @@ def tail_of(name: str, cut: int) -> list[str]:
     return steps[min(cut, len(steps) - 1) :]
 
 
+def _all_below(folder: Path, listing: Path, named: list[str], found: list, is_photo: Callable[[str], bool]) -> str:
+    """The setting with which photos that are missing in a folder would all be found below it; "" where not all would.
+
+    The search ends after so many entries, not after a time: the note of a manifest must stay the same.
+    """
+    paths = walk(folder, DEPTH, Limit(SOUGHT, math.inf))
+    try:
+        found, _ = _below(folder, listing, named, found, paths, is_photo)
+    except InputError:
+        return ""
+    return "" if None in found else f"; with photos_dir: {files.display_path(folder)} all would be"
+
+
 def _below(
-    folder: Path, listing: Path, named: list[str], found: list[str | None], is_photo: Callable[[str], bool]
+    folder: Path,
+    listing: Path,
+    named: list[str],
+    found: list[str | None],
+    paths: Iterable[str],
+    is_photo: Callable[[str], bool],
 ) -> tuple[list[str | None], list[str]]:
-    """The files of all names; those not found as they are named are looked up in the folder and below it."""
+    """The files of all names; those not found as they are named are looked up among the `paths` below the folder."""
     lost = [name for name, file in zip(named, found, strict=True) if file is None]
-    index = Index(walk(folder), lost, is_photo)
+    index = Index(paths, lost, is_photo)
     cut = 0 if len(lost) < len(named) else index.cut(lost)
     claimed = {file: name for name, file in zip(named, found, strict=True) if file is not None}
     found, example, number = list(found), "", 0

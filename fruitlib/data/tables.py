@@ -110,7 +110,8 @@ def _places(sheet: Sheet, columns: dict[str, str]) -> tuple[dict[str, int], dict
             raise InputError(f"columns: unknown name {name}{nearest(name, known)}; wanted: {', '.join(known)}")
     names = {name: columns.get(name, name) for name in known}
     places = {name: header.index(title) for name, title in names.items() if title in header}
-    classes = [] if {"label"} & {*columns, *places} else table_labels.class_columns(sheet, places.values())
+    one_column = "label" in columns or "label" in places or _titled(header, "label")
+    classes = [] if one_column else table_labels.class_columns(sheet, places.values())
     for name, title in names.items():
         if title not in header and (name in columns or name == "path" or (name == "label" and not classes)):
             in_table = ", ".join(name or "(no name)" for name in header) or "none"
@@ -125,13 +126,16 @@ def _places(sheet: Sheet, columns: dict[str, str]) -> tuple[dict[str, int], dict
 
 def _guess(name: str, header: tuple[str, ...], names: dict[str, str]) -> str:
     """`path: image_id, label: breed`: the columns that are missing and the titles that may be meant."""
-    titles = {title.casefold(): title for title in reversed(header)}
     wanted = [name] + ["label"] * (name == "path" and names["label"] not in header)
-    guesses = {
-        one: next((titles[word] for word in TITLES.get(one, "").split() if word in titles), "") for one in wanted
-    }
+    guesses = {one: _titled(header, one) for one in wanted}
     guesses |= _other_boxes(header) if name in ("path", "label") else {}
     return ", ".join(f"{one}: {guess or 'its title'}" for one, guess in guesses.items() if guess or one == name)
+
+
+def _titled(header: tuple[str, ...], name: str) -> str:
+    """The column that others call so what we call `name`; "" where there is none."""
+    titles = {title.casefold(): title for title in reversed(header)}
+    return next((titles[word] for word in TITLES.get(name, "").split() if word in titles), "")
 
 
 def _other_boxes(header: tuple[str, ...]) -> dict[str, str]:

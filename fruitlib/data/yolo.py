@@ -65,6 +65,7 @@ def read(path: Path, folder: Path, is_photo: Callable[[str], bool]) -> Listed:
         seen += len(photos)
         sizes = upright_sizes([folder / photo for photo, _ in labelled])
         for (photo, lines), size in zip(labelled, sizes, strict=True):
+            lines = [(number, fields[:5] if "kpt_shape" in content else fields) for number, fields in lines]
             rows += _rows(folder / _label_file(photo), lines, names, photo, split, size)
         unread += sizes.count(None)
     if not rows:
@@ -208,7 +209,8 @@ def _lines(folder: Path, photo: str) -> list[tuple[int, list[str]]]:
 
 
 def _rows(file: Path, lines: list, names: dict, photo: str, split: str, size: tuple | None) -> list[boxes.Row]:
-    """A row per line: `class x y width height`, the centre first, or `class` and the corners of an outline.
+    """A row per line: `class x y width height`, the centre first, or `class` and the corners of an outline. What
+    follows a box as a pose's points (`kpt_shape`) is left out before.
 
     A photo whose header cannot be read gets one row without a box: it is quarantined with the reason.
     """

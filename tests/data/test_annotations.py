@@ -235,6 +235,12 @@ def test_yolos_boxes_are_of_the_upright_photo_by_its_header_alone(tmp_path, monk
     ]
 
 
+def test_a_poses_points_are_not_an_outline(tmp_path):
+    yolo_set(tmp_path, {"a": "0 0.5 0.5 0.2 0.4 0.9 0.9\n", "b": "1 0.5 0.5 0.2 0.4 0.1 0.1\n"}, parts=("train",))
+    data = write(tmp_path / "data.yaml", "train: train/images\nnames: [x, y]\nkpt_shape: [1, 2]\n")
+    assert [row[0].split("#")[1] for row in listed(data)] == ["xywh=40,15,20,20"] * 2
+
+
 def test_a_photo_whose_header_cannot_be_read_is_quarantined(tmp_path):
     (tmp_path / "d.jpg").write_bytes(b"no photo")
     assert yolo.upright_sizes([tmp_path / "d.jpg"]) == [None]
@@ -416,6 +422,16 @@ def test_a_folder_of_photos_with_a_table_names_the_table(tmp_path):
     (tmp_path / "train.csv").unlink()
     write(tmp_path / "my_coco.json", coco_of(BOXES))
     assert refused(tmp_path).endswith(f"; my_coco.json may list its photos: data: {tmp_path}/my_coco.json")
+
+
+@pytest.mark.parametrize("places", [("1.png", "2.png"), ("photos/1.png", "masks/2.png"), ("x/y/1.png", "x/y/2.png")])
+def test_folders_without_classes_do_not_pass_over_their_table(tmp_path, places):
+    photos(tmp_path, *places)
+    write(tmp_path / "t.csv", "id,label\n1,a\n2,b\n")
+    if places[1] == "masks/2.png":  # two folders of photos: classes as far as anyone can tell
+        assert len(listed(tmp_path)) == 2
+    else:
+        assert refused(tmp_path).endswith(f"t.csv may list its photos: data: {tmp_path}/t.csv")
 
 
 def test_roboflows_classes_in_a_part_are_named(tmp_path):

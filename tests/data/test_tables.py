@@ -126,6 +126,12 @@ def test_columns_of_classes_that_name_none_or_several_are_refused(tmp_path, rows
     assert words in refused(table(tmp_path, f"path,apple,cherry\n{rows}"))
 
 
+def test_facts_of_0_and_1_beside_a_column_of_labels_are_no_classes(tmp_path):
+    data = table(tmp_path, "path,Species,sharp,indoors\na,x,1,0\nb,y,0,1\n")
+    assert "no column label; there are: path, Species, sharp, indoors" in refused(data)
+    assert refused(data).endswith("columns: {label: Species}")
+
+
 def test_a_field_that_is_no_0_or_1_far_down_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(table_labels, "LOOKED_AT", 2)
     text = "path,apple,cherry\na,1,0\nb,0,1\nc,x,1\n"
@@ -312,6 +318,17 @@ def test_missing_photos_stay_and_are_said_with_their_part(tmp_path):
     rows, notes = scan(table(tmp_path, "\n".join(["path,label,split", *lines])))
     assert len(rows) == 6
     assert notes == [f"3 of 6 photos were not found in {tmp_path} (of test 3); the first is 3.jpg"]
+
+
+def test_some_missing_photos_that_lie_elsewhere_are_said_with_the_setting(tmp_path):
+    touch(tmp_path, "1.jpg", "2.jpg", "more/3.jpg", "more/4.jpg")
+    data = listing(tmp_path, ["1.jpg", "2.jpg", "3.jpg", "4.jpg"])
+    begin = f"2 of 4 photos were not found in {tmp_path}; the first is 3.jpg"
+    assert scan(data)[1] == [f"{begin}; with photos_dir: {tmp_path} all would be"]
+    rows, _ = scan(data, photos_dir=str(tmp_path))
+    assert rows["path"].tolist() == ["1.jpg", "2.jpg", "more/3.jpg", "more/4.jpg"]
+    data = listing(tmp_path, ["a/3.jpg", "1.jpg"])  # 3.jpg of another folder is another photo
+    assert scan(data)[1] == [f"1 of 2 photos were not found in {tmp_path}; the first is a/3.jpg"]
 
 
 def test_boxes_stay_with_photos_that_are_found_elsewhere(tmp_path):
