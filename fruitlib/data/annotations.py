@@ -115,7 +115,7 @@ def _other_file(path: Path) -> str:
 
 def _zip_advice(path: Path, shown: str) -> str:
     """How to unpack an archive, and what to name as data afterwards."""
-    target = files.display_path(path.with_suffix(""))
+    target = files.display_path(path.with_suffix("") if path.suffix else path.with_name(f"{path.name}-files"))
     try:
         with zipfile.ZipFile(path) as archive:
             names = [info.filename for info in archive.infolist()[:MOST_ENTRIES]]

@@ -18,10 +18,10 @@ import pandas as pd
 from fruitlib.core import files
 from fruitlib.core.errors import InputError
 from fruitlib.core.texts import normal, printable
+from fruitlib.data.tree import SYSTEM
 
 MOST_ENTRIES, SECONDS, DEPTH = 200_000, 5.0, 3  # of a search for photos near a table
 SHOWN, SOUGHT = 1000, 20_000  # names that show how many folders to drop; that are sought near a table
-SKIPPED = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"}
 
 
 def base_folder(photos_dir: str, beside: Path) -> Path:
@@ -45,9 +45,8 @@ def find(
 ) -> tuple[pd.DataFrame, list[str]]:
     """The rows with `path` and `photo` as the files are called, relative to `folder`; and notes.
 
-    Photos that are missing stay as they are named, with a note of how many (and of the setting, where one would find
-    all); the checks of photos quarantine them.
-    `is_photo` says by its name whether a file is one.
+    Photos that are missing stay as they are named, with a note of how many (and of the setting that would find all,
+    where there is one); the checks of photos quarantine them. `is_photo` says by its name whether a file is one.
 
     Raises:
         InputError: none is found, or a name fits several files.
@@ -70,9 +69,8 @@ def find(
     photos = [changed.get(name, name) for name in rows["photo"]]
     pairs = zip(photos, rows["photo"], rows["path"], strict=True)
     paths = [file + path[len(name) :] for file, name, path in pairs]  # with its box
-    return rows.assign(
-        photo=pd.Series(photos, rows.index, dtype=str), path=pd.Series(paths, rows.index, dtype=str)
-    ), notes
+    photo, path = (pd.Series(texts, rows.index, dtype=str) for texts in (photos, paths))
+    return rows.assign(photo=photo, path=path), notes
 
 
 def _note_of_likes(named: list[str], found: list[str | None]) -> list[str]:
@@ -217,7 +215,7 @@ def _listing(folder: Path, visited: set) -> list[tuple[str, bool]]:
             return []
         visited.add((facts.st_dev, facts.st_ino))
         with os.scandir(folder) as entries:
-            kept = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in SKIPPED]
+            kept = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in SYSTEM]
             return sorted((entry.name, _is_folder(entry)) for entry in kept)
     except OSError:
         return []

@@ -4,6 +4,7 @@ Known are `Annotations/` beside `JPEGImages/` or `images/`, with the division of
 and XML beside the photos, in one folder or in train, valid and test (Roboflow's export).
 """
 
+import contextlib
 import math
 import os
 from collections.abc import Callable
@@ -22,21 +23,30 @@ PHOTOS = ("JPEGImages", "images", "Images", "imgs", "photos")  # where the photo
 
 def folders_in(folder: Path) -> list[tuple[Path, str, str]]:
     """(folder of XML, split, folder of the photos relative to `folder`) of every such pair; empty if there is none."""
-    for place in ("Annotations", "annotations"):
-        if _has_xml(folder / place):
-            return [(folder / place, "", next((name for name in PHOTOS if (folder / name).is_dir()), place))]
-    if _has_xml(folder):
+    photos = next((name for name in PHOTOS if (folder / name).is_dir()), "")
+    for place in ("Annotations", "annotations") if photos else ():
+        if _stems(folder / place)[0]:
+            return [(folder / place, "", photos)]
+    if _describes_neighbours(folder):
         return [(folder, "", "")]
-    parts = [part for part in sorted(folder.iterdir()) if part_of(part.name) and _has_xml(part)]
+    parts = [part for part in sorted(folder.iterdir()) if part_of(part.name) and _describes_neighbours(part)]
     return [(part, part_of(part.name), part.name) for part in parts]
 
 
-def _has_xml(folder: Path) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return any(entry.name.lower().endswith(".xml") for entry in entries)
-    except OSError:
-        return False
+def _describes_neighbours(folder: Path) -> bool:
+    """Whether an XML file lies beside another of the same name: one of something else may lie beside class folders."""
+    described, others = _stems(folder)
+    return bool(described & others)
+
+
+def _stems(folder: Path) -> tuple[set[str], set[str]]:
+    """The names, without endings, of the XML files in a folder and of all other files; none where it cannot be read."""
+    described, others = set(), set()
+    with contextlib.suppress(OSError):
+        for name in os.listdir(folder):
+            stem, ending = os.path.splitext(name)
+            (described if ending.lower() == ".xml" else others).add(stem)
+    return described, others
 
 
 def read(folder: Path, listings: list[tuple[Path, str, str]], is_photo: Callable[[str], bool]) -> Listed:

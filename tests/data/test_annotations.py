@@ -446,6 +446,8 @@ def test_a_folder_of_class_folders_is_no_annotation(tmp_path):
     photos(tmp_path, "apple/1.png", "cherry/2.png")
     write(tmp_path / "data.yaml", "names: [apple]\ntrain: x\n")
     write(tmp_path / "apple" / "1.xml", voc_of("1.png", OBJECTS))
+    write(tmp_path / "annotations" / "1.xml", voc_of("1.png", OBJECTS))
+    write(tmp_path / "meta.xml", "<meta/>")
     assert annotations.kind(tmp_path) == "" and len(listed(tmp_path)) == 2
 
 
