@@ -7,6 +7,7 @@ first, then `splits`; a training's batches come from `loader`.
     practice_photos  draws the practice photographs
     sources          folder, table, fetched set -> rows of path, label, group, split; nothing opened
     tables           a CSV or TSV table -> the same rows, with boxes
+    labels           labels that are one class though not written alike: joined, and said
     photo_checks     each photo opened and checked, its oddities named, its look hashed
     duplicates       copies and near-copies -> groups; label conflicts
     stratify         shares, folds and subsets; groups never divided, two million rows in seconds

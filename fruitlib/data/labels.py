@@ -1,0 +1,74 @@
+"""Labels that are one class though they are not written alike: joined, and said."""
+
+import re
+from collections.abc import Mapping
+from decimal import Decimal
+
+import pandas as pd
+
+from fruitlib.core.texts import normal
+
+_NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{0,15})?")  # 01 is a code, not a number
+SHORTEST_WORD = 3  # A and a, Co and CO are different things: case is overlooked in words of so many characters
+
+
+def unify(labels: pd.Series) -> tuple[pd.Series, list[str]]:
+    """The labels, each class in one spelling; and notes, sentences that say which spellings were joined.
+
+    Joined are texts that look equal (`texts.normal`), numbers that are equal (`1` and `1.0`), and words that differ in
+    upper and lower case alone (the more frequent spelling stays). A blank label stays blank.
+
+    Args:
+        labels: texts, one a photo.
+    """
+    written, notes = {label: label for label in labels.unique()}, []
+    for spell, why in ((_as_seen, "look the same"), (_as_number, "are the same number"), (_in_case, "differ in case")):
+        counts = labels.map(written).value_counts()
+        spelling = spell(counts)
+        notes += _joined(counts, spelling, why)
+        written = {label: spelling[now] for label, now in written.items()}
+    return labels.map(written).astype(str), notes
+
+
+def _as_seen(counts: pd.Series) -> dict[str, str]:
+    """Every label in normal form."""
+    return {label: normal(label) for label in counts.index}
+
+
+def _as_number(counts: pd.Series) -> dict[str, str]:
+    """Where two labels are one number, every number in its shortest form; else all as they are."""
+    plain = {label: _shortest(label) for label in counts.index}
+    return plain if len(set(plain.values())) < len(counts) else {label: label for label in counts.index}
+
+
+def _shortest(label: str) -> str:
+    return f"{Decimal(label).normalize() + 0:f}" if _NUMBER.fullmatch(label) else label
+
+
+def _in_case(counts: pd.Series) -> dict[str, str]:
+    """Words that differ in case alone, as the most frequent of them is written."""
+    first: dict[str, str] = {}
+    for label in sorted(counts.index, key=lambda label: (-counts[label], label)):
+        first.setdefault(fold_case(label), label)
+    return {label: first[fold_case(label)] for label in counts.index}
+
+
+def fold_case(label: str) -> str:
+    """What words that differ in case alone have in common; a label too short to tell stays as it is."""
+    return label.casefold() if len(label) >= SHORTEST_WORD else label
+
+
+def _joined(counts: pd.Series, spelling: Mapping[str, str], why: str) -> list[str]:
+    """A note on the labels that now share one spelling; none where no two do."""
+    alike: dict[str, list[str]] = {}
+    for label in sorted(counts.index):
+        alike.setdefault(spelling[label], []).append(label)
+    joined = {name: labels for name, labels in alike.items() if len(labels) > 1}
+    if not joined:
+        return []
+    texts = []
+    for name, labels in list(joined.items())[:3]:
+        others = ", ".join(f"{label} ({counts[label]:,})" for label in labels)
+        texts.append(name if why == "look the same" else f"{name} is {others}")
+    more = f"; and {len(joined) - 3} more" if len(joined) > 3 else ""
+    return [f"classes whose names {why} were joined: {'; '.join(texts)}{more}"]
