@@ -5,6 +5,9 @@ first, then `splits`; a training's batches come from `loader`.
 
     fetch            public photographs cloned by git, counted
     practice_photos  draws the practice photographs
+    tree             a tree of folders, read once: which holds which photos
+    part_names       folders' names that mean train, val or test, or merely photos
+    layouts          a tree of folders -> classes, parts, groups; or one line why it is not clear
     sources          folder, table, fetched set -> rows of path, label, group, split; nothing opened
     tables           a CSV or TSV table -> the same rows, with boxes
     labels           labels that are one class though not written alike: joined, and said

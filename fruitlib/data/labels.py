@@ -1,7 +1,7 @@
 """Labels that are one class though they are not written alike: joined, and said."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from decimal import Decimal
 
 import pandas as pd
@@ -56,6 +56,23 @@ def _in_case(counts: pd.Series) -> dict[str, str]:
 def fold_case(label: str) -> str:
     """What words that differ in case alone have in common; a label too short to tell stays as it is."""
     return label.casefold() if len(label) >= SHORTEST_WORD else label
+
+
+def too_alike(names: Collection[str]) -> str:
+    """What is wrong with two classes that are hard to tell apart by their names, and what to do; "" where none are."""
+    for key, why in ((str.casefold, "differ only in upper and lower case"), (_as_code, "are the same number")):
+        seen: dict[str, str] = {}
+        for name in sorted(names):
+            if (other := seen.setdefault(key(name), name)) != name:
+                return (
+                    f"the classes {other} and {name} {why}: if they are one class, give both one name, else rename one"
+                )
+    return ""
+
+
+def _as_code(name: str) -> str:
+    """A number without leading zeros."""
+    return name.lstrip("0") or "0" if name.isascii() and name.isdigit() else name
 
 
 def _joined(counts: pd.Series, spelling: Mapping[str, str], why: str) -> list[str]:

@@ -7,7 +7,6 @@ together (one variety, one tree, one session) and must not be divided between tr
 
 import os
 import re
-from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -16,8 +15,10 @@ from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
-from fruitlib.data import fetch, practice_photos, tables
-from fruitlib.data.tables import PREDEFINED, ROW
+from fruitlib.core.texts import printable
+from fruitlib.data import fetch, labels, layouts, practice_photos, tables
+from fruitlib.data.tables import ROW
+from fruitlib.data.tree import on_disk
 
 SAMPLES = {"sample": False, "sample5": True}
 NAMES = (*SAMPLES, *fetch.DATASETS)
@@ -26,7 +27,6 @@ SUFFIXES |= {
     ".heic",
     ".heif",
 }  # Pillow does not read them: listed all the same, so that `photo_checks` names them with the reason
-SYSTEM = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"}  # left by systems, not people
 RECORDS = {"sample.json", fetch.RECORD}
 
 
@@ -56,9 +56,8 @@ def locate(folder: Path, path: str) -> tuple[Path, tuple[int, int, int, int] | N
     A box is a media fragment at the end, `a/b.jpg#xywh=10,20,30,40` (W3C Media Fragments URI 1.0, 4.2.2).
     """
     box = tables.FRAGMENT.search(path)
-    if not box:
-        return folder / path, None
-    return folder / path[: box.start()], tuple(int(number) for number in box.groups())
+    file = on_disk(folder, path[: box.start()] if box else path)
+    return file, tuple(int(number) for number in box.groups()) if box else None
 
 
 def scan(config: Config) -> tuple[pd.DataFrame, list[str]]:
@@ -74,7 +73,7 @@ def scan(config: Config) -> tuple[pd.DataFrame, list[str]]:
     folder, table = root(config.data), files.resolve(config.data)
     if config.data in NAMES or not tables.is_table(table):
         table = None
-    rows, notes = tables.read_table(table, config.columns) if table else _from_folder(folder)
+    rows, notes = tables.read_table(table, config.columns) if table else layouts.read_folder(folder, _is_photo, RECORDS)
     if config.columns and not table:
         notes.append("columns was not used: data is not a table")
     if config.group_pattern and table and (rows["group"] != "").any():
@@ -85,140 +84,28 @@ def scan(config: Config) -> tuple[pd.DataFrame, list[str]]:
     if table:
         rows["group"] = tables.join_boxes(rows)
     _check_classes(rows, table or folder, "photos of class" if table else "class folder")
-    return rows.sort_values("path", ignore_index=True)[ROW], notes
+    return rows.sort_values("path", ignore_index=True)[ROW], [printable(note) for note in notes]
 
 
 def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:
-    """At least two classes, and every class in every part (rows without a split count as training)."""
-    labels = set(rows["label"].unique())
-    if len(labels) < 2:
+    """At least two classes, told apart by name, and every one in every part (rows without a split: training)."""
+    names = set(rows["label"].unique())
+    if len(names) < 2:
         kind = "classes" if what.startswith("photos") else "class folders with photos"
-        raise InputError(f"{place}: {len(labels)} {kind}, at least 2 are needed")
-    alike = pd.Series(sorted(labels)).groupby(pd.Series(sorted(labels)).str.casefold()).agg(" and ".join)
-    if len(alike) < len(labels):
-        one = alike[alike.str.contains(" and ", regex=False)].iloc[0]
-        raise InputError(f"{place}: the classes {one} differ only in upper and lower case: make them one")
-    if "all" in labels:
+        raise InputError(f"{place}: {len(names)} {kind}, at least 2 are needed")
+    if alike := labels.too_alike(names):
+        raise InputError(f"{place}: {alike}")
+    if "all" in names:
         raise InputError(f"{place}: a class named all would be confused with the total of all classes: rename it")
     parts = rows[["label", "split"]].drop_duplicates().replace({"split": {"": "train"}})
     for split, held in parts.groupby("split")["label"]:
-        if missing := labels - set(held):
-            raise InputError(f"{place}: the {split} part has no {what} {min(missing)}")
+        if missing := sorted(names - set(held)):
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            raise InputError(f"{place}: the {split} part has no {what} {missing[0]}{more}: {layouts.WAY_ON}")
 
 
-# ---- a folder of class folders
-
-
-def _from_folder(folder: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Rows of a folder of class folders, or of its parts."""
-    if folder.is_file():
-        raise InputError(f"{folder}: a file, but not a .csv or .tsv table: save a spreadsheet as CSV UTF-8")
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of photos; data names a folder of class folders, a table or sample")
-    parts, notes = _parts(folder)
-    rows, empty = [], []
-    skipped = [name for name, is_folder in _entries(folder) if not is_folder and name not in RECORDS]
-    for split, part in parts.items():
-        above = "" if part == folder else f"{part.name}/"
-        for label, is_folder in _entries(part):
-            if is_folder and not label.startswith("."):
-                photos = _class_rows(folder, f"{above}{label}", label, split, skipped, notes)
-                rows += photos
-                if not photos:
-                    empty.append(f"{above}{label}")
-            elif not is_folder and part != folder:
-                skipped.append(label)
-    if empty:
-        raise InputError(f"{folder}: empty class folders: {', '.join(empty)}: add photos or remove them")
-    _check_names([row[0] for row in rows], folder)
-    return pd.DataFrame(rows, columns=ROW, dtype=str), notes + _skipped_notes(skipped)
-
-
-def _skipped_notes(skipped: list[str]) -> list[str]:
-    """How many files were skipped, and the endings of those that are not hidden."""
-    notes = []
-    if endings := Counter(_ending(name) or "none" for name in skipped if not name.startswith(".")):
-        counts = ", ".join(f"{ending} {count}" for ending, count in endings.most_common(6))
-        notes.append(f"endings of files that are not photos or not in a class folder: {counts}")
-    if skipped:
-        files_are = "file is hidden or not a photo" if len(skipped) == 1 else "files are hidden or not photos"
-        notes.append(f"{len(skipped)} {files_are}: skipped")
-    return notes
-
-
-def _parts(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """The parts of a predefined split by name, or the folder itself under "" where there is none; and notes."""
-    subfolders = _subfolders(folder)
-    named = [(PREDEFINED[d.name.lower()], d) for d in subfolders if d.name.lower() in PREDEFINED]
-    if not named:
-        return {"": folder}, []
-    parts, others = dict(named), [d for d in subfolders if d.name.lower() not in PREDEFINED]
-    clear = len(parts) == len(named) and "train" in parts and len(parts) > 1
-    classes = {d.name for d in _subfolders(parts["train"])} if clear else set()
-    if not clear or any(d.name in classes for other in others for d in _subfolders(other)):
-        names = ", ".join(d.name for d in subfolders)
-        raise InputError(
-            f"{folder}: a division into parts needs one train and one test (or val) folder; there are {names}"
-        )
-    names = ", ".join(d.name for d in others)
-    return parts, [f"folders beside the parts were skipped: {names}"] if others else []
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return [folder / name for name, is_folder in _entries(folder) if is_folder and not name.startswith(".")]
-
-
-def _ending(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
-def _entries(folder: str | Path) -> list[tuple[str, bool]]:
-    """(name, whether it is a folder) of everything in a folder, sorted; links are followed."""
-    listed = []
-    try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name in SYSTEM:
-                    continue
-                try:
-                    listed.append((entry.name, entry.is_dir()))
-                except OSError:  # a link to itself
-                    listed.append((entry.name, False))
-    except OSError as problem:
-        raise InputError(f"{folder}: the folder cannot be read ({problem.strerror}): check its permissions") from None
-    return sorted(listed)
-
-
-def _class_rows(folder: Path, place: str, label: str, split: str, skipped: list, notes: list) -> list[tuple]:
-    """Rows of the class folder `place` in `folder`; files that are not photos are added to `skipped`."""
-    rows, to_do = [], [(place, "", False, (_identity(folder), _identity((folder / place).parent)))]
-    while to_do:
-        path, group, hidden, above = to_do.pop()
-        if (identity := _identity(f"{folder}/{path}")) in above:
-            notes.append(f"{path}: a link to a folder above it was not followed")
-            continue
-        for name, is_folder in _entries(f"{folder}/{path}"):
-            if is_folder:
-                deeper, unseen = f"{group or label}/{name}", hidden or name.startswith(".")
-                to_do.append((f"{path}/{name}", deeper, unseen, (*above, identity)))
-            elif hidden or name.startswith(".") or _ending(name) not in SUFFIXES:
-                skipped.append(f".{name}" if hidden else name)
-            else:
-                rows.append((f"{path}/{name}", label, group, split))
-    return rows
-
-
-def _identity(folder: str | Path) -> tuple[int, int]:
-    facts = os.stat(folder)
-    return facts.st_dev, facts.st_ino
-
-
-def _check_names(paths: list[str], folder: Path) -> None:
-    try:
-        "\n".join(paths).encode()
-    except UnicodeEncodeError:
-        bad = next(path for path in paths if path.encode(errors="replace").decode() != path)
-        raise InputError(f"{folder}: the file name {bad!a} is not valid UTF-8: rename the file") from None
+def _is_photo(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 # ---- groups by file name

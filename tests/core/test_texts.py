@@ -13,6 +13,7 @@ from fruitlib.core import texts
         ("  red \t apple\n", "red apple"),
         ("\ufeffapple\u200b", "apple"),
         ("\u202eapple", "apple"),
+        ("e\u200b\u0301", "\u00e9"),
         ("\u1112\u1161\u11ab", "\ud55c"),
     ],
 )
@@ -28,4 +29,4 @@ def test_joiners_that_change_what_is_drawn_stay():
 
 
 def test_control_characters_are_shown():
-    assert texts.printable("a\x1b[31mb\r\u202ec\x9bd\u00e9") == "a\\x1b[31mb\\r\\u202ec\\x9bd\u00e9"
+    assert texts.printable("a\x1b[31mb\r\u202ec\x9bd\u00e9\udce9") == "a\\x1b[31mb\\r\\u202ec\\x9bd\u00e9\\udce9"
