@@ -34,7 +34,8 @@ def unify(labels: pd.Series, known: Collection[str] = ()) -> tuple[pd.Series, li
             alike.setdefault(key(label), []).append(label)
         spelling = chosen(alike, counts)
         for same in alike.values():
-            if fixed := next((label for label in same if label in known), None):
+            fixed = next((label for label in same if label in known), None)
+            if fixed is not None:
                 spelling |= {label: label if label in known else fixed for label in same}
         notes += _joined(counts, spelling, why)
         written = {label: spelling[now] for label, now in written.items()}

@@ -260,7 +260,12 @@ class _Finder:
         return names
 
     def _check_names(self, place: Place, names: list[str]) -> None:
-        """Refuse folders that are collections of photos, not classes."""
+        """Refuse folders that are parts or collections of photos, not classes."""
+        parts = part_names.parts_among(names)
+        if len(parts) > 1:
+            raise self._refuse(place, f"{_some(parts)} are parts within a part: name the parts in one place")
+        for name in parts:
+            self._check_lone(place, name, [other for other in names if other != name])
         if wrong := [name for name in names if part_names.is_never_a_class(name)]:
             raise self._refuse(
                 place,

@@ -78,7 +78,7 @@ def scan(config: Config) -> tuple[pd.DataFrame, list[str]]:
         notes.append("columns was not used: data is not a table")
     if config.group_pattern and table and (rows["group"] != "").any():
         notes.append(f"group_pattern was not used: {table.name} gives groups")
-    elif config.group_pattern:
+    elif config.group_pattern and len(rows):
         rows["group"], more = _groups_by_name(rows, config.group_pattern)
         notes += more
     if table:
