@@ -28,6 +28,9 @@ def main(arguments: list[str] | None = None) -> int:
     except (PermissionError, FileExistsError) as problem:
         show(f"fruitlib: {files.os_error_text(problem)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing more is written at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as problem:
         if not files.is_disk_failure(problem):
             raise

@@ -21,7 +21,8 @@ from fruitlib.data.tree import Place, Tree, read_tree
 ROW = ["path", "label", "group", "split"]
 TOO_MANY = 2  # folders above the classes that are looked into
 WAY_ON = (  # for a part that lacks a class
-    "add photos of it there, or leave the class out everywhere, or give no parts (all photos are then divided anew)"
+    "add photos of it there, or leave the class out everywhere, or have all photos divided anew: move them out of the "
+    "parts, or set data to one part"
 )
 A_CLASS_TOO = {"train", "trains", "valid"}  # parts by name that may be a class: beside bus and tram, beside invalid
 
@@ -111,6 +112,11 @@ class _Finder:
 
     def _refuse(self, place: Place, why: str) -> InputError:
         return InputError(f"{self.folder.joinpath(*place)}: {why}")
+
+    def _table(self) -> str:
+        """A table with labels, which may lie in the folder."""
+        found = [name for name in self.tree.others[()] if name.lower().endswith((".csv", ".tsv"))]
+        return f"a table with the columns path and label{f' (here lies {found[0]})' if found else ''}"
 
     # ---- one folder too many
 
@@ -204,7 +210,7 @@ class _Finder:
             raise self._refuse(
                 place,
                 f"{listed} are parts but hold no class folders: give each part a folder for every class, or set data "
-                "to a table with the columns path and label; if they are classes, rename their folders",
+                f"to {self._table()}; if they are classes, rename their folders",
             )
         classes = set(self.tree.filled(self._inside((*place, train))))
         doubles = [name for name in others if name in classes or classes & set(self.tree.filled((*place, name)))]
@@ -228,8 +234,8 @@ class _Finder:
             return
         raise self._refuse(
             place,
-            f"{name} beside {_some(others)}: a part or a class? As a part it needs another one beside it (train and "
-            "test or val), with class folders in both; if it is a class, rename it; else move it away",
+            f"{name} stands beside {_some(others)}: is it a part or a class? A part needs another one (train, and test "
+            "or val), with class folders in both; a class needs another name; anything else, move it away",
         )
 
     # ---- class folders
@@ -253,7 +259,7 @@ class _Finder:
             raise self._refuse(
                 place,
                 "photos, but no class folders: put the photos of each class into a folder with its name, or set "
-                "data to a table with the columns path and label",
+                f"data to {self._table()}",
             )
         if len(names) > 1:
             self._check_names(place, names)

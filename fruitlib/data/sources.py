@@ -15,7 +15,7 @@ from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
-from fruitlib.core.texts import printable
+from fruitlib.core.texts import normal, printable
 from fruitlib.data import fetch, labels, layouts, practice_photos, tables
 from fruitlib.data.tables import ROW
 from fruitlib.data.tree import on_disk
@@ -27,6 +27,7 @@ SUFFIXES |= {
     ".heic",
     ".heif",
 }  # Pillow does not read them: listed all the same, so that `photo_checks` names them with the reason
+WAY_ON = "add some, or leave the class out everywhere, or leave all splits empty, so that all photos are divided"
 RECORDS = {"sample.json", fetch.RECORD}
 
 
@@ -101,7 +102,8 @@ def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:
     for split, held in parts.groupby("split")["label"]:
         if missing := sorted(names - set(held)):
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise InputError(f"{place}: the {split} part has no {what} {missing[0]}{more}: {layouts.WAY_ON}")
+            way = layouts.WAY_ON if what == "class folder" else WAY_ON
+            raise InputError(f"{place}: the {split} part has no {what} {missing[0]}{more}: {way}")
 
 
 def _is_photo(name: str) -> bool:
@@ -113,9 +115,9 @@ def _is_photo(name: str) -> bool:
 
 def _groups_by_name(rows: pd.DataFrame, template: str) -> tuple[pd.Series, list[str]]:
     """Groups `<label>/<value>` (within a group folder `<label>/<folder>/<value>`) by `group_pattern`; and notes."""
-    pattern, field = _pattern(template)
+    pattern, field = _pattern(normal(template))
     names = rows.get("photo", rows["path"]).str.rsplit("/", n=1).str[-1]
-    stems = names.str.replace(r"(?<=.)\.[^.]*\Z", "", regex=True)
+    stems = names.map(normal).str.replace(r"(?<=.)\.[^.]*\Z", "", regex=True)
     values = stems.str.extract(pattern)[field]
     known = values.notna()
     if not known.any():

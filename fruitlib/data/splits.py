@@ -12,7 +12,7 @@ from fruitlib.core import files, source_code
 from fruitlib.core.config import SPLIT_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
-from fruitlib.core.texts import printable
+from fruitlib.core.texts import normal, printable
 from fruitlib.data import duplicates, photo_checks, sources
 from fruitlib.data.stratify import assign_folds, assign_splits, subset, wanted_photos
 from fruitlib.data.tables import photo_of
@@ -233,9 +233,12 @@ def training_rows(rows: pd.DataFrame, config: Config) -> pd.DataFrame:
         InputError: no such class.
     """
     if config.train_share < 1:
-        thinned = rows["label"] == config.share_class if config.share_class else rows["label"] == rows["label"]
+        wanted = normal(config.share_class)
+        thinned = rows["label"] == wanted if wanted else rows["label"] == rows["label"]
         if not thinned.any():
-            raise InputError(f"share_class = {config.share_class}: no such class among {', '.join(set(rows['label']))}")
+            raise InputError(
+                f"share_class = {config.share_class}: no such class among {', '.join(sorted(set(rows['label'])))}"
+            )
         kept = subset(rows[thinned], config.train_share, config.seed)["status"] == "ok"
         rows = rows[kept.reindex(rows.index, fill_value=True)].reset_index(drop=True)
     if config.train_labels == "shuffled":
