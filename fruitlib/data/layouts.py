@@ -269,9 +269,13 @@ class _Finder:
         """Refuse folders that are parts or collections of photos, not classes."""
         parts = part_names.parts_among(names)
         if len(parts) > 1:
-            raise self._refuse(place, f"{_some(parts)} are parts within a part: name the parts in one place")
+            raise self._refuse(place, f"{_some(parts)} are parts within a part: keep the parts in one place")
         for name in parts:
             self._check_lone(place, name, [other for other in names if other != name])
+        if folds := [name for name in names if part_names.is_fold(name)]:
+            raise self._refuse(
+                place, f"{_some(folds)}: folds are not read from folders: put their photos together, and set folds"
+            )
         if wrong := [name for name in names if part_names.is_never_a_class(name)]:
             raise self._refuse(
                 place,
@@ -285,7 +289,7 @@ class _Finder:
                 others = _some([other for other in names if other != name])
                 raise self._refuse(
                     place,
-                    f"{name} beside {others}: which one holds the class folders? Set data to it, or move the others "
+                    f"{name} stands beside {others}: which holds the class folders? Set data to it, or move the others "
                     "away; if it is a class, rename it",
                 )
 
@@ -318,7 +322,9 @@ class _Finder:
         first, depth = next(iter(divided.items()))
         where = "/".join(first)
         if any(layout.classes.values()) or len(set(divided.values())) > 1:
-            raise self._refuse((), f"{where} is divided into parts once more: name the parts in one place")
+            raise self._refuse(
+                (), f"{where} is divided into parts once more: keep parts above the classes or in them, not both"
+            )
         names = set()
         for place in self._at_depth(layout, depth, where):
             names.update(self.tree.filled(place))
@@ -352,7 +358,10 @@ class _Finder:
         if not all(part_names.is_collection(name) for name in names):
             return
         if len({part_names.part_of(name) for name in names}) > 1:
-            raise self._refuse((), f"the class folders hold {_some(names)}, one each: every part needs every class")
+            raise self._refuse(
+                (),
+                f"the class folders hold {_some(names)}, one each: give every class all parts, or move the photos out",
+            )
         layout.depth = 1
         self.notes.append(f"the folders {_some(names)} within the class folders are no groups")
 

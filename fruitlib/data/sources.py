@@ -92,8 +92,10 @@ def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:
     """At least two classes, told apart by name, and every one in every part (rows without a split: training)."""
     names = set(rows["label"].unique())
     if len(names) < 2:
-        kind = "classes" if what.startswith("photos") else "class folders with photos"
-        raise InputError(f"{place}: {len(names)} {kind}, at least 2 are needed")
+        kind, deeper = "classes", ""
+        if what == "class folder":
+            kind, deeper = "class folders with photos", "; if they lie deeper, set data to the folder that holds them"
+        raise InputError(f"{place}: {len(names)} {kind}, at least 2 are needed{deeper}")
     if alike := labels.too_alike(names):
         raise InputError(f"{place}: {alike}")
     if "all" in names:

@@ -236,9 +236,9 @@ def training_rows(rows: pd.DataFrame, config: Config) -> pd.DataFrame:
         wanted = normal(config.share_class)
         thinned = rows["label"] == wanted if wanted else rows["label"] == rows["label"]
         if not thinned.any():
-            raise InputError(
-                f"share_class = {config.share_class}: no such class among {', '.join(sorted(set(rows['label'])))}"
-            )
+            names = sorted(set(rows["label"]))
+            listed = ", ".join(names[:MOST_LISTED]) + " …" * (len(names) > MOST_LISTED)
+            raise InputError(f"share_class = {config.share_class}: no such class among {listed}")
         kept = subset(rows[thinned], config.train_share, config.seed)["status"] == "ok"
         rows = rows[kept.reindex(rows.index, fill_value=True)].reset_index(drop=True)
     if config.train_labels == "shuffled":
