@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from typing import TextIO
 
 # Drawn as nothing, or they reorder what is drawn. Not the joiners U+200C and U+200D: Persian and emoji need them.
 _INVISIBLE = re.compile("[\u00ad\u034f\u061c\u180e\u200b\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u206f\ufeff]")
@@ -22,3 +23,8 @@ def printable(text: str) -> str:
     A name must not steer the terminal it is printed on.
     """
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def show(text: str, file: TextIO | None = None) -> None:
+    """Print lines (to standard output by default), what would steer the terminal shown."""
+    print("\n".join(map(printable, text.split("\n"))), file=file, flush=True)

@@ -12,7 +12,7 @@ _NUMBER = re.compile(r"-?(0|[1-9][0-9]{0,14})(\.[0-9]{0,15})?")  # 01 is a code,
 SHORTEST_WORD = 3  # A and a, Co and CO are different things: case is overlooked in words of so many characters
 
 
-def unify(labels: pd.Series) -> tuple[pd.Series, list[str]]:
+def unify(labels: pd.Series, known: Collection[str] = ()) -> tuple[pd.Series, list[str]]:
     """The labels, each class in one spelling; and notes, sentences that say which spellings were joined.
 
     Joined are texts that look equal (`texts.normal`), numbers that are equal (`1` and `1.0`), and words that differ in
@@ -20,42 +20,53 @@ def unify(labels: pd.Series) -> tuple[pd.Series, list[str]]:
 
     Args:
         labels: texts, one a photo.
+        known: spellings that stay, and that others get which are the same class.
     """
     written, notes = {label: label for label in labels.unique()}, []
-    for spell, why in ((_as_seen, "look the same"), (_as_number, "are the same number"), (_in_case, "differ in case")):
+    for key, chosen, why in (
+        (normal, _as_seen, "look the same"),
+        (_number, _shortest, "are the same number"),
+        (_folded, _most_frequent, "differ in case"),
+    ):
         counts = labels.map(written).value_counts()
-        spelling = spell(counts)
+        alike: dict[str, list[str]] = {}
+        for label in sorted({*counts.index, *known}):
+            alike.setdefault(key(label), []).append(label)
+        spelling = chosen(alike, counts)
+        for same in alike.values():
+            fixed = next((label for label in same if label in known), None)
+            if fixed is not None:
+                spelling |= {label: label if label in known else fixed for label in same}
         notes += _joined(counts, spelling, why)
         written = {label: spelling[now] for label, now in written.items()}
     return labels.map(written).astype(str), notes
 
 
-def _as_seen(counts: pd.Series) -> dict[str, str]:
+def _as_seen(alike: dict[str, list[str]], _: pd.Series) -> dict[str, str]:
     """Every label in normal form."""
-    return {label: normal(label) for label in counts.index}
+    return {label: seen for seen, same in alike.items() for label in same}
 
 
-def _as_number(counts: pd.Series) -> dict[str, str]:
-    """Where two labels are one number, every number in its shortest form; else all as they are."""
-    plain = {label: _shortest(label) for label in counts.index}
-    return plain if len(set(plain.values())) < len(counts) else {label: label for label in counts.index}
-
-
-def _shortest(label: str) -> str:
+def _number(label: str) -> str:
+    """A number in its shortest form, other text as it is."""
     return f"{Decimal(label).normalize() + 0:f}" if _NUMBER.fullmatch(label) else label
 
 
-def _in_case(counts: pd.Series) -> dict[str, str]:
-    """Words that differ in case alone, as the most frequent of them is written."""
-    first: dict[str, str] = {}
-    for label in sorted(counts.index, key=lambda label: (-counts[label], label)):
-        first.setdefault(fold_case(label), label)
-    return {label: first[fold_case(label)] for label in counts.index}
+def _shortest(alike: dict[str, list[str]], _: pd.Series) -> dict[str, str]:
+    """Where two labels are one number, every number in its shortest form; else all as they are."""
+    any_joined = any(len(same) > 1 for same in alike.values())
+    return {label: number if any_joined else label for number, same in alike.items() for label in same}
 
 
-def fold_case(label: str) -> str:
+def _folded(label: str) -> str:
     """What words that differ in case alone have in common; a label too short to tell stays as it is."""
     return label.casefold() if len(label) >= SHORTEST_WORD else label
+
+
+def _most_frequent(alike: dict[str, list[str]], counts: pd.Series) -> dict[str, str]:
+    """Words that differ in case alone, as the most frequent of them is written."""
+    best = {key: max(same, key=lambda label: counts.get(label, 0)) for key, same in alike.items()}
+    return {label: best[key] for key, same in alike.items() for label in same}
 
 
 def too_alike(names: Collection[str]) -> str:

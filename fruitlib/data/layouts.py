@@ -21,7 +21,8 @@ from fruitlib.data.tree import Place, Tree, read_tree
 ROW = ["path", "label", "group", "split"]
 TOO_MANY = 2  # folders above the classes that are looked into
 WAY_ON = (  # for a part that lacks a class
-    "add photos of it there, or leave the class out everywhere, or give no parts (all photos are then divided anew)"
+    "add photos of it there, or leave the class out everywhere, or have all photos divided anew: move them out of the "
+    "parts, or set data to one part"
 )
 A_CLASS_TOO = {"train", "trains", "valid"}  # parts by name that may be a class: beside bus and tram, beside invalid
 
@@ -109,6 +110,11 @@ class _Finder:
 
     def _refuse(self, place: Place, why: str) -> InputError:
         return InputError(f"{self.folder.joinpath(*place)}: {why}")
+
+    def _table(self) -> str:
+        """A table with labels, which may lie in the folder."""
+        found = [name for name in self.tree.others[()] if name.lower().endswith((".csv", ".tsv"))]
+        return f"a table with the columns path and label{f' (here lies {found[0]})' if found else ''}"
 
     # ---- one folder too many
 
@@ -202,7 +208,7 @@ class _Finder:
             raise self._refuse(
                 place,
                 f"{listed} are parts but hold no class folders: give each part a folder for every class, or set data "
-                "to a table with the columns path and label; if they are classes, rename their folders",
+                f"to {self._table()}; if they are classes, rename their folders",
             )
         classes = set(self.tree.filled(self._inside((*place, train))))
         doubles = [name for name in others if name in classes or classes & set(self.tree.filled((*place, name)))]
@@ -226,8 +232,8 @@ class _Finder:
             return
         raise self._refuse(
             place,
-            f"{name} beside {_some(others)}: a part or a class? As a part it needs another one beside it (train and "
-            "test or val), with class folders in both; if it is a class, rename it; else move it away",
+            f"{name} stands beside {_some(others)}: is it a part or a class? A part needs another one (train, and test "
+            "or val), with class folders in both; a class needs another name; anything else, move it away",
         )
 
     # ---- class folders
@@ -251,14 +257,23 @@ class _Finder:
             raise self._refuse(
                 place,
                 "photos, but no class folders: put the photos of each class into a folder with its name, or set "
-                "data to a table with the columns path and label",
+                f"data to {self._table()}",
             )
         if len(names) > 1:
             self._check_names(place, names)
         return names
 
     def _check_names(self, place: Place, names: list[str]) -> None:
-        """Refuse folders that are collections of photos, not classes."""
+        """Refuse folders that are parts or collections of photos, not classes."""
+        parts = part_names.parts_among(names)
+        if len(parts) > 1:
+            raise self._refuse(place, f"{_some(parts)} are parts within a part: keep the parts in one place")
+        for name in parts:
+            self._check_lone(place, name, [other for other in names if other != name])
+        if folds := [name for name in names if part_names.is_fold(name)]:
+            raise self._refuse(
+                place, f"{_some(folds)}: folds are not read from folders: put their photos together, and set folds"
+            )
         if wrong := [name for name in names if part_names.is_never_a_class(name)]:
             raise self._refuse(
                 place,
@@ -272,7 +287,7 @@ class _Finder:
                 others = _some([other for other in names if other != name])
                 raise self._refuse(
                     place,
-                    f"{name} beside {others}: which one holds the class folders? Set data to it, or move the others "
+                    f"{name} stands beside {others}: which holds the class folders? Set data to it, or move the others "
                     "away; if it is a class, rename it",
                 )
 
@@ -305,7 +320,9 @@ class _Finder:
         first, depth = next(iter(divided.items()))
         where = "/".join(first)
         if any(layout.classes.values()) or len(set(divided.values())) > 1:
-            raise self._refuse((), f"{where} is divided into parts once more: name the parts in one place")
+            raise self._refuse(
+                (), f"{where} is divided into parts once more: keep parts above the classes or in them, not both"
+            )
         names = set()
         for place in self._at_depth(layout, depth, where):
             names.update(self.tree.filled(place))
@@ -339,7 +356,10 @@ class _Finder:
         if not all(part_names.is_collection(name) for name in names):
             return
         if len({part_names.part_of(name) for name in names}) > 1:
-            raise self._refuse((), f"the class folders hold {_some(names)}, one each: every part needs every class")
+            raise self._refuse(
+                (),
+                f"the class folders hold {_some(names)}, one each: give every class all parts, or move the photos out",
+            )
         layout.depth = 1
         self.notes.append(f"the folders {_some(names)} within the class folders are no groups")
 

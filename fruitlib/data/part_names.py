@@ -67,8 +67,13 @@ def is_collection(name: str) -> bool:
 
 
 def is_never_a_class(name: str) -> bool:
-    """Whether a name is that of a whole or of a fold: `all`, `splits`, `fold_3`."""
-    return bool(re.fullmatch(r"fold[\W_]*\d+", normal(name).lower())) or " ".join(words_of(name)) in NEVER_A_CLASS
+    """Whether a name is that of a whole: `all`, `splits`, `dataset`."""
+    return " ".join(words_of(name)) in NEVER_A_CLASS
+
+
+def is_fold(name: str) -> bool:
+    """Whether a name is that of a fold: `fold_3`."""
+    return bool(re.fullmatch(r"fold[\W_]*\d+", normal(name).lower()))
 
 
 def stands_beside_photos(name: str) -> bool:

@@ -16,7 +16,7 @@ from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
-from fruitlib.core.texts import printable
+from fruitlib.core.texts import normal, printable
 from fruitlib.data import annotations, fetch, labels, layouts, photo_paths, practice_photos, tables
 from fruitlib.data.tables import ROW
 from fruitlib.data.tree import on_disk
@@ -28,6 +28,7 @@ SUFFIXES |= {
     ".heic",
     ".heif",
 }  # Pillow does not read them: listed all the same, so that `photo_checks` names them with the reason
+WAY_ON = "add some, or leave the class out everywhere, or leave all splits empty, so that all photos are divided"
 RECORDS = {"sample.json", fetch.RECORD}
 
 
@@ -87,7 +88,7 @@ def scan(config: Config) -> tuple[pd.DataFrame, list[str]]:
         notes.append("columns was not used: data is not a table")
     if config.group_pattern and listing and (rows["group"] != "").any():
         notes.append(f"group_pattern was not used: {path.name} gives groups")
-    elif config.group_pattern:
+    elif config.group_pattern and len(rows):
         rows["group"], more = _groups_by_name(rows, config.group_pattern)
         notes += more
     if listing:
@@ -101,15 +102,19 @@ def _from_folder(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     try:
         return layouts.read_folder(folder, _is_photo, RECORDS)
     except InputError as problem:
-        raise InputError(f"{problem}{annotations.hint(folder)}") from None
+        told = " (here lies " in str(problem)  # a table in the folder
+        raise InputError(f"{problem}{'' if told else annotations.hint(folder)}") from None
 
 
 def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:
     """At least two classes, told apart by name, and every one in every part (rows without a split: training)."""
     names = set(rows["label"].unique())
     if len(names) < 2:
-        kind = "classes" if what.startswith("photos") else "class folders with photos"
-        raise InputError(f"{place}: {len(names)} {kind}, at least 2 are needed{annotations.hint(place)}")
+        kind, deeper = "classes", ""
+        if what == "class folder":
+            deeper = annotations.hint(place) or "; if they lie deeper, set data to the folder that holds them"
+            kind = "class folders with photos"
+        raise InputError(f"{place}: {len(names)} {kind}, at least 2 are needed{deeper}")
     if alike := labels.too_alike(names):
         raise InputError(f"{place}: {alike}")
     if "all" in names:
@@ -118,7 +123,8 @@ def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:
     for split, held in parts.groupby("split")["label"]:
         if missing := sorted(names - set(held)):
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            raise InputError(f"{place}: the {split} part has no {what} {missing[0]}{more}: {layouts.WAY_ON}")
+            way = layouts.WAY_ON if what == "class folder" else WAY_ON
+            raise InputError(f"{place}: the {split} part has no {what} {missing[0]}{more}: {way}")
 
 
 def _is_photo(name: str) -> bool:
@@ -130,9 +136,9 @@ def _is_photo(name: str) -> bool:
 
 def _groups_by_name(rows: pd.DataFrame, template: str) -> tuple[pd.Series, list[str]]:
     """Groups `<label>/<value>` (within a group folder `<label>/<folder>/<value>`) by `group_pattern`; and notes."""
-    pattern, field = _pattern(template)
+    pattern, field = _pattern(normal(template))
     names = rows.get("photo", rows["path"]).str.rsplit("/", n=1).str[-1]
-    stems = names.str.replace(r"(?<=.)\.[^.]*\Z", "", regex=True)
+    stems = names.map(normal).str.replace(r"(?<=.)\.[^.]*\Z", "", regex=True)
     values = stems.str.extract(pattern)[field]
     known = values.notna()
     if not known.any():

@@ -79,14 +79,15 @@ def read_tree(root: Path, is_photo: Callable[[str], bool], ignored: Collection[s
             tree.photos[place], tree.others[place], tree._children[place] = [], [], []
         for name, is_folder in _entries(folder):
             unseen = hidden or name.startswith(".")
-            if not unseen and (is_folder or is_photo(name)):
+            a_photo = not is_folder and not unseen and is_photo(name)
+            if a_photo or (is_folder and not unseen):
                 _check_name(folder, name)
             if is_folder and unseen and place:
                 to_do.append(((*place, name), visible, (*above, identity)))
             elif is_folder and not unseen:
                 tree._children[place].append(name)
                 to_do.append(((*place, name), (*place, name), (*above, identity)))
-            elif not is_folder and not unseen and is_photo(name):
+            elif a_photo:
                 tree.photos[place].append(name)
             elif not is_folder and (place or name not in ignored):
                 tree.others[visible].append(f".{name}" if hidden else name)
@@ -100,7 +101,7 @@ def on_disk(folder: Path, path: str) -> Path:
     Where there is no such file, `folder / path`.
     """
     file = folder / path
-    if os.path.lexists(file):
+    if os.path.lexists(os.path.join(folder, path)):  # a third of the time that a Path takes
         return file
     here = folder
     for name in file.relative_to(folder).parts if file.is_relative_to(folder) else ():

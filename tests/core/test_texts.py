@@ -3,6 +3,7 @@
 import pytest
 
 from fruitlib.core import texts
+from fruitlib.core.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -26,6 +27,12 @@ def test_joiners_that_change_what_is_drawn_stay():
     family = "\U0001f468\u200d\U0001f469"
     assert texts.normal(family) == family
     assert texts.normal("Apple") != texts.normal("apple")
+
+
+def test_what_is_printed_and_what_is_wrong_steer_no_terminal(capsys):
+    texts.show("one\x1b[2J\ntwo")
+    assert capsys.readouterr().out == "one\\x1b[2J\ntwo\n"
+    assert str(InputError("a\nb\x1b", place="p\r")) == "p\\r: a\\nb\\x1b"
 
 
 def test_control_characters_are_shown():

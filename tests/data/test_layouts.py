@@ -102,10 +102,10 @@ def test_a_class_may_be_named_as_a_part_where_no_other_part_is(tmp_path, names):
         (["bus", "train", "test"], "test, train are parts but hold no class folders.*if they are classes, rename"),
         (["train", "test"], "test, train are parts but hold no class folders"),
         (["train/images", "val/images", "train/labels/", "val/labels/"], "hold no class folders"),
-        ([*TWO, "test"], "test beside apple, cherry: a part or a class.* if it is a class, rename it"),
-        ([*TWO, "train_images"], "train_images beside apple, cherry: a part or a class"),
-        ([*classes("train"), "misc"], "train beside misc: a part or a class"),
-        ([*classes("train"), "extra/apple", "more/pear"], "train beside extra, more: a part or a class"),
+        ([*TWO, "test"], "test stands beside apple, cherry: is it a part or a class.* a class needs another name"),
+        ([*TWO, "train_images"], "train_images stands beside apple, cherry: is it"),
+        ([*classes("train"), "misc"], "train stands beside misc: is it"),
+        ([*classes("train"), "extra/apple", "more/pear"], "train stands beside extra, more: is it"),
         ([*classes("train", "test", "extra")], "extra beside them holds the same classes: move it away"),
         ([*classes("train", "test"), "apple"], "apple beside them holds the same classes"),
         (classes("Training", "train", "test"), "Training and train are both the train part"),
@@ -117,14 +117,14 @@ def test_a_class_may_be_named_as_a_part_where_no_other_part_is(tmp_path, names):
         (["apple/train", "apple/test", "apple/old", "cherry/train", "cherry/test"], "old beside the parts that apple"),
         (["apple/train", "cherry/test"], "the class folders hold test, train, one each"),
         (["apple/train", "apple/test", "cherry/train"], "the test part has no class folder cherry: add photos of it"),
-        ([*classes("train"), "test/apple"], "test part has no class folder cherry.*or give no parts"),
+        ([*classes("train"), "test/apple"], "test part has no class folder cherry.*move them out of the parts"),
         ([*classes("train"), "test/apple", "test/cherry/"], "empty class folders: test/cherry: add photos of it there"),
         ([*TWO, "kiwi/"], "empty class folders: kiwi: add photos, or remove"),
         (["apple/tree 1", "apple/tree 2", "cherry/"], "empty class folders: cherry"),
         ([*TWO, "all"], "all: a name for a collection of photos"),
         ([*TWO, "splits"], "splits: a name for a collection"),
-        (classes("fold_1", "fold 2"), "fold 2, fold_1: a name for a collection"),
-        (classes("images", "masks"), "images beside masks: which one holds the class folders"),
+        (classes("fold_1", "fold 2"), "fold 2, fold_1: folds are not read from folders"),
+        (classes("images", "masks"), "images stands beside masks: which holds the class folders"),
         (classes("a/b/c"), "1 class folders with photos"),
         ([""], "photos, but no class folders: put the photos of each class"),
         ([], "no photos in it or below it"),
@@ -158,6 +158,23 @@ def test_class_folders_that_look_equal_are_one_class_and_their_groups_one_group(
 def test_folders_with_the_same_names_in_all_classes_may_be_the_classes_and_that_is_said(tmp_path):
     _, notes = found(make(tmp_path, classes("colour", "grey")))
     assert "hold the folders apple, cherry: taken as groups; if they are the classes, set data to" in notes
+
+
+def test_a_table_beside_photos_without_class_folders_is_named(tmp_path):
+    (make(tmp_path, ["train", "test"]) / "train.csv").touch()
+    with pytest.raises(
+        InputError, match=r"set data to a table with the columns path and label \(here lies train.csv\)"
+    ):
+        scan(tmp_path)
+
+
+def test_groups_by_file_names_that_look_equal_are_one_group(tmp_path):
+    for label, names in {"apple": ["\u00e9__1.jpg", "e\u0301__2.jpg"], "cherry": ["x__1.jpg"]}.items():
+        (tmp_path / label).mkdir()
+        for name in names:
+            (tmp_path / label / name).touch()
+    rows, _ = sources.scan(config.make({"data": str(tmp_path), "group_pattern": "<tree>__<view>"}))
+    assert rows["group"].tolist() == ["apple/\u00e9", "apple/\u00e9", "cherry/x"]
 
 
 def test_a_folder_that_may_not_be_read_is_named(tmp_path, monkeypatch):
