@@ -116,6 +116,9 @@ class Config(BaseModel):
     contrast: float = Field(1.0, gt=0, le=10, description="factor on every photo; 1: as it is")
     saturation: float = Field(1.0, ge=0, le=10, description="factor on every photo; 1: as it is, 0: grey")
     sharpness: float = Field(1.0, ge=0, le=10, description="factor on every photo; 1: as it is, below: blurred")
+    deep_bits: Annotated[int, Field(ge=8, le=32)] | Literal["auto"] = Field(
+        "auto", description="bits that photos of more than 8 are shown as; auto: as many as they use"
+    )
 
     augment: Literal["none", "crop", "geometric", "colour", "full", "trivial", "randaugment"] = Field(
         "geometric", description="none | crop | geometric | colour | full | trivial | randaugment"
@@ -342,7 +345,7 @@ _NO_TRAIN_SETTINGS = SPLIT_SETTINGS + EXPORT_SETTINGS + PLACE_SETTINGS + SHOW_SE
 TRAIN_SETTINGS = tuple(name for name in Config.model_fields if name not in _NO_TRAIN_SETTINGS)
 NETWORK_SETTINGS = ("model", "head", "head_width", "dropout")  # what a network is built from
 FACTORS = ("brightness", "contrast", "saturation", "sharpness")
-PREPROCESS_SETTINGS = ("image_size", "crop_to", "crop_margin", "resize", *FACTORS)
+PREPROCESS_SETTINGS = ("image_size", "crop_to", "crop_margin", "resize", *FACTORS, "deep_bits")
 FOLD_SETTINGS = ("fold", "repeat")  # set by a sweep with `folds`, one run each
 
 

@@ -19,6 +19,10 @@ Read `sources` first, then `splits`; a training's batches come from `loader`.
     voc              Pascal VOC's XML
     photo_paths      where the photos are that a table or annotations name
     labels           labels that are one class though not written alike: joined, and said
+    memory           what decoding photos takes of it, all threads together
+    rgb              decoded pixels of any kind -> RGB of 8 bits
+    completeness     is all of the picture in the file?
+    decoding         a photo file -> its upright RGB pixels, or the reason why not
     photo_checks     each photo opened and checked, its oddities named, its look hashed
     duplicates       copies and near-copies -> groups; label conflicts
     stratify         shares, folds and subsets; groups never divided, two million rows in seconds

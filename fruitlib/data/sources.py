@@ -24,10 +24,8 @@ from fruitlib.data.tree import on_disk
 SAMPLES = {"sample": False, "sample5": True}
 NAMES = (*SAMPLES, *fetch.DATASETS)
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
-SUFFIXES |= {
-    ".heic",
-    ".heif",
-}  # Pillow does not read them: listed all the same, so that `photo_checks` names them with the reason
+SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"}
+SUFFIXES |= {".heic", ".heif"}  # read with an extra; listed in any case, so that `photo_checks` says so
 WAY_ON = "add some, or leave the class out everywhere, or leave all splits empty, so that all photos are divided"
 RECORDS = {"sample.json", fetch.RECORD}
 

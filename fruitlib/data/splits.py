@@ -20,7 +20,7 @@ from fruitlib.data.tables import photo_of
 SPLITS = ("train", "val", "test")
 USABLE = ("ok", "sealed")
 MOST_LISTED, MOST_SAID = 12, 12  # classes in a line, notes on the terminal
-COLUMNS = ("path", "label", "group", "split", "fold", "status", "reason", "width", "height", "sha256", "phash")
+COLUMNS = ("path", "label", "group", "split", "fold", "status", "reason", "width", "height", "sha256", "phash", "bits")
 
 
 def prepare_manifest(
@@ -107,7 +107,7 @@ def build_manifest(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Check the photos of `subset`'s rows and divide them; returns the manifest and notes, sentences for people."""
     divide(rows, config)  # report what cannot be divided before minutes of decoding
-    manifest = photo_checks.check_photos(folder, rows, config.min_side, progress)
+    manifest = photo_checks.check_photos(folder, rows, config.min_side, progress, megapixels=config.max_megapixels)
     bad, notes = manifest[manifest["status"] == "quarantined"], []
     if len(bad) and config.bad_photos == "stop":
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
@@ -120,7 +120,7 @@ def build_manifest(
         first = f"{bad['path'].iloc[0]}: {bad['reason'].iloc[0]}"
         notes.append(f"{len(bad):,} of the photos are quarantined, manifest.csv says why; the first is {first}")
     manifest, more = divide(manifest, config)
-    return manifest[list(COLUMNS)], [*notes, *summary, *more]
+    return manifest[list(COLUMNS)], [*notes, *photo_checks.depth_notes(manifest, config), *summary, *more]
 
 
 def divide(manifest: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[str]]:
@@ -293,7 +293,7 @@ def load_manifest(sweep_dir: Path) -> pd.DataFrame:
     """The manifest of a sweep folder; a row per photo, text columns never NaN."""
     if not (sweep_dir / "manifest.csv").is_file():
         raise InputError(f"{files.display_path(sweep_dir)}: no manifest.csv; execute 01_split first")
-    texts = dict.fromkeys(set(COLUMNS) - {"width", "height"}, str)
+    texts = dict.fromkeys(set(COLUMNS) - {"width", "height", "bits"}, str)
     return pd.read_csv(sweep_dir / "manifest.csv", dtype=texts, keep_default_na=False)
 
 

@@ -18,12 +18,10 @@ from PIL import Image
 
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.core.texts import printable
-from fruitlib.data import boxes, photo_paths
+from fruitlib.data import boxes, decoding, photo_paths
 from fruitlib.data.tables import Listed
 
 PARTS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # data.yaml's keys
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")
-ORIENTATION = 0x0112  # EXIF; from 5 on, width and height change places
 MOST_BYTES, DEEPEST = 100_000, 10  # of data.yaml
 MOST_LABELS, MOST_LIST = 10**6, 2**28  # bytes of one photo's label file; of a list of photos
 THREADS = 8  # headers are waited for more than they are computed
@@ -178,10 +176,11 @@ def upright_sizes(photos: list[Path]) -> list[tuple[int, int] | None]:
 
 def _upright_size(file: Path) -> tuple[int, int] | None:
     try:
-        with Image.open(file, formats=FORMATS) as photo:
+        heic = file.suffix.lower() in (".heic", ".heif") and decoding.heif_is_readable()
+        with Image.open(file, formats=("HEIF",) if heic else decoding.FORMATS) as photo:
             given = "exif" in photo.info or photo.format != "PNG"  # a PNG would be decoded in search of it
-            turned = given and photo.getexif().get(ORIENTATION) in (5, 6, 7, 8)
-            return photo.size[::-1] if turned else photo.size
+            orientation = photo.getexif().get(decoding.ORIENTATION) if given else 1
+            return photo.size[::-1] if orientation in (5, 6, 7, 8) else photo.size
     except Exception:  # a broken file can raise nearly anything; the checks of photos say why it cannot be used
         return None
 

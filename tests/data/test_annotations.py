@@ -13,7 +13,7 @@ from PIL import Image
 
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
-from fruitlib.data import annotations, coco, photo_checks, sources, splits, voc, yolo
+from fruitlib.data import annotations, coco, decoding, photo_checks, sources, splits, voc, yolo
 
 ROW = ["path", "label", "split"]
 
@@ -217,7 +217,7 @@ def test_yolos_lists_outlines_and_photos_elsewhere(tmp_path):
 def test_yolos_boxes_are_of_the_upright_photo_by_its_header_alone(tmp_path, monkeypatch):
     yolo_set(tmp_path, {"a": "0 0.5 0.5 1 1\n", "b": "1 0.5 0.5 1 1\n"}, parts=("train",))
     exif = Image.Exif()
-    exif[yolo.ORIENTATION] = 6
+    exif[decoding.ORIENTATION] = 6
     photos(tmp_path, "train/images/c.jpg", exif=exif)
     (tmp_path / "train" / "images" / "d.jpg").write_bytes(b"no photo")
     for name in "cd":

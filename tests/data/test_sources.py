@@ -71,7 +71,9 @@ def test_hidden_files_and_folders_are_neither_photos_nor_classes(collection):
     assert any(".txt 1" in note and ".png 1" in note for note in notes)
 
 
-@pytest.mark.parametrize("name", ["a.JPG", "a.jfif", "a.jpe", "a.tif", "a.avif", "a.heic", "b.c.webp", "a#1.jpg"])
+@pytest.mark.parametrize(
+    "name", ["a.JPG", "a.jfif", "a.jpe", "a.tif", "a.avif", "a.heic", "b.c.webp", "a#1.jpg", "a.PPM", "a.jp2"]
+)
 def test_photos_of_phones_and_scanners_are_listed(collection, name):
     touch(collection / "사과" / name)
     assert f"사과/{name}" in listed(collection)
