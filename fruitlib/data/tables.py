@@ -108,7 +108,7 @@ def _places(sheet: Sheet, columns: dict[str, str]) -> tuple[dict[str, int], dict
     for name in columns:
         if name not in known:
             raise InputError(f"columns: unknown name {name}{nearest(name, known)}; wanted: {', '.join(known)}")
-    names = {name: columns.get(name, name) for name in known}
+    names = {name: columns.get(name, _own_title(name, header)) for name in known}
     places = {name: header.index(title) for name, title in names.items() if title in header}
     one_column = "label" in columns or "label" in places or _titled(header, "label")
     classes = [] if one_column else table_labels.class_columns(sheet, places.values())
@@ -122,6 +122,12 @@ def _places(sheet: Sheet, columns: dict[str, str]) -> tuple[dict[str, int], dict
             raise InputError(f"{sheet.path} line 1: two columns are named {title}: rename one")
     places, notes = _whole_boxes(sheet, columns, names, places)
     return places, {place: normal(header[place]) for place in classes}, notes
+
+
+def _own_title(name: str, header: tuple[str, ...]) -> str:
+    """The column of our own name, also as `Path` or `LABEL`."""
+    alike = [title for title in header if title.casefold() == name]
+    return alike[0] if len(alike) == 1 else name
 
 
 def _guess(name: str, header: tuple[str, ...], names: dict[str, str]) -> str:
@@ -183,7 +189,8 @@ def _one_label(labels: pd.Series, table: Path, stop: Callable) -> tuple[pd.Serie
     texts = {label: table_labels.without_brackets(label) for label in labels.unique()}
     stop(labels.isin([label for label, text in texts.items() if normal(text) == ""]), "no label: every row needs one")
     several = table_labels.several_in_a_cell(texts)
-    stop(labels.isin(set(several)), "several labels ({label}): " + table_labels.ONE_LABEL)
+    advice = f"{table_labels.ONE_LABEL}; if it is the name of one class, write it without , ; or |"
+    stop(labels.isin(set(several)), "several labels ({label}): " + advice)
     changed = [label for label, text in texts.items() if text != label]
     notes = [f"{table.name}: labels in brackets, such as {changed[0]}, were read without them"] if changed else []
     words = [label for label in texts if " " in label and len(label.split()) > 1 and set(label.split()) <= set(texts)]

@@ -165,7 +165,7 @@ def test_several_labels_in_a_cell_are_refused_with_the_line(tmp_path):
     text = 'path,label\na,apple\nb,cherry\nc,"apple, cherry"\nd,"apple, cherry"\n'
     line = refused(table(tmp_path, text))
     assert "photos.csv line 4 (and 1 more rows): several labels (apple, cherry): a photo has one class here" in line
-    assert line.endswith("keep its main one, or give each object a row with its box (x, y, w, h)")
+    assert "keep its main one, or give each object a row with its box (x, y, w, h); if it is the name of one" in line
 
 
 def test_labels_in_brackets_or_made_of_others_are_said(tmp_path):
@@ -209,6 +209,14 @@ def test_parts_are_known_by_many_words(tmp_path, word, split):
 )
 def test_a_missing_column_is_named_with_the_one_that_may_be_meant(tmp_path, header, hint):
     assert hint in refused(table(tmp_path, f"{header}\na,b\nc,d\n"))
+
+
+def test_titles_may_be_in_capitals(tmp_path):
+    touch(tmp_path, "a.jpg", "b.jpg")
+    rows, notes = scan(table(tmp_path, "Path;LABEL;X;Y;W;H\na.jpg;x;1;2;3;4\nb.jpg;y;;;;\n"))
+    assert rows["path"].tolist() == ["a.jpg#xywh=1,2,3,4", "b.jpg"] and notes == []
+    assert "two columns are named path" in refused(table(tmp_path, "path,path,label\na.jpg,b.jpg,x\n"))
+    assert "no column path; there are: Path, PATH, label" in refused(table(tmp_path, "Path,PATH,label\na,b,x\n"))
 
 
 def test_boxes_under_other_titles_are_said(tmp_path):
