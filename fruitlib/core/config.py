@@ -15,7 +15,9 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
-    data: str = Field("sample", min_length=1, description="sample, sample5, a folder of photos, or a CSV or TSV table")
+    data: str = Field(
+        "sample", min_length=1, description="sample, sample5, a folder, a table, or COCO, YOLO, VOC files"
+    )
     columns: dict[str, str] = Field({}, description="a table's names for path, label, group, split, x, y, w, h …")
     photos_dir: str = Field("", description="folder that a table's paths start from; empty: the table's own")
     group_pattern: str = Field("", description="file names with the group first: <variety>__<view>; empty: none")

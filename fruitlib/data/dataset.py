@@ -69,7 +69,7 @@ def load_photos(
     """
     rows, pool = run.rows(split) if rows is None else rows, run.manifest
     pool = rows if split == "test" else pool[(pool["status"] == "ok") & (pool["split"] != "test")]
-    folder = sources.root(run.config.data)
+    folder = sources.root(run.config.data, run.config.photos_dir)
     paths, keys = pool["path"].tolist(), pool["sha256"].tolist()
     store = cache.open_store(
         folder, paths, keys, photo_checks.with_bits(run.config, run.manifest), files.cache_dir(), progress

@@ -207,7 +207,7 @@ def _identify(content: bytes, megapixels: float) -> Image.Image:
 
     Pillow has a limit of its own for the whole process, which is raised only for who asks for more.
     """
-    formats = (*FORMATS, "HEIF") if HEIC.match(content) and _heif_is_readable() else FORMATS
+    formats = (*FORMATS, "HEIF") if HEIC.match(content) and heif_is_readable() else FORMATS
     if Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = max(Image.MAX_IMAGE_PIXELS, int(megapixels * 1e6))
     try:
@@ -223,7 +223,7 @@ def _identify(content: bytes, megapixels: float) -> Image.Image:
 
 
 @functools.cache
-def _heif_is_readable() -> bool:
+def heif_is_readable() -> bool:
     """Whether the package for HEIC, an extra, is installed; it is imported when the first such file is met."""
     try:
         import pillow_heif
@@ -355,7 +355,7 @@ def _damage(problem: Exception, content: bytes) -> str:
     """Why a photo did not open or decode, in a few words."""
     text = str(problem).lower()
     if isinstance(problem, Image.UnidentifiedImageError):
-        if HEIC.match(content) and not _heif_is_readable():
+        if HEIC.match(content) and not heif_is_readable():
             return "HEIC: pip install 'fruitlib[heic]' to read it, or convert it to JPEG first"
         names = (name for start, name in NO_PHOTO if re.match(start, content[:1024], re.DOTALL | re.IGNORECASE))
         return next(names, "not an image that can be read")

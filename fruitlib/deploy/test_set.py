@@ -47,7 +47,8 @@ def open_test_photos(run: Run) -> tuple[pd.DataFrame, list[str]]:
         InputError: none of them can be used.
     """
     rows = run.rows("test")
-    folder, limits = sources.root(run.config.data), (run.config.min_side, run.config.max_megapixels)
+    folder = sources.root(run.config.data, run.config.photos_dir)
+    limits = run.config.min_side, run.config.max_megapixels
     checked = photo_checks.check_photos(folder, rows.assign(split=""), limits[0], megapixels=limits[1])
     bad = checked[checked["status"] == "quarantined"]
     summary = []

@@ -198,7 +198,7 @@ def check_sweep(sweep_dir: Path, progress: Callable[[int, int], None] | None = N
     record, manifest = splits.load_record(sweep_dir), splits.load_manifest(sweep_dir)
     used = manifest[manifest["status"].isin(splits.USABLE)].reset_index(drop=True)
     unchecked = used.assign(split="", status="", reason="")
-    folder, largest = sources.root(record["data"]), decoding.MOST_MEGAPIXELS
+    folder, largest = sources.root(record["data"], record.get("photos_dir", "")), decoding.MOST_MEGAPIXELS
     today = photo_checks.check_photos(folder, unchecked, 1, progress, megapixels=largest).assign(split=used["split"])
     bad = today["status"] != "ok"
     unreadable = dict(zip(today["path"][bad], today["reason"][bad], strict=True))

@@ -211,7 +211,7 @@ def test_a_heic_photo_is_read_where_its_package_is_installed(tmp_path):
 
 
 def test_without_the_package_the_line_says_how_to_read_heic(tmp_path, monkeypatch):
-    monkeypatch.setattr(decoding, "_heif_is_readable", lambda: False)
+    monkeypatch.setattr(decoding, "heif_is_readable", lambda: False)
     (tmp_path / "iphone.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(90))
     expected = "HEIC: pip install 'fruitlib[heic]' to read it, or convert it to JPEG first"
     assert photo_checks.inspect(tmp_path / "iphone.jpg")[:2] == ("quarantined", expected)
