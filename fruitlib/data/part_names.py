@@ -27,32 +27,40 @@ def words_of(name: str) -> list[str]:
 
 def part_of(name: str) -> str | None:
     """The part that a name means by itself: train, val, test or unlabelled; None where it is another name."""
-    part, rest = _divided(name)
+    part, rest, _ = _divided(name)
     return part if not rest else None
 
 
 def parts_among(names: Iterable[str]) -> dict[str, str]:
     """Those of some folders beside each other that are parts, and which.
 
-    `fruit_train` is one if `fruit_test` stands beside it; `train station` beside `bus` is none.
+    `fruit_train` is one if `fruit_test` stands beside it, or another name that ends so (`seg_val`, `test`); `train
+    station` and `steam train` beside `bus` are none.
     """
     divided = {name: _divided(name) for name in names}
-    kinds: dict[tuple, set[str]] = {}
-    for part, rest in divided.values():
+    of_rest: dict[tuple, set[str]] = {}
+    for part, rest, _ in divided.values():
         if part:
-            kinds.setdefault(rest, set()).add(part)
-    return {name: part for name, (part, rest) in divided.items() if part and (not rest or len(kinds[rest]) > 1)}
+            of_rest.setdefault(rest, set()).add(part)
+    endings = {part for part, _, ends in divided.values() if part and ends}
+    parts = {}
+    for name, (part, rest, ends) in divided.items():
+        if part and (not rest or len(of_rest[rest]) > 1 or (ends and len(endings) > 1)):
+            parts[name] = part
+    return parts
 
 
-def _divided(name: str) -> tuple[str | None, tuple[str, ...]]:
-    """The part that one word of a name means (None if no word or several do), and the words that say more."""
-    found, rest = [], []
+def _divided(name: str) -> tuple[str | None, tuple[str, ...], bool]:
+    """The part that one word of a name means (else None), the words that say more, and whether it ends in the part."""
+    found, rest, ends = [], [], False
     for word in words_of(name):
         if part := PART_OF.get(word) or _joined_part(word):
             found.append(part)
+            ends = True
         elif word not in COLLECTION:
             rest.append(word)
-    return (found[0] if len(found) == 1 else None), tuple(rest)
+            ends = False
+    return (found[0] if len(found) == 1 else None), tuple(rest), ends
 
 
 def _joined_part(word: str) -> str | None:

@@ -1,5 +1,6 @@
 """Layouts, tables and texts nobody thought of: rows or one line, never a traceback, never a part as class."""
 
+import itertools
 import os
 import shutil
 import tempfile
@@ -148,7 +149,7 @@ def product(levels: list[list[str]]) -> list[tuple[list[str], list[str]]]:
 
 
 @given(levels=LEVELS, more=ANY, links=LINKS, chosen=SETTINGS, mixed=st.sampled_from([False, False, True]))
-@fuzzed(200)
+@fuzzed(150)
 def test_any_layout_gives_rows_or_one_line(place, levels, more, links, chosen, mixed):
     fill(place, [*product(levels), *(more if mixed else [])], links if mixed else [])
     rows = check_scan(place, chosen)
@@ -156,6 +157,18 @@ def test_any_layout_gives_rows_or_one_line(place, levels, more, links, chosen, m
         assert all((place / path).is_file() for path in rows["path"])
         again, _ = sources.scan(config.make({"data": str(place), **chosen}))
         pd.testing.assert_frame_equal(again, rows)
+
+
+@pytest.mark.parametrize("inside", [[], ["apple", "cherry"], ["a", "images"]])
+def test_no_two_parts_are_ever_two_classes(place, inside):
+    """Every two names of different parts, with photos, with class folders and with other folders in them."""
+    for one, other in itertools.combinations(PART_OF, 2):
+        if PART_OF[one] != PART_OF[other]:
+            fill(place, product([[one, other], inside] if inside else [[one, other]]), [])
+            rows = check_scan(place, {})
+            assert rows is None or set(rows["label"]) == set(inside), (one, other)
+            if rows is not None and "train" in (PART_OF[one], PART_OF[other]):
+                assert set(rows["split"]) == {PART_OF[one], PART_OF[other]}
 
 
 TRUTH = ("path", "label", "predicted", "p_apple")
@@ -212,7 +225,7 @@ def quoted(cells: list[str], always: bool) -> list[str]:
 
 
 @given(table=tables(), chosen=SETTINGS)
-@fuzzed(200)
+@fuzzed(150)
 def test_any_table_gives_rows_or_one_line(place, table, chosen):
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
@@ -224,7 +237,7 @@ def test_any_table_gives_rows_or_one_line(place, table, chosen):
 
 
 @given(table=tables(TRUTH), other=tables(TRUTH))
-@fuzzed(150)
+@fuzzed(100)
 def test_any_two_csvs_are_compared_or_refused_in_one_line(place, table, other):
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir()
