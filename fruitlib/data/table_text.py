@@ -73,7 +73,11 @@ class Sheet:
         return printable(" ".join(summary.split()))
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
-        """(line on which it begins, fields) of the header and every row; blank lines are none."""
+        """(line on which it begins, fields) of the header and every row; blank lines are none.
+
+        Raises:
+            InputError: bytes that are none of the table's encoding.
+        """
         with self.open() as file:
             lines, above = csv.reader(file, delimiter=self.separator), int(self.hinted)
             begins = above + 1
@@ -84,6 +88,9 @@ class Sheet:
                     begins = above + lines.line_num + 1
             except csv.Error:  # a field longer than any real one
                 yield begins, []
+            except UnicodeError:
+                problem = f"damaged after line {begins}: not {self.encoding.upper()}: save it again as CSV UTF-8"
+                raise InputError(f"{self.path}: {problem}") from None
 
     def line(self, index: int) -> int:
         """The line on which row `index` begins, counted from 1 as an editor does."""

@@ -410,3 +410,11 @@ def test_two_encodings_of_one_table_give_the_same_lines(tmp_path, monkeypatch):
         refused(table(tmp_path, text, encoding)).partition(" line ")[2] for encoding in ("utf-8", "utf-16", "cp1252")
     }
     assert lines == {"10: no label: every row needs one"}
+
+
+def test_a_table_damaged_in_the_middle_is_refused_by_line(tmp_path):
+    """A byte too few or too many shifts all of UTF-16."""
+    path = tmp_path / "photos.csv"
+    path.write_bytes(b"\xff\xfe" + "path|label\n".encode("utf-16-le") + b"\0\0\0" + "0.jpg|apple".encode("utf-16-le"))
+    line = refused(str(path))
+    assert "photos.csv: damaged after line" in line and "save it again as CSV UTF-8" in line
