@@ -126,7 +126,7 @@ def load_predictions(
         why = "; 06_test_accuracy writes it, for the chosen run" if run and split == "test" else ""
         raise InputError(f"{files.display_path(path)}: no such file{why}")
     try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        table = files.read_csv(path, dtype=str, keep_default_na=False)
     except (ValueError, UnicodeDecodeError) as problem:
         raise InputError(f"{source}: not a CSV that can be read ({errors.first_line(problem)})") from None
     table, used = _checked(table, str(source), backend, columns or {})
@@ -192,12 +192,12 @@ def _numbered(table: pd.DataFrame, source: str) -> pd.DataFrame:
 def _combinations(folder: Path) -> list[str]:
     """Those with pooled predictions in a sweep's folder."""
     path = folder / POOLED
-    return pd.read_csv(path, dtype=str)["combination"].unique().tolist() if path.is_file() else []
+    return files.read_csv(path, dtype=str)["combination"].unique().tolist() if path.is_file() else []
 
 
 def load_pooled(sweep_dir: Path, combination: str) -> Predictions:
     """The out-of-fold predictions of a combination; of several repeats the first."""
-    table = pd.read_csv(sweep_dir / POOLED, dtype=str, keep_default_na=False)
+    table = files.read_csv(sweep_dir / POOLED, dtype=str, keep_default_na=False)
     own = table[(table["combination"] == combination) & (table["repeat"] == table["repeat"].min())]
     run = Run(sweep_dir / own["run"].iloc[0])
     own = own.drop(columns=["combination", "run", "trained", "repeat", "fold"])
@@ -373,9 +373,9 @@ def _ranked(folder: Path) -> tuple[list[str], bool]:
     sweep = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     folds = (folder / "results_oof.csv").is_file() and (folder / POOLED).is_file()
     if folds:
-        table, key = pd.read_csv(folder / "results_oof.csv"), "combination"
+        table, key = files.read_csv(folder / "results_oof.csv"), "combination"
     else:
-        table, key = pd.read_csv(folder / "results.csv", dtype={"run": str}), "run"
+        table, key = files.read_csv(folder / "results.csv", dtype={"run": str}), "run"
         made = {run["name"] for run in sweep["runs"] if "stages" in run}
         table = table[(table["state"] == "complete") & ~table["run"].isin(made)]
     by = sweep.get("choose_by", "macro_f1")

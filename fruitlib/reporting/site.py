@@ -28,7 +28,7 @@ from PIL import Image
 
 from fruitlib.core import source_code
 from fruitlib.core.errors import InputError
-from fruitlib.core.files import fingerprint, resolve, write_text
+from fruitlib.core.files import fingerprint, read_csv, resolve, write_text
 from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.selection import SelectionOptimism
 from fruitlib.evaluation.sweep_answers import INSIGHT
@@ -326,7 +326,7 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
 def _table(path: Path) -> tuple[list[dict], str]:
     """(rows, one line on why the file cannot be read or ""); a file that is not there has no rows."""
     try:
-        return (pd.read_csv(path, dtype={"run": str}).to_dict("records"), "") if path.exists() else ([], "")
+        return (read_csv(path, dtype={"run": str}).to_dict("records"), "") if path.exists() else ([], "")
     except (OSError, ValueError) as error:
         return [], f"{path.name} cannot be read: {str(error).strip().splitlines()[0]}"
 
