@@ -7,7 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
-from fruitlib.core import files, progress
+from fruitlib.core import files, progress, texts
 from fruitlib.core.errors import InputError
 
 RESUME_HINT = "Run the same command again: complete runs are kept, and a training resumes after its last epoch."
@@ -19,22 +19,28 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command(options)
     except InputError as problem:
-        print(f"fruitlib: {problem}", file=sys.stderr)
-        return 2
+        return _fail(str(problem), 2)
     except NotADirectoryError as problem:
-        print(f"fruitlib: {problem.filename}: is a file where a folder is needed", file=sys.stderr)
-        return 2
+        return _fail(f"{problem.filename}: is a file where a folder is needed", 2)
     except (PermissionError, FileExistsError) as problem:
-        print(f"fruitlib: {files.os_error_text(problem)}", file=sys.stderr)
-        return 2
+        return _fail(files.os_error_text(problem), 2)
     except OSError as problem:
         if not files.is_disk_failure(problem):
             raise
-        print(f"fruitlib: {files.os_error_text(problem)}: {RESUME_HINT}", file=sys.stderr)
-        return 1
+        return _fail(f"{files.os_error_text(problem)}: {RESUME_HINT}", 1)
     except KeyboardInterrupt:
-        print(f"\nfruitlib: stopped. {RESUME_HINT}", file=sys.stderr)
-        return 130
+        print(file=sys.stderr)  # ends the terminal's ^C
+        return _fail(f"stopped. {RESUME_HINT}", 130)
+
+
+def _fail(text: str, code: int) -> int:
+    print(f"fruitlib: {texts.printable(text)}", file=sys.stderr)
+    return code
+
+
+def _say(*lines: str) -> None:
+    for line in lines:
+        print(texts.printable(line))  # names from files are in them
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -110,7 +116,7 @@ def _sweep(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from fruitlib.reporting import site
 
-    print(files.display_path(site.build_site(Path(options.sweep).resolve())))
+    _say(files.display_path(site.build_site(Path(options.sweep).resolve())))
     return 0
 
 
@@ -127,13 +133,13 @@ def _compare(options: argparse.Namespace) -> int:
         columns = dict(text.split("=", 1) for text in names)
         sides.append(compare.load_predictions(source, options.split, getattr(options, f"backend_{side}"), columns))
     pair = compare.match_photos(*sides)
-    print(f"A: {pair.a.name}\nB: {pair.b.name}\n{wording.match_text(pair)}\n")
-    print(wording.comparison_text(compare.compare_pair(pair)))
+    _say(f"A: {pair.a.name}", f"B: {pair.b.name}", *wording.match_text(pair).splitlines(), "")
+    _say(*wording.comparison_text(compare.compare_pair(pair)).splitlines())
     rows = compare.disagreements(pair).to_dict("records")
     for row in rows[:20]:
-        print(f"  {row['path']}: {row['label']}; A says {row['a']}, B says {row['b']}")
+        _say(f"  {row['path']}: {row['label']}; A says {row['a']}, B says {row['b']}")
     if len(rows) > 20:
-        print(f"  and {len(rows) - 20} more")
+        _say(f"  and {len(rows) - 20} more")
     return 0
 
 
@@ -142,16 +148,16 @@ def _check(options: argparse.Namespace) -> int:
 
     check = leakage.check_sweep(Path(options.sweep).resolve(), progress.meter("photos read"))
     for words, lines in (("ALARM", wording.alarm_lines(check)), ("look at", wording.note_lines(check))):
-        print(*(f"{words}: {line}" for line in lines), sep="\n", end="\n" if lines else "")
+        _say(*(f"{words}: {line}" for line in lines))
     if not check.alarming:
-        print(f"{check.n} photos read: no validation or test photo is in training, and none has changed")
+        _say(f"{check.n} photos read: no validation or test photo is in training, and none has changed")
     return int(check.alarming)
 
 
 def _draw(options: argparse.Namespace) -> int:
     from fruitlib.data import sources
 
-    print(files.display_path(sources.ready(options.name)))
+    _say(files.display_path(sources.ready(options.name)))
     return 0
 
 
@@ -159,7 +165,7 @@ def _fetch(options: argparse.Namespace) -> int:
     from fruitlib.data import fetch
 
     folder = fetch.fetch(options.name, options.url, options.to, progress=progress.meter("objects received"))
-    print(f"in a params file: data: {folder if options.to else options.name}")
+    _say(f"in a params file: data: {folder if options.to else options.name}")
     return 0
 
 

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from fruitlib.core.texts import printable
+
 
 class InputError(ValueError):
-    """Something a person can put right; in one line: where, what is wrong, what to do.
+    """Something a person can put right; in one line, safe to print: where, what is wrong, what to do.
 
     Attributes:
         message: what is wrong, and what to do.
@@ -18,7 +20,7 @@ class InputError(ValueError):
         self.message, self.setting, self.value, self.place = message, setting, value, place
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.message}" if self.place else self.message
+        return printable(f"{self.place}: {self.message}" if self.place else self.message)
 
     def at(self, place: str) -> "InputError":
         """The same error, about another place."""
@@ -30,8 +32,8 @@ class InputError(ValueError):
 
 
 def first_line(problem: BaseException | str) -> str:
-    """The first line of an exception or its text; the exception's name if it has no text."""
+    """The first line of an exception or its text, safe to print; the exception's name if it has no text."""
     text = str(problem).strip()
     if not text:
         return "no message" if isinstance(problem, str) else type(problem).__name__
-    return text.splitlines()[0]
+    return printable(text.splitlines()[0])
