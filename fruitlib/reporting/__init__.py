@@ -14,5 +14,7 @@ In: arrays and tables. Out: figures, which `style.save_figure` saves and shows, 
     photo_sheets      sheets of photographs, of heatmaps and of feature maps
     widgets           live curves, the live table, the Grad-CAM browser
     markup            foreign HTML made harmless
+    pictures          foreign pictures checked and made lighter
+    pages             an executed notebook -> what its page says
     site              executed notebooks -> an offline site
 """
