@@ -199,7 +199,7 @@ def class_counts(matrix: np.ndarray, class_names: list[str]) -> Axes:
     sns.barplot(table, x="class", y="photos", hue="kind", palette=list(TRUTH.values()), ax=ax)
     for bars in ax.containers:
         ax.bar_label(bars, fontsize=7 if many else 9)
-    names = named((class_names[place] for place in shown), 24 if many else 18 if len(shown) > 1 else 40)
+    names = named((class_names[place] for place in shown), 24 if many else 18)
     turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor", "fontsize": 9} if many else {}
     ax.set_xticks(range(len(shown)), names, **turned)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
