@@ -4,6 +4,7 @@ No figure is larger than a page can show, whatever the number of classes, and no
 """
 
 import functools
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -32,6 +33,7 @@ def use_style() -> None:
     plt.rcParams["text.parse_math"] = False  # a $ in a class name is a $
     plt.rcParams["font.family"] = [BASE]  # `labels` adds others as names need them
     warnings.filterwarnings("ignore", "Glyph .* missing from font")  # `labels` says it once, and what to install
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
 
 
 def drawing(function: Callable) -> Callable:
