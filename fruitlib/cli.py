@@ -7,8 +7,9 @@ import signal
 import sys
 from pathlib import Path
 
-from fruitlib.core import files, progress, texts
+from fruitlib.core import files, progress
 from fruitlib.core.errors import InputError
+from fruitlib.core.texts import show
 
 RESUME_HINT = "Run the same command again: complete runs are kept, and a training resumes after its last epoch."
 
@@ -19,28 +20,25 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command(options)
     except InputError as problem:
-        return _fail(str(problem), 2)
+        show(f"fruitlib: {problem}", file=sys.stderr)
+        return 2
     except NotADirectoryError as problem:
-        return _fail(f"{problem.filename}: is a file where a folder is needed", 2)
+        show(f"fruitlib: {problem.filename}: is a file where a folder is needed", file=sys.stderr)
+        return 2
     except (PermissionError, FileExistsError) as problem:
-        return _fail(files.os_error_text(problem), 2)
+        show(f"fruitlib: {files.os_error_text(problem)}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing more is written at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as problem:
         if not files.is_disk_failure(problem):
             raise
-        return _fail(f"{files.os_error_text(problem)}: {RESUME_HINT}", 1)
+        show(f"fruitlib: {files.os_error_text(problem)}: {RESUME_HINT}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
-        print(file=sys.stderr)  # ends the terminal's ^C
-        return _fail(f"stopped. {RESUME_HINT}", 130)
-
-
-def _fail(text: str, code: int) -> int:
-    print(f"fruitlib: {texts.printable(text)}", file=sys.stderr)
-    return code
-
-
-def _say(*lines: str) -> None:
-    for line in lines:
-        print(texts.printable(line))  # names from files are in them
+        print(f"\nfruitlib: stopped. {RESUME_HINT}", file=sys.stderr)
+        return 130
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,7 +115,7 @@ def _report(options: argparse.Namespace) -> int:
     from fruitlib.reporting import site
 
     index = site.build_site(Path(options.sweep).resolve())
-    _say(*site.left_out(index.parent), files.display_path(index))
+    show("\n".join([*site.left_out(index.parent), files.display_path(index)]))
     return 0
 
 
@@ -134,13 +132,13 @@ def _compare(options: argparse.Namespace) -> int:
         columns = dict(text.split("=", 1) for text in names)
         sides.append(compare.load_predictions(source, options.split, getattr(options, f"backend_{side}"), columns))
     pair = compare.match_photos(*sides)
-    _say(f"A: {pair.a.name}", f"B: {pair.b.name}", *wording.match_text(pair).splitlines(), "")
-    _say(*wording.comparison_text(compare.compare_pair(pair)).splitlines())
+    show(f"A: {pair.a.name}\nB: {pair.b.name}\n{wording.match_text(pair)}\n")
+    show(wording.comparison_text(compare.compare_pair(pair)))
     rows = compare.disagreements(pair).to_dict("records")
     for row in rows[:20]:
-        _say(f"  {row['path']}: {row['label']}; A says {row['a']}, B says {row['b']}")
+        show(f"  {row['path']}: {row['label']}; A says {row['a']}, B says {row['b']}")
     if len(rows) > 20:
-        _say(f"  and {len(rows) - 20} more")
+        print(f"  and {len(rows) - 20} more")
     return 0
 
 
@@ -149,16 +147,17 @@ def _check(options: argparse.Namespace) -> int:
 
     check = leakage.check_sweep(Path(options.sweep).resolve(), progress.meter("photos read"))
     for words, lines in (("ALARM", wording.alarm_lines(check)), ("look at", wording.note_lines(check))):
-        _say(*(f"{words}: {line}" for line in lines))
+        for line in lines:
+            show(f"{words}: {line}")
     if not check.alarming:
-        _say(f"{check.n} photos read: no validation or test photo is in training, and none has changed")
+        print(f"{check.n} photos read: no validation or test photo is in training, and none has changed")
     return int(check.alarming)
 
 
 def _draw(options: argparse.Namespace) -> int:
     from fruitlib.data import sources
 
-    _say(files.display_path(sources.ready(options.name)))
+    print(files.display_path(sources.ready(options.name)))
     return 0
 
 
@@ -166,7 +165,7 @@ def _fetch(options: argparse.Namespace) -> int:
     from fruitlib.data import fetch
 
     folder = fetch.fetch(options.name, options.url, options.to, progress=progress.meter("objects received"))
-    _say(f"in a params file: data: {folder if options.to else options.name}")
+    print(f"in a params file: data: {folder if options.to else options.name}")
     return 0
 
 

@@ -117,7 +117,9 @@ def read_csv(path: str | os.PathLike, **options):
     """The table in a file of `write_csv` (a pandas DataFrame); `options` are those of `pandas.read_csv`."""
     import pandas as pd
 
-    return _with_texts(pd.read_csv(path, **options), lambda text: text[1:] if _marked(text) else text)
+    table = pd.read_csv(path, **options)
+    table = table.copy() if table.shape[1] > 99 else table  # in one piece: pandas warns of a hundred pieces and more
+    return _with_texts(table, lambda text: text[1:] if _marked(text) else text)
 
 
 def _marked(text: str) -> bool:

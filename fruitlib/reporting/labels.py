@@ -12,6 +12,7 @@ from matplotlib.ft2font import FT2Font
 from fruitlib.core import texts
 
 BASE = "DejaVu Sans"  # comes with matplotlib: Latin, Greek, Cyrillic, Arabic, Hebrew, simple emoji
+BOXES = "Last Resort"  # comes with matplotlib: a box for every letter there is
 ZERO_WIDTH = "\u200b"
 EAST_ASIAN = {"HANGUL", "CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "FULLWIDTH", "HALFWIDTH", "IDEOGRAPHIC"}
 _unknown_scripts: set[str] = set()  # no font has them; said once
@@ -87,6 +88,7 @@ def _search(letter: str):
     """An installed font that has this letter: one needed before, one matplotlib knows, or one installed since."""
     known = [font for font in font_manager.fontManager.ttflist if font.name in _found]
     known += sorted(font_manager.fontManager.ttflist, key=_preference)
+    known = [font for font in known if not font.name.startswith(BOXES)]
     font = next((font for font in known if _has(font.fname, letter)), None)
     if font is None and _add_new_fonts():
         listed = {font.fname for font in known}

@@ -251,7 +251,10 @@ def font_with(letter: str, path) -> None:
 @pytest.fixture
 def fonts(monkeypatch):
     """No font but matplotlib's own is installed, until one is added to this list."""
-    installed, own = [], [font for font in font_manager.fontManager.ttflist if font.name == labels.BASE]
+    installed, own = (
+        [],
+        [font for font in font_manager.fontManager.ttflist if font.name.startswith((labels.BASE, "Last"))],
+    )
     monkeypatch.setattr(font_manager.fontManager, "ttflist", own)
     monkeypatch.setattr(font_manager, "findSystemFonts", lambda: list(installed))
     monkeypatch.setattr(labels, "_found", {})
