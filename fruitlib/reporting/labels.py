@@ -86,20 +86,22 @@ def _base_file() -> str:
 
 def _search(letter: str):
     """An installed font that has this letter: one needed before, one matplotlib knows, or one installed since."""
-    known = [font for font in font_manager.fontManager.ttflist if font.name in _found]
-    known += sorted(font_manager.fontManager.ttflist, key=_preference)
-    known = [font for font in known if not font.name.startswith(BOXES)]
-    font = next((font for font in known if _has(font.fname, letter)), None)
-    if font is None and _add_new_fonts():
-        listed = {font.fname for font in known}
-        new = [font for font in font_manager.fontManager.ttflist if font.fname not in listed]
-        font = next((font for font in sorted(new, key=_preference) if _has(font.fname, letter)), None)
-    return font
+    return _first_with(letter) or (_first_with(letter) if _add_new_fonts() else None)
 
 
-def _preference(font) -> tuple:
-    """Upright and regular first, then Noto's sans serif."""
-    return font.style != "normal", str(font.weight) not in ("400", "normal"), not font.name.startswith("Noto Sans")
+def _first_with(letter: str):
+    fonts = [font for font in font_manager.fontManager.ttflist if not font.name.startswith(BOXES)]
+    return next((font for font in sorted(fonts, key=_preference) if _has(font.fname, letter)), None)
+
+
+def _preference(font) -> tuple[bool, ...]:
+    """One that was needed before, then upright and regular ones, then Noto's sans serif."""
+    return (
+        font.name not in _found,
+        font.style != "normal",
+        str(font.weight) not in ("400", "normal"),
+        not font.name.startswith("Noto Sans"),
+    )
 
 
 def _add_new_fonts() -> bool:
