@@ -8,6 +8,7 @@ browser. This module decides which pages there are and what the index says, `pag
 import functools
 import json
 import math
+import os
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
@@ -43,11 +44,11 @@ def build_site(sweep_dir: Path, changed_only: bool = False) -> Path:
     """
     sweep_dir = resolve(sweep_dir)
     sweep = _read_sweep(sweep_dir)
-    folders = [path for path in _own(sweep_dir) if path.is_dir()]
+    folders = _folders(sweep_dir)
     pages = {path.name: write_folder(path, sweep["title"], path.name, changed_only) for path in folders}
     pages[""] = write_folder(sweep_dir, sweep["title"], "", changed_only)
     style = files("fruitlib.reporting").joinpath("assets/report.css").read_text("utf-8")
-    if _is_own(sweep_dir / "assets"):
+    if not (sweep_dir / "assets").is_symlink():
         write_text(sweep_dir / "assets/report.css", style)
     try:
         index = _template().render(root="", **_index(sweep_dir, sweep, pages))
@@ -60,24 +61,23 @@ def build_site(sweep_dir: Path, changed_only: bool = False) -> Path:
 
 
 def left_out(sweep_dir: Path) -> list[str]:
-    """A line for each link in a sweep's folder or in a run's: nothing is read or written through it."""
+    """A line for each link to a folder or notebook, in a sweep's folder or a run's: nothing goes through it."""
     sweep_dir = resolve(sweep_dir)
-    folders = [sweep_dir, *(path for path in _own(sweep_dir) if path.is_dir())]
-    found = [path for folder in folders for path in sorted(folder.iterdir()) if not _is_own(path)]
-    told = [path for path in found if path.suffix == ".ipynb" or path.is_dir()]
-    return [
-        f"{path.relative_to(sweep_dir)} is a link and is left out: put the folder or file itself there" for path in told
-    ]
+    found = [path for folder in [sweep_dir, *_folders(sweep_dir)] for path in _links(folder)]
+    return [f"{path.relative_to(sweep_dir)} is a link and is left out: put what it leads to there" for path in found]
 
 
-def _is_own(path: Path) -> bool:
-    """Whether a path is no link: what is written there stays in its folder."""
-    return not path.is_symlink()
+def _links(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:  # many runs have many files: no look at each
+        links = [entry for entry in entries if entry.is_symlink()]
+        return sorted(Path(link.path) for link in links if link.name.endswith(".ipynb") or os.path.isdir(link.path))
 
 
-def _own(folder: Path) -> list[Path]:
-    """What lies in a folder, neither hidden nor a link, sorted."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".") and _is_own(path))
+def _folders(folder: Path) -> list[Path]:
+    """The folders in a folder, sorted; neither hidden ones nor links, which may lead out of it."""
+    with os.scandir(folder) as entries:
+        own = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+    return [folder / name for name in sorted(own) if not name.startswith(".")]
 
 
 def _short_index(sweep_dir: Path, pages: dict[str, list[Page]], reason: str) -> str:
@@ -139,7 +139,8 @@ def _fixed(value, digits: int) -> str:
 
 def write_folder(folder: Path, title: str, run: str, changed_only: bool = False) -> list[Page]:
     """The pages of a folder's notebooks, beside them; of the sweep `title`; `run` names it ("": the sweep itself)."""
-    pages = [notebooks.load(path) for path in _own(folder) if path.suffix == ".ipynb"]
+    found = [path for path in sorted(folder.glob("*.ipynb")) if not (path.name.startswith(".") or path.is_symlink())]
+    pages = [notebooks.load(path) for path in found]
     stamp = fingerprint(title, _appearance(), [[page.path.stem, _time(page.path)] for page in pages])
     shared = {"root": "../" if run else "", "title": title, "run": run, "pages": pages, "stamp": stamp}
     current = changed_only and all(_is_current(page.path.with_suffix(".html"), stamp) for page in pages)
@@ -181,7 +182,7 @@ def _appearance() -> str:
 
 def _is_current(page: Path, stamp: str) -> bool:
     """Whether a page was written from the notebooks as they are now."""
-    return page.is_file() and _is_own(page) and f'content="{stamp}"'.encode() in page.read_bytes()[:1000]
+    return page.is_file() and not page.is_symlink() and f'content="{stamp}"'.encode() in page.read_bytes()[:1000]
 
 
 # ---------------------------------------------------------------- the index
