@@ -5,6 +5,7 @@ No figure is larger than a page can show, whatever the number of classes, and no
 
 import functools
 import logging
+import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +63,7 @@ def drawing(function: Callable) -> Callable:
 def _not_drawn(name: str, problem: Exception) -> Figure:
     """A figure that says why there is no other one."""
     reason = f"{type(problem).__name__}: {first_line(problem)}"
-    print(f"figure {name} could not be drawn: {reason}")
+    print(f"figure {name} could not be drawn: {reason}", file=sys.stderr)
     figure = plt.figure(figsize=(8, 1))
     words = f"This figure could not be drawn ({label(name)}).\n{label(reason, 110)}"
     figure.text(0.01, 0.5, words, va="center", fontsize=10, color="#666666", parse_math=False)

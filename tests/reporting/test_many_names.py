@@ -100,7 +100,7 @@ def test_any_number_of_classes_with_any_names_is_drawn_in_bounds(classes, tmp_pa
         drawn = figures(classes)
         for name, figure in drawn.items():
             style.save_figure(getattr(figure, "figure", figure), tmp_path / f"{name}.png")
-    printed = capsys.readouterr().out
+    printed = capsys.readouterr().err
     assert "could not be drawn:" not in printed
     for name in drawn:
         width, height = size(tmp_path / f"{name}.png")
@@ -209,7 +209,7 @@ def test_a_figure_that_cannot_be_drawn_says_why_and_nothing_stops(problem, tmp_p
     figure = accuracy()
     style.save_figure(figure.figure, tmp_path / "a.png")
     assert size(tmp_path / "a.png")[0] > 300 and not plt.get_fignums()
-    assert f"figure accuracy could not be drawn: {type(problem).__name__}: " in capsys.readouterr().out
+    assert f"figure accuracy could not be drawn: {type(problem).__name__}: " in capsys.readouterr().err
 
 
 def test_a_figure_that_cannot_be_saved_is_replaced_and_a_huge_one_is_made_smaller(tmp_path, capsys):
@@ -219,7 +219,7 @@ def test_a_figure_that_cannot_be_saved_is_replaced_and_a_huge_one_is_made_smalle
     figure = plt.figure()
     figure.draw_without_rendering = lambda: 1 / 0
     style.save_figure(figure, tmp_path / "broken.png")
-    assert "figure broken could not be drawn: ZeroDivisionError" in capsys.readouterr().out
+    assert "figure broken could not be drawn: ZeroDivisionError" in capsys.readouterr().err
     assert size(tmp_path / "broken.png")[0] > 300 and not plt.get_fignums()
 
 
