@@ -5,6 +5,7 @@ browser. This module decides which pages there are and what the index says, `pag
 `assets/report.html.j2` decides how, and escapes every value on the way. Nothing is read or written through links.
 """
 
+import contextlib
 import functools
 import json
 import math
@@ -68,9 +69,10 @@ def left_out(sweep_dir: Path) -> list[str]:
 
 
 def _links(folder: Path) -> list[Path]:
-    with os.scandir(folder) as entries:  # many runs have many files: no look at each
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:  # many runs have many files: no look at each
         links = [entry for entry in entries if entry.is_symlink()]
         return sorted(Path(link.path) for link in links if link.name.endswith(".ipynb") or os.path.isdir(link.path))
+    return []  # it is gone, or closed to us
 
 
 def _folders(folder: Path) -> list[Path]:
