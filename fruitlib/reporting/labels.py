@@ -39,6 +39,7 @@ def shortened(text: str, letters: int) -> str:
     """`text`, or its beginning and end with `…` between them; an East Asian letter counts as two."""
     if len(text) * 2 <= letters or sum(map(_width, text)) <= letters:
         return text
+    text = text if len(text) <= 20 * letters else text[: 10 * letters] + text[-10 * letters :]
     back = _beginning(text[::-1], (letters - 1) // 3)[::-1]
     while back and _width(back[0]) == 0:  # an accent without its letter
         back = back[1:]
@@ -54,6 +55,7 @@ def _beginning(text: str, letters: int) -> str:
 
 
 def _width(letter: str) -> int:
+    """0 for accents, joiners and variants of the letter before, 2 for an East Asian letter, else 1."""
     if unicodedata.category(letter) in ("Mn", "Me", "Cf"):
         return 0
     return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
@@ -63,7 +65,13 @@ def find_fonts(text: str) -> None:
     """Add fonts to matplotlib's list of families until it has every letter of `text`, as far as any is installed."""
     for letter in set(text):
         script = _script(letter)
-        if letter.isascii() or letter.isspace() or script in _unknown_scripts or _has(_base_file(), letter):
+        if (
+            letter.isascii()
+            or letter.isspace()
+            or not _width(letter)
+            or script in _unknown_scripts
+            or _has(_base_file(), letter)
+        ):
             continue
         family = plt.rcParams["font.family"]
         if any(_has(file, letter) for name, file in _found.items() if name in family):

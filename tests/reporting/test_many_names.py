@@ -162,6 +162,7 @@ def test_a_matrix_has_numbers_as_long_as_they_can_be_read(classes, numbers):
         ("_unknown", 9, "\u200b_unknown"),
         ("a\x1b[31mb", 20, "a\\x1b[31mb"),
         ("", 5, ""),
+        ("a" + "\u0301" * 999 + "bcdefgh", 6, "a" + "\u0301" * 112 + "bcd…h"),
         (7, 5, "7"),
     ],
 )
@@ -291,7 +292,7 @@ def test_where_no_font_has_the_letters_a_line_says_once_what_to_install(fonts, t
     assert capsys.readouterr().out == line
 
 
-@pytest.mark.parametrize("text", ["apple", "Äpfel", "яблоко", "μήλο", "تفاح", "תפוח", "😀 → ½ ’"])
+@pytest.mark.parametrize("text", ["apple", "Äpfel", "яблоко", "μήλο", "تفاح", "תפוח", "😀 → ½ ’", "❤\ufe0f e\u0301"])
 def test_what_the_font_of_matplotlib_has_needs_no_other(fonts, text, capsys):
     labels.label(text)
     assert capsys.readouterr().out == "" and plt.rcParams["font.family"] == [labels.BASE]
