@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fruitlib.core import files
 from fruitlib.core.errors import InputError
+from fruitlib.core.texts import show
 from fruitlib.data import splits
 from fruitlib.kernels import kernelspec
 from fruitlib.runs.run import OUTCOME, Run
@@ -48,7 +49,7 @@ def run_sweep(params_file: Path, data: str | None = None, options: Options = Opt
     checks.check_plan(plan)
     count = plan.search.trials if plan.search else len(plan.runs)
     number = f"{count} {'trial' if plan.search else 'run'}{'s' * (count > 1)}"
-    print(f"{plan.title}\n{number} in {files.display_path(sweep_dir)}, photos: {plan.config.data}", flush=True)
+    show(f"{plan.title}\n{number} in {files.display_path(sweep_dir)}, photos: {plan.config.data}")
     with Terminal(plan, sweep_dir) as progress:
         checks.check_class_count(plan, progress.photos)
         executor, placed = _executor(plan, options, count, progress)
@@ -57,7 +58,7 @@ def run_sweep(params_file: Path, data: str | None = None, options: Options = Opt
             kernel.warm_up()
         else:
             files.remove_stale_partials(sweep_dir)
-        splits.prepare_manifest(plan.config, sweep_dir, progress.photos)
+        splits.prepare_manifest(plan.config, sweep_dir, progress.photos, progress.say)
         driver = Driver(plan, sweep_dir, progress, Engine(executor, sweep_dir, kernel.name, progress.say))
         return driver.run()
 
@@ -141,8 +142,8 @@ class Driver:
         self.progress.close()
         print_results(self.plan, self.sweep_dir, sweep_summary)
         for failure in self.failures:
-            print(f"\nfailed: {failure}")
-        print(f"\nreport: {files.display_path(self.sweep_dir / 'index.html')}")
+            show(f"\nfailed: {failure}")
+        show(f"\nreport: {files.display_path(self.sweep_dir / 'index.html')}")
         return int(
             bool(self.failures) or any(state["error"] and state["state"] != "pruned" for state in self.states.values())
         )

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fruitlib.core import files
+from fruitlib.core.texts import printable, show
 from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.selection import SelectionOptimism
 from fruitlib.evaluation.sweep_answers import load_effects
@@ -36,7 +37,7 @@ def table(status: SweepStatus, rows: int) -> Table:
         drawn.add_column(name, justify="left" if column in ("run", "state") else "right", **plain)
     for run in shown:
         name, state, *rest = run.row
-        drawn.add_row(Text(name), Text(state, COLOURS.get(run.state, "")), *map(Text, rest))
+        drawn.add_row(Text(printable(name)), Text(state, COLOURS.get(run.state, "")), *map(Text, rest))
     if len(status.runs) > len(shown):
         drawn.add_row(Text(f"… and {len(status.runs) - len(shown)} more", "bright_black"))
     return drawn
@@ -78,8 +79,8 @@ class Terminal:
         self.doing = f"photos {done}/{total}" if done < total else ""
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
-        self._console.print(Text(text))
+        """Print a line that stays; what would steer the terminal is shown."""
+        self._console.print(Text(printable(text)))
 
     def _watch(self) -> None:
         printed = time.monotonic()
@@ -122,23 +123,23 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         photos = "photos, each predicted by a fold's model"
     if len(shown):
         width = max(map(len, shown["name"]))
-        print(
+        show(
             f"\n  {'run':{width}}  macro-F1  accuracy (95 % interval)  training   on {int(shown['n'].iloc[0])} {photos}"
         )
     for row in _best_first(shown, plan, summary["chosen"]):
         interval = f"{row['accuracy']:.3f} ({row['accuracy_low']:.2f}–{row['accuracy_high']:.2f})"
         star = "*" if row["name"] == summary["chosen"] else " "
         seconds = f"{row['train_seconds']:.0f} s" if row["train_seconds"] >= 0 else "unfinished"
-        print(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
+        show(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
     if summary.get("population"):
-        print(f"\n{summary['population']}")
+        show(f"\n{summary['population']}")
     for line in leading_effects_text(load_effects(sweep_dir), plan.choose_by):
-        print("\n" + line.replace("\n", "\n    "))
+        show("\n" + line.replace("\n", "\n    "))
     if summary["shipped"] in set(table["run"]):  # another sweep on this folder may have written the table since
-        print(f"\n* {_shipped(table.set_index('run').loc[summary['shipped']], summary)}")
+        show(f"\n* {_shipped(table.set_index('run').loc[summary['shipped']], summary)}")
     for run in summary["runs"]:
         if run["error"] and run["state"] != "pruned":
-            print(f"\nfailed: {run['name']}: {run['error']}")
+            show(f"\nfailed: {run['name']}: {run['error']}")
 
 
 def _shipped(row: pd.Series, summary: dict) -> str:
