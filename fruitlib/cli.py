@@ -114,7 +114,8 @@ def _sweep(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from fruitlib.reporting import site
 
-    print(files.display_path(site.build_site(Path(options.sweep).resolve())))
+    index = site.build_site(Path(options.sweep).resolve())
+    show("\n".join([*site.left_out(index.parent), files.display_path(index)]))
     return 0
 
 

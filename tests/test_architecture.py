@@ -78,7 +78,7 @@ SCIPY = ("calibration", "crossed", "intervals", "learning_curve", "significance"
         ("pytorch_grad_cam", {"explain.gradcam"}),
         ("onnxruntime.quantization", {"deploy.quantize"}),
         ("seaborn", {"reporting.style", "reporting.metrics_figures"}),
-        ("nbconvert", {"reporting.site"}),
+        ("nbconvert", {"reporting.pages"}),
         ("filelock", {"core.files"}),
         ("cv2", {"data.preprocess", "data.augment", "data.rgb"}),
         ("imagehash", {"data.photo_checks"}),

@@ -6,7 +6,7 @@ from fruitlib.core.texts import printable
 
 
 class InputError(ValueError):
-    """Something a person can put right; in one line: where, what is wrong, what to do.
+    """Something a person can put right; in one line, safe to print: where, what is wrong, what to do.
 
     Attributes:
         message: what is wrong, and what to do.
@@ -32,8 +32,8 @@ class InputError(ValueError):
 
 
 def first_line(problem: BaseException | str) -> str:
-    """The first line of an exception or its text; the exception's name if it has no text."""
+    """The first line of an exception or its text, safe to print; the exception's name if it has no text."""
     text = str(problem).strip()
     if not text:
         return "no message" if isinstance(problem, str) else type(problem).__name__
-    return text.splitlines()[0]
+    return printable(text.splitlines()[0])

@@ -1,6 +1,7 @@
 """Paths, atomic writes, locks, fingerprints."""
 
 import contextlib
+import csv
 import errno
 import glob
 import hashlib
@@ -125,10 +126,50 @@ def write_json(path: str | os.PathLike, value) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+# What a spreadsheet computes ("CSV injection" by OWASP, with its full-width signs); not a number, which stays one.
+_FORMULA = re.compile(r"'*(?![+-]?[\d.,]+(e[+-]?\d+)?$)\s*[=+@\t\r\n\uff0b\uff0d\uff1d\uff20-]", re.IGNORECASE)
+_FIRST = frozenset("'=+-@\uff0b\uff0d\uff1d\uff20 \t\r\n\v\f\u00a0")  # how such a text may begin
+
+
 def write_csv(path: str | os.PathLike, table) -> None:
-    """Write a table (a pandas DataFrame) without its index, atomically."""
+    """Write a table (a pandas DataFrame) without its index, atomically; `read_csv` reads it.
+
+    A text that a spreadsheet would compute, such as a class named `=1+2`, has an apostrophe in front in the file, also
+    as the name of a column. Numbers stay, and texts that are numbers.
+    """
+    table = _with_texts(table, lambda text: f"'{text}" if _FORMULA.match(text) else text)
+    broken = any("\r" in text for _, values in _text_columns(table) for text in values if isinstance(text, str))
+    quoting = csv.QUOTE_NONNUMERIC if broken else csv.QUOTE_MINIMAL  # a lone \r would end the row
     with replacing(path) as partial:
-        table.to_csv(partial, index=False)
+        table.to_csv(partial, index=False, quoting=quoting)
+
+
+def read_csv(path: str | os.PathLike, **options):
+    """The table in a file of `write_csv` (a pandas DataFrame); `options` are those of `pandas.read_csv`."""
+    import pandas as pd
+
+    table = pd.read_csv(path, **options)
+    table = table.copy() if table.shape[1] > 99 else table  # in one piece: pandas warns of a hundred pieces and more
+    return _with_texts(table, lambda text: text[1:] if _marked(text) else text)
+
+
+def _marked(text: str) -> bool:
+    return text.startswith("'") and _FORMULA.match(text) is not None
+
+
+def _text_columns(table) -> list[tuple[int, list]]:
+    """(place, values) of the columns that may hold texts."""
+    return [(at, table.iloc[:, at].tolist()) for at, kind in enumerate(table.dtypes) if kind.kind == "O"]
+
+
+def _with_texts(table, change):
+    """`table` with `change` applied to texts that may begin a formula, names of columns among them."""
+    table = table.rename(columns=lambda name: change(name) if isinstance(name, str) else name)
+    for at, values in _text_columns(table):
+        found = [row for row, value in enumerate(values) if isinstance(value, str) and value[:1] in _FIRST]
+        if changes := {row: text for row in found if (text := change(values[row])) != values[row]}:
+            table.isetitem(at, [changes.get(row, value) for row, value in enumerate(values)])
+    return table
 
 
 class Locked(Exception):

@@ -118,7 +118,8 @@ def _neighbours(labels: torch.Tensor) -> int:
 def summary(labels: torch.Tensor, class_names: list[str], method: str, augment_to: int = 0) -> str:
     """What a method makes of these photos, in one line: how many of each class an epoch goes over, and any limit."""
     counts = torch.bincount(labels[slots(labels, method, augment_to)], minlength=len(class_names)).tolist()
-    each = ", ".join(f"{name} {count}" for name, count in zip(class_names, counts, strict=True))
+    each = [f"{name} {count}" for name, count in zip(class_names, counts, strict=True)]
+    each = ", ".join(each[:20]) + (f" and {len(each) - 20:,} other classes" if len(each) > 20 else "")
     text = f"balance {method}: {METHODS[method]}; an epoch has {sum(counts)} ({each}) from {len(labels)} photos"
     if method == "class_weights":
         weights = zip(class_names, class_weights(labels, len(class_names)).tolist(), strict=True)

@@ -294,7 +294,7 @@ def load_manifest(sweep_dir: Path) -> pd.DataFrame:
     if not (sweep_dir / "manifest.csv").is_file():
         raise InputError(f"{files.display_path(sweep_dir)}: no manifest.csv; execute 01_split first")
     texts = dict.fromkeys(set(COLUMNS) - {"width", "height", "bits"}, str)
-    return pd.read_csv(sweep_dir / "manifest.csv", dtype=texts, keep_default_na=False)
+    return files.read_csv(sweep_dir / "manifest.csv", dtype=texts, keep_default_na=False)
 
 
 def load_record(sweep_dir: Path) -> dict:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from fruitlib.core import config as configs
+from fruitlib.core import files
 from fruitlib.core.errors import InputError
 from fruitlib.evaluation import intervals
 from fruitlib.evaluation.wording import plural, plural_of
@@ -126,7 +127,7 @@ def load_photos(run: Run) -> pd.DataFrame:
     path = run.path / PHOTOS_FILE
     if not path.is_file() or not (run.path / "export.json").is_file():
         return pd.DataFrame(columns=["path", "label", "torch", "int8"])
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+    return files.read_csv(path, dtype=str, keep_default_na=False)
 
 
 def sibling_folds(run: Run) -> list[Run]:

@@ -263,9 +263,9 @@ def _ranked(folder: Path) -> tuple[list[str], bool]:
     sweep = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
     folds = (folder / "results_oof.csv").is_file() and (folder / POOLED).is_file()
     if folds:
-        table, key = pd.read_csv(folder / "results_oof.csv"), "combination"
+        table, key = files.read_csv(folder / "results_oof.csv"), "combination"
     else:
-        table, key = pd.read_csv(folder / "results.csv", dtype={"run": str}), "run"
+        table, key = files.read_csv(folder / "results.csv", dtype={"run": str}), "run"
         made = {run["name"] for run in sweep["runs"] if "stages" in run}
         table = table[(table["state"] == "complete") & ~table["run"].isin(made)]
     by = sweep.get("choose_by", "macro_f1")

@@ -113,7 +113,7 @@ def _a_fold(run: Run) -> Run:
     path, (combination, _, ship) = run.sweep_dir / POOLED, run.name.rpartition("ship=")
     if ship not in ("refit", "ensemble") or not path.is_file():
         return run
-    folds = pd.read_csv(path, usecols=["combination", "run"], dtype=str, keep_default_na=False)
+    folds = files.read_csv(path, usecols=["combination", "run"], dtype=str, keep_default_na=False)
     folds = folds.loc[folds["combination"] == (combination.removesuffix(",") or "run"), "run"]
     return Run(run.sweep_dir / folds.iloc[0]) if len(folds) else run
 

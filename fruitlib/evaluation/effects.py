@@ -258,7 +258,7 @@ def at_best_lr(
 def load_importances(sweep_dir: Path) -> pd.DataFrame:
     """Optuna's importances of a search (setting, importance), from `importances.csv`; empty without it."""
     path = sweep_dir / "importances.csv"
-    table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["setting", "importance"])
+    table = files.read_csv(path) if path.is_file() else pd.DataFrame(columns=["setting", "importance"])
     if not {"setting", "importance"} <= set(table):
         raise InputError(f"{files.display_path(path)}: wanted the columns setting and importance")
     return table.sort_values("importance", ascending=False, ignore_index=True)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fruitlib.core import files
 from fruitlib.evaluation import crossed, intervals
 from fruitlib.evaluation.study import Study
 from fruitlib.runs.run import Run
@@ -92,5 +93,5 @@ def _read(folder: Path) -> pd.DataFrame:
 @lru_cache(maxsize=4096)
 def _read_once(path: Path, stamp: int) -> pd.DataFrame:
     """As the file was at `stamp`: a sweep asks again after every run."""
-    table = pd.read_csv(path, usecols=["path", "label", "predicted"], dtype=str, keep_default_na=False)
+    table = files.read_csv(path, usecols=["path", "label", "predicted"], dtype=str, keep_default_na=False)
     return table.drop_duplicates("path").set_index("path")

@@ -69,12 +69,12 @@ def load_predictions(
 def combinations(folder: Path) -> list[str]:
     """Those with pooled predictions in a sweep's folder."""
     path = folder / POOLED
-    return pd.read_csv(path, dtype=str)["combination"].unique().tolist() if path.is_file() else []
+    return files.read_csv(path, dtype=str)["combination"].unique().tolist() if path.is_file() else []
 
 
 def load_pooled(sweep_dir: Path, combination: str) -> Predictions:
     """The out-of-fold predictions of a combination; of several repeats the first."""
-    table = pd.read_csv(sweep_dir / POOLED, dtype=str, keep_default_na=False)
+    table = files.read_csv(sweep_dir / POOLED, dtype=str, keep_default_na=False)
     own = table[(table["combination"] == combination) & (table["repeat"] == table["repeat"].min())]
     run = Run(sweep_dir / own["run"].iloc[0])
     own = own.drop(columns=["combination", "run", "trained", "repeat", "fold"])
@@ -91,7 +91,7 @@ def _read(path: Path, source: str) -> pd.DataFrame:
                 first = file.readline()
             separator = max(",;\t", key=first.count)
             options = {"dtype": str, "keep_default_na": False, "index_col": False, "encoding": "utf-8-sig"}
-            return pd.read_csv(path, sep=separator, **options).fillna("")
+            return files.read_csv(path, sep=separator, **options).fillna("")
     except pd.errors.ParserWarning:
         raise InputError(f"{source}: a row has more fields than the header: put text with a comma in quotes") from None
     except ValueError as problem:  # of which pandas' parsing errors and undecodable bytes are kinds

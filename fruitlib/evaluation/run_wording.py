@@ -10,6 +10,8 @@ from fruitlib.evaluation.calibration import FEWEST_PHOTOS, Calibration, Gap
 from fruitlib.evaluation.prevalence import Accuracies, PriorShift
 from fruitlib.evaluation.wording import plural, plural_of
 
+LISTED = 20  # classes named in a sentence, at most
+
 
 def _speaks_of(judged: Gap | Answering, word: str) -> str:
     """`on new varieties: 8 varieties, 960 photos` or `on new photos: 30 photos`."""
@@ -20,7 +22,8 @@ def _speaks_of(judged: Gap | Answering, word: str) -> str:
 
 def shares_text(accuracies: Accuracies, shares: Sequence[float], class_names: Sequence[str]) -> str:
     """Accuracy at equal class shares, and with its interval at those where the model is used."""
-    where = ", ".join(f"{name} {share:.0%}" for name, share in zip(class_names, shares, strict=True))
+    each = [f"{name} {share:.0%}" for name, share in zip(class_names, shares, strict=True)]
+    where = ", ".join(each[:LISTED]) + (f" and {len(each) - LISTED:,} other classes" if len(each) > LISTED else "")
     interval = f"95 % interval {accuracies.low:.2f}–{accuracies.high:.2f}"
     return (
         f"accuracy {accuracies.equal:.2f} at equal class shares; {accuracies.used:.2f} ({interval}) where used: {where}"

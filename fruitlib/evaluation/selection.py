@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from fruitlib.core import files
 from fruitlib.core.errors import InputError
 from fruitlib.evaluation.intervals import units_of
 from fruitlib.evaluation.study import Study, load_study
@@ -127,7 +128,7 @@ def _pooled_correct(study: Study) -> pd.DataFrame:
     path = study.folder / POOLED
     if not path.is_file():
         return pd.DataFrame()
-    table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    table = files.read_csv(path, dtype=str, keep_default_na=False)
     right = (table["predicted"] == table["label"]).astype(float)
     wide = right.groupby([table["path"], table["label"], table["combination"]]).mean().unstack()
     return wide if wide.notna().all(axis=None) else wide[:0]

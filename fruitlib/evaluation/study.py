@@ -65,7 +65,7 @@ def load_study(sweep_dir: Path, measure: str = "") -> Study:
         listed = {
             run["name"]: run["settings"] for run in sweep["runs"] if "stages" not in run
         }  # stages: made to be shipped
-        table = pd.read_csv(sweep_dir / "results.csv", dtype={"run": str})
+        table = files.read_csv(sweep_dir / "results.csv", dtype={"run": str})
     else:
         listed, table = _by_hand(sweep_dir)
     return build_study(sweep_dir, table, listed, measure or sweep.get("choose_by") or SCORES[0])

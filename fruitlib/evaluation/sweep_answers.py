@@ -45,7 +45,7 @@ def write_effects(study: Study) -> pd.DataFrame:
 def load_effects(sweep_dir: Path) -> pd.DataFrame:
     """What `write_effects` wrote; empty without the file."""
     path = sweep_dir / INSIGHT
-    table = pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    table = files.read_csv(path) if path.is_file() else pd.DataFrame()
     return table if "findable" in table else pd.DataFrame()  # or written before answers spoke of new groups
 
 

@@ -2,7 +2,8 @@
 
 In: arrays and tables. Out: figures, which `style.save_figure` saves and shows, and HTML pages. Read `style` first.
 
-    style             one look for all figures; saving
+    labels            names as they stand in figures: short, harmless, in a font that has their letters
+    style             one look for all figures; saving; a figure that fails stops nothing
     split_figures     01: how the photos are divided
     training_figures  02: curves of a training, the learning rate finder
     metrics_figures   03, 06: intervals, confusion, reliability, thresholds, groups
@@ -14,5 +15,7 @@ In: arrays and tables. Out: figures, which `style.save_figure` saves and shows, 
     photo_sheets      sheets of photographs, of heatmaps and of feature maps
     widgets           live curves, the live table, the Grad-CAM browser
     markup            foreign HTML made harmless
+    pictures          foreign pictures checked and made lighter
+    pages             an executed notebook -> what its page says
     site              executed notebooks -> an offline site
 """

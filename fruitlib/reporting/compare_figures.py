@@ -8,13 +8,15 @@ from matplotlib.figure import Figure
 
 from fruitlib.core.errors import InputError
 from fruitlib.evaluation.compare import Pair
-from fruitlib.reporting.style import COLOURS
+from fruitlib.reporting.labels import label
+from fruitlib.reporting.style import COLOURS, drawing
 from fruitlib.runs.run import Run
 
 SIDES = {"a": COLOURS["train"], "b": COLOURS["val"]}
 MAX_BARS = 6  # classes that have bars for a photo, where there are more
 
 
+@drawing
 def two_by_two(table: np.ndarray) -> Axes:
     """Photos by whether A (rows) and B (columns) are right, (2, 2); only the two framed fields show a difference."""
     figure, ax = plt.subplots(figsize=(4.4, 3.4))
@@ -34,6 +36,7 @@ def two_by_two(table: np.ndarray) -> Axes:
     return ax
 
 
+@drawing
 def differences(rows: dict[str, tuple[float, float, float]], units: str, significant: bool = True) -> Axes:
     """B less A, a row per measure (value, low, high), in points.
 
@@ -63,6 +66,7 @@ def differences(rows: dict[str, tuple[float, float, float]], units: str, signifi
     return ax
 
 
+@drawing
 def disagreements(
     table: pd.DataFrame, class_names: list[str], photos: np.ndarray | None = None, heats: dict[str, list] | None = None
 ) -> Figure:
@@ -103,15 +107,15 @@ def _bars(ax: Axes, record: dict, class_names: list[str]) -> None:
         values = np.array([record.get(f"p_{side}_{name}", np.nan) for name in names], float)
         if np.isfinite(values).any():
             ax.barh(rows + shift, np.nan_to_num(values), height=0.38, color=SIDES[side])
-        text = f"{side.upper()}: {_short(record[side], 34)}" + " (right)" * (record[side] == record["label"])
+        text = f"{side.upper()}: {label(record[side], 34)}" + " (right)" * (record[side] == record["label"])
         _over(ax, text, 15 if side == "a" else 4, color=SIDES[side], fontweight="bold")
     path = str(record["path"])
-    name = path if len(path) < 44 else f"…{path[-42:]}"
-    _over(ax, f"{name}\nis {_short(record['label'], 42)}", 27)
+    name = label(path if len(path) < 44 else f"…{path[-42:]}", 60)
+    _over(ax, f"{name}\nis {label(record['label'], 42)}", 27)
     if not ax.containers:  # neither side has probabilities
         ax.axis("off")
         return
-    ax.set(yticks=rows, yticklabels=[_short(name, 20) for name in names], xlim=(0, 1.02), ylim=(len(rows) - 0.5, -0.5))
+    ax.set(yticks=rows, yticklabels=[label(name, 20) for name in names], xlim=(0, 1.02), ylim=(len(rows) - 0.5, -0.5))
     ax.tick_params(labelsize=8)
     ax.spines[["top", "right"]].set_visible(False)
 
@@ -127,10 +131,6 @@ def _strongest(record: dict, class_names: list[str]) -> list[str]:
     values = [np.nanmax([record.get(f"p_{side}_{name}", np.nan) for side in "ab"] + [-1]) for name in class_names]
     order = sorted(range(len(class_names)), key=lambda i: (class_names[i] not in always, -values[i]))
     return [class_names[i] for i in sorted(order[:MAX_BARS])]
-
-
-def _short(text: str, letters: int) -> str:
-    return text if len(text) <= letters else f"{text[: letters - 1]}…"
 
 
 def disagreement_heatmaps(pair: Pair, shown: pd.DataFrame) -> tuple[np.ndarray, dict[str, list]] | None:

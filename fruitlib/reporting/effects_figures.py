@@ -13,14 +13,17 @@ from fruitlib.evaluation import study
 from fruitlib.evaluation.effects import pareto_front
 from fruitlib.evaluation.effects_wording import COST_NAMES, learning_curve_text, measure_name, measure_scale
 from fruitlib.evaluation.learning_curve import LearningCurve
-from fruitlib.reporting.style import COLOURS
+from fruitlib.reporting.labels import find_fonts, label
+from fruitlib.reporting.style import COLOURS, drawing
 
 SIGNIFICANT_COLOUR, OTHER_COLOUR, LINE_COLOUR = COLOURS["train"], "#8c8c8c", "#333333"
 DOT_COLOUR, BEST_COLOUR = COLOURS["train"], COLOURS["train"]
 MAX_ROWS, MAX_VALUES, MAX_NAMES = 24, 8, 6
+MAX_SETTINGS, MAX_WORDS, MAX_CURVES = 12, 20, 6  # panels, values that are words in a panel, learning curves
 LOG_RATIO = 30  # highest over lowest value, from which an axis is logarithmic
 
 
+@drawing
 def forest(effects: pd.DataFrame) -> Figure:
     """Effects, a panel per measure, from `effects.main_effects`; blue where significant.
 
@@ -74,13 +77,15 @@ def _focus(ax: Axes, table: pd.DataFrame) -> None:
     ax.set_xlim(-reach, reach)
 
 
+@drawing
 def means(results: pd.DataFrame, differs: Sequence[str], measure: str) -> Figure:
     """The mean of a measure for each value of each setting as a line, a dot per seed (or fold, or run).
 
     A setting with more than eight values that are numbers has a dot per run instead, on a log axis where they span
-    more than a factor of 30.
+    more than a factor of 30. The first 12 settings are shown, and of values that are words the first 20.
     """
-    settings, replicates = study.compared_settings(differs), [name for name in differs if name in study.REPLICATES]
+    every, replicates = study.compared_settings(differs), [name for name in differs if name in study.REPLICATES]
+    settings = every[:MAX_SETTINGS]
     columns = min(3, len(settings))
     lines = -(-len(settings) // columns)
     figure, axes = plt.subplots(lines, columns, figsize=(4.1 * columns, 3.2 * lines), sharey=True, squeeze=False)
@@ -100,13 +105,14 @@ def means(results: pd.DataFrame, differs: Sequence[str], measure: str) -> Figure
         ax.set_ylabel(unit)
     title = measure_name(measure)
     title = f"{title[0].upper()}{title[1:]} by value: a dot per {replicates[0] if replicates else 'run'}, and the mean"
+    title += f" ({len(settings)} of {len(every)} settings)" if len(settings) < len(every) else ""
     figure.suptitle(title, fontweight="bold", fontsize=12)
     figure.tight_layout()
     return figure
 
 
 def _means(ax: Axes, rows: pd.DataFrame, replicates: list[str], setting: str, values: list[str], measure: str) -> None:
-    kinds = rows[setting].map(study.value_text)
+    kinds, values = rows[setting].map(study.value_text), values[:MAX_WORDS]
     for at, value in enumerate(values):
         own = rows[kinds == value]
         dots = own.groupby(replicates)[measure].mean() if replicates else own[measure]
@@ -118,11 +124,13 @@ def _means(ax: Axes, rows: pd.DataFrame, replicates: list[str], setting: str, va
     ax.grid(axis="x", visible=False)
 
 
+@drawing
 def parallel(results: pd.DataFrame, settings: Sequence[str], measure: str) -> Figure:
     """Parallel coordinates: a line per run through its values of the settings, coloured by its score, best on top.
 
     Numbers that span more than a factor of 30, and lr, are on a log axis; words are spaced evenly.
     """
+    every, settings = settings, settings[:MAX_SETTINGS]
     rows = results[results[measure].notna()].sort_values(measure)
     scores = rows[measure].astype(float)
     places = {setting: _places(rows[setting], setting == "lr") for setting in settings}
@@ -148,13 +156,14 @@ def parallel(results: pd.DataFrame, settings: Sequence[str], measure: str) -> Fi
         range(len(settings) + 1), [*(_wrapped(setting, 16) for setting in settings), measure_name(measure)], fontsize=10
     )
     ax.axvline(len(settings), color=LINE_COLOUR, linewidth=1)
+    some = f" ({len(settings)} of {len(every)} settings)" if len(settings) < len(every) else ""
     for height in (0, 0.5, 1):
         ax.text(len(settings) + 0.04, height, f"{norm.inverse(height):.3f}", va="center", fontsize=9)
     ax.set(
         yticks=[],
         xlim=(-0.75, len(settings) + 0.4),
         ylim=(-0.06, 1.06),
-        title=f"{len(rows)} runs, a line each: the lighter, the better",
+        title=f"{len(rows)} runs, a line each: the lighter, the better{some}",
     )
     ax.grid(visible=False)
     for side in ax.spines.values():
@@ -187,8 +196,10 @@ def _places(values: pd.Series, log: bool) -> tuple[np.ndarray, list[tuple[float,
     return (at - low) / span, kept
 
 
+@drawing
 def importances(table: pd.DataFrame) -> Axes:
-    """Optuna's importances as bars, from `effects.load_importances`."""
+    """Optuna's importances as bars, from `effects.load_importances`; the 24 greatest."""
+    table = table.sort_values("importance", ascending=False, kind="stable").head(MAX_ROWS)
     _, ax = plt.subplots(figsize=(6.5, 1.2 + 0.38 * len(table)))
     bars = ax.barh([_wrapped(k, 34) for k in table["setting"]], table["importance"], color=DOT_COLOUR, height=0.6)
     ax.bar_label(bars, [f"{v:.2f}" for v in table["importance"]], padding=4, fontsize=9)
@@ -202,6 +213,7 @@ def importances(table: pd.DataFrame) -> Axes:
     return ax
 
 
+@drawing
 def trade_off(results: pd.DataFrame, costs: Sequence[str]) -> Figure:
     """Accuracy with its 95 % interval against each cost; runs on the Pareto front in blue, named below.
 
@@ -255,8 +267,10 @@ def _letter(number: int) -> str:
     return chr(65 + number % 26) + (str(number // 26) if number >= 26 else "")
 
 
+@drawing
 def learning_curves(curves: Sequence[LearningCurve], measure: str) -> Figure:
-    """A panel per `LearningCurve`: seeds as dots, means, the fit, and its band beyond the data."""
+    """A panel per `LearningCurve`, of 6 at most: seeds as dots, means, the fit, and its band beyond the data."""
+    every, curves = len(curves), curves[:MAX_CURVES]
     figure, axes = plt.subplots(1, len(curves), figsize=(6 * len(curves), 3.9), sharey=True, squeeze=False)
     for ax, curve in zip(axes[0], curves, strict=True):
         points, line = curve.points, curve.line
@@ -268,9 +282,15 @@ def learning_curves(curves: Sequence[LearningCurve], measure: str) -> Figure:
             ax.fill_between(line["photos"], line["low"], line["high"], color=LINE_COLOUR, alpha=0.15, linewidth=0)
             ax.axvline(points["photos"].max(), color=LINE_COLOUR, linewidth=1, linestyle=":", label="all photos")
         title = _wrapped(learning_curve_text(curve), 52)
-        ax.set(title=title, xlabel=f"training photos{curve.class_name and f' of {curve.class_name}'}", xlim=(0, None))
+        ax.set(
+            title=title,
+            xlabel=f"training photos{curve.class_name and f' of {label(curve.class_name)}'}",
+            xlim=(0, None),
+        )
     axes[0, 0].set_ylabel("validation " + measure_name(measure))
     axes[0, 0].legend(frameon=False, loc="lower right", fontsize=9)
+    if len(curves) < every:
+        figure.suptitle(f"{len(curves)} of {every:,} classes", fontsize=11)
     figure.tight_layout()
     return figure
 
@@ -292,8 +312,9 @@ def _log_if_wide(ax: Axes, numbers: Sequence[float]) -> None:
 
 def _wrapped(words: str, width: int) -> str:
     """Broken into lines after spaces, commas, `_` and `=`, so that names break between their parts."""
-    lines = [""]
-    for part in re.findall(r"[^_,= ]*[_,= ]+|[^_,= ]+", str(words)):
+    words, lines = str(words), [""]
+    find_fonts(words)
+    for part in re.findall(r"[^_,= ]*[_,= ]+|[^_,= ]+", words):
         if lines[-1] and len(lines[-1] + part.rstrip()) > width:
             lines.append("")
         lines[-1] += part

@@ -4,7 +4,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 
+from fruitlib.reporting.style import drawing
 
+
+@drawing
 def cost_bars(values: dict[str, float], title: str, xlabel: str, spread: dict[str, tuple] | None = None) -> Axes:
     """One bar a backend (size, latency); `spread` gives (low, high) for an error bar."""
     _, ax = plt.subplots(figsize=(6.5, 1.1 + 0.45 * len(values)))

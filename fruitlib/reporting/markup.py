@@ -6,52 +6,78 @@ from urllib.parse import unquote
 
 import nh3
 
+from fruitlib.reporting import pictures
+
 TAGS = """a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5
     h6 hr i img kbd li mark ol p pre s small span strong sub summary sup table tbody td tfoot th thead tr u ul"""
 ATTRIBUTES = "alt class colspan height href id open rowspan scope src start style title width"
 STYLES = {"background-color", "color", "font-style", "font-weight", "text-align", "width"}
 
 
-def clean_markup(markup: str, folder: Path) -> str:
-    """`markup` balanced, without anything that runs, loads from a network or leads nowhere."""
+def clean_markup(markup: str, folder: Path, root: Path | None = None) -> str:
+    """`markup` balanced, without anything that runs, loads from a network or leads nowhere.
+
+    Relative addresses are those of a page in `folder`, and may lead to files in `root` (None: in `folder`).
+    """
+    root = root or folder
 
     def filtered(tag: str, name: str, value: str) -> str | None:
         if name == "src":
-            kept = value.startswith("data:image/") or _local(value, folder)
-        elif name == "href":
-            kept = value.startswith("#") or _local(value, folder)
-        elif name == "style":  # a backslash can spell url( in other letters
-            kept = not re.search(r"\\|url\s*\(", value, re.IGNORECASE)
-        else:
-            kept = True
-        return value if kept else None
+            return _picture(value) if value.startswith("data:") else value if _local(value, folder, root) else None
+        if name == "href":
+            notebook = re.sub(r"[.]ipynb(?=#|$)", ".html", value)
+            kept = value.startswith("#") or _outside(value) or _local(notebook, folder, root)
+            return notebook if kept and tag == "a" else None
+        if name == "style":  # a backslash can spell url( in other letters
+            return None if re.search(r"\\|url\s*\(", value, re.IGNORECASE) else value
+        return value
 
-    markup = re.sub(r'(?is)<a class="anchor-link".*?</a>', "", markup)
-    markup = re.sub(r'(?is)<a\b[^>]*?\bhref="([^"]*)"[^>]*>(.*?)</a>', _anchor, markup)
-    return nh3.clean(
+    cleaned = nh3.clean(
         markup,
         tags=set(TAGS.split()),
         clean_content_tags={"script", "style"},  # what stands in them goes too
         attributes={"*": set(ATTRIBUTES.split())},
         attribute_filter=filtered,
         filter_style_properties=STYLES,
-        url_schemes={"data"},
+        url_schemes={"data", "http", "https"},
         link_rel=None,
-    ).strip()
+    )
+    return re.sub(r'(?s)<a((?: [\w-]+="[^"]*")*)>(.*?)</a>', _anchor, cleaned).strip()
 
 
-def _local(address: str, folder: Path) -> bool:
-    """Whether a relative address leads to a file that exists, or that this build writes."""
+def _outside(address: str) -> bool:
+    return re.match(r"(https?:)?//", address, re.IGNORECASE) is not None
+
+
+def _picture(address: str) -> str | None:
+    """A picture's `data:` address, checked; None where it is no picture."""
+    found = re.match(r"data:(image/[\w+.-]+);base64,", address)
+    if found is None or found[1] not in pictures.RASTER:
+        return None
+    try:
+        return pictures.embedded(found[1], address[found.end() :])
+    except pictures.NotShown:
+        return None
+
+
+def _local(address: str, folder: Path, root: Path) -> bool:
+    """Whether a relative address leads to a file in `root` that exists, or that this build writes."""
     if re.match(r"\s*([\w+.-]+:|[/\\])", address) or len(address) > 500:
         return False
-    target = folder / unquote(re.split("[?#]", address)[0])
-    source = target.parent / ("sweep.json" if target.name == "index.html" else f"{target.stem}.ipynb")
-    return target.exists() or (target.suffix == ".html" and source.exists())
+    try:
+        target = folder / unquote(re.split("[?#]", address)[0])
+        source = target.parent / ("sweep.json" if target.name == "index.html" else f"{target.stem}.ipynb")
+        there = target.exists() or (target.suffix == ".html" and source.exists())
+        return there and target.resolve().is_relative_to(root.resolve())
+    except (OSError, ValueError, RuntimeError):  # no name that a file could have, or a link to itself
+        return False
 
 
 def _anchor(link: re.Match) -> str:
-    """A link to a notebook leads to its page; an address elsewhere is printed, as on paper."""
-    address, text = link[1], link[2]
-    if re.match(r"(https?:)?//", address):
-        return text if address in text else f'{text} <span class="address">{address}</span>'
-    return f'<a href="{re.sub(r"[.]ipynb(?=#|$)", ".html", address)}">{text}</a>'
+    """A link to elsewhere is printed, as on paper, and nbconvert's links beside headings go."""
+    address, text = re.search(r' href="([^"]*)"', link[1]), link[2]
+    if ' class="anchor-link"' in link[1]:
+        return ""
+    if address is None or not _outside(address[1]):
+        return link[0]
+    return text if address[1] in text else f'{text} <span class="address">{address[1]}</span>'

@@ -15,13 +15,18 @@ from fruitlib.evaluation import calibration, intervals, metrics
 from fruitlib.evaluation.answering import Answering
 from fruitlib.evaluation.intervals import Share
 from fruitlib.evaluation.wording import plural_of
-from fruitlib.reporting.style import COLOURS
+from fruitlib.reporting.labels import label
+from fruitlib.reporting.labels import labels as named
+from fruitlib.reporting.style import COLOURS, ROWS, drawing, greatest, row_height
 
 MARKS = ("-", "--", "-.", ":")  # besides its colour, by which a class's line is known
 INKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito 2008
 GROUPS = 30  # shown, at most
+BARS, CURVES, LISTED = 20, 8, 7  # classes with bars, with curves, in a legend by colour
+NUMBERS, CELLS, PAIRS = 20, 60, 30  # classes of a matrix with numbers, and of one without; pairs in place of one
 
 
+@drawing
 def scores(rows: dict[str, tuple[float, float, float]], title: str, xlabel: str) -> Axes:
     """Named numbers with their intervals (value, low, high), one a row; no line where an interval is NaN."""
     _, ax = plt.subplots(figsize=(8, 1.1 + 0.5 * len(rows)))
@@ -31,10 +36,11 @@ def scores(rows: dict[str, tuple[float, float, float]], title: str, xlabel: str)
         ax.plot(value, row, "o", color=colour)
         ax.annotate(f"{value:.3f}", (value, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center")
     ax.set(title=title, xlabel=xlabel, xlim=(-0.03, 1.05), ylim=(len(rows) - 0.5, -0.8))
-    ax.set(yticks=range(len(rows)), yticklabels=list(rows))
+    ax.set(yticks=range(len(rows)), yticklabels=named(rows, 48))
     return ax
 
 
+@drawing
 def shares(rows: dict[str, Share], title: str, word: str = "group") -> Axes:
     """Named shares, one a row: a thin line for new groups (new photos, where none belong together), and a thick one for
     more photos of the same groups; `word` is what a group is called."""
@@ -47,10 +53,11 @@ def shares(rows: dict[str, Share], title: str, word: str = "group") -> Axes:
     groups = max((share.groups for share in rows.values()), default=0)
     of = f"new {plural_of(word)}; thick: these {plural_of(word)}" if groups else "new photos"
     ax.set(title=title, xlabel=f"accuracy, with 95 % interval: {of}", ylim=(len(rows) - 0.5, -0.7))
-    ax.set(yticks=range(len(rows)), yticklabels=list(rows), xlim=(-0.02, 1.02))
+    ax.set(yticks=range(len(rows)), yticklabels=named(rows, 48), xlim=(-0.02, 1.02))
     return ax
 
 
+@drawing
 def reliability(
     probs: np.ndarray, labels: np.ndarray, scaled: np.ndarray | None = None, weights: np.ndarray | None = None
 ) -> Figure:
@@ -82,6 +89,7 @@ def reliability(
     return figure
 
 
+@drawing
 def risk_coverage(alone: Answering) -> Axes:
     """Share wrong, with its 95 % upper bound, over the share answered, the most confident photos first.
 
@@ -103,66 +111,72 @@ def risk_coverage(alone: Answering) -> Axes:
     return ax
 
 
+@drawing
 def threshold_curves(curves: dict[str, dict]) -> Figure:
-    """ROC, precision over recall, and both rates over the threshold, per class, from `calibration.threshold_curves`."""
+    """ROC, precision over recall, and both rates over the threshold, per class, from `calibration.threshold_curves`.
+
+    Of more than 8 classes, the 8 with the lowest average precision.
+    """
+    names = list(curves)
+    shown = [names[place] for place in greatest([-curve["ap"] for curve in curves.values()], CURVES)]
     figure, (roc, pr, over) = plt.subplots(1, 3, figsize=(11, 3.9))
-    for number, (name, curve) in enumerate(curves.items()):
-        style = {"color": INKS[number % len(INKS)], "linestyle": MARKS[number % len(MARKS)], "linewidth": 2}
+    for number, key in enumerate(shown):
+        curve, name, threshold = curves[key], label(key, 24), curves[key]["threshold"]
+        colour, steps = INKS[number % len(INKS)], {"drawstyle": "steps-pre"}
+        style = {"color": colour, "linestyle": MARKS[number % len(MARKS)], "linewidth": 2}
         roc.plot(curve["false_alarms"], curve["recall_roc"], label=f"{name}, AUC {curve['auc']:.2f}", **style)
-        pr.plot(
-            curve["recall"], curve["precision"], label=f"{name}, AP {curve['ap']:.2f}", drawstyle="steps-pre", **style
-        )
-        over.plot(
-            curve["threshold"],
-            curve["recall"][:-1],
-            label=f"{name}: recall",
-            color=style["color"],
-            drawstyle="steps-pre",
-        )
-        over.plot(
-            curve["threshold"],
-            curve["precision"][:-1],
-            color=style["color"],
-            linestyle="--",
-            drawstyle="steps-pre",
-            alpha=0.8,
-        )
+        pr.plot(curve["recall"], curve["precision"], label=f"{name}, AP {curve['ap']:.2f}", **steps, **style)
+        over.plot(threshold, curve["recall"][:-1], color=colour, label=f"{name}: recall", **steps)
+        over.plot(threshold, curve["precision"][:-1], color=colour, linestyle="--", alpha=0.8, **steps)
     roc.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle=":")
     roc.set(title="ROC", xlabel="share of the others called it", ylabel="recall")
     pr.set(title="Precision and recall", xlabel="recall", ylabel="precision")
     over.set(title="Over the threshold", xlabel="least probability to be called it", ylabel="recall —, precision --")
     for ax in (roc, pr, over):
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
-    for ax in (roc, pr):
-        ax.legend(frameon=True, fontsize=8, loc="lower right" if ax is roc else "lower left")
-    over.legend(frameon=True, fontsize=8, loc="lower left")
+    if len(shown) > 4:  # no room for legends inside
+        handles, words = roc.get_legend_handles_labels()
+        words = [f"{w}, AP {curves[key]['ap']:.2f}" for w, key in zip(words, shown, strict=True)]
+        figure.legend(handles, words, loc="upper left", bbox_to_anchor=(0.02, 0), ncols=3, fontsize=8, frameon=False)
+    else:
+        roc.legend(frameon=True, fontsize=8, loc="lower right")
+        pr.legend(frameon=True, fontsize=8, loc="lower left")
+        over.legend(frameon=True, fontsize=8, loc="lower left")
+    if len(shown) < len(curves):
+        figure.suptitle(f"The {len(shown)} of {len(curves):,} classes with the lowest average precision", fontsize=11)
     figure.tight_layout()
     return figure
 
 
+@drawing
 def by_group(table: pd.DataFrame) -> Axes:
     """A dot for every group: the share of its photos that are right, with its Wilson interval; worst first.
 
-    `table` has a row per group: label, right, n; its index names them. 30 at most are shown.
+    `table` has a row per group: label, right, n; its index names them. 30 at most are shown. Their classes are told by
+    colour, of more than 7 by name.
     """
     shown = table.head(GROUPS)
-    classes = list(dict.fromkeys(sorted(table["label"])))
+    classes = list(dict.fromkeys(sorted(shown["label"])))
+    few = len(classes) <= LISTED
+    colours = dict(zip(classes, INKS, strict=False)) if few else dict.fromkeys(classes, INKS[0])
     _, ax = plt.subplots(figsize=(8, 1.2 + 0.27 * len(shown)))
-    for row, (right, n, label) in enumerate(zip(shown["right"], shown["n"], shown["label"], strict=True)):
-        colour = INKS[classes.index(label) % len(INKS)]
-        ax.plot(metrics.wilson(int(right), int(n)), [row, row], color=colour, linewidth=1.5, alpha=0.6)
-        ax.plot(right / n, row, "o", color=colour, markersize=5)
+    for row, (right, n, name) in enumerate(zip(shown["right"], shown["n"], shown["label"], strict=True)):
+        ax.plot(metrics.wilson(int(right), int(n)), [row, row], color=colours[name], linewidth=1.5, alpha=0.6)
+        ax.plot(right / n, row, "o", color=colours[name], markersize=5)
         ax.annotate(f"{right}/{n}", (1.02, row), xycoords=("axes fraction", "data"), fontsize=8, va="center")
-    for label in classes:
-        ax.plot([], [], "o-", color=INKS[classes.index(label) % len(INKS)], label=label)
-    names = [str(name) if len(str(name)) < 28 else f"…{str(name)[-26:]}" for name in shown.index]
+    names = [label(name if len(str(name)) < 28 else f"…{str(name)[-26:]}") for name in shown.index]
+    if not few:
+        names = [f"{name} ({label(of, 20)})" for name, of in zip(names, shown["label"], strict=True)]
+    else:
+        for name in classes:
+            ax.plot([], [], "o-", color=colours[name], label=label(name))
+        ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.1, 1))
     ax.set(yticks=range(len(shown)), yticklabels=names, ylim=(len(shown) - 0.4, -0.6), xlim=(-0.02, 1.02))
     ax.tick_params(axis="y", labelsize=8)
-    more = f", the worst {GROUPS} of {len(table)}" if len(table) > GROUPS else ""
+    more = f", the worst {GROUPS} of {len(table):,}" if len(table) > GROUPS else ""
     ax.set(
         title=f"Right by group{more}", xlabel="share of the group's photos that are right, with 95 % Wilson interval"
     )
-    ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.1, 1))
     return ax
 
 
@@ -170,44 +184,67 @@ TRUTH = {"tp": "#0072b2", "fn": "#d55e00", "fp": "#e69f00"}
 LONG = {"tp": "true positive", "fn": "false negative", "fp": "false positive", "tn": "true negative"}
 
 
+@drawing
 def class_counts(matrix: np.ndarray, class_names: list[str]) -> Axes:
-    """TP, FN and FP per class as bars; TN, many times larger, is in the table beside."""
+    """TP, FN and FP per class as bars; TN, many times larger, is in the table beside.
+
+    Of more than 20 classes, the 20 with the most errors.
+    """
     counts = metrics.counts(matrix)
-    table = pd.DataFrame({LONG[k]: counts[k] for k in TRUTH}, index=class_names).rename_axis("class").reset_index()
+    shown = greatest(counts["fn"] + counts["fp"], BARS)
+    many = len(shown) > 8
+    table = pd.DataFrame({LONG[k]: counts[k][shown] for k in TRUTH}).rename_axis("class").reset_index()
     table = table.melt(id_vars="class", var_name="kind", value_name="photos")
-    _, ax = plt.subplots(figsize=(1.6 + 1.7 * len(class_names), 3.4))
+    _, ax = plt.subplots(figsize=(1.6 + (0.65 if many else 1.7) * len(shown), 3.4))
     sns.barplot(table, x="class", y="photos", hue="kind", palette=list(TRUTH.values()), ax=ax)
     for bars in ax.containers:
-        ax.bar_label(bars, fontsize=9)
+        ax.bar_label(bars, fontsize=7 if many else 9)
+    names = named((class_names[place] for place in shown), 24 if many else 18)
+    turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor", "fontsize": 9} if many else {}
+    ax.set_xticks(range(len(shown)), names, **turned)
     ax.yaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.set(title="Right, missed, and wrongly claimed", xlabel="", ylabel="photos")
+    some = (
+        f": the {len(shown)} of {len(class_names):,} classes with most errors" if len(shown) < len(class_names) else ""
+    )
+    ax.set(title=f"Right, missed, and wrongly claimed{some}", xlabel="", ylabel="photos")
     ax.legend(title="", frameon=False, loc="upper left", bbox_to_anchor=(1, 1))
     return ax
 
 
+@drawing
 def class_rates(
     labels: np.ndarray, predicted: np.ndarray, class_names: list[str], groups: list[str], word: str = "group"
 ) -> Figure:
-    """Precision, recall and miss rate per class, each with its 95 % interval for new groups; F1 as a point."""
+    """Precision, recall and miss rate per class, each with its 95 % interval for new groups; F1 as a point.
+
+    Of more than 40 classes, the 40 with the lowest F1.
+    """
     rates = metrics.rates(metrics.confusion_matrix(labels, predicted, len(class_names)))
+    shown = greatest(-rates["f1"], ROWS)
     groups, right = np.asarray(groups, object), labels == predicted
     of = {"precision": (predicted, right), "recall": (labels, right), "miss_rate": (labels, ~right)}
-    figure, axes = plt.subplots(1, 4, figsize=(10, 1.3 + 0.55 * len(class_names)), sharey=True)
-    rows = np.arange(len(class_names))
+    figure, axes = plt.subplots(1, 4, figsize=(10, 1.3 + row_height(len(shown), 0.55)), sharey=True)
     for ax, (name, (belongs, counted)) in zip(axes, of.items(), strict=False):
-        for row in rows:
-            _share(ax, row, intervals.share_of(counted[belongs == row], groups[belongs == row]))
+        for row, one in enumerate(shown):
+            _share(ax, row, intervals.share_of(counted[belongs == one], groups[belongs == one]))
         ax.set_title(name.replace("_", " "))
-    axes[-1].plot(rates["f1"], rows, "o", color=COLOURS["val"])
-    for row, value in zip(rows, rates["f1"], strict=True):
+    axes[-1].plot(rates["f1"][shown], range(len(shown)), "o", color=COLOURS["val"])
+    for row, value in enumerate(rates["f1"][shown]):
         place = {"xytext": (0, 7), "textcoords": "offset points", "fontsize": 9, "ha": "center"}
         axes[-1].annotate(f"{value:.2f}", (value, row), **place)
     axes[-1].set_title("F1")
+    names = named(class_names[place] for place in shown)
     for ax in axes:
-        ax.set(xlim=(-0.06, 1.06), yticks=rows, yticklabels=class_names, ylim=(len(rows) - 0.4, -0.7))
+        ax.set(xlim=(-0.06, 1.06), yticks=range(len(shown)), yticklabels=names, ylim=(len(shown) - 0.4, -0.7))
         ax.set_xticks([0, 0.5, 1])
     of_new = plural_of(word) if any(groups != "") else "photos"
-    figure.supxlabel(f"share of photos, with 95 % interval for new {of_new} (F1 is no proportion: none)", fontsize=10)
+    some = (
+        f"; the {len(shown)} of {len(class_names):,} classes with the lowest F1"
+        if len(shown) < len(class_names)
+        else ""
+    )
+    words = f"share of photos, with 95 % interval for new {of_new} (F1 is no proportion: none){some}"
+    figure.supxlabel(words, fontsize=10)
     figure.tight_layout()
     return figure
 
@@ -223,16 +260,50 @@ def _share(ax: Axes, row: float, share: Share, colour: str = COLOURS["val"]) -> 
     ax.annotate(text, (at, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center")
 
 
+@drawing
 def confusion(matrix: np.ndarray, class_names: list[str]) -> Axes:
-    """Confusion matrix: photos, true classes as rows, predicted as columns."""
-    size = 2.2 + 0.85 * len(class_names)
+    """Confusion matrix: photos, true classes as rows, predicted as columns.
+
+    With numbers up to 20 classes and without up to 60; of more, the pairs that are confused most, as bars.
+    """
+    count = len(class_names)
+    if count > CELLS:
+        return _confused_pairs(matrix, class_names)
+    size = 2.2 + (0.85 if count <= 8 else 0.6 if count <= NUMBERS else 0.22) * count
     _, ax = plt.subplots(figsize=(size, size * 0.86))
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
-    texts = [[f"{n}\n{s:.0%}" for n, s in zip(*row, strict=True)] for row in zip(matrix, share, strict=True)]
+    numbers = {"linewidths": 1 if count <= NUMBERS else 0}
+    if count <= NUMBERS:
+        texts = [[f"{n}\n{s:.0%}" for n, s in zip(*row, strict=True)] for row in zip(matrix, share, strict=True)]
+        numbers |= {"annot": np.array(texts), "fmt": "", "annot_kws": {"fontsize": 8} if count > 8 else None}
+    names = named(class_names, 24)
     sns.heatmap(
-        share, annot=np.array(texts), fmt="", cmap="Blues", vmin=0, vmax=1, square=True, ax=ax, linewidths=1,
-        xticklabels=class_names, yticklabels=class_names, cbar_kws={"label": "share of the true class", "shrink": 0.8},
+        share, cmap="Blues", vmin=0, vmax=1, square=True, ax=ax, xticklabels=names, yticklabels=names,
+        cbar_kws={"label": "share of the true class", "shrink": 0.8}, **numbers,
     )  # fmt: skip
     ax.set(title="Confusion matrix", xlabel="predicted", ylabel="true")
     ax.tick_params(axis="y", rotation=0)
+    if count > 8:
+        ax.tick_params(axis="x", rotation=90)
+        ax.tick_params(labelsize=9 if count <= NUMBERS else 7)
+    return ax
+
+
+def _confused_pairs(matrix: np.ndarray, class_names: list[str]) -> Axes:
+    """How many photos of one class are predicted as another, the pairs with most photos first."""
+    wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
+    order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
+    pairs = [(int(true), int(said)) for true, said in zip(*np.unravel_index(order, wrong.shape), strict=True)]
+    pairs = [pair for pair in pairs if wrong[pair]]
+    _, ax = plt.subplots(figsize=(8, 1.2 + row_height(len(pairs), 0.3)))
+    bars = ax.barh(range(len(pairs)), [wrong[pair] for pair in pairs], color=COLOURS["val"], height=0.7)
+    ax.bar_label(bars, [f"{wrong[pair]} of {matrix[pair[0]].sum()}" for pair in pairs], padding=4, fontsize=8)
+    names = [f"{label(class_names[true], 24)} → {label(class_names[said], 24)}" for true, said in pairs]
+    ax.set_yticks(range(len(pairs)), names, fontsize=8)
+    ax.set(ylim=(max(len(pairs), 1) - 0.4, -0.6), xlabel="photos of the first class that are predicted as the second")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.margins(x=0.15)
+    kinds, photos = int((wrong > 0).sum()), int(wrong.sum())
+    ax.set_title(f"The {len(pairs)} most frequent of {kinds:,} confusions ({photos:,} photos, {len(matrix):,} classes)")
+    ax.grid(axis="y", visible=False)
     return ax

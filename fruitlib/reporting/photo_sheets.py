@@ -14,14 +14,22 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fruitlib.core import texts
+from fruitlib.reporting.labels import find_fonts, label
+from fruitlib.reporting.style import drawing
+
 SIDE, GAP, LINE = 1.25, 0.1, 0.15  # inches: a photo's side, what lies between two, a line of small text
 LINES = 6  # of a caption, at most
 SMALL = {"fontsize": 8, "linespacing": 1.2}
 
 
-def contact_sheet(images: np.ndarray, titles: list[str], columns: int = 8, title: str = "") -> Figure:
-    """Photos uint8 (n, S, S, 3) in a grid, each with its title above it."""
-    titles = [_in_lines(text, 19) for text in titles]
+@drawing
+def contact_sheet(
+    images: np.ndarray, titles: list[str], columns: int = 8, title: str = "", at_most: int = 96
+) -> Figure:
+    """Photos uint8 (n, S, S, 3) in a grid, each with its title above it; the first 96 where there are more."""
+    title += f" (the first {at_most} of {len(images):,})" if len(images) > at_most else ""
+    images, titles = images[:at_most], [_in_lines(text, 19) for text in titles[:at_most]]
     lines = max((text.count("\n") + 1 for text in titles if text), default=0)
     figure, ax, corners = _grid(len(images), columns, SIDE + GAP, SIDE + LINE * lines + GAP, title)
     for image, text, (x, y) in zip(images, titles, corners, strict=True):
@@ -31,6 +39,7 @@ def contact_sheet(images: np.ndarray, titles: list[str], columns: int = 8, title
     return figure
 
 
+@drawing
 def quarantine_sheet(pictures: Sequence[np.ndarray | None] | None, titles: Sequence[str], at_most: int = 18) -> Figure:
     """Quarantined photos, each with its title under it (path, reason; a line break between): 18 at most.
 
@@ -53,6 +62,7 @@ def quarantine_sheet(pictures: Sequence[np.ndarray | None] | None, titles: Seque
     return figure
 
 
+@drawing
 def pair_sheet(pairs: Sequence[tuple], titles: Sequence[str], at_most: int = 12, title: str = "") -> Figure:
     """Pairs of pictures uint8 (H, W, 3) side by side, each pair with its title under it: 12 at most.
 
@@ -67,11 +77,14 @@ def pair_sheet(pairs: Sequence[tuple], titles: Sequence[str], at_most: int = 12,
     return figure
 
 
+@drawing
 def picture_table(
     pictures: list[list[np.ndarray]], row_names: list[str], column_names: list[str], title: str
 ) -> Figure:
     """A table of pictures (lists of H×W×3 arrays): row names at the left, column names on top."""
     step, names = SIDE + 0.06, [_in_lines(name, 16) for name in column_names]
+    for name in row_names:
+        find_fonts(name)
     head = 0.17 * max((name.count("\n") + 1 for name in names if name), default=0) + 0.03
     figure, ax = _sheet(step * len(column_names), step * len(pictures) + head, title)
     places = [step * column for column in range(len(names))]
@@ -85,6 +98,7 @@ def picture_table(
     return figure
 
 
+@drawing
 def policy_sheet(originals: np.ndarray, by_policy: dict[str, np.ndarray]) -> Figure:
     """What augmentation policies do to photos uint8 (k, S, S, 3): one column a photo, one row a policy.
 
@@ -94,6 +108,7 @@ def policy_sheet(originals: np.ndarray, by_policy: dict[str, np.ndarray]) -> Fig
     return picture_table(rows, ["original", *by_policy], [""] * len(originals), "The same photos under each policy")
 
 
+@drawing
 def feature_maps(maps: dict[str, np.ndarray], photo: np.ndarray, title: str) -> Figure:
     """The photo and, one row a layer, the activations (channels, h, w) of its strongest channels.
 
@@ -101,10 +116,10 @@ def feature_maps(maps: dict[str, np.ndarray], photo: np.ndarray, title: str) -> 
     """
     side, step = 1.05, 1.1
     columns = max(len(channels) for channels in maps.values())
-    figure, ax = _sheet(step * columns, step * len(maps), title)
+    figure, ax = _sheet(step * columns, step * len(maps), label(title, 80))
     _picture(ax, photo, -2.1, 0, side)
     for row, (layer, channels) in enumerate(maps.items()):
-        text = f"{layer}\n{channels.shape[1]} × {channels.shape[2]}"
+        text = f"{label(layer)}\n{channels.shape[1]} × {channels.shape[2]}"
         ax.text(-0.1, row * step + side / 2, text, ha="right", va="center", fontsize=9)
         for column, channel in enumerate(channels):
             _picture(ax, channel, column * step, row * step, side)
@@ -140,7 +155,8 @@ def _picture(ax: Axes, picture: np.ndarray, x: float, y: float, side: float = SI
 def _in_lines(text: str, letters: int) -> str:
     """A text with each of its lines wrapped to so many letters, `LINES` at most."""
     lines = []
-    for line in text.splitlines():
+    find_fonts(text)
+    for line in map(texts.printable, text.split("\n")):
         wide = any(unicodedata.east_asian_width(letter) in "WF" for letter in line)  # twice as broad
         loose = re.sub(r"(?<=[/_])(?=\w)", " ", line)  # long names part there
         parts = textwrap.wrap(loose, letters // 2 if wide else letters)

@@ -11,8 +11,12 @@ from matplotlib.figure import Figure
 from fruitlib.core.config import Config
 from fruitlib.data import dataset, decoding, loader, sources
 from fruitlib.reporting import photo_sheets
+from fruitlib.reporting.style import drawing, spread
+
+PHOTOS = 96  # on a sheet, at most
 
 
+@drawing
 def quarantined_photos(folder: Path, manifest: pd.DataFrame, at_most: int = 18) -> Figure | None:
     """The quarantined photos of a manifest, each with its path and the reason."""
     rows = manifest[manifest["status"] == "quarantined"].head(at_most)
@@ -22,6 +26,7 @@ def quarantined_photos(folder: Path, manifest: pd.DataFrame, at_most: int = 18) 
     return photo_sheets.quarantine_sheet(glimpses, list(rows["path"] + "\n" + rows["reason"]))
 
 
+@drawing
 def conflicting_labels(folder: Path, pairs: pd.DataFrame, config: Config, at_most: int = 12) -> Figure | None:
     """Pairs of photos that look alike and have different labels, side by side: rows of `duplicates.conflicts`."""
     pairs = pairs.head(at_most)
@@ -32,20 +37,36 @@ def conflicting_labels(folder: Path, pairs: pd.DataFrame, config: Config, at_mos
     return photo_sheets.pair_sheet(list(zip(*sides, strict=True)), titles)
 
 
+@drawing
 def labelled_photos(folder: Path, rows: pd.DataFrame, config: Config, title: str) -> Figure | None:
     """Photos as the model sees them, each with its label."""
     if rows.empty:
         return None
-    return photo_sheets.contact_sheet(dataset.pictures(folder, rows["path"], config), list(rows["label"]), title=title)
+    shown = _some(rows, PHOTOS)
+    if len(shown) < len(rows):
+        title += f": {len(shown)} of {len(rows):,}, {shown['label'].nunique():,} of {rows['label'].nunique():,} classes"
+    pictures = dataset.pictures(folder, shown["path"], config)
+    return photo_sheets.contact_sheet(pictures, list(shown["label"]), title=title)
 
 
+def _some(rows: pd.DataFrame, at_most: int) -> pd.DataFrame:
+    """As many photos of each class as there is room for; of some classes, evenly spread, where one each is too many."""
+    classes = rows["label"].unique()
+    kept = classes[spread(len(classes), at_most)]
+    each = rows[rows["label"].isin(kept)].groupby("label", sort=False)
+    return rows if len(rows) <= at_most else each.head(max(1, at_most // len(kept)))
+
+
+@drawing
 def augmented_photos(folder: Path, rows: pd.DataFrame, config: Config) -> Figure:
-    """The same few photos under every augmentation policy and every way of mixing pairs."""
+    """The same few photos, twelve at most, under every augmentation policy and every way of mixing pairs."""
+    rows = _some(rows, 12)
     photos = dataset.pictures(folder, rows["path"], config)
     policies = [*loader.POLICIES, *loader.MIXINGS]
     return photo_sheets.policy_sheet(photos, {policy: loader.examples(photos, policy, seed=0) for policy in policies})
 
 
+@drawing
 def mistaken_photos(folder: Path, rows: pd.DataFrame, config: Config, at_most: int = 16) -> Figure | None:
     """Wrong predictions, as `runs.run.mistakes` lists them: label, prediction and its probability."""
     rows = rows.head(at_most)
@@ -53,6 +74,7 @@ def mistaken_photos(folder: Path, rows: pd.DataFrame, config: Config, at_most: i
     return _six_in_a_row(folder, rows, config, titles)
 
 
+@drawing
 def doubtful_photos(folder: Path, rows: pd.DataFrame, config: Config, at_most: int = 12) -> Figure | None:
     """Photos with doubtful labels, as `label_errors.doubtful_labels` lists them, with the likelier class."""
     rows = rows.head(at_most)

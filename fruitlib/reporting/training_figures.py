@@ -6,9 +6,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fruitlib.reporting.style import COLOURS
+from fruitlib.reporting.style import COLOURS, drawing
 
 
+@drawing
 def training_curves(table: pd.DataFrame, epochs: int | None = None, kept_epoch: int | None = None) -> Figure:
     """Loss, accuracy and macro-F1 by epoch, train and validation, from `history.csv`."""
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.1))
@@ -29,6 +30,7 @@ def training_curves(table: pd.DataFrame, epochs: int | None = None, kept_epoch: 
     return figure
 
 
+@drawing
 def lr_finder_curve(table: pd.DataFrame, suggested: float, lr: float) -> Figure:
     """Smoothed loss over lr (log axis) from `lr_finder.find_lr`, with the suggested lr (NaN: none) and the run's."""
     figure, ax = plt.subplots(figsize=(7.5, 3.4))

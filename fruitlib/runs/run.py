@@ -92,14 +92,14 @@ class Run:
     def history(self) -> pd.DataFrame:
         """A row per epoch trained so far; empty before the first."""
         path = self.path / "history.csv"
-        return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+        return files.read_csv(path) if path.is_file() else pd.DataFrame()
 
     def predictions(self, split: str) -> pd.DataFrame:
         """path, label, predicted, p_<class>…, backend of `val` or `test`."""
         path = self.path / f"predictions_{split}.csv"
         if not path.is_file():
             raise InputError(f"{files.display_path(path)}: not there yet; execute 02_train on this run first")
-        return pd.read_csv(path, dtype={"path": str, "label": str, "predicted": str}, keep_default_na=False)
+        return files.read_csv(path, dtype={"path": str, "label": str, "predicted": str}, keep_default_na=False)
 
     def pooled(self) -> pd.DataFrame:
         """Out-of-fold predictions of this run's combination; empty where a fold is missing or was retrained."""
@@ -107,7 +107,7 @@ class Run:
         if not path.is_file():
             return pd.DataFrame(columns=columns)
         texts = dict.fromkeys(columns, str)
-        table = pd.read_csv(path, dtype=texts, keep_default_na=False)
+        table = files.read_csv(path, dtype=texts, keep_default_na=False)
         table = table[table["combination"].isin(table.loc[table["run"] == self.name, "combination"])]
         trainings = table.drop_duplicates("run").set_index("run")["trained"]
         valid = all(Run(self.sweep_dir / run).record("train").get("identity") == t for run, t in trainings.items())
@@ -168,7 +168,7 @@ class Run:
     def test_openings(self) -> pd.DataFrame:
         """When each run of the sweep opened the test photos: time, run, photos; a row per look."""
         path = self.sweep_dir / "test_openings.csv"
-        return pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=["time", "run", "photos"])
+        return files.read_csv(path) if path.is_file() else pd.DataFrame(columns=["time", "run", "photos"])
 
     def record_test_opening(self, photos: int) -> None:
         """Write down that the test photos are about to be looked at."""

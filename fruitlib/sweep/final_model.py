@@ -52,7 +52,7 @@ def choose(plan: Sweep, work: dict[str, Run], states: dict, sweep_dir: Path) -> 
     if not plan.config.folds:
         return max(complete, key=lambda name: _score(work[name], plan.choose_by), default=None)
     path = sweep_dir / "results_oof.csv"
-    scores = pd.read_csv(path).set_index("combination")[plan.choose_by] if path.is_file() else {}
+    scores = files.read_csv(path).set_index("combination")[plan.choose_by] if path.is_file() else {}
     whole = [name for name, names in plan.combinations().items() if name in scores and set(names) <= set(complete)]
     return max(whole, key=lambda name: scores[name], default=None)
 

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fruitlib.core import files
 from fruitlib.core.texts import printable, show
 from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.selection import SelectionOptimism
@@ -112,7 +113,7 @@ class Terminal:
 
 def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
     """The small table a sweep ends with, what is shipped, and what failed."""
-    table = pd.read_csv(sweep_dir / "results.csv")
+    table = files.read_csv(sweep_dir / "results.csv")
     complete = table[(table["state"] == "complete") & table["run"].isin(plan.runs)]
     shown, photos = complete.assign(name=complete["run"]), "validation photos"
     if plan.config.folds and len(pooled := _read_table(sweep_dir / "results_oof.csv")):
@@ -164,4 +165,4 @@ def _best_first(table: pd.DataFrame, plan: Sweep, chosen: str | None) -> list[di
 
 
 def _read_table(path: Path) -> pd.DataFrame:
-    return pd.read_csv(path) if path.is_file() else pd.DataFrame()
+    return files.read_csv(path) if path.is_file() else pd.DataFrame()

@@ -16,15 +16,18 @@ from nbformat import v4
 from PIL import Image
 
 from fruitlib.core.errors import InputError
-from fruitlib.reporting import markup, site
+from fruitlib.reporting import markup, pictures, site
 
 BEST, WORSE, FAILED, PENDING = "lr=0.001,optimizer=adam", "과일 #1 사진,lr=0.0003", "lr=1.0,optimizer=sgd", "lr=0.1"
-PNG = base64.b64encode(
-    bytes.fromhex(
-        "89504e470d0a1a0a0000000d4948445200000001000000010806000000"
-        "1f15c4890000000d49444154789c6360000002000001e221bc330000000049454e44ae426082"
-    )
-).decode()
+
+
+def png(picture: Image.Image) -> str:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+PNG = png(Image.new("RGB", (2, 2), "red"))
 WIDGET = {"application/vnd.jupyter.widget-view+json": {"model_id": "m", "version_major": 2, "version_minor": 0}}
 
 
@@ -390,14 +393,12 @@ def test_a_folder_that_is_no_sweep_is_refused(tmp_path):
 def test_a_large_png_becomes_a_small_webp_that_looks_the_same():
     noise = np.random.default_rng(0).integers(0, 40, (150, 200, 3), dtype=np.uint8)
     noise[:, 100:] += 200
-    buffer = io.BytesIO()
-    Image.fromarray(noise).save(buffer, "PNG")
-    content = base64.b64encode(buffer.getvalue()).decode()
-    assert len(content) > site.LARGE_PNG
-    mime, lighter = site._lighter("image/png", content)
+    content = png(Image.fromarray(noise))
+    assert len(content) > pictures.LARGE_PNG
+    mime, _, lighter = pictures.embedded("image/png", content).partition(";base64,")
     shown = np.asarray(Image.open(io.BytesIO(base64.b64decode(lighter))), dtype=float)
-    assert mime == "image/webp" and len(lighter) < len(content) / 2
+    assert mime == "data:image/webp" and len(lighter) < len(content) / 2
     assert (
         abs(shown[:, :95].mean() - noise[:, :95].mean()) < 4 and abs(shown[:, 105:].mean() - noise[:, 105:].mean()) < 4
     )
-    assert site._lighter("image/png", PNG) == ("image/png", PNG)
+    assert pictures.embedded("image/png", PNG) == f"data:image/png;base64,{PNG}"

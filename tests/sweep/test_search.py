@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 
 from fruitlib.core.errors import InputError
-from fruitlib.reporting import site
+from fruitlib.reporting import pages
 from fruitlib.runs.run import STOP, Pruned, Run, refuse_stopped
 from fruitlib.sweep import params, search, space
 from fruitlib.sweep.notebook import NotebookFailed, NotebookPruned, execute_notebook
@@ -226,7 +226,7 @@ def test_a_pruned_notebook_says_so_on_top_and_is_no_failure(make_run, tmp_path):
     (run.path / STOP).write_text("it is behind")
     with pytest.raises(NotebookPruned, match=r"^pruned after epoch 0 of 30: it is behind$"):
         execute_notebook("02_train", run.path / "02_train.ipynb", run.config, run_dir=str(run.path))
-    page = site._load(run.path / "02_train.ipynb")
+    page = pages.load(run.path / "02_train.ipynb")
     assert page.state == "pruned" and page.headline["text"] == "pruned after epoch 0 of 30: it is behind"
 
 
@@ -257,4 +257,4 @@ def test_a_notebook_that_fails_says_so_on_top_and_whether_a_disk_caused_it(
     with pytest.raises(NotebookFailed) as problem:
         execute_notebook("bad", tmp_path / "bad.ipynb", params.Config())
     assert str(problem.value) == f"bad: {error}" and problem.value.disk_failure == disk_failure
-    assert site._load(tmp_path / "bad.ipynb").headline["text"] == f"stopped: {error}"
+    assert pages.load(tmp_path / "bad.ipynb").headline["text"] == f"stopped: {error}"

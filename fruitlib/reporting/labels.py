@@ -1,0 +1,152 @@
+"""Names of classes, runs and groups as they stand in figures: short, harmless, in a font that has their letters."""
+
+import contextlib
+import functools
+import unicodedata
+from collections.abc import Iterable
+
+import matplotlib.pyplot as plt
+from matplotlib import font_manager
+from matplotlib.ft2font import FT2Font
+
+from fruitlib.core import texts
+
+BASE = "DejaVu Sans"  # comes with matplotlib: Latin, Greek, Cyrillic, Arabic, Hebrew, simple emoji
+BOXES = "Last Resort"  # comes with matplotlib: a box for every letter there is
+ZERO_WIDTH = "\u200b"
+EAST_ASIAN = {"HANGUL", "CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "FULLWIDTH", "HALFWIDTH", "IDEOGRAPHIC"}
+_unknown_scripts: set[str] = set()  # no font has them; said once
+
+
+def label(text: object, letters: int = 32) -> str:
+    """A name for a figure, `letters` wide at most; its middle is left out where it is longer.
+
+    Control characters are shown. A name that begins with `_` gets a character without width in front, since matplotlib
+    leaves such names out of legends. A font that has its letters is looked for; where none is installed, a line says
+    once which package brings one. (`$` is harmless as `style.use_style` turns math off.)
+    """
+    shown = shortened(texts.printable(str(text)), letters)
+    find_fonts(shown)
+    return ZERO_WIDTH + shown if shown.startswith("_") else shown
+
+
+def labels(names: Iterable, letters: int = 32) -> list[str]:
+    """A `label` for each name."""
+    return [label(name, letters) for name in names]
+
+
+def shortened(text: str, letters: int) -> str:
+    """`text`, or its beginning and end with `…` between them; an East Asian letter counts as two."""
+    if len(text) * 2 <= letters or sum(map(_width, text)) <= letters:
+        return text
+    text = text if len(text) <= 20 * letters else text[: 10 * letters] + text[-10 * letters :]
+    back = _beginning(text[::-1], (letters - 1) // 3)[::-1]
+    while back and _width(back[0]) == 0:  # an accent without its letter
+        back = back[1:]
+    return f"{_beginning(text, letters - 1 - sum(map(_width, back)))}…{back}"
+
+
+def _beginning(text: str, letters: int) -> str:
+    for place, letter in enumerate(text):
+        letters -= _width(letter)
+        if letters < 0:
+            return text[:place]
+    return text
+
+
+def _width(letter: str) -> int:
+    """0 for accents, joiners and variants of the letter before, 2 for an East Asian letter, else 1."""
+    if unicodedata.category(letter) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+
+
+def find_fonts(text: str) -> None:
+    """Add fonts to matplotlib's list of families until it has every letter of `text`, as far as any is installed."""
+    for letter in set(text):
+        script = _script(letter)
+        if (
+            letter.isascii()
+            or letter.isspace()
+            or not _width(letter)
+            or script in _unknown_scripts
+            or _has(_base_file(), letter)
+        ):
+            continue
+        family = plt.rcParams["font.family"]
+        if any(_has(file, letter) for name, file in _found.items() if name in family):
+            continue
+        if font := _search(letter):
+            _found[font.name] = font.fname
+            plt.rcParams["font.family"] = [*family, font.name]
+        else:
+            _unknown_scripts.add(script)
+            print(f"names in {_spoken(script)} cannot be drawn: install a font such as {_package(script)}")
+
+
+_found: dict[str, str] = {}  # fonts that were needed: name -> file
+
+
+@functools.cache
+def _base_file() -> str:
+    return font_manager.findfont(BASE)
+
+
+def _search(letter: str):
+    """An installed font that has this letter: one needed before, one matplotlib knows, or one installed since."""
+    return _first_with(letter) or (_first_with(letter) if _add_new_fonts() else None)
+
+
+def _first_with(letter: str):
+    fonts = [font for font in font_manager.fontManager.ttflist if not font.name.startswith(BOXES)]
+    return next((font for font in sorted(fonts, key=_preference) if _has(font.fname, letter)), None)
+
+
+def _preference(font) -> tuple[bool, ...]:
+    """One that was needed before, then upright and regular ones, then Noto's sans serif."""
+    return (
+        font.name not in _found,
+        font.style != "normal",
+        str(font.weight) not in ("400", "normal"),
+        not font.name.startswith("Noto Sans"),
+    )
+
+
+def _add_new_fonts() -> bool:
+    """Tell matplotlib, which keeps a list of fonts, of those that were installed since it was made."""
+    listed = {font.fname for font in font_manager.fontManager.ttflist}
+    new = set(font_manager.findSystemFonts()) - listed
+    for file in sorted(new):
+        with contextlib.suppress(Exception):  # a damaged font is none
+            font_manager.fontManager.addfont(file)
+    return bool(new)
+
+
+@functools.lru_cache(maxsize=4096)
+def _letters(file: str) -> frozenset[int]:
+    """The letters that a font has outlines for; none of a font of coloured bitmaps, which matplotlib cannot draw."""
+    try:
+        font = FT2Font(file)
+        return frozenset(font.get_charmap()) if font.scalable else frozenset()
+    except Exception:  # a damaged font is none
+        return frozenset()
+
+
+def _has(file: str, letter: str) -> bool:
+    return ord(letter) in _letters(file)
+
+
+def _script(letter: str) -> str:
+    if unicodedata.category(letter) in ("So", "Sk"):
+        return "EMOJI"
+    return unicodedata.name(letter, "UNKNOWN").split()[0]
+
+
+def _spoken(script: str) -> str:
+    return {"CJK": "Chinese characters", "EMOJI": "emoji", "UNKNOWN": "unknown characters"}.get(script, script.title())
+
+
+def _package(script: str) -> str:
+    if script in EAST_ASIAN:
+        return "fonts-noto-cjk"
+    return "fonts-symbola" if script == "EMOJI" else "fonts-noto-core"

@@ -1,0 +1,220 @@
+"""An executed notebook -> what its page says: the answer, the settings, and the cells with their outputs.
+
+Whatever stands in a notebook, a page comes of it: text is escaped, markup filtered (`markup`), pictures are opened
+(`pictures`), and what is very long is cut.
+"""
+
+import ast
+import functools
+import io
+import math
+import re
+import tokenize
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+from markupsafe import escape
+from nbconvert.filters import Highlight2HTML, ansi2html, markdown2html, strip_ansi
+from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+from fruitlib.core import texts
+from fruitlib.core.errors import InputError, first_line
+from fruitlib.reporting import pictures
+from fruitlib.reporting.markup import clean_markup
+
+WIDGET = "application/vnd.jupyter.widget-view+json"
+MAX_FILE = 200_000_000  # bytes of a notebook that is read
+MAX_TEXT, MAX_MARKUP = 200_000, 500_000  # characters of an output that are shown
+
+
+@dataclass
+class Page:
+    """One executed notebook."""
+
+    path: Path
+    title: str
+    cells: list = field(default_factory=list)
+    headline: dict = field(default_factory=dict)
+    failure: str = ""  # one line: why it stopped, or why it or its page cannot be read
+
+    @property
+    def state(self) -> str:
+        if self.headline.get("state") == "pruned":
+            return "pruned"
+        return "failed" if self.failure else self.headline.get("state", "running")
+
+
+def load(path: Path) -> Page:
+    """The notebook in a file; one that cannot be read has no cells, and says why."""
+    try:
+        return _read(path)
+    except MemoryError:
+        raise
+    except Exception as problem:  # whatever stands in the file, the other pages are written
+        reason = f"{type(problem).__name__}: {first_line(problem)}" if isinstance(problem, KeyError) else problem
+        return Page(path, path.stem, failure=f"{path.name} cannot be read: {first_line(reason)[:200]}")
+
+
+def _read(path: Path) -> Page:
+    if not path.is_file():
+        raise InputError("it is no file")
+    if (size := path.stat().st_size) > MAX_FILE:
+        raise InputError(f"it has {size / 1e6:,.0f} MB, above {MAX_FILE / 1e6:.0f}: clear some outputs")
+    notebook = nbformat.read(path, as_version=4)
+    nbformat.validate(notebook)
+    marked = "papermill-error-cell-tag"  # papermill's own notice; the page has a better one
+    page = Page(path, path.stem, [cell for cell in notebook.cells if cell.source.strip() and marked not in _tags(cell)])
+    for output in (output for cell in page.cells for output in cell.get("outputs", [])):
+        page.headline = _headline(output) or page.headline
+        if output.output_type == "error":
+            page.failure = page.failure or f"Stopped by {_one_line(output)}"
+    first = page.cells[0] if page.cells else None
+    if first and first.cell_type == "markdown" and first.source.lstrip().startswith("# "):
+        title, _, first.source = first.source.lstrip()[2:].partition("\n")
+        page.title = texts.printable(re.sub(r"[`*]", "", title).strip())[:300]
+    return page
+
+
+def content(page: Page, root: Path) -> dict:
+    """Lede, evidence and settings of a page, for the template. Links and pictures may lead to files in `root`."""
+    parameter_cells, cells = [], []
+    for cell in page.cells:
+        settings = _tags(cell) & {"parameters", "injected-parameters"} and _assignments(cell.source)
+        (parameter_cells if settings else cells).append(cell)
+    opening = 1 if cells and cells[0].cell_type == "markdown" else 0
+    clean = functools.partial(clean_markup, folder=page.path.parent, root=root)
+    lede, evidence = _evidence(cells[:opening], page, clean), _evidence(cells[opening:], page, clean)
+    return {"page": page, "lede": lede, "evidence": evidence, "settings": _settings(parameter_cells)}
+
+
+def _tags(cell) -> set[str]:
+    return set(cell.metadata.get("tags", []))
+
+
+def _headline(output) -> dict:
+    """The answer (`runs.headline`) in an output; empty where there is none, or none of its shape."""
+    found = output.get("metadata")
+    for name in ("fruitlib", "headline"):
+        found = found.get(name) if isinstance(found, dict) else None
+    if not isinstance(found, dict) or not all(isinstance(found.get(name), str) for name in ("state", "text")):
+        return {}
+    numbers = found.get("numbers")
+    numbers = numbers if isinstance(numbers, dict) else {}
+    kept = {name: x for name, x in numbers.items() if isinstance(x, int | float) and abs(x) < math.inf}
+    return {"state": found["state"], "text": found["text"], "numbers": kept}
+
+
+def _one_line(error) -> str:
+    text = ": ".join([error.ename, *strip_ansi(error.evalue).strip().splitlines()[:1]])
+    return texts.printable(text)[:1000]
+
+
+def _settings(cells: list) -> list[tuple[str, str, str, str]]:
+    """(name, value, default, meaning) of every setting in the parameters cells, an injected value over its default."""
+    defaults, final = {}, {}
+    for cell in cells:
+        final |= _assignments(cell.source)
+        defaults = defaults or dict(final)
+    return [(name, value, *defaults.get(name, (value, ""))) for name, (value, _) in final.items()]
+
+
+def _assignments(source: str) -> dict[str, tuple[str, str]]:
+    """`name: type = value  # comment` lines -> {name: (value, comment)}; {} where the cell is not Python."""
+    try:
+        tree = ast.parse(source)
+        tokens = list(tokenize.generate_tokens(io.StringIO(source).readline))
+    except (SyntaxError, ValueError, RecursionError, MemoryError, tokenize.TokenError):  # MemoryError: nested too deep
+        return {}
+    comments = {token.start[0]: token.string.lstrip("# ") for token in tokens if token.type == tokenize.COMMENT}
+    assignments = {}
+    for node in tree.body:
+        for target in [node.target] if isinstance(node, ast.AnnAssign) else getattr(node, "targets", []):
+            if isinstance(target, ast.Name) and node.value is not None:
+                text = node.value.value if isinstance(node.value, ast.Constant) else ""
+                text = text if isinstance(text, str) and text else ast.unparse(node.value)
+                assignments[target.id] = (text, comments.get(node.end_lineno, ""))
+    return assignments
+
+
+def _evidence(cells: list, page: Page, clean) -> str:
+    """Markdown and outputs in order; code folded, that of several cells without output into one fold."""
+    parts, code, heading = [], [], page.title
+    for cell in cells:
+        if cell.cell_type == "markdown":
+            parts += [_code(code), clean(markdown2html(_cut(cell.source, MAX_MARKUP)))]
+            code, heading = [], (re.findall(r"^#+ +(.+)$", cell.source, re.MULTILINE) or [heading])[-1]
+        elif cell.cell_type == "code":
+            code.append(_cut(cell.source, MAX_TEXT))
+            if shown := _outputs(cell, heading, clean):
+                parts += [_code(code), f'<div class="outputs">{shown}</div>']
+                code = []
+    return "\n".join(part for part in [*parts, _code(code)] if part)
+
+
+def _code(sources: list[str]) -> str:
+    return _fold("code", Highlight2HTML()("\n\n".join(sources))) if sources else ""
+
+
+def _fold(name: str, content: str) -> str:
+    return f'<details class="fold"><summary>{name}</summary>{content}</details>'
+
+
+def _outputs(cell, heading: str, clean) -> str:
+    cell, _ = CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)
+    return "\n".join(filter(None, (_output(output, heading, clean) for output in cell.outputs)))
+
+
+def _output(output, heading: str, clean) -> str:
+    if output.output_type == "stream":
+        text = f"<pre>{ansi2html(_cut(output.text))}</pre>" if output.text.strip() else ""
+        return _fold("messages", text) if text and output.name == "stderr" else text
+    if output.output_type == "error":
+        trace = _fold("traceback", f"<pre>{ansi2html(_cut(chr(10).join(output.traceback)))}</pre>")
+        return f'<div class="answer failed" id="failure"><p>{escape(_one_line(output))}</p>{trace}</div>'
+    return "" if _headline(output) else _display(output, heading, clean)
+
+
+def _display(output, heading: str, clean) -> str:
+    """The richest form of an output that needs neither script nor network; pictures before HTML."""
+    data = output.get("data", {})
+    for mime in pictures.TYPES:
+        if mime in data:
+            return _picture(mime, data[mime], output.get("metadata", {}).get(mime), heading)
+    if WIDGET in data:
+        data = {mime: value for mime, value in data.items() if mime not in (WIDGET, "text/plain")}
+    shown = clean(
+        _cut(_text(data.get("text/html")), MAX_MARKUP) or markdown2html(_cut(_text(data.get("text/markdown"))))
+    )
+    if shown:
+        return f'<div class="scroll">{shown}</div>'
+    plain = _text(data.get("text/latex")) or _text(data.get("text/plain"))
+    if not plain and data:
+        return f'<p class="note">An output of type {escape(", ".join(data)[:300])} is in the notebook alone.</p>'
+    return f"<pre>{ansi2html(_cut(plain))}</pre>" if plain else ""
+
+
+def _picture(mime: str, content, metadata, heading: str) -> str:
+    metadata = metadata if isinstance(metadata, dict) else {}
+    try:
+        address = pictures.embedded(mime, _text(content))
+    except pictures.NotShown as problem:
+        return f'<p class="note">A picture could not be shown: {escape(problem)}. The notebook has it.</p>'
+    alt = escape(f"{metadata.get('alt') or f'Figure: {heading}'}"[:300])
+    sides = {side: f"{metadata.get(side)}" for side in ("width", "height")}
+    size = "".join(f' {side}="{value}"' for side, value in sides.items() if re.fullmatch("[0-9]{1,4}", value))
+    return f'<figure><img src="{address}" alt="{alt}"{size}></figure>'
+
+
+def _text(value) -> str:
+    """A MIME type's text, which files hold as a string or as a list of them; "" where it is something else."""
+    lines = [value] if isinstance(value, str) else value
+    return "".join(lines) if isinstance(lines, list) and all(isinstance(line, str) for line in lines) else ""
+
+
+def _cut(text: str, limit: int = MAX_TEXT) -> str:
+    """The text, without its middle where it is longer than `limit` characters."""
+    if len(text) <= limit:
+        return text
+    half = limit // 2
+    return f"{text[:half]}\n… {len(text) - 2 * half:,} characters are in the notebook alone …\n{text[-half:]}"

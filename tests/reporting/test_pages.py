@@ -1,0 +1,209 @@
+"""A notebook of any kind has a page, and a folder of any kind a site that stays inside it."""
+
+import base64
+import io
+import json
+import os
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat import v4
+from PIL import Image
+
+from fruitlib.reporting import pages, pictures, site
+
+SVG = '<svg xmlns="http://www.w3.org/2000/svg"><circle r="5"/></svg>'
+ENTITIES = f'<!DOCTYPE svg [<!ENTITY a "b">]>{SVG}'
+
+
+def encoded(kind: str, size: tuple[int, int] = (3, 2)) -> str:
+    buffer = io.BytesIO()
+    Image.new("L", size).save(buffer, kind)
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+LARGE = base64.b64encode(b"\x89PNG\r\n\x1a\n" + os.urandom(70_000)).decode()
+WIDE = encoded("PNG", (20_000, 2_100))
+
+
+@pytest.mark.parametrize(
+    ("mime", "content", "starts"),
+    [
+        *((mime, encoded(kind), f"data:{mime};base64,") for mime, kind in pictures.RASTER.items()),
+        ("image/png", encoded("JPEG"), "data:image/jpeg;base64,"),  # its bytes say what it is
+        ("image/png", "\n".join(encoded("PNG")), "data:image/png;base64,"),
+        ("image/svg+xml", SVG, "data:image/svg+xml;base64,"),
+    ],
+)
+def test_a_picture_is_embedded_as_what_it_is(mime, content, starts):
+    assert pictures.embedded(mime, content).startswith(starts)
+
+
+@pytest.mark.parametrize(
+    ("mime", "content", "why"),
+    [
+        ("image/png", '"><script>f()</script>', "not encoded as base64"),
+        ("image/png", encoded("PNG")[:-9] + "é", "not encoded as base64"),
+        ("image/png", "", "no PNG, JPEG, GIF or WebP"),
+        ("image/png", encoded("PNG")[:60], "no PNG, JPEG, GIF or WebP"),
+        ("image/png", LARGE, "no PNG, JPEG, GIF or WebP"),
+        ("image/jpeg", encoded("BMP"), "no PNG, JPEG, GIF or WebP"),
+        ("image/png", WIDE, "20,000 x 2,100 pixels"),
+        ("image/svg+xml", "<svg", "no SVG"),
+        ("image/svg+xml", "<p>a</p>", "no SVG"),
+        ("image/svg+xml", ENTITIES, "entities"),
+    ],
+)
+def test_what_is_no_picture_says_why(mime, content, why):
+    with pytest.raises(pictures.NotShown, match=why):
+        pictures.embedded(mime, content)
+
+
+def test_a_longer_picture_than_a_webp_may_be_is_made_smaller():
+    noisy = Image.effect_noise((17_000, 8), 90)
+    buffer = io.BytesIO()
+    noisy.save(buffer, "PNG")
+    address = pictures.embedded("image/png", base64.b64encode(buffer.getvalue()).decode())
+    shown = Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2])))
+    assert shown.format == "WEBP" and shown.width == pictures.MAX_SIDE
+
+
+def shown(output: dict, folder: Path) -> str:
+    """The evidence of a page with one output."""
+    cell = nbformat.from_dict({"cell_type": "code", "source": "x", "metadata": {}, "outputs": [output]})
+    page = pages.Page(folder / "a.ipynb", "a", [cell])
+    return pages.content(page, folder)["evidence"]
+
+
+def display(data: dict, metadata=None) -> dict:
+    return {"output_type": "display_data", "data": data, "metadata": {} if metadata is None else metadata}
+
+
+@pytest.mark.parametrize(
+    ("output", "part"),
+    [
+        (display({"image/png": ["not", " base64"]}), "A picture could not be shown"),
+        (display({"image/png": [encoded("PNG")[:8], encoded("PNG")[8:]]}), f"base64,{encoded('PNG')}"),
+        (display({"image/png": 7}), "A picture could not be shown"),
+        (display({"image/png": encoded("PNG")}, {"image/png": "odd"}), "<img"),
+        (
+            display({"image/png": encoded("PNG")}, {"image/png": {"width": 30, "height": "9e9", "alt": 3}}),
+            ' width="30">',
+        ),
+        (display({"text/html": ["<b>", "bold</b>"]}), "<b>bold</b>"),
+        (display({"text/html": {"a": 1}, "text/plain": "words"}), "words"),
+        (display({"application/json": {"a": [1]}}), "type application/json"),
+        (display({"image/bmp": "Qk0="}), "type image/bmp"),
+        (display({"text/plain": "a"}, {"fruitlib": {"headline": ["odd"]}}), "<pre>a</pre>"),
+        (display({"text/plain": "a"}, {"fruitlib": 3}), "<pre>a</pre>"),
+        (display({"text/plain": "x" * 900_000}), "700,000 characters are in the notebook alone"),
+        ({"output_type": "stream", "name": "stdout", "text": "y" * 900_000}, "700,000 characters"),
+        (display({"text/html": "<i>" * 300_000}), "characters are in the notebook alone"),
+    ],
+)
+def test_an_output_of_any_shape_is_shown_or_named(tmp_path, output, part):
+    found = shown(output, tmp_path)
+    assert part in found and len(found) < 2_500_000
+
+
+def sweep_in(folder: Path, *runs: str, **changes) -> Path:
+    folder.mkdir(exist_ok=True)
+    for run in runs:
+        (folder / run).mkdir()
+        nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell("# Title\ntext")]), folder / run / "02_train.ipynb")
+    listed = [{"name": name, "state": "complete"} for name in runs]
+    (folder / "sweep.json").write_text(json.dumps({"title": "T", "runs": listed} | changes))
+    return folder
+
+
+def test_nothing_is_read_or_written_through_a_link(tmp_path):
+    elsewhere, folder = sweep_in(tmp_path / "elsewhere", "b"), sweep_in(tmp_path / "sweep", "a")
+    before = sorted(elsewhere.rglob("*"))
+    (folder / "linked").symlink_to(elsewhere / "b")
+    (folder / "assets").symlink_to(elsewhere)
+    (folder / "a" / "03_metrics.ipynb").symlink_to(elsewhere / "b" / "02_train.ipynb")
+    (folder / "a" / "04_gradcam.ipynb").symlink_to("04_gradcam.ipynb")  # to itself
+    (elsewhere / "kept.html").write_text("theirs")
+    (folder / "a" / "02_train.html").symlink_to(elsewhere / "kept.html")
+    (folder / "index.html").symlink_to(elsewhere / "kept.html")
+    site.build_site(folder)
+    assert sorted(elsewhere.rglob("*")) == sorted([*before, elsewhere / "kept.html"])
+    assert (elsewhere / "kept.html").read_text() == "theirs"
+    assert sorted(path.name for path in folder.rglob("*.html")) == ["02_train.html", "index.html"]
+    text = (folder / "index.html").read_text("utf-8")
+    for name in ("linked", "assets", "a/03_metrics.ipynb", "a/04_gradcam.ipynb"):
+        assert f"{name} is a link and is left out" in text
+
+
+@pytest.mark.parametrize("name", ["../b", "..", ".", "", "/etc", "a/b", "a\\b"])
+def test_a_run_that_no_folder_can_be_called_is_named_and_not_linked(tmp_path, name):
+    folder = sweep_in(tmp_path / "sweep", "a", runs=[{"name": name, "state": "complete"}, {"name": "a"}], chosen=name)
+    site.build_site(folder)
+    text = (folder / "index.html").read_text("utf-8")
+    assert "which no folder can be called" in text and 'href="..' not in text and 'href="/' not in text
+
+
+def test_links_and_pictures_stay_inside_the_sweep(tmp_path):
+    folder = sweep_in(tmp_path / "sweep", "a")
+    (tmp_path / "secret.png").write_bytes(b"")
+    (folder / "own.png").write_bytes(b"")
+    words = (
+        "![s](../../secret.png) ![o](../own.png) [s](../../secret.png) [o](../own.png) [n](\0) ![l](" + "a/" * 240 + ")"
+    )
+    nbformat.write(v4.new_notebook(cells=[v4.new_markdown_cell(words)]), folder / "a" / "03.ipynb")
+    site.build_site(folder)
+    text = (folder / "a" / "03.html").read_text("utf-8")
+    assert "secret.png" not in text and text.count('"../own.png"') == 2
+
+
+ODD = {
+    "deep.ipynb": lambda path: path.write_text("[" * 100_000),
+    "folder.ipynb": Path.mkdir,
+    "pipe.ipynb": os.mkfifo,  # reading it would wait for ever
+    "large.ipynb": lambda path: (path.touch(), os.truncate(path, pages.MAX_FILE + 1)),
+    "bytes.ipynb": lambda path: path.write_bytes(b"\xff\x00\x80" * 30),
+}
+
+
+def test_an_odd_file_costs_its_own_page_alone(tmp_path):
+    folder = sweep_in(tmp_path / "sweep", "a")
+    for name, make in ODD.items():
+        make(folder / "a" / name)
+    (folder / "a" / "folder.html").mkdir()  # where a page should be written
+    site.build_site(folder)
+    text = (folder / "index.html").read_text("utf-8")
+    assert all(f"a: {name} cannot be read" in text for name in ODD)
+    assert "Title" in (folder / "a" / "02_train.html").read_text("utf-8")
+
+
+def test_a_page_that_cannot_be_made_says_why_and_the_others_are_made(tmp_path, monkeypatch):
+    folder, real = sweep_in(tmp_path / "sweep", "a", "b"), pages.content
+
+    def failing(page, root):
+        if page.path.parent.name == "a":
+            raise RecursionError("too <deep>")
+        return real(page, root)
+
+    monkeypatch.setattr(site.notebooks, "content", failing)
+    site.build_site(folder)
+    assert "could not be made: RecursionError: too &lt;deep&gt;" in (folder / "a" / "02_train.html").read_text("utf-8")
+    assert "<p>text</p>" in (folder / "b" / "02_train.html").read_text("utf-8")
+    assert "could not be made" in (folder / "index.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("changes", [{"versions": [1]}, {"optimism": {"odd": 1}}, {"choose_by": 3}, {"total": "many"}])
+def test_an_overview_that_cannot_be_made_says_why_and_leads_to_the_pages(tmp_path, changes):
+    folder = sweep_in(tmp_path / "sweep", "a #1", **changes)
+    site.build_site(folder)
+    text = (folder / "index.html").read_text("utf-8")
+    assert "This overview could not be made" in text and 'href="a%20%231/02_train.html"' in text
+
+
+def test_a_full_disk_is_no_fault_of_a_page(tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device", "x.html")
+
+    monkeypatch.setattr(site, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        site.build_site(sweep_in(tmp_path / "sweep", "a"))

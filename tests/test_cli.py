@@ -1,0 +1,40 @@
+"""The command line: what it prints cannot steer the terminal, and a line stays a line."""
+
+import pytest
+
+from fruitlib import cli
+from fruitlib.core.errors import InputError, first_line
+
+ESCAPE = "red\x1b[31m\x1b]0;title\x07\r\nfruitlib: all is well\u202e"
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [
+        lambda: str(InputError("no photo", place=ESCAPE)),
+        lambda: str(InputError(f"class {ESCAPE}")),
+        lambda: InputError(ESCAPE)._render_traceback_()[0],
+        lambda: first_line(ValueError(ESCAPE)),
+        lambda: first_line(f"text {ESCAPE}"),
+    ],
+)
+def test_an_errors_line_shows_control_characters(shown):
+    assert "red\\x1b[31m" in shown() and not set("\x1b\x07\r\n\u202e") & set(shown())
+
+
+def test_the_name_of_a_folder_reaches_the_terminal_as_text(tmp_path, capsys):
+    folder = tmp_path / "a\x1b[2Jb"
+    assert cli.main(["report", str(folder)]) == 2
+    printed = capsys.readouterr()
+    assert "\\x1b[2J" in printed.err and printed.err.count("\n") == 1
+    assert "\x1b" not in printed.out + printed.err
+
+
+def test_the_photos_on_which_two_differ_are_a_line_each(tmp_path, capsys):
+    for name, predicted in (("a", "x"), ("b", "y\x1b[5m")):
+        rows = "".join(f'"p{i}\x1b]0;t\x07q",x,{predicted}\n' for i in range(8))
+        (tmp_path / f"{name}.csv").write_text(f"path,label,predicted\n{rows}")
+    assert cli.main(["compare", str(tmp_path / "a.csv"), str(tmp_path / "b.csv")]) == 0
+    out = capsys.readouterr().out
+    assert sum(line.startswith("  p") and "B says y\\x1b[5m" in line for line in out.splitlines()) == 8
+    assert "\x1b" not in out
