@@ -178,9 +178,16 @@ class Run:
             files.write_csv(self.sweep_dir / "test_openings.csv", pd.DataFrame([*before, row]))
 
     def read_json(self, name: str) -> dict:
-        """A JSON file of this run, such as `metrics.json`; empty when it is not there."""
+        """A JSON file of this run, such as `metrics.json`; empty when it is not there.
+
+        Raises:
+            InputError: it is damaged.
+        """
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except ValueError:
+            where = files.display_path(self.path / name)
+            raise InputError(f"{where}: damaged; remove it, and run the same command again") from None
         except FileNotFoundError:  # or removed just now, by a process that restarts this run
             return {}
 

@@ -36,7 +36,7 @@ from pathlib import Path
 
 from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError, first_line
-from fruitlib.kernels import launcher
+from fruitlib.kernels import kernelspec, launcher
 
 END_TIMEOUT = 1.5  # seconds that a process may take to end before it is killed
 
@@ -223,6 +223,41 @@ class Cluster(Executor):
             self._executor.shutdown(wait=wait)
         with contextlib.suppress(Exception):
             self.client.close(timeout=2)
+
+
+class Kernel:
+    """The kernel that notebooks are executed with; started when the first notebook needs it.
+
+    `progress` is the sweep's terminal.
+    """
+
+    def __init__(self, progress, placed: str):
+        self.progress, self.placed = progress, placed
+        self._ready: list[tuple[str, str]] = []
+        self._warming = threading.Thread(target=lambda: self._ready.append(kernelspec.ready()), daemon=True)
+        self._announced = False
+
+    def warm_up(self) -> None:
+        """Start the imports of a warm kernel in the background."""
+        if self._warming.ident is None:
+            self._warming.start()
+
+    def photos(self, done: int, total: int) -> None:
+        """Show how many photos are checked; with the first of them, when the input has been found good, warm up."""
+        self.warm_up()
+        self.progress.photos(done, total)
+
+    def name(self) -> str:
+        """Its name, `fruitlib-warm` or `python3`. The first call prints it, and where runs are executed."""
+        self.warm_up()
+        self.progress.doing = "starting a warm kernel"
+        self._warming.join()
+        self.progress.doing = ""
+        name, kernels = self._ready[0] if self._ready else ("python3", "cold: the warm kernel could not be started")
+        if not self._announced:
+            self._announced = True
+            self.progress.say(f"{self.placed}; kernels: {kernels}")
+        return name
 
 
 def environment() -> dict[str, str]:

@@ -19,7 +19,7 @@ from fruitlib.data import splits
 from fruitlib.runs.run import WORKING, Run, create_run
 from fruitlib.runs.stages import STAGES
 from fruitlib.runs.status import RunStatus, SweepStatus, load_run_status
-from fruitlib.sweep import checks, final_model, params, summary, terminal, worker
+from fruitlib.sweep import final_model, folder, params, summary, terminal, worker
 from fruitlib.sweep.driver import RUN_STAGES, TEST_STAGE, Driver
 from fruitlib.sweep.notebook import KernelLost, execute_notebook, parameters
 from fruitlib.sweep.queue import Outcome
@@ -308,8 +308,8 @@ def test_runs_of_a_list_that_name_different_settings_are_compared_on_all_of_them
 
 def test_sweeps_on_other_photos_get_a_folder_of_their_own():
     plan = params.Sweep("demo", "s", "t", "chosen", "macro_f1", "refit", config.Config(), {}, {})
-    assert checks.sweep_name(plan, None) == "demo"
-    assert checks.sweep_name(plan, "/photos/my fruit") == "demo-my fruit"
+    assert folder.sweep_name(plan, None) == "demo"
+    assert folder.sweep_name(plan, "/photos/my fruit") == "demo-my fruit"
 
 
 def test_interrupt_is_one_line_and_exit_code_130(monkeypatch, capsys):
