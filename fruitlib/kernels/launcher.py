@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 
@@ -79,7 +80,7 @@ def connect(path: str, environment: dict[str, str], executable: str) -> socket.s
 
     with open(f"{path[:-5]}.lock", "a+") as lock:
         asked = time.time()
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # held by the zygote, too, until it listens: a killed starter lets in no other
         if connection := _connected(path):
             return connection
         if (
@@ -89,8 +90,8 @@ def connect(path: str, environment: dict[str, str], executable: str) -> socket.s
             raise Unavailable(lock.read())
         try:
             with contextlib.suppress(Killed):  # the next one may come up
-                return _started(path, environment, executable)
-            return _started(path, environment, executable)
+                return _started(path, environment, executable, lock.fileno())
+            return _started(path, environment, executable, lock.fileno())
         except Unavailable as why:
             lock.truncate(0)
             lock.write(str(why))
@@ -99,6 +100,7 @@ def connect(path: str, environment: dict[str, str], executable: str) -> socket.s
 
 def _connected(path: str) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(FORK_TIMEOUT)  # of one that was stopped, the queue may be full
     try:
         connection.connect(path)
         return connection
@@ -107,8 +109,11 @@ def _connected(path: str) -> socket.socket | None:
         return None
 
 
-def _started(path: str, environment: dict[str, str], executable: str) -> socket.socket:
-    """Start a zygote and wait until it listens; its output goes to a file beside the socket."""
+def _started(path: str, environment: dict[str, str], executable: str, lock: int) -> socket.socket:
+    """Start a zygote and wait until it listens; its output goes to a file beside the socket.
+
+    It inherits `lock`, a file descriptor, and closes it when it listens. It ends if this process does before that.
+    """
     import subprocess
 
     log = f"{path[:-5]}.log"
@@ -119,7 +124,7 @@ def _started(path: str, environment: dict[str, str], executable: str) -> socket.
     ours, its_end = socket.socketpair()  # carries the zygote's pid, and closes when it ends: it is not our child
     with open(log, "w") as output, its_end:
         subprocess.run(
-            [executable, "-P", "-m", "fruitlib.kernels.zygote", path],
+            [executable, "-P", "-m", "fruitlib.kernels.zygote", str(lock), path], pass_fds=[lock],
             env=its_environment, cwd="/", stdin=its_end, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     deadline = time.monotonic() + IMPORT_TIMEOUT
@@ -149,14 +154,31 @@ def ask_zygote(arguments: list[str], executable: str = sys.executable) -> tuple[
     for _ in range(3):  # a zygote that is out of date, or was idle for long, ends just now
         connection = connect(path, environment, executable)
         connection.settimeout(FORK_TIMEOUT)
-        with contextlib.suppress(ConnectionError):
+        try:
             socket.send_fds(connection, [request[:1]], [0, 1, 2])
             connection.sendall(request[1:])
             if pid := receive(connection).get("pid"):
                 connection.settimeout(None)
                 return connection, pid
+        except TimeoutError:
+            _end_hung(connection)
+        except ConnectionError:
+            pass
         connection.close()
     raise Unavailable("the zygote ended three times before it forked")
+
+
+def _end_hung(connection: socket.socket) -> None:
+    """End a zygote that does not answer, because it was stopped, say: the next one takes its place.
+
+    Its children go on: they and their stand-ins do without it.
+    """
+    if hasattr(socket, "SO_PEERCRED"):
+        pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    else:
+        raise Unavailable(f"the zygote did not answer within {FORK_TIMEOUT:.0f} seconds")
 
 
 def receive(connection: socket.socket) -> dict:
