@@ -32,6 +32,7 @@ SET_LATER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MPLB
 SET_BY_IMPORT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE"}
 IMPORT_TIMEOUT = 180.0  # seconds a zygote may take to import everything; on a busy machine of two cores it took 50
 FORK_TIMEOUT = 60.0  # seconds a zygote may take to fork a child; a longer wait means that it hangs
+JOB = "FRUITLIB_JOB"  # a folder where the processes of one run write down that they are, for `sweep.watch`
 FORWARDED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
 
 
@@ -226,6 +227,13 @@ def _forward(pid: int, number: int) -> None:
         os.killpg(pid, number)  # as Jupyter does it: to the kernel and to what it has started
 
 
+def register() -> None:
+    """Write down that this process belongs to the run whose folder the environment names, if it names one."""
+    if folder := os.environ.get(JOB):
+        with contextlib.suppress(OSError), open(f"{folder}/{os.getpid()}.pid", "w"):
+            pass
+
+
 def leave(code: int) -> None:
     """End at once, with this exit code or, below zero, by that signal."""
     if code < 0:
@@ -238,6 +246,7 @@ def leave(code: int) -> None:
 def main() -> None:
     """Run MODULE, warm or cold; this process ends as MODULE ends."""
     parent = os.getppid()
+    register()
     try:
         connection, pid = ask_zygote(sys.argv[1:])
     except (Unavailable, OSError) as why:

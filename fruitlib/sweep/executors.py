@@ -21,6 +21,7 @@ CUDA_VISIBLE_DEVICES, a worker each.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
@@ -37,6 +38,7 @@ from pathlib import Path
 from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.kernels import kernelspec, launcher
+from fruitlib.sweep import watch
 
 END_TIMEOUT = 1.5  # seconds that a process may take to end before it is killed
 
@@ -54,15 +56,24 @@ def perform(
 
     Returns:
         code: its exit code, below zero the signal that ended it; None: this machine does not see the folder; remarks:
-        its standard output; error: the last line on its standard error.
+        its standard output; error: the last line on its standard error; given_up: why it was ended, if it hung.
     """
     if not Path(job["folder"]).is_dir():
         return {"code": None, "remarks": [], "error": f"{platform.node()} does not see the folder {job['folder']}"}
-    process = _start(job)
-    stop = Path(job["stop"])
-    threading.Thread(
-        target=_end_on_request, args=(process, lambda: stop_requested() or stop.exists()), daemon=True
-    ).start()
+    scratch = watch.new_folder()
+    try:
+        return _perform_in(scratch, job, say, stop_requested)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _perform_in(scratch: Path, job: dict, say: Callable[[str], None], stop_requested: Callable[[], bool]) -> dict:
+    """`perform`, with a folder for what the process and its kernels leave."""
+    process = _start(job, scratch)
+    watched = watch.Watch(process.pid, scratch)
+    given_up: list[str] = []
+    asked = functools.partial(_must_stop, job, stop_requested)
+    threading.Thread(target=_end_on_request, args=(process, asked, watched, given_up), daemon=True).start()
     errors: list[str] = []
     reader = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)
     reader.start()
@@ -71,19 +82,20 @@ def perform(
         remarks.append(line.rstrip())
         say(remarks[-1])
     code = process.wait()
+    watched.end()
     reader.join(timeout=1)
     for pipe in (process.stdin, process.stdout, process.stderr):
         pipe.close()
     last = [line.strip() for line in errors if line.strip() and not line.startswith(launcher.COLD)][-1:]
-    return {"code": code, "remarks": remarks, "error": "".join(last)}
+    return {"code": code, "remarks": remarks, "error": "".join(last), "given_up": "".join(given_up)}
 
 
-def _start(job: dict) -> subprocess.Popen:
+def _start(job: dict, scratch: Path) -> subprocess.Popen:
     cold = job["kernel"] == "python3"
     command = [sys.executable, *(["-P", "-m"] if cold else ["-ISP", launcher.__file__])]
     command += ["fruitlib.sweep.worker", job["folder"], *job["stages"], "--kernel", job["kernel"], "--tied"]
     command += ["--settings", json.dumps(job["settings"])]
-    environment = os.environ | {"FRUITLIB_HOME": job["home"]} | job["environment"]
+    environment = os.environ | {"FRUITLIB_HOME": job["home"], launcher.JOB: str(scratch)} | job["environment"]
     environment.pop("FRUITLIB_LOCK_HELD", None)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     # In a session of its own: Ctrl-C in the terminal must reach the sweep alone, which then ends its runs.
@@ -92,15 +104,32 @@ def _start(job: dict) -> subprocess.Popen:
     )
 
 
-def _end_on_request(process: subprocess.Popen, stop_requested: Callable[[], bool]) -> None:
-    """End a process on request, by closing its standard input, to which it is tied."""
+def _must_stop(job: dict, stop_requested: Callable[[], bool]) -> bool:
+    """Whether a run's process must end: it was asked to, or the sweep's folder was removed."""
+    if stop_requested() or os.path.exists(job["stop"]):
+        return True
+    try:
+        os.stat(os.path.dirname(job["stop"]))
+    except FileNotFoundError:
+        return True
+    except OSError:  # a network folder whose server starts again
+        pass
+    return False
+
+
+def _end_on_request(process: subprocess.Popen, asked: Callable[[], bool], watched: watch.Watch, why: list[str]) -> None:
+    """End a process on request, by closing its standard input, to which it is tied; or at once where it hangs."""
     while process.poll() is None:
-        if stop_requested():
+        if asked():
             with contextlib.suppress(OSError, ValueError):
                 process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(END_TIMEOUT)
             process.kill()
+            return
+        if reason := watched.why_given_up():
+            why.append(reason)
+            watched.end()
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.2)

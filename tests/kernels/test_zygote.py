@@ -587,6 +587,5 @@ def test_a_zygote_that_is_killed_says_so(monkeypatch, tmp_path):
 
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", shot)
-    with pytest.raises(launcher.Killed, match="killed before it came up"):
-        with open(place / "zygote.lock", "a+") as lock:
-            launcher._started(str(place / "zygote.sock"), dict(os.environ), sys.executable, lock.fileno())
+    with open(place / "zygote.lock", "a+") as lock, pytest.raises(launcher.Killed, match="killed before it came up"):
+        launcher._started(str(place / "zygote.sock"), dict(os.environ), sys.executable, lock.fileno())
