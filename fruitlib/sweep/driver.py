@@ -267,6 +267,7 @@ class Driver:
         try:
             yield
         except Exception as problem:
+            self.place.check()
             if files.is_disk_failure(problem):
                 raise
             self._changed[what] = True

@@ -23,7 +23,8 @@ def sweep_folder(plan: Sweep, data: str | None, out: str | None) -> Path:
     """
     name = sweep_name(plan, data) if out is None else out
     if problem := _name_problem(name):
-        given = f"--out {texts.printable(name)[:80]}" if out is not None else texts.printable(name)[:80]
+        shown = texts.printable(name.encode(errors="backslashreplace").decode())[:80]
+        given = shown if out is None else f"--out {shown}"
         raise InputError(
             f"{given}: {problem}: give a plain name with --out, such as --out {plan.name[:40] or 'mine'}-2"
         )

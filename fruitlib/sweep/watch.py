@@ -5,7 +5,8 @@ that `launcher` starts or forks therefore writes its pid into the folder that `$
 
 Processes that use next to no processor time and write nothing for ten minutes hang: a network folder whose server is
 gone, a lock that is never freed. One that was stopped (SIGSTOP) for a minute is taken for a lost one. A process that
-waits for another run's lock looks for it twenty times a second, which counts as work: the other run is watched itself. One that spins without end is not found.
+waits for another run's lock looks for it twenty times a second, which counts as work: the other run is watched itself.
+One that spins without end is not found.
 """
 
 import contextlib
