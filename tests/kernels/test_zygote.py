@@ -429,23 +429,17 @@ def slow_place(other_place) -> Place:
 
 def test_one_whose_starter_was_killed_ends_and_nobody_starts_a_second_one_meanwhile(other_place):
     place = slow_place(other_place)
-    for _ in range(3):
-        first = place.start("print(os.getppid())")
-        wait_until((place.folder / "slow.py.begun").exists, SOON)
-        first.kill()
-        first.communicate()
-        second = place.start("print(os.getppid())")
-        most = 0
-        while second.poll() is None:
-            most = max(most, len(place.zygotes()))
-            time.sleep(0.02)
-        code, zygote, err = ended(second)
-        assert (code, err, most) == (0, "", 1)
-        assert [process.pid for process in place.zygotes()] == [int(zygote)]
-        for process in place.zygotes():
-            process.kill()
-            process.wait()
-        (place.folder / "slow.py.begun").unlink()
+    first = place.start("print(os.getppid())")
+    wait_until((place.folder / "slow.py.begun").exists, SOON)
+    first.kill()
+    first.communicate()
+    second, most = place.start("print(os.getppid())"), 0
+    while second.poll() is None:
+        most = max(most, len(place.zygotes()))
+        time.sleep(0.02)
+    code, zygote, err = ended(second)
+    assert (code, err, most) == (0, "", 1)
+    assert [process.pid for process in place.zygotes()] == [int(zygote)]
 
 
 def test_one_that_nobody_waits_for_any_more_ends_before_it_listens(other_place):

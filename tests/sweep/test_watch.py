@@ -81,6 +81,14 @@ def test_what_works_is_not(perform, tmp_path, code):
     assert not why and seconds > 3.5
 
 
+def test_a_process_ends_when_the_folder_of_its_sweep_is_removed(perform, tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    timer = threading.Timer(1, gone.rmdir)
+    code, why, seconds = perform(WORKS, meanwhile=lambda process: timer.start(), stop=str(gone / "stop"))
+    assert code != 0 and not why and seconds < 4
+
+
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="processes are found by their folder on Linux")
 def test_what_was_forked_elsewhere_counts_and_is_ended_too(perform, tmp_path):
     """A kernel, say, whose parent is the zygote."""
