@@ -174,12 +174,23 @@ def _end_hung(connection: socket.socket) -> None:
 
     Its children go on: they and their stand-ins do without it.
     """
-    if hasattr(socket, "SO_PEERCRED"):
-        pid, _, _ = struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    else:
-        raise Unavailable(f"the zygote did not answer within {FORK_TIMEOUT:.0f} seconds")
+    try:
+        os.kill(peer(connection), signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    except OSError:
+        raise Unavailable(f"the zygote did not answer within {FORK_TIMEOUT:.0f} seconds") from None
+
+
+def peer(connection: socket.socket) -> int:
+    """The pid of the process at the other end.
+
+    Raises:
+        OSError: this system does not tell.
+    """
+    if not hasattr(socket, "SO_PEERCRED"):
+        raise OSError("not known on this system")
+    return struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
 
 
 def receive(connection: socket.socket) -> dict:

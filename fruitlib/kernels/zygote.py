@@ -248,6 +248,7 @@ class _Zygote:
                 with contextlib.suppress(KeyError):  # its stand-in has ended
                     self.selector.unregister(connection)
                 send(connection, {"exit": os.waitstatus_to_exitcode(status)})
+                _continue_stand_in(connection)
                 connection.close()
 
     def stop_listening(self) -> None:
@@ -257,6 +258,12 @@ class _Zygote:
             if _identity(self.path) == self.bound:  # else it is another's by now
                 os.unlink(self.path)
             self.listener.close()
+
+
+def _continue_stand_in(connection: socket.socket) -> None:
+    """Continue the stand-in of a child that has ended: one that was stopped (SIGSTOP) would never hear of it."""
+    with contextlib.suppress(OSError):
+        os.kill(launcher.peer(connection), signal.SIGCONT)
 
 
 def main() -> None:

@@ -311,6 +311,16 @@ def test_a_killed_child_ends_its_stand_in(cheap):
         assert process.wait(SOON) == -signal.SIGKILL
 
 
+@pytest.mark.skipif(
+    not hasattr(socket, "SO_PEERCRED"), reason="this system does not tell who is at a socket's other end"
+)
+def test_a_stopped_stand_in_ends_with_its_child(cheap):
+    with cheap.waiting() as (process, child, _):
+        process.send_signal(signal.SIGSTOP)
+        os.kill(child, signal.SIGKILL)
+        assert process.wait(SOON) == -signal.SIGKILL
+
+
 def test_a_killed_stand_in_ends_its_child(cheap):
     """Although none of its own threads can run."""
     code = "import ctypes; print(os.getpid(), os.getppid(), flush=True); ctypes.PyDLL(None).pause()"
