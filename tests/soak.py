@@ -1,8 +1,8 @@
 """Fifty kills at random moments over sweeps of a small grid and a small search: none lost, none doubled, nothing left.
 
 Each time, a sweep is started and, some seconds later, something of it gets a signal, mostly SIGKILL: the sweep itself,
-a run's process, a kernel's stand-in, the zygote that all are forked from or one of its children, or all of them. Then it
-is started again. A grid that gets through must have the numbers of an undisturbed one, and is begun anew; the search
+a run's process, a kernel's stand-in, the zygote that all are forked from or one of its children, or all of them. Then
+it is started again. A grid that gets through must have the numbers of an undisturbed one, and is begun anew; the search
 goes on through all kills, and in the end each of its trials must stand in the journal once, with the score in its run
 folder. After each kill no process may be left but one zygote, and in the end no temporary folder and no socket.
 
