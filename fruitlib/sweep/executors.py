@@ -16,6 +16,23 @@ Under Slurm, `dask-jobqueue` starts both, from a login node:
     cluster = SLURMCluster(cores=4, processes=4, memory="16GB", walltime="04:00:00")
     cluster.scale(jobs=10); print(cluster.scheduler_address)    # and then the same sweep, with that address
 
+**Whom a cluster trusts.** Dask's scheduler and workers take pickled functions from whoever reaches their ports, and by
+default they listen on every interface: each of these people can run any program as you. `tcp://` is good enough only
+in a network of your own. With `tls://` all of them show certificates signed by your own authority, and refuse who has
+none. Dask reads them from its configuration, on every machine the same (`dask.yaml`, or these variables):
+
+    export DASK_DISTRIBUTED__COMM__TLS__CA_FILE=ca.pem DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT=me.pem
+    export DASK_DISTRIBUTED__COMM__TLS__SCHEDULER__CERT=me.pem DASK_DISTRIBUTED__COMM__TLS__WORKER__CERT=me.pem
+    dask scheduler --protocol tls                               # says tls://HOST:8786, for workers and --scheduler
+
+`me.pem` holds certificate and key. openssl makes an authority, a request, and its answer:
+
+    openssl req -x509 -newkey rsa:3072 -nodes -subj /CN=ca -keyout ca.key -out ca.pem
+    openssl req -newkey rsa:3072 -nodes -subj /CN=me -keyout me.key -out me.csr
+    openssl x509 -req -in me.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out me.pem; cat me.key >> me.pem
+
+Runs on this machine open no port: sweep, workers and kernels talk through pipes and sockets in folders of this user.
+
 A run has as many threads as its worker's OMP_NUM_THREADS says, which Dask sets to 1; GPUs are given out by
 CUDA_VISIBLE_DEVICES, a worker each.
 """
@@ -27,6 +44,7 @@ import logging
 import os
 import platform
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -204,6 +222,7 @@ def cluster(address: str, sweep_dir: Path) -> tuple[Executor, str]:
         raise InputError("--scheduler needs Dask: pip install 'fruitlib[cluster]'") from None
     for name in ("distributed", "distributed.client", "distributed.comm", "tornado.application", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the sweep reports a lost scheduler in one line
+    _check_certificates(address)
     try:
         client = Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError) as problem:
@@ -219,7 +238,32 @@ def cluster(address: str, sweep_dir: Path) -> tuple[Executor, str]:
     if not threads:
         client.close()
         raise InputError(f"--scheduler {address}: no workers yet; start one: dask worker {address} --nthreads 1")
-    return Cluster(client, threads), f"{threads} at a time on {len(sees)} Dask worker{'s' * (len(sees) > 1)}"
+    open_to_all = "" if address.startswith("tls://") or _is_local(address) else ", without TLS"
+    words = f"{threads} at a time on {len(sees)} Dask worker{'s' * (len(sees) > 1)}{open_to_all}"
+    return Cluster(client, threads), words
+
+
+def _is_local(address: str) -> bool:
+    """Whether a scheduler listens on this machine alone, as its address says."""
+    host = address.rpartition("://")[2].rpartition(":")[0].strip("[]")
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
+
+
+def _check_certificates(address: str) -> None:
+    """Refuse tls:// without certificates, with which Dask's client would neither start nor end."""
+    if not address.startswith("tls://"):
+        return
+    from distributed.security import Security
+
+    try:
+        context = Security().get_connection_args("client").get("ssl_context")
+    except (OSError, ValueError) as problem:  # no such file, no certificate in it
+        raise InputError(f"--scheduler {address}: its certificates cannot be read ({first_line(problem)})") from None
+    if context is None:
+        names = "DASK_DISTRIBUTED__COMM__TLS__CA_FILE and DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT"
+        raise InputError(
+            f"--scheduler {address}: tls needs certificates: set {names} (see fruitlib/sweep/executors.py)"
+        )
 
 
 def _asked(client, address: str, folder: str) -> dict[str, bool]:
