@@ -152,6 +152,7 @@ def main() -> None:
     options.add_argument("--kills", type=int, default=50)
     options.add_argument("--seed", type=int, default=0)
     options = options.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts in its background
     random.seed(options.seed)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="fs", ignore_cleanup_errors=True) as made:
