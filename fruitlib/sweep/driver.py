@@ -117,7 +117,7 @@ class Driver:
         except Exception as problem:  # the numbers are in results.csv and in the report
             print(f"the table of results cannot be shown ({type(problem).__name__}: {first_line(problem)})")
         for failure in self.failures:
-            print(f"\nfailed: {failure}")
+            print("\n" + printable(f"failed: {failure}"))
         print(f"\nreport: {files.display_path(self.sweep_dir / 'index.html')}")
         return int(
             bool(self.failures) or any(state["error"] and state["state"] != "pruned" for state in self.states.values())

@@ -31,7 +31,9 @@ none. Dask reads them from its configuration, on every machine the same (`dask.y
     openssl req -newkey rsa:3072 -nodes -subj /CN=me -keyout me.key -out me.csr
     openssl x509 -req -in me.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out me.pem; cat me.key >> me.pem
 
-Runs on this machine open no port: sweep, workers and kernels talk through pipes and sockets in folders of this user.
+Runs on this machine open no port beyond it. Sweep, workers and kernels talk through pipes and sockets in folders of
+this user. A kernel listens on one port of 127.0.0.1, by which ipykernel takes what forked processes print; what comes
+without its random key of 16 bytes is dropped.
 
 A run has as many threads as its worker's OMP_NUM_THREADS says, which Dask sets to 1; GPUs are given out by
 CUDA_VISIBLE_DEVICES, a worker each.

@@ -15,6 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from fruitlib.core.texts import printable
 from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.selection import SelectionOptimism
 from fruitlib.evaluation.sweep_answers import load_effects
@@ -35,7 +36,7 @@ def table(status: SweepStatus, rows: int) -> Table:
         drawn.add_column(name, justify="left" if column in ("run", "state") else "right", **plain)
     for run in shown:
         name, state, *rest = run.row
-        drawn.add_row(Text(name), Text(state, COLOURS.get(run.state, "")), *map(Text, rest))
+        drawn.add_row(Text(printable(name)), Text(state, COLOURS.get(run.state, "")), *map(Text, rest))
     if len(status.runs) > len(shown):
         drawn.add_row(Text(f"… and {len(status.runs) - len(shown)} more", "bright_black"))
     return drawn
@@ -78,7 +79,7 @@ class Terminal:
 
     def say(self, text: str) -> None:
         """Print a line that stays."""
-        self._console.print(Text(text))
+        self._console.print(Text(printable(text)))
 
     def _watch(self) -> None:
         printed = time.monotonic()
@@ -130,14 +131,14 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         seconds = f"{row['train_seconds']:.0f} s" if row["train_seconds"] >= 0 else "unfinished"
         print(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
     if summary.get("population"):
-        print(f"\n{summary['population']}")
+        print("\n" + printable(summary["population"]))
     for line in leading_effects_text(load_effects(sweep_dir), plan.choose_by):
         print("\n" + line.replace("\n", "\n    "))
     if summary["shipped"] in set(table["run"]):  # another sweep on this folder may have written the table since
         print(f"\n* {_shipped(table.set_index('run').loc[summary['shipped']], summary)}")
     for run in summary["runs"]:
         if run["error"] and run["state"] != "pruned":
-            print(f"\nfailed: {run['name']}: {run['error']}")
+            print("\n" + printable(f"failed: {run['name']}: {run['error']}"))
 
 
 def _shipped(row: pd.Series, summary: dict) -> str:
