@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fruitlib.core import files, progress
 from fruitlib.core.errors import InputError
+from fruitlib.core.texts import show
 
 RESUME_HINT = "Run the same command again: complete runs are kept, and a training resumes after its last epoch."
 
@@ -19,18 +20,21 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command(options)
     except InputError as problem:
-        print(f"fruitlib: {problem}", file=sys.stderr)
+        show(f"fruitlib: {problem}", file=sys.stderr)
         return 2
     except NotADirectoryError as problem:
-        print(f"fruitlib: {problem.filename}: is a file where a folder is needed", file=sys.stderr)
+        show(f"fruitlib: {problem.filename}: is a file where a folder is needed", file=sys.stderr)
         return 2
     except (PermissionError, FileExistsError) as problem:
-        print(f"fruitlib: {files.os_error_text(problem)}", file=sys.stderr)
+        show(f"fruitlib: {files.os_error_text(problem)}", file=sys.stderr)
         return 2
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough; nothing more is written at the end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except OSError as problem:
         if not files.is_disk_failure(problem):
             raise
-        print(f"fruitlib: {files.os_error_text(problem)}: {RESUME_HINT}", file=sys.stderr)
+        show(f"fruitlib: {files.os_error_text(problem)}: {RESUME_HINT}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\nfruitlib: stopped. {RESUME_HINT}", file=sys.stderr)
@@ -127,11 +131,11 @@ def _compare(options: argparse.Namespace) -> int:
         columns = dict(text.split("=", 1) for text in names)
         sides.append(compare.load_predictions(source, options.split, getattr(options, f"backend_{side}"), columns))
     pair = compare.match_photos(*sides)
-    print(f"A: {pair.a.name}\nB: {pair.b.name}\n{wording.match_text(pair)}\n")
-    print(wording.comparison_text(compare.compare_pair(pair)))
+    show(f"A: {pair.a.name}\nB: {pair.b.name}\n{wording.match_text(pair)}\n")
+    show(wording.comparison_text(compare.compare_pair(pair)))
     rows = compare.disagreements(pair).to_dict("records")
     for row in rows[:20]:
-        print(f"  {row['path']}: {row['label']}; A says {row['a']}, B says {row['b']}")
+        show(f"  {row['path']}: {row['label']}; A says {row['a']}, B says {row['b']}")
     if len(rows) > 20:
         print(f"  and {len(rows) - 20} more")
     return 0
@@ -142,7 +146,8 @@ def _check(options: argparse.Namespace) -> int:
 
     check = leakage.check_sweep(Path(options.sweep).resolve(), progress.meter("photos read"))
     for words, lines in (("ALARM", wording.alarm_lines(check)), ("look at", wording.note_lines(check))):
-        print(*(f"{words}: {line}" for line in lines), sep="\n", end="\n" if lines else "")
+        for line in lines:
+            show(f"{words}: {line}")
     if not check.alarming:
         print(f"{check.n} photos read: no validation or test photo is in training, and none has changed")
     return int(check.alarming)

@@ -97,7 +97,7 @@ def finished_copy(finished_sweep, tmp_path) -> Path:
 
 @pytest.fixture
 def forked_group(monkeypatch) -> None:
-    """Runs with `processes` train in a group of forked processes, without the ten seconds that torchrun takes."""
+    """Runs with `processes` train in a group of forked processes, without the seconds that imports take."""
     monkeypatch.setattr("fruitlib.training.distributed.launch", launch_by_fork)
 
 

@@ -1,4 +1,4 @@
-"""What several test files share: drawn photos, project folders to sweep in, groups of processes without torchrun."""
+"""What several test files share: drawn photos, project folders to sweep in, groups of forked processes."""
 
 import json
 import multiprocessing
@@ -219,9 +219,9 @@ def train_as_rank(path: str, rank: int, processes: int, store: str, failures) ->
 
 
 def launch_by_fork(run, on_epoch: Callable) -> None:
-    """In place of `distributed.launch`: the same gloo group of workers, forked in a moment instead of by torchrun.
+    """In place of `distributed.launch`: the same gloo group of workers, forked in a moment.
 
-    For tests of what several processes compute. How torchrun starts, fails and ends has its own.
+    For tests of what several processes compute. How they start, fail and end has its own.
     """
     context, processes = forkserver(), run.config.processes
     failures, store, seen = context.SimpleQueue(), run.path / ".store", 0

@@ -80,7 +80,7 @@ SCIPY = ("calibration", "crossed", "intervals", "learning_curve", "significance"
         ("seaborn", {"reporting.style", "reporting.metrics_figures"}),
         ("nbconvert", {"reporting.site"}),
         ("filelock", {"core.files"}),
-        ("cv2", {"data.preprocess", "data.augment"}),
+        ("cv2", {"data.preprocess", "data.augment", "data.rgb"}),
         ("imagehash", {"data.photo_checks"}),
         ("sklearn", {"data.stratify", "evaluation.leakage", "evaluation.calibration", "evaluation.baselines"}),
         ("cleanlab", {"evaluation.label_errors"}),

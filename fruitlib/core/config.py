@@ -15,7 +15,9 @@ class Config(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=(), allow_inf_nan=False)
 
-    data: str = Field("sample", min_length=1, description="sample, sample5, a folder of photos, or a CSV or TSV table")
+    data: str = Field(
+        "sample", min_length=1, description="sample, sample5, a folder, a table, or COCO, YOLO, VOC files"
+    )
     columns: dict[str, str] = Field({}, description="a table's names for path, label, group, split, x, y, w, h …")
     photos_dir: str = Field("", description="folder that a table's paths start from; empty: the table's own")
     group_pattern: str = Field("", description="file names with the group first: <variety>__<view>; empty: none")
@@ -114,6 +116,9 @@ class Config(BaseModel):
     contrast: float = Field(1.0, gt=0, le=10, description="factor on every photo; 1: as it is")
     saturation: float = Field(1.0, ge=0, le=10, description="factor on every photo; 1: as it is, 0: grey")
     sharpness: float = Field(1.0, ge=0, le=10, description="factor on every photo; 1: as it is, below: blurred")
+    deep_bits: Annotated[int, Field(ge=8, le=32)] | Literal["auto"] = Field(
+        "auto", description="bits that photos of more than 8 are shown as; auto: as many as they use"
+    )
 
     augment: Literal["none", "crop", "geometric", "colour", "full", "trivial", "randaugment"] = Field(
         "geometric", description="none | crop | geometric | colour | full | trivial | randaugment"
@@ -141,7 +146,7 @@ class Config(BaseModel):
     )
     compile: Literal["none", "default"] = Field("none", description="torch.compile: none | default")
     cam_every: int = Field(5, ge=0, description="keep Grad-CAM pictures every so many epochs; 0: never")
-    processes: int = Field(1, ge=1, le=1024, description="training processes; more than one starts torchrun")
+    processes: int = Field(1, ge=1, le=1024, description="training processes of one run, on this machine")
     track: list[Literal["tensorboard", "wandb"]] = Field(
         [], description="where history.csv is mirrored to: [tensorboard, wandb]"
     )
@@ -340,7 +345,7 @@ _NO_TRAIN_SETTINGS = SPLIT_SETTINGS + EXPORT_SETTINGS + PLACE_SETTINGS + SHOW_SE
 TRAIN_SETTINGS = tuple(name for name in Config.model_fields if name not in _NO_TRAIN_SETTINGS)
 NETWORK_SETTINGS = ("model", "head", "head_width", "dropout")  # what a network is built from
 FACTORS = ("brightness", "contrast", "saturation", "sharpness")
-PREPROCESS_SETTINGS = ("image_size", "crop_to", "crop_margin", "resize", *FACTORS)
+PREPROCESS_SETTINGS = ("image_size", "crop_to", "crop_margin", "resize", *FACTORS, "deep_bits")
 FOLD_SETTINGS = ("fold", "repeat")  # set by a sweep with `folds`, one run each
 
 

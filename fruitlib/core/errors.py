@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from fruitlib.core.texts import printable
+
 
 class InputError(ValueError):
     """Something a person can put right; in one line: where, what is wrong, what to do.
@@ -18,7 +20,7 @@ class InputError(ValueError):
         self.message, self.setting, self.value, self.place = message, setting, value, place
 
     def __str__(self) -> str:
-        return f"{self.place}: {self.message}" if self.place else self.message
+        return printable(f"{self.place}: {self.message}" if self.place else self.message)
 
     def at(self, place: str) -> "InputError":
         """The same error, about another place."""

@@ -2,12 +2,15 @@
 
 import contextlib
 import errno
+import glob
 import hashlib
 import json
 import os
 import re
+import secrets
+import shutil
 import socket
-import tempfile
+import stat
 import time
 from pathlib import Path
 
@@ -42,34 +45,62 @@ def display_path(path: str | os.PathLike) -> str:
 def replacing(path: str | os.PathLike):
     """Yield a temporary path beside `path`, moved onto it when the block succeeds and removed when it fails.
 
-    A reader therefore sees the old file or the new one, never a part of one.
+    A reader therefore sees the old file or the new one, never a part of one. A new file may be read by whom the umask
+    allows, one that was there keeps its permissions.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.stem}.{os.getpid()}@{_host()}."  # its process, for `remove_stale_partials`
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
-    os.close(handle)
+    partial = _beside(path, path.suffix)
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less the umask, by the system
     try:
-        yield Path(name)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        yield partial
+        with contextlib.suppress(FileNotFoundError):
+            os.chmod(partial, stat.S_IMODE(os.stat(path).st_mode))
+        os.replace(partial, path)
     finally:
-        Path(name).unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def folder_beside(path: str | os.PathLike):
+    """Yield a new temporary folder beside `path`, removed in the end; what others left there by being killed, too."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left_over in path.parent.glob(f".{glob.escape(path.name)}.*@*"):
+        _remove_if_stale(left_over)
+    folder = _beside(path)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _beside(path: Path, suffix: str = "") -> Path:
+    """A new hidden name beside `path` that holds this process, for `remove_stale_partials`."""
+    stem = path.stem if suffix else path.name
+    return path.with_name(f".{stem}.{os.getpid()}@{_host()}.{secrets.token_hex(4)}{suffix}")
 
 
 def remove_stale_partials(folder: Path) -> None:
-    """Remove, in a folder and below it, the partial files of processes that were killed inside `replacing`.
+    """Remove, in a folder and below it, what killed processes left: of `replacing` and `folder_beside`.
 
-    A partial file is stale if its process has ended; one of another machine's process, if it is an hour old.
+    It is stale if its process has ended; if that was on another machine, once it is an hour old.
     """
     for path in list(folder.rglob(".*@*")):
-        owner = re.match(r"\..+\.(\d+)@(.+)\.\w{8}(\.\w+)?$", path.name)
-        if owner is None:
-            continue
-        with contextlib.suppress(OSError):
-            pid, host = int(owner[1]), owner[2]
-            stale = _has_ended(pid) if host == _host() else path.stat().st_mtime < time.time() - 3600
-            if stale:
+        _remove_if_stale(path)
+
+
+def _remove_if_stale(path: Path) -> None:
+    owner = re.match(r"\..+\.(\d+)@(.+)\.\w{8}(\.\w+)?$", path.name)
+    if owner is None:
+        return
+    with contextlib.suppress(OSError):
+        pid, host = int(owner[1]), owner[2]
+        if _has_ended(pid) if host == _host() else path.stat().st_mtime < time.time() - 3600:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
                 path.unlink()
 
 

@@ -12,17 +12,17 @@ from pathlib import Path
 
 
 def rank() -> int:
-    """This process's number among torchrun's workers; 0 without torchrun."""
+    """This process's number among those of one training; 0 where it is the only one."""
     return int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
-    """How many torchrun workers there are; 1 without torchrun."""
+    """How many processes train together."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def device():
-    """The device training runs on: this worker's GPU where there is one, else the CPU."""
+    """The device training runs on: this process's GPU where there is one, else the CPU."""
     import torch
 
     if torch.cuda.is_available():

@@ -1,12 +1,28 @@
 """Photos as people have them -> photos ready for training: checked, grouped, divided, decoded once, in batches.
 
-In: a folder, a table or a known data set. Out: `manifest.csv`, a row per photo, and batches of tensors. Read `sources`
-first, then `splits`; a training's batches come from `loader`.
+In: a folder, a table, annotations or a known data set. Out: `manifest.csv`, a row per photo, and batches of tensors.
+Read `sources` first, then `splits`; a training's batches come from `loader`.
 
     fetch            public photographs cloned by git, counted
     practice_photos  draws the practice photographs
+    tree             a tree of folders, read once: which holds which photos
+    part_names       folders' names that mean train, val or test, or merely photos
+    layouts          a tree of folders -> classes, parts, groups; or one line why it is not clear
     sources          folder, table, fetched set -> rows of path, label, group, split; nothing opened
-    tables           a CSV or TSV table -> the same rows, with boxes
+    annotations      what data may name beside folders: a table, COCO, YOLO, VOC -> the same rows, with boxes
+    table_text       a table's cells as text, in whatever encoding and with whatever separator it was saved
+    table_labels     several labels where one is wanted: columns of 0 and 1, lists in a cell
+    tables           a CSV or TSV table -> rows with boxes; what any list of photos needs
+    boxes            boxes in photos -> such rows
+    coco             COCO JSON, also Roboflow's export
+    yolo             a YOLO data.yaml with its label files
+    voc              Pascal VOC's XML
+    photo_paths      where the photos are that a table or annotations name
+    labels           labels that are one class though not written alike: joined, and said
+    memory           what decoding photos takes of it, all threads together
+    rgb              decoded pixels of any kind -> RGB of 8 bits
+    completeness     is all of the picture in the file?
+    decoding         a photo file -> its upright RGB pixels, or the reason why not
     photo_checks     each photo opened and checked, its oddities named, its look hashed
     duplicates       copies and near-copies -> groups; label conflicts
     stratify         shares, folds and subsets; groups never divided, two million rows in seconds

@@ -5,7 +5,7 @@ import mmap
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from fruitlib.core import files, source_code
 from fruitlib.core.config import PREPROCESS_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
-from fruitlib.data import photo_checks, preprocess, sources
+from fruitlib.data import decoding, preprocess, rgb, sources
 
 KEEP_DAYS = 7  # a file not used for so long is removed when another is made
 CHUNK = 16  # photos a thread decodes at a time: handing out small ones one by one costs more than decoding them
@@ -37,6 +37,7 @@ class Store:
     config: Config
     kind: str
     summary: str
+    keys: Sequence[str] = ()  # sha256 of the files' bytes, "" or none at all where not known
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -47,7 +48,8 @@ class Store:
         if self.pixels is not None:
             return self.pixels.take(indexes, axis=0)
         once, back = np.unique(indexes, return_inverse=True)
-        return stacked(self.folder, [self.paths[i] for i in once], self.config)[back]
+        paths, keys = ([names[i] for i in once] if names else () for names in (self.paths, self.keys))
+        return stacked(self.folder, paths, self.config, keys)[back]
 
 
 def open_store(
@@ -55,32 +57,35 @@ def open_store(
 ) -> Store:
     """The photos at `paths` as `config` prepares them, from their cache file, which is made if it is missing.
 
-    `keys` are the sha256 of the files' bytes, "" where not known. Processes that ask for the same photos at once
-    decode them once. `cache = auto` keeps up to a quarter of the available memory in memory, up to half of the free
-    disk on the disk, and decodes more than that every time. `progress(done, total)` is called while a file is made.
+    `keys` are the sha256 of the files' bytes when they were checked, "" where not known; photos that have changed since
+    are not decoded. Processes that ask for the same photos at once decode them once. `cache = auto` keeps up to a
+    quarter of the available memory in memory, up to half of the free disk on the disk, and decodes more than that every
+    time. `progress(done, total)` is called while a file is made.
 
     Raises:
-        InputError: a photo no longer opens; `ram` or `disk` is set and there is no room.
+        InputError: a photo no longer opens, or has changed; `ram` or `disk` is set and there is no room.
     """
     shape = (len(paths), config.image_size, config.image_size, 3)
     size = int(np.prod(shape, dtype=np.int64))
 
     def store(kind: str, where: str, pixels: np.ndarray | None = None) -> Store:
         summary = f"{len(paths):,} photos, {in_words(size)} decoded, {where}"
-        return Store(pixels, folder, paths, config, kind, summary)
+        return Store(pixels, folder, paths, config, kind, summary, keys)
 
     if not paths:
         return store("ram", "in memory", np.empty(shape, np.uint8))
     if config.cache == "stream":
         return store("stream", "decoded every time, since cache = stream")
+    keys = [key or _sha256(sources.locate(folder, path)[0]) for path, key in zip(paths, keys, strict=True)]
     file = cache_dir / f"{identity(folder, paths, keys, config)}.npy"
     try:
+        remove_partials(cache_dir)
         with files.lock(file.with_suffix(".lock")):
             kind, where = place(config.cache, size, 0 if file.exists() else size, cache_dir)
             if kind == "stream":
                 return store(kind, where)
             if not is_whole(file, shape):
-                write(file, shape, decoded(folder, paths, config), progress)
+                write(file, shape, decoded(folder, paths, config, keys), progress)
             return store(kind, where, mapped(file, shape, read_ahead=kind == "ram"))
     except OSError as problem:  # the disk is full, or read-only
         reason = f"{files.display_path(cache_dir)}: {problem.strerror or problem}"
@@ -102,7 +107,7 @@ def identity(folder: Path, paths: list[str], keys: list[str], config: Config) ->
         file, box = sources.locate(folder, path)
         content.update(f"{key or _sha256(file)} {box}\n".encode())
     settings = {name: getattr(config, name) for name in PREPROCESS_SETTINGS}
-    code = [source_code.module_fingerprint(module.__name__) for module in (photo_checks, preprocess)]
+    code = [source_code.module_fingerprint(module.__name__) for module in (rgb, decoding, preprocess)]
     return files.fingerprint(content.hexdigest(), settings, *code, preprocess.LIBRARIES)
 
 
@@ -148,25 +153,29 @@ def in_words(size: int) -> str:
     return f"{size} bytes"
 
 
-def decoded(folder: Path, paths: list[str], config: Config) -> Iterator[np.ndarray]:
+def decoded(folder: Path, paths: Sequence[str], config: Config, keys: Sequence[str] = ()) -> Iterator[np.ndarray]:
     """The photos at `paths` one by one, each uint8 (S, S, 3), decoded by a thread per core.
 
     Threads, not processes: decoders release Python's lock, and processes would have to send every photo back
     (for photos of 100 pixels neither was faster than one thread, and two processes took a quarter longer).
     """
-    workers = min(32, os.cpu_count() or 1)
+    workers, places = min(32, os.cpu_count() or 1), [*zip(paths, keys or [""] * len(paths), strict=True)]
+
+    def decode(chunk: list[tuple[str, str]]) -> list[np.ndarray]:
+        return [preprocess.decode(folder, path, config, key) for path, key in chunk]
+
     step = max(1, min(CHUNK, len(paths) // workers))
     with ThreadPoolExecutor(workers) as pool:
         for start in range(0, len(paths), 64 * step):  # so that millions of photos do not queue as tasks
-            chunks = [paths[at : at + step] for at in range(start, min(start + 64 * step, len(paths)), step)]
-            for photos in pool.map(lambda chunk: [preprocess.decode(folder, path, config) for path in chunk], chunks):
+            chunks = [places[at : at + step] for at in range(start, min(start + 64 * step, len(paths)), step)]
+            for photos in pool.map(decode, chunks):
                 yield from photos
 
 
-def stacked(folder: Path, paths: list[str], config: Config) -> np.ndarray:
+def stacked(folder: Path, paths: Sequence[str], config: Config, keys: Sequence[str] = ()) -> np.ndarray:
     """The photos at `paths` as one uint8 array (n, S, S, 3)."""
     pixels = np.empty((len(paths), config.image_size, config.image_size, 3), np.uint8)
-    for index, photo in enumerate(decoded(folder, paths, config)):
+    for index, photo in enumerate(decoded(folder, paths, config, keys)):
         pixels[index] = photo
     return pixels
 
@@ -194,14 +203,19 @@ def write(file: Path, shape: tuple[int, ...], photos: Iterator[np.ndarray], prog
 
 def tidy(cache_dir: Path) -> None:
     """Remove what killed writers left behind, and files that were not used for `KEEP_DAYS`."""
+    remove_partials(cache_dir)
     long_ago = time.time() - KEEP_DAYS * 24 * 3600
-    for file in list(cache_dir.iterdir()):
-        with suppress(OSError, files.Locked):
-            if file.suffix == ".npy" and file.stat().st_mtime < long_ago:
+    for file in list(cache_dir.glob("*.npy")):
+        with suppress(OSError):
+            if file.stat().st_mtime < long_ago:
                 file.unlink()
-            if file.suffix == ".partial":
-                with files.lock(file.with_suffix(".lock"), timeout=0):  # held by the process that writes it
-                    file.unlink()
+
+
+def remove_partials(cache_dir: Path) -> None:
+    """Remove what killed writers left behind; a living one holds its file's lock."""
+    for file in list(cache_dir.glob("*.partial")):
+        with suppress(OSError, files.Locked), files.lock(file.with_suffix(".lock"), timeout=0):
+            file.unlink()
 
 
 def is_whole(file: Path, shape: tuple[int, ...]) -> bool:

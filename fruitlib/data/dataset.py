@@ -13,7 +13,7 @@ from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
-from fruitlib.data import cache, sources
+from fruitlib.data import cache, photo_checks, sources
 from fruitlib.data.cache import Store
 
 
@@ -69,9 +69,11 @@ def load_photos(
     """
     rows, pool = run.rows(split) if rows is None else rows, run.manifest
     pool = rows if split == "test" else pool[(pool["status"] == "ok") & (pool["split"] != "test")]
-    folder = sources.root(run.config.data)
+    folder = sources.root(run.config.data, run.config.photos_dir)
     paths, keys = pool["path"].tolist(), pool["sha256"].tolist()
-    store = cache.open_store(folder, paths, keys, run.config, files.cache_dir(), progress)
+    store = cache.open_store(
+        folder, paths, keys, photo_checks.with_bits(run.config, run.manifest), files.cache_dir(), progress
+    )
     index = pd.Index(paths).get_indexer(rows["path"])
     if (index < 0).any():  # -1 would silently select the last photo
         raise InputError(f"{rows['path'][int(index.argmin())]}: in the {split} part, but not usable: split again")

@@ -6,7 +6,6 @@ camera with the usual faults. Varieties share colours across fruits: dimple, ste
 
 import json
 import os
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -364,11 +363,10 @@ def draw(folder: Path, five: bool = False, seed: int = 0, size: int = 128, progr
     record = {"seed": int(seed), "five": bool(five), "size": int(size), "version": VERSION}
     if drawn(folder, record):
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as beside:
-        fill(Path(beside, "set"), record, progress)
+    with files.folder_beside(folder) as beside:
+        fill(beside / "set", record, progress)
         try:
-            os.replace(Path(beside, "set"), folder)
+            os.replace(beside / "set", folder)
         except OSError:  # another process may have drawn it in the meantime
             if not drawn(folder, record):
                 raise

@@ -1,5 +1,7 @@
 """A photo file -> the square of bytes that models see; the same bytes on every call."""
 
+import contextlib
+import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from PIL import Image, ImageEnhance
 
 from fruitlib.core.config import FACTORS, Config
 from fruitlib.core.errors import InputError
-from fruitlib.data import photo_checks, sources
+from fruitlib.data import decoding, sources
+from fruitlib.data.decoding import Decoded
 
 # OpenCV would split each small picture among its own threads, which wait by spinning. That takes cores from torch
 # during training, and photos are already decoded in parallel. The setting holds for the whole process.
@@ -23,42 +26,58 @@ ENHANCERS = {
     "saturation": ImageEnhance.Color,
     "sharpness": ImageEnhance.Sharpness,
 }
+CHANGED = "changed since the photos were divided: run the sweep (or 01_split) again, which divides them anew"
 Area = tuple[float, float, float, float]  # left, top, right, bottom in pixels
 
 
-def decode(folder: Path, path: str, config: Config) -> np.ndarray:
+def decode(folder: Path, path: str, config: Config, sha256: str = "") -> np.ndarray:
     """The photo at a manifest's `path`, upright RGB, cropped, made square and enhanced: uint8 (S, S, 3).
 
+    `sha256` is that of the file when it was checked, "" where not known: these bytes are decoded, or none.
+
     Raises:
-        InputError: the photo no longer opens, or its box lies outside of it.
+        InputError: the photo no longer opens or has changed, or its box lies outside of it.
     """
     file, box = sources.locate(folder, path)
-    try:
-        photo = photo_checks.open_photo(file)
-    except Exception as problem:  # a broken file can raise nearly anything inside a decoder
-        reason = " ".join(str(problem).split())
-        raise InputError(f"{file}: does not open ({reason}): repair or remove it, then split again") from None
-    left, top, right, bottom = area = region(photo, box, config)
+    with contextlib.ExitStack() as held:
+        try:
+            content = decoding.read(file)
+            changed = sha256 and hashlib.sha256(content).hexdigest() != sha256
+            bits = 0 if config.deep_bits == "auto" else config.deep_bits
+            how = {"megapixels": config.max_megapixels, "bits": bits, "known": bool(sha256)}
+            photo = None if changed else held.enter_context(decoding.opened(content, **how))
+        except InputError as problem:
+            raise InputError(f"{file}: does not open ({problem}): repair or remove it, then split again") from None
+        if photo is None:
+            raise InputError(f"{file}: {CHANGED}")
+        return _prepared(photo, path, box, config)
+
+
+def _prepared(photo: Decoded, path: str, box: tuple[int, int, int, int] | None, config: Config) -> np.ndarray:
+    """The decoded photo as models see it."""
+    left, top, right, bottom = area = region(photo.image, photo.area(box) if box else None, config)
     if right - left < 1 or bottom - top < 1:
-        raise InputError(f"{path}: the box lies outside the photo, {photo.width} x {photo.height}: correct the table")
-    return np.array(enhance(square(photo, area, config.resize, config.image_size), config))
+        across, down = photo.size
+        raise InputError(f"{path}: the box lies outside the photo, {across} x {down}: correct the table")
+    return np.array(enhance(square(photo.image, area, config.resize, config.image_size), config))
 
 
 def share_with_object(folder: Path, paths: Iterable[str]) -> float:
     """In what share of the photos at a manifest's paths `crop_to: object` finds an object; the others stay whole."""
-    files = [sources.locate(folder, path)[0] for path in paths]
-    return float(np.mean([find_object(np.asarray(photo_checks.open_photo(file))) is not None for file in files]))
+    found = []
+    for path in paths:
+        photo = decoding.open_photo(sources.locate(folder, path)[0], decoding.MOST_MEGAPIXELS)
+        found.append(find_object(np.asarray(photo)) is not None)
+    return float(np.mean(found))
 
 
-def region(photo: Image.Image, box: tuple[int, int, int, int] | None, config: Config) -> Area:
+def region(photo: Image.Image, boxed: Area | None, config: Config) -> Area:
     """The part of the photo that `crop_to` keeps: its box or the object with a margin, else all of it."""
     whole = (0, 0, photo.width, photo.height)
     if config.crop_to == "none":
         return whole
     inside = whole
-    if box:
-        x, y, width, height = box
-        boxed = (x, y, x + width, y + height)
+    if boxed:
         if config.crop_to == "box":
             return widened(boxed, config.crop_margin, whole)
         inside = widened(boxed, 0, whole)  # a photo of several boxes has an object in each

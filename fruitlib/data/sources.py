@@ -1,13 +1,13 @@
 """Photographs as people have them -> rows of path, label, group and split, without opening a photo.
 
 Known are a folder of class folders; the same under parts such as `Training` and `Test` (Fruits-360); a CSV or TSV table
-naming photos, labels, boxes; and names for what is drawn (`sample`) or fetched. A group holds photos that belong
-together (one variety, one tree, one session) and must not be divided between training and validation or test.
+naming photos, labels, boxes; COCO, YOLO and VOC annotations; and names for what is drawn (`sample`) or fetched. A group
+holds photos that belong together (one variety, one tree, one session) and must not be divided between training and
+validation or test.
 """
 
 import os
 import re
-from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -16,38 +16,46 @@ from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
-from fruitlib.data import fetch, practice_photos, tables
-from fruitlib.data.tables import PREDEFINED, ROW
+from fruitlib.core.texts import normal, printable
+from fruitlib.data import annotations, fetch, labels, layouts, photo_paths, practice_photos, tables
+from fruitlib.data.tables import ROW
+from fruitlib.data.tree import on_disk
 
 SAMPLES = {"sample": False, "sample5": True}
 NAMES = (*SAMPLES, *fetch.DATASETS)
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
-SUFFIXES |= {
-    ".heic",
-    ".heif",
-}  # Pillow does not read them: listed all the same, so that `photo_checks` names them with the reason
-SYSTEM = {"__MACOSX", "@eaDir", "#recycle", "$RECYCLE.BIN", "System Volume Information"}  # left by systems, not people
+SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"}
+SUFFIXES |= {".heic", ".heif"}  # read with an extra; listed in any case, so that `photo_checks` says so
+WAY_ON = "add some, or leave the class out everywhere, or leave all splits empty, so that all photos are divided"
 RECORDS = {"sample.json", fetch.RECORD}
 
 
-def root(data: str) -> Path:
-    """The folder that `data` names: for a table its parent folder, for a name its folder in `data/` of the project.
+def root(data: str, photos_dir: str = "") -> Path:
+    """The folder that a manifest's paths start from: the one that `data` names, of a table or another file that lists
+    photos its parent folder or else `photos_dir`, of a name its folder in `data/` of the project.
 
     Raises:
-        InputError: a data set that is not fetched yet.
+        InputError: a data set that is not fetched yet, or no such `photos_dir`.
     """
     if data not in NAMES:
         path = files.resolve(data)
-        return path.parent if tables.is_table(path) else path
+        folder = path.parent if annotations.is_listing(path) else path
+        if photos_dir and annotations.kind(path):
+            return photo_paths.base_folder(photos_dir, folder)
+    if photos_dir:
+        raise InputError(f"photos_dir = {photos_dir}: {data} is no table or annotations: leave it out")
+    if data not in NAMES:
+        return folder
     folder = files.home() / "data" / data
     if data in fetch.DATASETS and not folder.is_dir():
         raise InputError(f"{data} is not in {files.display_path(folder)} yet; run: fruitlib data fetch {data}")
     return folder
 
 
-def ready(data: str, progress: OnProgress | None = None) -> Path:
-    """`root(data)`, where the practice photographs are asked for and missing, they are drawn first."""
-    return practice_photos.draw(root(data), five=SAMPLES[data], progress=progress) if data in SAMPLES else root(data)
+def ready(data: str, progress: OnProgress | None = None, photos_dir: str = "") -> Path:
+    """`root(data, photos_dir)`; where the practice photographs are asked for and missing, they are drawn first."""
+    folder = root(data, photos_dir)
+    return practice_photos.draw(folder, five=SAMPLES[data], progress=progress) if data in SAMPLES else folder
 
 
 def locate(folder: Path, path: str) -> tuple[Path, tuple[int, int, int, int] | None]:
@@ -56,9 +64,8 @@ def locate(folder: Path, path: str) -> tuple[Path, tuple[int, int, int, int] | N
     A box is a media fragment at the end, `a/b.jpg#xywh=10,20,30,40` (W3C Media Fragments URI 1.0, 4.2.2).
     """
     box = tables.FRAGMENT.search(path)
-    if not box:
-        return folder / path, None
-    return folder / path[: box.start()], tuple(int(number) for number in box.groups())
+    file = on_disk(folder, path[: box.start()] if box else path)
+    return file, tuple(int(number) for number in box.groups()) if box else None
 
 
 def scan(config: Config) -> tuple[pd.DataFrame, list[str]]:
@@ -71,154 +78,55 @@ def scan(config: Config) -> tuple[pd.DataFrame, list[str]]:
     Raises:
         InputError: no photos, fewer than two classes, parts or a table that are ambiguous, a wrong group_pattern.
     """
-    folder, table = root(config.data), files.resolve(config.data)
-    if config.data in NAMES or not tables.is_table(table):
-        table = None
-    rows, notes = tables.read_table(table, config.columns) if table else _from_folder(folder)
-    if config.columns and not table:
+    folder = root(config.data, config.photos_dir)
+    path = folder if config.data in NAMES else files.resolve(config.data)
+    listing = annotations.kind(path) if config.data not in NAMES else ""
+    rows, notes = annotations.read(listing, path, folder, config, _is_photo) if listing else _from_folder(path)
+    if config.columns and listing != "table":
         notes.append("columns was not used: data is not a table")
-    if config.group_pattern and table and (rows["group"] != "").any():
-        notes.append(f"group_pattern was not used: {table.name} gives groups")
-    elif config.group_pattern:
+    if config.group_pattern and listing and (rows["group"] != "").any():
+        notes.append(f"group_pattern was not used: {path.name} gives groups")
+    elif config.group_pattern and len(rows):
         rows["group"], more = _groups_by_name(rows, config.group_pattern)
         notes += more
-    if table:
+    if listing:
         rows["group"] = tables.join_boxes(rows)
-    _check_classes(rows, table or folder, "photos of class" if table else "class folder")
-    return rows.sort_values("path", ignore_index=True)[ROW], notes
-
-
-def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:
-    """At least two classes, and every class in every part (rows without a split count as training)."""
-    labels = set(rows["label"].unique())
-    if len(labels) < 2:
-        kind = "classes" if what.startswith("photos") else "class folders with photos"
-        raise InputError(f"{place}: {len(labels)} {kind}, at least 2 are needed")
-    alike = pd.Series(sorted(labels)).groupby(pd.Series(sorted(labels)).str.casefold()).agg(" and ".join)
-    if len(alike) < len(labels):
-        one = alike[alike.str.contains(" and ", regex=False)].iloc[0]
-        raise InputError(f"{place}: the classes {one} differ only in upper and lower case: make them one")
-    if "all" in labels:
-        raise InputError(f"{place}: a class named all would be confused with the total of all classes: rename it")
-    parts = rows[["label", "split"]].drop_duplicates().replace({"split": {"": "train"}})
-    for split, held in parts.groupby("split")["label"]:
-        if missing := labels - set(held):
-            raise InputError(f"{place}: the {split} part has no {what} {min(missing)}")
-
-
-# ---- a folder of class folders
+    _check_classes(rows, path, "photos of class" if listing else "class folder")
+    return rows.sort_values("path", ignore_index=True)[ROW], [printable(note) for note in notes]
 
 
 def _from_folder(folder: Path) -> tuple[pd.DataFrame, list[str]]:
-    """Rows of a folder of class folders, or of its parts."""
-    if folder.is_file():
-        raise InputError(f"{folder}: a file, but not a .csv or .tsv table: save a spreadsheet as CSV UTF-8")
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder of photos; data names a folder of class folders, a table or sample")
-    parts, notes = _parts(folder)
-    rows, empty = [], []
-    skipped = [name for name, is_folder in _entries(folder) if not is_folder and name not in RECORDS]
-    for split, part in parts.items():
-        above = "" if part == folder else f"{part.name}/"
-        for label, is_folder in _entries(part):
-            if is_folder and not label.startswith("."):
-                photos = _class_rows(folder, f"{above}{label}", label, split, skipped, notes)
-                rows += photos
-                if not photos:
-                    empty.append(f"{above}{label}")
-            elif not is_folder and part != folder:
-                skipped.append(label)
-    if empty:
-        raise InputError(f"{folder}: empty class folders: {', '.join(empty)}: add photos or remove them")
-    _check_names([row[0] for row in rows], folder)
-    return pd.DataFrame(rows, columns=ROW, dtype=str), notes + _skipped_notes(skipped)
-
-
-def _skipped_notes(skipped: list[str]) -> list[str]:
-    """How many files were skipped, and the endings of those that are not hidden."""
-    notes = []
-    if endings := Counter(_ending(name) or "none" for name in skipped if not name.startswith(".")):
-        counts = ", ".join(f"{ending} {count}" for ending, count in endings.most_common(6))
-        notes.append(f"endings of files that are not photos or not in a class folder: {counts}")
-    if skipped:
-        files_are = "file is hidden or not a photo" if len(skipped) == 1 else "files are hidden or not photos"
-        notes.append(f"{len(skipped)} {files_are}: skipped")
-    return notes
-
-
-def _parts(folder: Path) -> tuple[dict[str, Path], list[str]]:
-    """The parts of a predefined split by name, or the folder itself under "" where there is none; and notes."""
-    subfolders = _subfolders(folder)
-    named = [(PREDEFINED[d.name.lower()], d) for d in subfolders if d.name.lower() in PREDEFINED]
-    if not named:
-        return {"": folder}, []
-    parts, others = dict(named), [d for d in subfolders if d.name.lower() not in PREDEFINED]
-    clear = len(parts) == len(named) and "train" in parts and len(parts) > 1
-    classes = {d.name for d in _subfolders(parts["train"])} if clear else set()
-    if not clear or any(d.name in classes for other in others for d in _subfolders(other)):
-        names = ", ".join(d.name for d in subfolders)
-        raise InputError(
-            f"{folder}: a division into parts needs one train and one test (or val) folder; there are {names}"
-        )
-    names = ", ".join(d.name for d in others)
-    return parts, [f"folders beside the parts were skipped: {names}"] if others else []
-
-
-def _subfolders(folder: Path) -> list[Path]:
-    return [folder / name for name, is_folder in _entries(folder) if is_folder and not name.startswith(".")]
-
-
-def _ending(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
-def _entries(folder: str | Path) -> list[tuple[str, bool]]:
-    """(name, whether it is a folder) of everything in a folder, sorted; links are followed."""
-    listed = []
+    """Rows of a folder of class folders; where it is none, the error says what else it may be."""
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name in SYSTEM:
-                    continue
-                try:
-                    listed.append((entry.name, entry.is_dir()))
-                except OSError:  # a link to itself
-                    listed.append((entry.name, False))
-    except OSError as problem:
-        raise InputError(f"{folder}: the folder cannot be read ({problem.strerror}): check its permissions") from None
-    return sorted(listed)
+        return layouts.read_folder(folder, _is_photo, RECORDS)
+    except InputError as problem:
+        told = " (here lies " in str(problem)  # a table in the folder
+        raise InputError(f"{problem}{'' if told else annotations.hint(folder)}") from None
 
 
-def _class_rows(folder: Path, place: str, label: str, split: str, skipped: list, notes: list) -> list[tuple]:
-    """Rows of the class folder `place` in `folder`; files that are not photos are added to `skipped`."""
-    rows, to_do = [], [(place, "", False, (_identity(folder), _identity((folder / place).parent)))]
-    while to_do:
-        path, group, hidden, above = to_do.pop()
-        if (identity := _identity(f"{folder}/{path}")) in above:
-            notes.append(f"{path}: a link to a folder above it was not followed")
-            continue
-        for name, is_folder in _entries(f"{folder}/{path}"):
-            if is_folder:
-                deeper, unseen = f"{group or label}/{name}", hidden or name.startswith(".")
-                to_do.append((f"{path}/{name}", deeper, unseen, (*above, identity)))
-            elif hidden or name.startswith(".") or _ending(name) not in SUFFIXES:
-                skipped.append(f".{name}" if hidden else name)
-            else:
-                rows.append((f"{path}/{name}", label, group, split))
-    return rows
+def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:
+    """At least two classes, told apart by name, and every one in every part (rows without a split: training)."""
+    names = set(rows["label"].unique())
+    if len(names) < 2:
+        kind, deeper = "classes", ""
+        if what == "class folder":
+            deeper = annotations.hint(place) or "; if they lie deeper, set data to the folder that holds them"
+            kind = "class folders with photos"
+        raise InputError(f"{place}: {len(names)} {kind}, at least 2 are needed{deeper}")
+    if alike := labels.too_alike(names):
+        raise InputError(f"{place}: {alike}")
+    if "all" in names:
+        raise InputError(f"{place}: a class named all would be confused with the total of all classes: rename it")
+    parts = rows[["label", "split"]].drop_duplicates().replace({"split": {"": "train"}})
+    for split, held in parts.groupby("split")["label"]:
+        if missing := sorted(names - set(held)):
+            more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+            way = layouts.WAY_ON if what == "class folder" else WAY_ON
+            raise InputError(f"{place}: the {split} part has no {what} {missing[0]}{more}: {way}")
 
 
-def _identity(folder: str | Path) -> tuple[int, int]:
-    facts = os.stat(folder)
-    return facts.st_dev, facts.st_ino
-
-
-def _check_names(paths: list[str], folder: Path) -> None:
-    try:
-        "\n".join(paths).encode()
-    except UnicodeEncodeError:
-        bad = next(path for path in paths if path.encode(errors="replace").decode() != path)
-        raise InputError(f"{folder}: the file name {bad!a} is not valid UTF-8: rename the file") from None
+def _is_photo(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 # ---- groups by file name
@@ -226,9 +134,9 @@ def _check_names(paths: list[str], folder: Path) -> None:
 
 def _groups_by_name(rows: pd.DataFrame, template: str) -> tuple[pd.Series, list[str]]:
     """Groups `<label>/<value>` (within a group folder `<label>/<folder>/<value>`) by `group_pattern`; and notes."""
-    pattern, field = _pattern(template)
+    pattern, field = _pattern(normal(template))
     names = rows.get("photo", rows["path"]).str.rsplit("/", n=1).str[-1]
-    stems = names.str.replace(r"(?<=.)\.[^.]*\Z", "", regex=True)
+    stems = names.map(normal).str.replace(r"(?<=.)\.[^.]*\Z", "", regex=True)
     values = stems.str.extract(pattern)[field]
     known = values.notna()
     if not known.any():

@@ -1,7 +1,7 @@
 """The manifest: which photos are for training, validation and test; stratified, seeded, groups never divided."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
 
@@ -12,27 +12,71 @@ from fruitlib.core import files, source_code
 from fruitlib.core.config import SPLIT_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
+from fruitlib.core.texts import normal, printable
 from fruitlib.data import duplicates, photo_checks, sources
 from fruitlib.data.stratify import assign_folds, assign_splits, subset, wanted_photos
 from fruitlib.data.tables import photo_of
 
 SPLITS = ("train", "val", "test")
 USABLE = ("ok", "sealed")
-COLUMNS = ("path", "label", "group", "split", "fold", "status", "reason", "width", "height", "sha256", "phash")
+MOST_LISTED, MOST_SAID = 12, 12  # classes in a line, notes on the terminal
+COLUMNS = ("path", "label", "group", "split", "fold", "status", "reason", "width", "height", "sha256", "phash", "bits")
 
 
-def prepare_manifest(config: Config, sweep_dir: Path, progress: OnProgress | None = None) -> pd.DataFrame:
+def prepare_manifest(
+    config: Config, sweep_dir: Path, progress: OnProgress | None = None, say: Callable[[str], None] | None = None
+) -> pd.DataFrame:
     """The sweep's manifest: loaded if it fits the data and the settings, else built and written.
 
-    `manifest.json` beside `manifest.csv` holds its identity, and notes on what could not be met. Nothing is written
-    unless all photos and classes allow the split. The identity covers the listed rows (of a table: their values), and
-    size and time of every file in use.
+    `manifest.json` beside `manifest.csv` holds its identity, the classes found (`listing`), and notes on what was left
+    out or could not be met. Nothing is written unless all photos and classes allow the split. The identity covers the
+    listed rows (of a table: their values), and size and time of every file in use.
+
+    Args:
+        say: called with each line for people: the classes found before a photo is opened, in the end the notes.
 
     Raises:
         InputError: no photos, a photo that does not open (`bad_photos: stop`), a class too small for the split.
     """
-    folder = sources.ready(config.data, progress)
+    folder = sources.ready(config.data, progress, config.photos_dir)
     rows, notes = sources.scan(config)
+    listing, say = listing_text(rows), say or (lambda line: None)
+    for line in [listing, *_first(notes)]:
+        say(line)
+    manifest = _made_manifest(config, sweep_dir, (folder, rows, notes, listing), progress)
+    for line in _first(load_record(sweep_dir)["notes"][len(notes) :]):
+        say(line)
+    return manifest
+
+
+def _first(notes: list[str]) -> list[str]:
+    more = [f"… and {len(notes) - MOST_SAID:,} more notes, in manifest.json"] if len(notes) > MOST_SAID else []
+    return [*notes[:MOST_SAID], *more]
+
+
+def listing_text(rows: pd.DataFrame) -> str:
+    """The classes of `sources.scan`'s rows with their photos, groups, and given parts, in one line."""
+    counts = rows["label"].value_counts().sort_index()
+    most = len(counts) if len(counts) <= MOST_LISTED else MOST_LISTED - 2
+    text = f"{len(counts):,} classes: " + ", ".join(f"{_short(name)} {n:,}" for name, n in counts.iloc[:most].items())
+    if len(counts) > most:
+        text += f", … and {len(counts) - most:,} more; smallest: {_short(counts.idxmin())} {counts.min():,}"
+    if groups := rows.loc[rows["group"] != "", "group"].nunique():
+        text += f"; {groups:,} group{'s' * (groups > 1)}"
+    if (rows["split"] != "").any():
+        parts = rows["split"].replace("", "in no part").value_counts()
+        parts = parts.reindex([*SPLITS, "in no part"]).dropna().astype(int)
+        text += "; given parts: " + ", ".join(f"{name} {n:,}" for name, n in parts.items())
+    return printable(text)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 40 else f"{name[:39]}…"
+
+
+def _made_manifest(config: Config, sweep_dir: Path, scanned: tuple, progress: OnProgress | None) -> pd.DataFrame:
+    """The manifest in the sweep's folder if it fits what was found, else a new one, which is written."""
+    folder, rows, notes, listing = scanned
     rows = subset(rows, config.subset, config.split_seed)
     settings = config.model_dump(include=set(SPLIT_SETTINGS))
     stamps = _stamps(folder, rows.loc[rows["status"] != "left_out", "path"])
@@ -43,7 +87,9 @@ def prepare_manifest(config: Config, sweep_dir: Path, progress: OnProgress | Non
         return load_manifest(sweep_dir)
     manifest, summary = build_manifest(folder, rows, config, progress)
     names = sorted(set(manifest.loc[manifest["status"].isin(USABLE), "label"]))
-    facts = {"identity": identity, "data": config.data, "folds": config.folds, "repeats": config.repeats}
+    facts = {"identity": identity, "data": config.data, "photos_dir": config.photos_dir}
+    facts |= {"folds": config.folds, "repeats": config.repeats, "listing": listing}
+    facts |= {"notes": [*notes, *map(printable, summary)], "class_names": names}
     with files.lock(sweep_dir / ".manifest.lock"):  # of two sweeps that start at once, one writes
         made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
         if made and load_record(sweep_dir)["identity"] == identity:
@@ -52,7 +98,7 @@ def prepare_manifest(config: Config, sweep_dir: Path, progress: OnProgress | Non
             missing_ok=True
         )  # a kill between the two writes must not pair new with old
         files.write_csv(sweep_dir / "manifest.csv", manifest)
-        files.write_json(sweep_dir / "manifest.json", facts | {"notes": [*notes, *summary], "class_names": names})
+        files.write_json(sweep_dir / "manifest.json", facts)
     return manifest
 
 
@@ -61,7 +107,7 @@ def build_manifest(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Check the photos of `subset`'s rows and divide them; returns the manifest and notes, sentences for people."""
     divide(rows, config)  # report what cannot be divided before minutes of decoding
-    manifest = photo_checks.check_photos(folder, rows, config.min_side, progress)
+    manifest = photo_checks.check_photos(folder, rows, config.min_side, progress, megapixels=config.max_megapixels)
     bad, notes = manifest[manifest["status"] == "quarantined"], []
     if len(bad) and config.bad_photos == "stop":
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
@@ -74,7 +120,7 @@ def build_manifest(
         first = f"{bad['path'].iloc[0]}: {bad['reason'].iloc[0]}"
         notes.append(f"{len(bad):,} of the photos are quarantined, manifest.csv says why; the first is {first}")
     manifest, more = divide(manifest, config)
-    return manifest[list(COLUMNS)], [*notes, *summary, *more]
+    return manifest[list(COLUMNS)], [*notes, *photo_checks.depth_notes(manifest, config), *summary, *more]
 
 
 def divide(manifest: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[str]]:
@@ -188,9 +234,12 @@ def training_rows(rows: pd.DataFrame, config: Config) -> pd.DataFrame:
         InputError: no such class.
     """
     if config.train_share < 1:
-        thinned = rows["label"] == config.share_class if config.share_class else rows["label"] == rows["label"]
+        wanted = normal(config.share_class)
+        thinned = rows["label"] == wanted if wanted else rows["label"] == rows["label"]
         if not thinned.any():
-            raise InputError(f"share_class = {config.share_class}: no such class among {', '.join(set(rows['label']))}")
+            names = sorted(set(rows["label"]))
+            listed = ", ".join(names[:MOST_LISTED]) + " …" * (len(names) > MOST_LISTED)
+            raise InputError(f"share_class = {config.share_class}: no such class among {listed}")
         kept = subset(rows[thinned], config.train_share, config.seed)["status"] == "ok"
         rows = rows[kept.reindex(rows.index, fill_value=True)].reset_index(drop=True)
     if config.train_labels == "shuffled":
@@ -224,7 +273,7 @@ def _digest(rows: pd.DataFrame) -> str:
 
 def sealed_files(config: Config, manifest: pd.DataFrame) -> str:
     """A digest of path, bytes and time of change of the sealed photos, which stay unopened."""
-    return _stamps(sources.root(config.data), manifest.loc[manifest["status"] == "sealed", "path"])
+    return _stamps(sources.root(config.data, config.photos_dir), manifest.loc[manifest["status"] == "sealed", "path"])
 
 
 def _stamps(folder: Path, paths: Iterable[str]) -> str:
@@ -244,12 +293,12 @@ def load_manifest(sweep_dir: Path) -> pd.DataFrame:
     """The manifest of a sweep folder; a row per photo, text columns never NaN."""
     if not (sweep_dir / "manifest.csv").is_file():
         raise InputError(f"{files.display_path(sweep_dir)}: no manifest.csv; execute 01_split first")
-    texts = dict.fromkeys(set(COLUMNS) - {"width", "height"}, str)
+    texts = dict.fromkeys(set(COLUMNS) - {"width", "height", "bits"}, str)
     return pd.read_csv(sweep_dir / "manifest.csv", dtype=texts, keep_default_na=False)
 
 
 def load_record(sweep_dir: Path) -> dict:
-    """The record beside the manifest (`manifest.json`): identity, data, folds, repeats, notes, class_names."""
+    """The record beside the manifest (`manifest.json`): identity, data, folds, repeats, listing, notes, class_names."""
     return json.loads((sweep_dir / "manifest.json").read_text(encoding="utf-8"))
 
 

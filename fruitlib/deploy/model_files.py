@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from fruitlib.data import dataset
+from fruitlib.data import dataset, photo_checks
 from fruitlib.data.dataset import Photos
 from fruitlib.deploy import export, quantize
 from fruitlib.runs.run import Run
@@ -21,7 +21,8 @@ def build_model_files(run: Run, model, checkpoint: dict) -> dict[str, Path]:
 
     The checkpoint's preprocessing goes into their metadata, so that a file alone says what photos it expects.
     """
-    extra = {"preprocess": json.dumps(checkpoint["preprocess"])}
+    bits = photo_checks.with_bits(run.config, run.manifest).deep_bits
+    extra = {"preprocess": json.dumps(checkpoint["preprocess"] | {"deep_bits": bits})}
     fp32 = export.export_onnx(model, run.path / FP32, run.config.image_size, run.class_names, extra)
     int8 = quantize.quantize(fp32, run.path / INT8, dataset.to_array(calibration_photos(run).images))
     return {"fp32": fp32, "int8": int8}

@@ -38,8 +38,10 @@ def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
 def read_metadata(path: Path) -> dict[str, str]:
     """The file's metadata: "class_names" (a JSON list), "image_size", and the `extra` of `export.export_onnx`.
 
-    In files of 05 also "answer_above" (the confidence above which the model may answer alone, or "none"), "max_error"
-    (the share wrong that this allows) and "conformal" (JSON: class -> probability that puts it into a photo's set).
+    In files of 05 also "preprocess" (JSON: how a photo becomes an image; in photos of more than 8 bits a channel,
+    2**deep_bits - 1 is white), "answer_above" (the confidence above which the model may answer alone, or "none"),
+    "max_error" (the share wrong that this allows) and "conformal" (JSON: class -> probability that puts it into a
+    photo's set).
     """
     return open_session(path).get_modelmeta().custom_metadata_map
 

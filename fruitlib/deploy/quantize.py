@@ -1,13 +1,12 @@
 """A network's INT8 file: static quantization of its ONNX graph."""
 
-import tempfile
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnxruntime import quantization as ort
 
-from fruitlib.core.files import replacing
+from fruitlib.core.files import folder_beside, replacing
 from fruitlib.deploy.predict import check_images, in_batches, open_session, read_metadata
 
 OP_TYPES = ("Conv", "Gemm", "MatMul")
@@ -30,8 +29,8 @@ def quantize(
     scheme = {"quant_format": ort.QuantFormat.QDQ, "calibrate_method": ort.CalibrationMethod.MinMax}
     scheme |= {"op_types_to_quantize": list(op_types), "per_channel": True, "reduce_range": reduce_range}
     types = {"activation_type": ort.QuantType.QUInt8, "weight_type": ort.QuantType.QInt8}
-    with tempfile.TemporaryDirectory() as folder:
-        prepared, quantized = Path(folder) / "prepared.onnx", Path(folder) / "int8.onnx"
+    with folder_beside(int8) as folder:
+        prepared, quantized = folder / "prepared.onnx", folder / "int8.onnx"
         ort.quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
         ort.quantize_static(prepared, quantized, _Calibration(images, batch_size), **scheme, **types)
         proto = onnx.load(quantized)

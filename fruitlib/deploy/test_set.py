@@ -47,7 +47,9 @@ def open_test_photos(run: Run) -> tuple[pd.DataFrame, list[str]]:
         InputError: none of them can be used.
     """
     rows = run.rows("test")
-    checked = photo_checks.check_photos(sources.root(run.config.data), rows.assign(split=""), run.config.min_side)
+    folder = sources.root(run.config.data, run.config.photos_dir)
+    limits = run.config.min_side, run.config.max_megapixels
+    checked = photo_checks.check_photos(folder, rows.assign(split=""), limits[0], megapixels=limits[1])
     bad = checked[checked["status"] == "quarantined"]
     summary = []
     if len(bad):
@@ -57,6 +59,7 @@ def open_test_photos(run: Run) -> tuple[pd.DataFrame, list[str]]:
     if len(bad) == len(rows):
         raise InputError(f"no test photo can be used: {bad['path'].iloc[0]}: {bad['reason'].iloc[0]}")
     seen = run.manifest.loc[run.manifest["split"].isin(["train", "val"]), "sha256"]
+    rows = rows.assign(sha256=checked["sha256"], bits=checked["bits"])  # what is predicted is what was checked
     rows = rows[(checked["status"] == "ok").to_numpy()].reset_index(drop=True)
     if copies := checked.loc[checked["status"] == "ok", "sha256"].isin(set(seen) - {""}).sum():
         summary.append(f"{copies} test photos are copies of training or validation photos: the result is optimistic")

@@ -17,6 +17,7 @@ and tables; `wording` alone puts them into sentences. Read `metrics` and `interv
     label_errors    which labels are doubtful
     validation      metrics.json: a run on its validation photos, beside the baselines
     matching        which photos of two tables are the same
+    prediction_tables  predictions of a run, or of any program's CSV, as a checked table
     compare         two runs, or any two CSVs of predictions: matched, tested
     study           a sweep's runs as a table
     outcomes        what each run of a sweep predicts, photo by photo

@@ -5,37 +5,26 @@ classes may come in another order. The photos that both sides predicted are comp
 """
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fruitlib.core import errors, files
+from fruitlib.core import files
 from fruitlib.core.errors import InputError
 from fruitlib.evaluation import intervals, metrics, significance
 from fruitlib.evaluation.intervals import Share
-from fruitlib.evaluation.matching import photo_keys, plain_paths
+from fruitlib.evaluation.matching import photo_keys
+from fruitlib.evaluation.prediction_tables import (
+    Predictions,
+    combinations,
+    in_one_spelling,
+    load_pooled,
+    load_predictions,
+)
 from fruitlib.evaluation.significance import PairedDifference
-from fruitlib.runs.run import POOLED, Run
-
-COLUMNS = ("path", "label", "predicted", "backend")
-
-
-@dataclass(frozen=True)
-class Predictions:
-    """One side: a row per photo with path, predicted, label where known, and p_<class> where known."""
-
-    name: str
-    table: pd.DataFrame
-    run: Run | None = None
-    part: str = ""  # of a run: val, test or oof (pooled folds)
-
-    @property
-    def probs(self) -> list[str]:
-        """The classes it has probabilities for."""
-        return [name[2:] for name in self.table if name.startswith("p_")]
+from fruitlib.runs.run import POOLED
 
 
 @dataclass(frozen=True)
@@ -54,6 +43,7 @@ class Pair:
     only_a: int = 0
     only_b: int = 0
     chosen_among: int = 0  # runs, out of which these two were picked by their results
+    respelled: tuple[str, ...] = ()  # classes that not all labels spelled alike
 
 
 @dataclass(frozen=True)
@@ -102,115 +92,15 @@ class Comparison:
         return {name: value for name, value in values.items() if value == value}
 
 
-def load_predictions(
-    source: str | Path, split: str = "val", backend: str = "", columns: Mapping[str, str] | None = None
-) -> Predictions:
-    """A run folder's predictions of `split`, a CSV, or SWEEP/COMBINATION of a sweep with folds.
-
-    Args:
-        backend: of those in a column `backend`; empty: torch, else the first.
-        columns: what this CSV calls path, label, predicted, backend or p_<class>.
-
-    Raises:
-        InputError: no such file, a column or a cell that is missing, a photo with several rows.
-    """
-    path, run = files.resolve(source), None
-    if not path.exists() and path.name in _combinations(path.parent):
-        return load_pooled(path.parent, path.name)
-    if path.is_dir():
-        run = Run(path)
-        if not run.record("train"):
-            raise InputError(f"{source}: no trained run here; give a run's folder or a CSV of predictions")
-        path = path / f"predictions_{split}.csv"
-    if not path.is_file():
-        why = "; 06_test_accuracy writes it, for the chosen run" if run and split == "test" else ""
-        raise InputError(f"{files.display_path(path)}: no such file{why}")
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as problem:
-        raise InputError(f"{source}: not a CSV that can be read ({errors.first_line(problem)})") from None
-    table, used = _checked(table, str(source), backend, columns or {})
-    name = f"{run.sweep_dir.name}/{run.name}" if run else files.display_path(path)
-    details = ", ".join([*([used] if used else []), *(["test photos"] if run and split == "test" else [])])
-    return Predictions(name + (f" ({details})" if details else ""), table, run, split if run else "")
-
-
-def _checked(table: pd.DataFrame, source: str, backend: str, columns: Mapping[str, str]) -> tuple[pd.DataFrame, str]:
-    """The table with our names for its columns, one backend, one row a photo; and the backend."""
-    table = _renamed(table, source, columns)
-    if backend and ("backend" not in table or backend not in set(table["backend"])):
-        raise InputError(f"{source}: no rows of backend {backend}")
-    if "backend" in table and len(table):
-        backend = backend or ("torch" if "torch" in set(table["backend"]) else table["backend"].iloc[0])
-        table = table[table["backend"] == backend]
-    table = _numbered(table, source)
-    if absent := [name for name in ("path", "predicted") if name not in table]:
-        hint = f"name it by columns: {absent[0]}=THEIR_NAME"
-        raise InputError(f"{source}: no column {absent[0]} among {', '.join(table.columns)}; {hint}")
-    for name in ("path", "predicted"):
-        if (blank := table[name] == "").any():
-            raise InputError(f"{source}: {table['path'][blank].iloc[0] or 'a row'} has no {name}; fill or remove it")
-    if (twice := plain_paths(table["path"]).duplicated()).any():
-        why = ""
-        if "repeat" in table and table["repeat"].nunique() > 1:
-            why = ": folds with repeats; keep the rows of one, or give SWEEP/COMBINATION"
-        if "combination" in table and table["combination"].nunique() > 1:
-            why = ": pooled folds of several combinations; give two of them as SWEEP/COMBINATION"
-        raise InputError(f"{source}: {table['path'][twice].iloc[0]} has more than one row{why}")
-    if "label" in table and (table["label"] == "").all():
-        table = table.drop(columns="label")
-    return table.reset_index(drop=True), backend
-
-
-def _renamed(table: pd.DataFrame, source: str, columns: Mapping[str, str]) -> pd.DataFrame:
-    """The table with our names for its columns; a column that has such a name for something else is dropped."""
-    for ours, given in columns.items():
-        if ours not in COLUMNS and not ours.startswith("p_"):
-            raise InputError(f"columns: {ours} is none of {', '.join(COLUMNS)} and p_<class>")
-        if given not in table:
-            raise InputError(f"{source}: no column {given}; it has {', '.join(table.columns)}")
-    kept = table.drop(columns=[*columns.values(), *columns], errors="ignore")
-    table = kept.assign(**{ours: table[given] for ours, given in columns.items()})
-    return table.assign(**{name: table[name].str.strip() for name in COLUMNS if name in table})
-
-
-def _numbered(table: pd.DataFrame, source: str) -> pd.DataFrame:
-    """Probabilities as numbers, NaN where a cell is empty; where there is no column predicted, the likeliest class."""
-    probs = [name for name in table if name.startswith("p_")]
-    for name in probs:
-        numbers = pd.to_numeric(table[name], errors="coerce")
-        if (wrong := numbers.isna() & (table[name].str.strip() != "")).any():
-            raise InputError(f"{source}: {name} holds {table[name][wrong].iloc[0]!r}, which is not a number")
-        table = table.assign(**{name: numbers})
-    if "predicted" not in table and len(probs) > 1:
-        known = table[probs].notna().any(axis=1)
-        predicted = table.loc[known, probs].idxmax(axis=1).str[2:]
-        table = table.assign(predicted=predicted.reindex(table.index, fill_value=""))
-    return table
-
-
-def _combinations(folder: Path) -> list[str]:
-    """Those with pooled predictions in a sweep's folder."""
-    path = folder / POOLED
-    return pd.read_csv(path, dtype=str)["combination"].unique().tolist() if path.is_file() else []
-
-
-def load_pooled(sweep_dir: Path, combination: str) -> Predictions:
-    """The out-of-fold predictions of a combination; of several repeats the first."""
-    table = pd.read_csv(sweep_dir / POOLED, dtype=str, keep_default_na=False)
-    own = table[(table["combination"] == combination) & (table["repeat"] == table["repeat"].min())]
-    run = Run(sweep_dir / own["run"].iloc[0])
-    own = own.drop(columns=["combination", "run", "trained", "repeat", "fold"])
-    more = f", repeat 1 of {table['repeat'].nunique()}" if table["repeat"].nunique() > 1 else ""
-    return Predictions(f"{combination} (out of fold{more})", _checked(own, combination, "", {})[0], run, "oof")
-
-
 def match_photos(a: Predictions, b: Predictions, chosen_among: int = 0) -> Pair:
     """Bring two sides together, photo by photo: by whole paths, else by the ends of them (`photo_keys`).
 
     Raises:
         InputError: no photo in common, labels that differ, no labels at all.
     """
+    alone = a is b
+    a, b, respelled = in_one_spelling(a, b)
+    b = a if alone else b
     keys, matched_parts = photo_keys(a.table["path"], b.table["path"])
     left, right = (side.table.set_index(key.to_numpy()) for side, key in zip((a, b), keys, strict=True))
     common = [key for key in left.index if isinstance(key, str) and key in right.index]
@@ -229,7 +119,7 @@ def match_photos(a: Predictions, b: Predictions, chosen_among: int = 0) -> Pair:
     names += sorted({*table["label"], *table["a"], *table["b"]} - set(names))
     only_a, only_b = len(a.table) - len(table), len(b.table) - len(table)
     table = table.sort_values("path", ignore_index=True)
-    return Pair(a, b, table, names, matched_parts, only_a, only_b, chosen_among)
+    return Pair(a, b, table, names, matched_parts, only_a, only_b, chosen_among, respelled)
 
 
 def sides_without_labels(pair: Pair) -> list[str]:
@@ -363,7 +253,7 @@ def pair_of_sweep(
 
 def _inside(folder: Path, name: str) -> Path | str:
     """A run or combination of this sweep by its name, or a path."""
-    return folder / name if (folder / name).exists() or name in _combinations(folder) else name
+    return folder / name if (folder / name).exists() or name in combinations(folder) else name
 
 
 def _ranked(folder: Path) -> tuple[list[str], bool]:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fruitlib.core import files
 from fruitlib.core.errors import InputError
-from fruitlib.data import duplicates, photo_checks, sources, splits
+from fruitlib.data import decoding, duplicates, photo_checks, sources, splits
 from fruitlib.evaluation import intervals, significance
 
 SIDE, COMPONENTS, FOLDS = 16, 40, 5
@@ -198,7 +198,8 @@ def check_sweep(sweep_dir: Path, progress: Callable[[int, int], None] | None = N
     record, manifest = splits.load_record(sweep_dir), splits.load_manifest(sweep_dir)
     used = manifest[manifest["status"].isin(splits.USABLE)].reset_index(drop=True)
     unchecked = used.assign(split="", status="", reason="")
-    today = photo_checks.check_photos(sources.root(record["data"]), unchecked, 1, progress).assign(split=used["split"])
+    folder, largest = sources.root(record["data"], record.get("photos_dir", "")), decoding.MOST_MEGAPIXELS
+    today = photo_checks.check_photos(folder, unchecked, 1, progress, megapixels=largest).assign(split=used["split"])
     bad = today["status"] != "ok"
     unreadable = dict(zip(today["path"][bad], today["reason"][bad], strict=True))
     changed = today["path"][(used["sha256"] != "") & (used["sha256"] != today["sha256"]) & ~bad].tolist()

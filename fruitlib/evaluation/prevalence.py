@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from fruitlib.core.errors import InputError
+from fruitlib.core.texts import normal
 from fruitlib.data.splits import USABLE
 from fruitlib.evaluation import crossval, intervals, significance
 from fruitlib.evaluation.metrics import confusion_matrix, f1_of_counts
@@ -35,14 +36,14 @@ def deploy_shares(run: Run) -> np.ndarray:
     Raises:
         InputError: the setting leaves out a class, or names one that is none.
     """
-    wanted, names = run.config.deploy_shares, run.class_names
+    wanted, names = {normal(name): share for name, share in run.config.deploy_shares.items()}, run.class_names
     if not wanted:
         labels = run.manifest.loc[run.manifest["status"].isin(USABLE), "label"]
         return class_shares(labels.map(names.index).to_numpy(), len(names))
     if unknown := sorted(set(wanted) - set(names)) or [name for name in names if name not in wanted]:
         what = f"no class is called {unknown[0]}" if unknown[0] in wanted else f"class {unknown[0]} has no share"
         each = f"give one share for each of {', '.join(names)}"
-        raise InputError(f"deploy_shares = {dict(wanted)}: {what}; {each}", "deploy_shares")
+        raise InputError(f"deploy_shares = {wanted}: {what}; {each}", "deploy_shares")
     shares = np.array([wanted[name] for name in names], float)
     return shares / shares.sum()
 

@@ -4,7 +4,7 @@
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import pandas as pd
 
@@ -129,6 +129,8 @@ def match_text(pair: Pair) -> str:
     text = f"photos predicted by both: {len(pair.table)}, matched by {how}"
     for side, n in (("A", pair.only_a), ("B", pair.only_b)):
         text += f"; only in {side}, and left out: {n}" if n else ""
+    if pair.respelled:
+        text += f"; classes that are spelled in several ways, and were taken for one: {_some(pair.respelled)}"
     for side in sides_without_labels(pair):
         predicted, labels = (_some(pair.table[name]) for name in (side, "label"))
         text += f"; nothing that {side.upper()} predicts ({predicted}) is a label ({labels}): "
@@ -136,7 +138,7 @@ def match_text(pair: Pair) -> str:
     return text
 
 
-def _some(names: pd.Series) -> str:
+def _some(names: Iterable[str]) -> str:
     shown = sorted(set(names))
     return ", ".join(shown[:3]) + " …" * (len(shown) > 3)
 

@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fruitlib.core.config import Config
-from fruitlib.data import dataset, loader, photo_checks, sources
+from fruitlib.data import dataset, decoding, loader, sources
 from fruitlib.reporting import photo_sheets
 
 
@@ -18,7 +18,7 @@ def quarantined_photos(folder: Path, manifest: pd.DataFrame, at_most: int = 18) 
     rows = manifest[manifest["status"] == "quarantined"].head(at_most)
     if rows.empty:
         return None
-    glimpses = [photo_checks.glimpse(sources.locate(folder, path)[0]) for path in rows["path"]]
+    glimpses = [decoding.glimpse(sources.locate(folder, path)[0]) for path in rows["path"]]
     return photo_sheets.quarantine_sheet(glimpses, list(rows["path"] + "\n" + rows["reason"]))
 
 

@@ -320,7 +320,17 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
         "effects": leading_effects_text(pd.DataFrame(effects), sweep["choose_by"]),
         "under_way": under_way,
         "problems": [text for text in problems if text],
+        "photos": _photos(sweep_dir),
     }
+
+
+def _photos(sweep_dir: Path) -> dict:
+    """The classes that were found (`listing`), and notes on what was left out; empty where 01 has not been executed."""
+    try:
+        record = json.loads((sweep_dir / "manifest.json").read_text("utf-8"))
+        return {"listing": record.get("listing") or "", "notes": list(map(str, record.get("notes") or []))}
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {"listing": "", "notes": []}
 
 
 def _table(path: Path) -> tuple[list[dict], str]:

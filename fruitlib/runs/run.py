@@ -99,14 +99,14 @@ class Run:
         path = self.path / f"predictions_{split}.csv"
         if not path.is_file():
             raise InputError(f"{files.display_path(path)}: not there yet; execute 02_train on this run first")
-        return pd.read_csv(path, dtype={"label": str, "predicted": str}, keep_default_na=False)
+        return pd.read_csv(path, dtype={"path": str, "label": str, "predicted": str}, keep_default_na=False)
 
     def pooled(self) -> pd.DataFrame:
         """Out-of-fold predictions of this run's combination; empty where a fold is missing or was retrained."""
         path, columns = self.sweep_dir / POOLED, ["combination", "run", "trained", "path", "label", "predicted"]
         if not path.is_file():
             return pd.DataFrame(columns=columns)
-        texts = dict.fromkeys(["label", "predicted", "run", "combination", "trained"], str)
+        texts = dict.fromkeys(columns, str)
         table = pd.read_csv(path, dtype=texts, keep_default_na=False)
         table = table[table["combination"].isin(table.loc[table["run"] == self.name, "combination"])]
         trainings = table.drop_duplicates("run").set_index("run")["trained"]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from fruitlib.core import files
 from fruitlib.core.errors import InputError, first_line
-from fruitlib.core.texts import printable
+from fruitlib.core.texts import show
 from fruitlib.data import splits
 from fruitlib.runs.run import OUTCOME, Run
 from fruitlib.sweep import checks, executors, final_model, folder, search, summary, worker
@@ -47,15 +47,14 @@ def run_sweep(params_file: Path, data: str | None = None, options: Options = Opt
     checks.check_plan(plan)
     count = plan.search.trials if plan.search else len(plan.runs)
     number = f"{count} {'trial' if plan.search else 'run'}{'s' * (count > 1)}"
-    print(printable(plan.title))
-    print(printable(f"{number} in {files.display_path(sweep_dir)}, photos: {plan.config.data}"), flush=True)
+    show(f"{plan.title}\n{number} in {files.display_path(sweep_dir)}, photos: {plan.config.data}")
     with Terminal(plan, sweep_dir) as progress:
         checks.check_class_count(plan, progress.photos)
         executor, placed = _executor(plan, options, count, progress)
         kernel = executors.Kernel(progress, placed)
         if sweep_dir.is_dir():
             files.remove_stale_partials(sweep_dir)
-        splits.prepare_manifest(plan.config, sweep_dir, kernel.photos)
+        splits.prepare_manifest(plan.config, sweep_dir, kernel.photos, progress.say)
         folder.claim(plan, sweep_dir)
         driver = Driver(plan, sweep_dir, progress, Engine(executor, sweep_dir, kernel.name, progress.say))
         return driver.run()
@@ -117,8 +116,8 @@ class Driver:
         except Exception as problem:  # the numbers are in results.csv and in the report
             print(f"the table of results cannot be shown ({type(problem).__name__}: {first_line(problem)})")
         for failure in self.failures:
-            print("\n" + printable(f"failed: {failure}"))
-        print(f"\nreport: {files.display_path(self.sweep_dir / 'index.html')}")
+            show(f"\nfailed: {failure}")
+        show(f"\nreport: {files.display_path(self.sweep_dir / 'index.html')}")
         return int(
             bool(self.failures) or any(state["error"] and state["state"] != "pruned" for state in self.states.values())
         )

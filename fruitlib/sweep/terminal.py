@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from fruitlib.core.texts import printable
+from fruitlib.core.texts import printable, show
 from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.selection import SelectionOptimism
 from fruitlib.evaluation.sweep_answers import load_effects
@@ -78,7 +78,7 @@ class Terminal:
         self.doing = f"photos {done}/{total}" if done < total else ""
 
     def say(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a line that stays; what would steer the terminal is shown."""
         self._console.print(Text(printable(text)))
 
     def _watch(self) -> None:
@@ -122,23 +122,23 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         photos = "photos, each predicted by a fold's model"
     if len(shown):
         width = max(map(len, shown["name"]))
-        print(
+        show(
             f"\n  {'run':{width}}  macro-F1  accuracy (95 % interval)  training   on {int(shown['n'].iloc[0])} {photos}"
         )
     for row in _best_first(shown, plan, summary["chosen"]):
         interval = f"{row['accuracy']:.3f} ({row['accuracy_low']:.2f}–{row['accuracy_high']:.2f})"
         star = "*" if row["name"] == summary["chosen"] else " "
         seconds = f"{row['train_seconds']:.0f} s" if row["train_seconds"] >= 0 else "unfinished"
-        print(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
+        show(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
     if summary.get("population"):
-        print("\n" + printable(summary["population"]))
+        show(f"\n{summary['population']}")
     for line in leading_effects_text(load_effects(sweep_dir), plan.choose_by):
-        print("\n" + line.replace("\n", "\n    "))
+        show("\n" + line.replace("\n", "\n    "))
     if summary["shipped"] in set(table["run"]):  # another sweep on this folder may have written the table since
-        print(f"\n* {_shipped(table.set_index('run').loc[summary['shipped']], summary)}")
+        show(f"\n* {_shipped(table.set_index('run').loc[summary['shipped']], summary)}")
     for run in summary["runs"]:
         if run["error"] and run["state"] != "pruned":
-            print("\n" + printable(f"failed: {run['name']}: {run['error']}"))
+            show(f"\nfailed: {run['name']}: {run['error']}")
 
 
 def _shipped(row: pd.Series, summary: dict) -> str:

@@ -14,6 +14,7 @@ Read `train` first: the recipe from first line to last.
     checkpoint    last.pt: all that an interrupted training needs to resume
     tracking      history.csv, the machine's load, TensorBoard, W&B
     messages      lines printed for people, also from several processes
+    group         one of several processes: joins the others, exchanges numbers, ends with them
     distributed   several processes: started, followed, restarted, all ended
     lr_finder     which learning rate? a range test
     train         the recipe

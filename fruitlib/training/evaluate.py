@@ -10,7 +10,7 @@ from fruitlib.data import dataset
 from fruitlib.data.batch import Batch
 from fruitlib.data.dataset import Photos
 from fruitlib.evaluation import metrics
-from fruitlib.training import models, precision
+from fruitlib.training import group, models, precision
 
 
 class Tally:
@@ -96,10 +96,9 @@ def predict_shared(model: torch.nn.Module, photos: Photos, features: torch.Tenso
         dist.broadcast(buffer, src=0)
     shares = [range(rank, len(photos), dist.get_world_size()) for rank in range(dist.get_world_size())]
     own = shares[dist.get_rank()]
-    gathered: list = [None] * len(shares)
-    dist.all_gather_object(gathered, predict(model, photos.pick(own)) if own else None)
-    logits = torch.empty(len(photos), next(part.shape[1] for part in gathered if part is not None))
-    for share, part in zip(shares, gathered, strict=True):
-        if part is not None:
-            logits[list(share)] = part
+    predicted = predict(model, photos.pick(own)) if own else None
+    gathered = group.all_rows(predicted, [len(share) for share in shares])
+    logits = torch.empty(len(photos), gathered[0].shape[1])
+    for share, rows in zip(shares, gathered, strict=True):
+        logits[list(share)] = rows
     return logits

@@ -1,26 +1,33 @@
-"""The lines a training prints for people, and how torchrun's workers hand them to the process that started them.
+"""The lines a training prints for people, and how several processes hand them to the one that started them.
 
-Workers write into one pipe, together with all that torch, NCCL and other libraries print. There a line for people, or
-an event the starter acts on, begins with a mark and its kind, so that nothing has to be recognised by its words.
+The processes write into one pipe, together with all that torch, NCCL and other libraries print. There a line for
+people, or an event the starter acts on, begins with a mark and its kind: nothing has to be recognised by its words.
 """
 
 import os
 
 from fruitlib.core import machine
 
-STARTER = "FRUITLIB_STARTER"  # environment variable of workers that a fruitlib process follows: who started them
+STARTER = (
+    "FRUITLIB_STARTER"  # environment variable of processes that another one follows: its pid, and when it started them
+)
 MARK = "\x1e"  # ASCII's record separator: libraries don't print it
 LINE, EPOCH, ERROR = "line", "epoch", "error"  # kinds of message
 
 
+def starter() -> int:
+    """The pid of the process that started this one and follows it; 0 where none does."""
+    return int(os.environ.get(STARTER, "").partition(":")[0] or 0)
+
+
 def say(*texts: str) -> None:
-    """Print each text for the user; empty ones are left out. Of several workers only rank 0 prints."""
+    """Print each text for the user; empty ones are left out. Of several processes only rank 0 prints."""
     if machine.rank() == 0:
         say_from_any_rank(*texts)
 
 
 def say_from_any_rank(*texts: str) -> None:
-    """`say`, but whichever worker calls this prints: for work that only one of them does, not always rank 0."""
+    """`say`, but whichever process calls this prints: for work that only one of them does, not always rank 0."""
     for text in texts:
         for line in text.splitlines():
             _send(LINE, line)
@@ -32,14 +39,14 @@ def epoch_done(text: str) -> None:
 
 
 def failed(reason: str) -> None:
-    """Print why training cannot go on: the starter then ends all workers."""
+    """Print why training cannot go on: the starter then ends all of them."""
     _send(ERROR, reason)
 
 
 def parse(line: str) -> tuple[str, str] | None:
-    """(kind, text) of a worker's line, or None where a library printed it.
+    """(kind, text) of a process's line, or None where a library printed it.
 
-    The mark may stand in the middle, after something that another worker has left without a line break.
+    The mark may stand in the middle, after something that another process has left without a line break.
     """
     _, mark, message = line.partition(MARK)
     if not mark:
@@ -49,5 +56,5 @@ def parse(line: str) -> tuple[str, str] | None:
 
 
 def _send(kind: str, text: str) -> None:
-    """One line in one write, which no other worker's can divide."""
+    """One line in one write, which no other process's can divide."""
     print(f"{MARK}{kind}{MARK}{text}" if STARTER in os.environ else text, flush=True)

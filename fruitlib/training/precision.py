@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 from torch import nn
 
 from fruitlib.core import files, machine
 from fruitlib.core.config import NETWORK_SETTINGS, Config
 from fruitlib.core.errors import InputError
-from fruitlib.training import models
+from fruitlib.training import group, models
 
 GAIN = 1.3  # rounding costs a little accuracy, and numbers then differ between machines: only for a real gain
 NEAR = 1.05  # differences below are noise
@@ -64,12 +63,11 @@ def choose(config: Config, num_classes: int, device: torch.device, folder: Path)
     candidates = _candidates(config, device)
     if len(candidates) == 1 or config.features_once:
         return _untimed(config, candidates[0])
-    entries = [None]
+    entry = None
     if machine.rank() == 0:
-        entries = [_once(config, num_classes, device, candidates, Path(folder))]
-    if dist.is_initialized():  # different machines would time, and then compute, different things
-        dist.broadcast_object_list(entries, src=0, device=torch.device("cpu"))
-    entry = entries[0] or _once(config, num_classes, device, candidates, Path(folder))
+        entry = _once(config, num_classes, device, candidates, Path(folder))
+    entry = group.from_first(entry)  # different machines would time, and then compute, different things
+    entry = entry or _once(config, num_classes, device, candidates, Path(folder))
     precision, memory_format = entry["chosen"].split()
     return Speed(precision, FORMATS[memory_format], entry["step_ms"], _summary(entry))
 

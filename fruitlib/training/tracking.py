@@ -43,7 +43,7 @@ def seconds_per_epoch(history: pd.DataFrame) -> float:
 class Meters:
     """The load that this process and its children put on the machine, from one `read` to the next.
 
-    Processes of torchrun are not each other's children: each sees its own. `summary` says what cannot be measured.
+    Processes of one training are not each other's children: each sees its own. `summary` says what cannot be measured.
     """
 
     def __init__(self, device: torch.device):

@@ -1,7 +1,7 @@
 """The recipe: photos in, a trained network, its history and its validation predictions out.
 
-In one process `train` runs where it is called. For more, `distributed.launch` starts `python -m torch.distributed.run`
-with this module as its program; every process then executes the same `train`, and the files it writes are the result.
+In one process `train` runs where it is called. For more, `distributed.launch` starts several with this module as their
+program; every process then executes the same `train`, and the files it writes are the result.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ from fruitlib.training import (
     checkpoint,
     distributed,
     evaluate,
+    group,
     losses,
     messages,
     micro_batch,
@@ -131,14 +132,14 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
             tracking.write_history(run, state.history)
             checkpoint.settle(run, state)
         unfinished = None  # as large as the network
-    distributed.check_same_epoch(state.epoch)
+    group.check_same_epoch(state.epoch)
     seconds_before = state.history[-1]["seconds"] if state.history else 0.0
 
     network, meters = None, tracking.Meters(device)
     say(meters.summary)
     with tracking.Mirrors(run, state.history) if rank == 0 else contextlib.nullcontext() as mirrors:
         while state.epoch < config.epochs and not should_stop_early(config, state):
-            distributed.raise_on_all_ranks(lambda: refuse_stopped(run, state.epoch))
+            group.raise_on_all_ranks(lambda: refuse_stopped(run, state.epoch))
             epoch, epoch_started = state.epoch + 1, time.perf_counter()
             machine.seed_everything(machine.seed_of(config.seed, epoch, rank))
 
@@ -347,8 +348,8 @@ def progress_line(history: list[dict], epochs: int, best: int = 0) -> str:
 
 
 def main(run_dir: str) -> None:
-    """One torchrun worker's life."""
-    distributed.worker(lambda: train(Run(files.resolve(run_dir)), lambda history: None))
+    """The life of one of several processes."""
+    group.worker(lambda: train(Run(files.resolve(run_dir)), lambda history: None))
 
 
 if __name__ == "__main__":

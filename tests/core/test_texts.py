@@ -3,6 +3,7 @@
 import pytest
 
 from fruitlib.core import texts
+from fruitlib.core.errors import InputError
 
 
 @pytest.mark.parametrize(
@@ -13,6 +14,7 @@ from fruitlib.core import texts
         ("  red \t apple\n", "red apple"),
         ("\ufeffapple\u200b", "apple"),
         ("\u202eapple", "apple"),
+        ("e\u200b\u0301", "\u00e9"),
         ("\u1112\u1161\u11ab", "\ud55c"),
     ],
 )
@@ -27,5 +29,11 @@ def test_joiners_that_change_what_is_drawn_stay():
     assert texts.normal("Apple") != texts.normal("apple")
 
 
+def test_what_is_printed_and_what_is_wrong_steer_no_terminal(capsys):
+    texts.show("one\x1b[2J\ntwo")
+    assert capsys.readouterr().out == "one\\x1b[2J\ntwo\n"
+    assert str(InputError("a\nb\x1b", place="p\r")) == "p\\r: a\\nb\\x1b"
+
+
 def test_control_characters_are_shown():
-    assert texts.printable("a\x1b[31mb\r\u202ec\x9bd\u00e9") == "a\\x1b[31mb\\r\\u202ec\\x9bd\u00e9"
+    assert texts.printable("a\x1b[31mb\r\u202ec\x9bd\u00e9\udce9") == "a\\x1b[31mb\\r\\u202ec\\x9bd\u00e9\\udce9"

@@ -267,3 +267,23 @@ def _file_pages(store) -> int:
     """Bytes of the mapped file in memory: shared with every reader, though the only one would count them as its own."""
     mine = [m for m in psutil.Process().memory_maps(grouped=False) if m.path.endswith(".npy")]
     return sum(m.private_clean + m.private_dirty for m in mine)
+
+
+@pytest.mark.parametrize("kind", ["auto", "disk", "stream"])
+def test_a_photo_that_changed_since_it_was_checked_is_named_and_not_decoded(photos, tmp_path, kind):
+    changed = photos[0] / photos[1][7]
+    Image.new("RGB", (40, 40), "red").save(changed)
+    with pytest.raises(InputError) as problem:
+        open_it(photos, tmp_path, cache=kind).take([7])
+    assert str(problem.value) == f"{changed}: {preprocess.CHANGED}"
+    assert files(tmp_path) == [] and files(tmp_path, "partial") == []
+    if kind == "stream":
+        assert open_it(photos, tmp_path, cache=kind).take([3, 5]).any()
+
+
+def test_what_a_killed_writer_left_goes_when_any_photos_are_asked_for(photos, tmp_path):
+    open_it(photos, tmp_path)
+    left = tmp_path / "cache" / "abcdef012345.partial"
+    left.write_bytes(b"half")
+    open_it(photos, tmp_path)
+    assert not left.exists()

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from fruitlib.core.errors import InputError
-from fruitlib.data import photo_checks
+from fruitlib.data import decoding, photo_checks
 
 
 def picture(size=(60, 40), seed=0):
@@ -62,6 +62,64 @@ def damaged_png():
     middle = len(content) // 2
     content[middle : middle + 60] = bytes(60)
     return bytes(content)
+
+
+def chunk(kind, content):
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+
+def png(rows, height=40, interlaced=False):
+    """A PNG file of 40 columns of grey noise that claims `height` rows and holds the data of `rows`."""
+    noise = np.random.default_rng(0).integers(1, 256, (height, 40), dtype=np.uint8)
+    parts = [noise[:rows]]
+    if interlaced:  # Adam7: the last pass, every second row, comes last
+        parts = [noise[y::dy, x::dx] for x, y, dx, dy in ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4))]
+        parts += [noise[y::dy, x::dx] for x, y, dx, dy in ((0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))]
+        parts[-1] = parts[-1][: rows // 2]
+    data = b"".join(b"\0" + row.tobytes() for part in parts for row in part)
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 40, height, 8, 0, 0, 0, interlaced))
+    return b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def black_below():
+    image = picture((40, 40))
+    image.paste("black", (0, 20, 40, 40))
+    return image
+
+
+def ended(share, **options):
+    """A JPEG file cut off, with an end marker where it was cut: decoders fill in grey, and say nothing."""
+    content = encoded("JPEG", picture((300, 200)), **options)
+    return content[: int(len(content) * share)].rstrip(b"\xff") + b"\xff\xd9"
+
+
+def taller(**options):
+    """A JPEG file whose header claims twice the rows that there are data for."""
+    content = bytearray(encoded("JPEG", picture((60, 40)), **options))
+    frame = content.index(b"\xff\xc2" if options.get("progressive") else b"\xff\xc0")
+    content[frame + 5 : frame + 7] = (80).to_bytes(2)
+    return bytes(content)
+
+
+def hit(at, value):
+    """A JPEG file in whose data a marker stands by damage: what follows is not shown."""
+    content = bytearray(encoded("JPEG", picture((300, 200))))
+    place = int(at * len(content))
+    content[place : place + 2] = bytes((0xFF, value))
+    return bytes(content)
+
+
+def lacks_last_scan():
+    """A progressive JPEG file, cut off between two scans: it has no hole, and yet is not all that it was."""
+    content = encoded("JPEG", picture((300, 200)), progressive=True)
+    tables = content.rindex(b"\xff\xc4")  # those of the last scan
+    assert content[tables:].count(b"\xff\xda") == 1
+    return content[:tables] + b"\xff\xd9"
+
+
+def two_in_one():
+    """An MPO file, as phones write it: the photo, then another picture."""
+    return encoded("MPO", picture(), save_all=True, append_images=[picture(seed=1)])
 
 
 def zeros_at_the_end():
@@ -118,7 +176,12 @@ KINDS = [  # name, maker, status, words of the reason
     ("page.jpg", raw("page.jpg", b"\n<!DOCTYPE html><html>404"), "quarantined", "a web page, not an image"),
     ("drawing.png", raw("drawing.png", b"<svg xmlns='x'/>"), "quarantined", "an SVG drawing"),
     ("lfs.jpg", raw("lfs.jpg", b"version https://git-lfs.github.com/spec/v1\n"), "quarantined", "a Git LFS pointer"),
-    ("iphone.jpg", raw("iphone.jpg", b"\0\0\0\x18ftypheic" + bytes(90)), "quarantined", "HEIC: convert it to JPEG"),
+    (
+        "iphone.jpg",
+        raw("iphone.jpg", b"\0\0\0\x18ftypheic" + bytes(90)),
+        "quarantined",
+        "HEIC: pip install 'fruitlib[heic]'",
+    ),
     ("clip.jpg", raw("clip.jpg", b"\0\0\0\x18ftypmp42" + bytes(90)), "quarantined", "a video, not an image"),
     ("zip.jpg", raw("zip.jpg", zipped), "quarantined", "an archive"),
     ("scan.jpg", raw("scan.jpg", b"%PDF-1.7\n" + bytes(50)), "quarantined", "a PDF, not an image"),
@@ -133,11 +196,24 @@ KINDS = [  # name, maker, status, words of the reason
     ("half.webp", part("half.webp", "WEBP", 0.5), "quarantined", "cut off"),
     ("half.bmp", part("half.bmp", "BMP", 0.5), "quarantined", "cut off"),
     ("half.tif", part("half.tif", "TIFF", 0.9, compression="raw"), "quarantined", "cut off"),
+    ("ended.jpg", raw("ended.jpg", lambda: ended(0.6)), "quarantined", "cut off"),
+    ("late.jpg", raw("late.jpg", lambda: ended(0.97)), "quarantined", "cut off"),
+    ("marked.jpg", raw("marked.jpg", lambda: ended(0.6, restart_marker_rows=1)), "quarantined", "cut off"),
+    ("scans.jpg", raw("scans.jpg", lambda: ended(0.6, progressive=True)), "quarantined", "cut off"),
+    ("last.jpg", raw("last.jpg", lambda: ended(0.97, progressive=True)), "quarantined", "cut off"),
+    ("hit.jpg", raw("hit.jpg", lambda: hit(0.6, 0xE1)), "quarantined", "cut off"),
+    ("hit again.jpg", raw("hit again.jpg", lambda: hit(0.7, 0x45)), "quarantined", "cut off"),
+    ("lacking.jpg", raw("lacking.jpg", lacks_last_scan), "quarantined", "cut off"),
+    ("tall.jpg", raw("tall.jpg", taller), "quarantined", "cut off"),
+    ("tall scans.jpg", raw("tall scans.jpg", lambda: taller(progressive=True)), "quarantined", "cut off"),
+    ("rows.png", raw("rows.png", lambda: png(30)), "quarantined", "cut off: the end of the picture is missing"),
+    ("pass.png", raw("pass.png", lambda: png(30, interlaced=True)), "quarantined", "cut off"),
+    ("odd pass.png", raw("odd pass.png", lambda: png(30, 39, interlaced=True)), "quarantined", "cut off"),
     ("start.png", part("start.png", "PNG", 0.01), "quarantined", "damaged: cut off or corrupt at its start"),
     ("tail.jpg", raw("tail.jpg", zeros_at_the_end), "quarantined", "cut off: its end is nothing but zeros"),
     ("corrupt.png", raw("corrupt.png", damaged_png), "quarantined", "corrupt data inside"),
-    ("bomb.png", raw("bomb.png", lambda: bomb(40000)), "quarantined", "too large: more than 89 million pixels"),
-    ("large.png", raw("large.png", lambda: bomb(11000)), "quarantined", "too large: more than 89 million pixels"),
+    ("bomb.png", raw("bomb.png", lambda: bomb(40000)), "quarantined", "too large: 1,600 million pixels; set max_"),
+    ("large.png", raw("large.png", lambda: bomb(11000)), "quarantined", "set max_megapixels: 121 or more"),
     ("small.png", saved("small.png", image=lambda: picture((60, 9))), "quarantined", "60 x 9 pixels: the shorter side"),
     ("floats.tif", saved("floats.tif", image=floats), "quarantined", "floating-point pixels"),
     ("negative.tif", saved("negative.tif", image=negative), "quarantined", "negative pixel values"),
@@ -151,6 +227,13 @@ KINDS = [  # name, maker, status, words of the reason
     ("cut exif.jpg", saved("cut exif.jpg", exif=CUT_EXIF), "ok", "EXIF orientation unreadable"),
     ("deep.png", saved("deep.png", image=deep), "ok", "16 bits scaled to 8"),
     ("black.jpg", saved("black.jpg", image=lambda: Image.new("RGB", (40, 40))), "ok", "a single flat colour"),
+    ("passes.png", raw("passes.png", lambda: png(40, interlaced=True)), "ok", ""),
+    ("black below.png", saved("black below.png", image=black_below), "ok", ""),
+    ("phone.jpg", raw("phone.jpg", two_in_one), "ok", ""),
+    ("restarts.jpg", saved("restarts.jpg", restart_marker_blocks=2), "ok", ""),
+    ("plain.ppm", saved("plain.ppm"), "ok", ""),
+    ("plain.jp2", saved("plain.jp2", "JPEG2000"), "ok", ""),
+    ("really jpeg.j2k", saved("really jpeg.j2k", "JPEG"), "ok", "a JPEG under the name .j2k"),
     ("opaque.png", saved("opaque.png", image=lambda: picture().convert("RGBA")), "ok", ""),
     ("plain.avif", saved("plain.avif"), "ok", ""),
     ("progressive.jpg", saved("progressive.jpg", progressive=True), "ok", ""),
@@ -169,11 +252,11 @@ def test_each_kind_of_file_gets_its_reason(tmp_path, name, make, status, words):
     if status == "ok":
         assert facts[2:4] in ((60, 40), (40, 40)) and len(facts[5]) == 70
         assert facts[4] == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
-        photo = photo_checks.open_photo(tmp_path / name)
+        photo = decoding.open_photo(tmp_path / name)
         assert photo.mode == "RGB" and photo.size == facts[2:4]
     elif "small" not in name:
         with pytest.raises(InputError) as problem:
-            photo_checks.open_photo(tmp_path / name)
+            decoding.open_photo(tmp_path / name)
         assert words in str(problem.value) and name in str(problem.value)
 
 
@@ -191,9 +274,7 @@ def test_a_refused_reading_gets_its_cause_as_reason(tmp_path, monkeypatch):
     def refuse(file):
         raise PermissionError(13, "Permission denied", str(file))
 
-    monkeypatch.setattr(
-        photo_checks.Path, "read_bytes", refuse
-    )  # root can read everything: the system would not refuse
+    monkeypatch.setattr(decoding.Path, "read_bytes", refuse)  # root can read everything: the system would not refuse
     assert photo_checks.inspect(tmp_path / "secret.jpg")[:2] == ("quarantined", "not readable: permission denied")
 
 
@@ -211,13 +292,13 @@ def test_a_refused_reading_gets_its_cause_as_reason(tmp_path, monkeypatch):
 )
 def test_boxes_are_checked(tmp_path, box, words):
     saved("a.png")(tmp_path)
-    status, reason, width, height, _, _ = photo_checks.inspect(tmp_path / "a.png", box)
+    status, reason, width, height, *_ = photo_checks.inspect(tmp_path / "a.png", box)
     assert words in reason and (status == "ok") == (not words) and (width, height) == (60, 40)
 
 
 def test_a_box_is_checked_against_the_upright_photo_and_hashed_alone(tmp_path):
     exif = Image.Exif()
-    exif[photo_checks.ORIENTATION] = 6
+    exif[decoding.ORIENTATION] = 6
     lying = picture((64, 32)).transpose(Image.Transpose.ROTATE_90)
     lying.save(tmp_path / "a.png", exif=exif)
     picture((64, 32)).crop((40, 0, 64, 32)).save(tmp_path / "crop.png")
@@ -231,32 +312,32 @@ def turned(value):
     """The picture stored so that EXIF orientation `value` puts it upright."""
     back = {6: Image.Transpose.ROTATE_90, 8: Image.Transpose.ROTATE_270}
     image = picture((64, 48))
-    return image.transpose(back.get(value, photo_checks.TURNS[value])) if value in photo_checks.TURNS else image
+    return image.transpose(back.get(value, decoding.TURNS[value])) if value in decoding.TURNS else image
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "WEBP"])
 @pytest.mark.parametrize("value", range(9))
 def test_all_orientations_give_the_same_upright_picture(tmp_path, value, kind):
     exif = Image.Exif()
-    exif[photo_checks.ORIENTATION] = value
+    exif[decoding.ORIENTATION] = value
     turned(value).save(tmp_path / "a", kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
-    assert np.array_equal(np.asarray(photo_checks.open_photo(tmp_path / "a")), np.asarray(picture((64, 48))))
+    assert np.array_equal(np.asarray(decoding.open_photo(tmp_path / "a")), np.asarray(picture((64, 48))))
     assert photo_checks.inspect(tmp_path / "a")[:4] == ("ok", "", 64, 48)
 
 
 def test_large_photos_read_at_a_reduced_scale_keep_their_size(tmp_path):
     exif = Image.Exif()
-    exif[photo_checks.ORIENTATION] = 6
+    exif[decoding.ORIENTATION] = 6
     picture((900, 700)).save(tmp_path / "a.jpg", exif=exif, quality=95)
     picture((900, 700)).transpose(Image.Transpose.ROTATE_270).save(tmp_path / "b.jpg", quality=95)
     a, b = photo_checks.inspect(tmp_path / "a.jpg"), photo_checks.inspect(tmp_path / "b.jpg")
     assert a[:4] == b[:4] == ("ok", "", 700, 900)
-    assert photo_checks.open_photo(tmp_path / "a.jpg").size == (700, 900)
+    assert decoding.open_photo(tmp_path / "a.jpg").size == (700, 900)
 
 
 def test_an_orientation_that_means_nothing_is_odd(tmp_path):
     exif = Image.Exif()
-    exif[photo_checks.ORIENTATION] = 9
+    exif[decoding.ORIENTATION] = 9
     picture().save(tmp_path / "a.jpg", exif=exif)
     assert photo_checks.inspect(tmp_path / "a.jpg")[:4] == ("ok", "EXIF orientation unreadable", 60, 40)
 
@@ -267,7 +348,7 @@ def flat(mode, value):
 
 def pixel(tmp_path, image, kind="TIFF", **options):
     image.save(tmp_path / "a", kind, **options)
-    return photo_checks.open_photo(tmp_path / "a").getpixel((5, 5))
+    return decoding.open_photo(tmp_path / "a").getpixel((5, 5))
 
 
 def test_pixels_of_every_mode_become_the_colour_they_mean(tmp_path):
@@ -302,18 +383,18 @@ def test_sixteen_bits_are_scaled_not_clipped(tmp_path, kind):
 def test_thirty_two_bits_are_scaled_by_the_bits_they_use(tmp_path):
     low, high = (Image.fromarray(np.full((40, 40), value, dtype=np.int32)) for value in (200 * 256, 100 << 24))
     assert pixel(tmp_path, low) == (200, 200, 200)
-    assert pixel(tmp_path, high) == (100, 100, 100)
+    assert pixel(tmp_path, high) == (200, 200, 200)
 
 
 def test_warnings_of_others_are_neither_swallowed_nor_raised(tmp_path):
     saved("cut exif.jpg", exif=CUT_EXIF)(tmp_path)
     with pytest.warns(UserWarning, match="Corrupt EXIF"), Image.open(tmp_path / "cut exif.jpg") as image:
         image.getexif()  # so Pillow does warn, and warnings are errors here
-    before = [entry for entry in warnings.filters if entry is not photo_checks._FILTER]
+    before = [entry for entry in warnings.filters if entry is not decoding._FILTER]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
         results = list(pool.map(photo_checks.inspect, [tmp_path / "cut exif.jpg"] * 200))
     assert {fact[1] for fact in results} == {"EXIF orientation unreadable"}
-    assert [entry for entry in warnings.filters if entry is not photo_checks._FILTER] == before
+    assert [entry for entry in warnings.filters if entry is not decoding._FILTER] == before
     with pytest.raises(UserWarning, match="mine"):
         warnings.warn("mine", stacklevel=1)
 
@@ -324,7 +405,7 @@ def test_filters_can_be_copied_after_photos_were_read(tmp_path):
 
     saved("plain.jpg")(tmp_path)
     photo_checks.inspect(tmp_path / "plain.jpg")
-    assert photo_checks._FILTER in warnings.filters
+    assert decoding._FILTER in warnings.filters
     RandomForestRegressor(2, n_jobs=2).fit([[0], [1]], [0, 1])
 
 
@@ -362,8 +443,8 @@ def test_check_keeps_every_row_in_its_place_and_opens_only_what_it_may(collectio
     assert checked[["path", "label", "group", "split"]].equals(rows[["path", "label", "group", "split"]])
     assert list(checked.columns) == ["path", "label", "group", "split", *photo_checks.COLUMNS]
     facts = checked.set_index("path")
-    assert facts.loc["사과/한 장 1.png", photo_checks.COLUMNS].tolist() == ["sealed", "", 0, 0, "", ""]
-    assert facts.loc["사과/한 장 2.png", photo_checks.COLUMNS].tolist() == ["left_out", "subset", 0, 0, "", ""]
+    assert facts.loc["사과/한 장 1.png", photo_checks.COLUMNS].tolist() == ["sealed", "", 0, 0, "", "", 0]
+    assert facts.loc["사과/한 장 2.png", photo_checks.COLUMNS].tolist() == ["left_out", "subset", 0, 0, "", "", 0]
     assert facts["status"].value_counts().to_dict() == {"ok": 9, "quarantined": 2, "sealed": 1, "left_out": 1}
     assert "reaches beyond" in facts.loc["사과/한 장 3.png#xywh=50,10,30,30", "reason"]
     assert seen[-1] == (11, 11) and seen == sorted(seen)
@@ -372,7 +453,7 @@ def test_check_keeps_every_row_in_its_place_and_opens_only_what_it_may(collectio
 def test_a_file_with_several_boxes_is_read_once(collection, monkeypatch):
     folder, rows = collection
     read = []
-    monkeypatch.setattr(photo_checks, "_read", lambda file: read.append(file.name) or file.read_bytes())
+    monkeypatch.setattr(decoding, "read", lambda file: read.append(file.name) or file.read_bytes())
     checked = photo_checks.check_photos(folder, rows)
     assert sorted(read) == sorted(set(read)) and len(read) == 10
     boxes = checked[checked["path"].str.contains("한 장 3") & (checked["status"] == "ok")]
@@ -433,10 +514,10 @@ def test_a_glimpse_shows_what_is_left_of_a_broken_photo(tmp_path):
     Image.fromarray(noise).save(tmp_path / "whole.jpg", quality=95)
     content = (tmp_path / "whole.jpg").read_bytes()
     (tmp_path / "half.jpg").write_bytes(content[: len(content) // 2])
-    whole, half = (photo_checks.glimpse(tmp_path / name) for name in ("whole.jpg", "half.jpg"))
+    whole, half = (decoding.glimpse(tmp_path / name) for name in ("whole.jpg", "half.jpg"))
     assert whole.shape == half.shape == (90, 60, 3)
     assert np.abs(whole[:30].astype(int) - half[:30]).mean() < 2 < np.abs(whole[60:].astype(int) - half[60:]).mean()
     (tmp_path / "page.jpg").write_text("<html>")
-    assert photo_checks.glimpse(tmp_path / "page.jpg") is None and photo_checks.glimpse(tmp_path / "gone.jpg") is None
+    assert decoding.glimpse(tmp_path / "page.jpg") is None and decoding.glimpse(tmp_path / "gone.jpg") is None
     with pytest.raises(InputError, match="cut off"):  # the switch is back: intake itself still refuses it
-        photo_checks.open_photo(tmp_path / "half.jpg")
+        decoding.open_photo(tmp_path / "half.jpg")

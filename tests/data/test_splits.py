@@ -198,6 +198,51 @@ def test_the_record_is_valid_json_and_names_classes_and_folds(collection, tmp_pa
     assert (record["folds"], record["repeats"]) == (3, 2)
 
 
+def test_the_classes_are_said_before_a_photo_is_opened_and_what_was_lost_afterwards(collection, tmp_path):
+    (collection / "사과" / "notes.txt").touch()
+    (collection / "사과" / "broken.png").write_bytes(b"text")
+    said = []
+
+    def progress(done, total):
+        said.append("photos are opened")
+
+    wanted = settings(collection, bad_photos="quarantine")
+    splits.prepare_manifest(wanted, tmp_path / "a", progress, said.append)
+    opened = said.index("photos are opened")
+    assert said[0] == "2 classes: sour cherry 12, 사과 13"
+    assert any("not a photo: skipped" in line for line in said[1:opened])
+    assert any("1 of the photos are quarantined" in line and "사과/broken.png" in line for line in said[opened:])
+    record = splits.load_record(tmp_path / "a")
+    assert record["listing"] == said[0] and set(said) == {*record["notes"], record["listing"], "photos are opened"}
+    before, said[:] = set(said), []
+    splits.prepare_manifest(wanted, tmp_path / "a", progress, said.append)  # nothing is opened, all is said again
+    assert set(said) == before - {"photos are opened"}
+
+
+@pytest.mark.parametrize(
+    ("labels", "columns", "words"),
+    [
+        (["b", "a", "b"], {}, "2 classes: a 1, b 2"),
+        (["a", "b"], {"group": ["g", ""]}, "2 classes: a 1, b 1; 1 group"),
+        (["a", "b", "b"], {"split": ["train", "test", ""]}, "2 classes: a 1, b 2; given parts: train 1, test 1, in no"),
+        (["a\x1b[2J", "b"], {}, "2 classes: a\\x1b[2J 1, b 1"),
+        ([f"c{i:03d}" for i in range(120)] * 2 + ["c000"], {}, "c009 2, … and 110 more; smallest: c001 2"),
+        (["x" * 99, "y"], {}, "2 classes: " + "x" * 39 + "… 1, y 1"),
+    ],
+)
+def test_the_classes_found_fit_in_a_line(labels, columns, words):
+    rows = pd.DataFrame({"path": "p", "label": labels, "group": "", "split": ""}).assign(**columns)
+    assert words in splits.listing_text(rows) and len(splits.listing_text(rows)) < 400
+
+
+def test_of_many_notes_the_first_are_said(collection, tmp_path, monkeypatch):
+    monkeypatch.setattr(splits, "MOST_SAID", 1)
+    (collection / "사과" / "notes.txt").touch()
+    said = []
+    splits.prepare_manifest(settings(collection), tmp_path, say=said.append)
+    assert said[2] == "… and 1 more notes, in manifest.json"
+
+
 def test_photos_left_out_are_not_opened_and_stay_in_the_manifest(collection, tmp_path):
     first = splits.prepare_manifest(
         settings(collection, subset=0.75, val_per_class=2, test_per_class=2), tmp_path / "a"

@@ -1,5 +1,6 @@
 """Two sides on the same photos: matched whatever they are called, tested as SciPy would, and described in one way."""
 
+import dataclasses
 import json
 
 import matplotlib.pyplot as plt
@@ -154,8 +155,83 @@ def test_numbers_in_place_of_classes_are_pointed_out(tmp_path, ours):
 
 
 @pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("\u00c4pfel", "A\u0308pfel"),
+        ("red apple", "red\u00a0apple"),
+        ("red apple", "red apple\u200b"),
+        ("1", "1.0"),
+        ("Apple", "apple"),
+    ],
+)
+@pytest.mark.parametrize("run_is", ["", "a", "b"])
+def test_paths_and_labels_that_differ_in_form_alone_are_matched(tmp_path, monkeypatch, ours, theirs, run_is):
+    """Two equal sets were once `A is better, p = 0.0005`."""
+    monkeypatch.setattr(Run, "groups", lambda self, paths: ["" for _ in paths])
+    monkeypatch.setattr(Run, "class_names", [ours, "other"] if run_is == "a" else [theirs, "other"])
+    sides = []
+    for name, label in (("a", ours), ("b", theirs)):
+        labels = [label, "other"] * 10
+        frame = table(["1" if "1" in label else one for one in labels], labels).assign(label=labels)
+        frame = frame.assign(**{f"p_{label}": [0.9, 0.1] * 10, "p_other": [0.1, 0.9] * 10})
+        side = compare.load_predictions(csv(tmp_path, f"{name}.csv", frame))
+        sides.append(dataclasses.replace(side, run=Run(tmp_path / "run")) if name == run_is else side)
+    pair = compare.match_photos(*sides)
+    found = compare.compare_pair(pair)
+    assert len(pair.table) == 20 and pair.matched_parts == 0
+    assert found.disagree == 0 and found.accuracy.p == 1 and found.a_correct == 20
+    spelled = {"": {ours, theirs}, "a": {ours}, "b": {theirs}}[run_is]
+    assert set(pair.table["label"]) - {"other"} <= spelled and len(pair.class_names) == 2
+    assert pair.table.filter(like="p_a_").columns.str[4:].equals(pair.table.filter(like="p_b_").columns.str[4:])
+    assert "were taken for one" in wording.match_text(pair)
+
+
+@pytest.mark.parametrize("names", [("\u00e9.jpg", "e\u0301.jpg", "x.jpg"), ("A/1.jpg", "a/1.jpg", "x.jpg")])
+def test_of_photos_whose_names_look_equal_each_is_itself(tmp_path, names):
+    frame = pd.DataFrame({"path": names, "label": ["a", "b", "a"], "predicted": ["a", "b", "b"]})
+    pair = pair_of(tmp_path, frame, frame.assign(predicted="a"))
+    assert sorted(pair.table["path"]) == sorted(names) and (pair.table["path"] == pair.table["path_b"]).all()
+    pair = pair_of(tmp_path, frame, frame.drop(index=0))
+    assert sorted(pair.table["path"]) == sorted(names[1:]) and (pair.table["path"] == pair.table["path_b"]).all()
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_tables_are_read_with_the_separator_they_have(tmp_path, ours, separator, encoding):
+    ours.assign(p_apple=0.5).to_csv(tmp_path / "a.csv", index=False, sep=separator, encoding=encoding)
+    assert len(compare.load_predictions(tmp_path / "a.csv").table) == 30
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"path,label,predicted\na,b.jpg,x,x\nc.jpg,x,x\n", "a row has more fields than the header"),
+        (b"path,label,predicted\nb.jpg,x,x\na,c.jpg,x,x\n", "Expected 3 fields in line 3, saw 4"),
+        ("path,label,predicted\n\u00e9.jpg,x,x\n".encode("utf-16"), "not a CSV in UTF-8"),
+        ("path,label,predicted\n\u00e9.jpg,x,x\n".encode("latin-1"), "not a CSV in UTF-8"),
+        (b"", "No columns to parse"),
+        (b"path,label,predicted\n", "no photo in common"),
+        (b"path,label,predicted\na.jpg,x\n", "a.jpg has no predicted"),
+        (b"path,label,predicted,p_1,p_1.0\nclass/0.jpg,1,1,0.5,0.5\n", "p_1 and p_1.0 are of one class: keep one"),
+    ],
+)
+def test_a_csv_that_is_none_is_refused_in_one_line(tmp_path, content, words):
+    (tmp_path / "b.csv").write_bytes(content)
+    with pytest.raises(InputError, match=words) as problem:
+        frame = pd.DataFrame({"path": ["class/0.jpg"], "label": ["1"], "predicted": ["1"]})
+        sides = csv(tmp_path, "a.csv", frame), tmp_path / "b.csv"
+        compare.match_photos(*map(compare.load_predictions, sides))
+    assert len(str(problem.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
+        (lambda t: t.assign(p_apple="inf"), "p_apple holds inf, but a probability is from 0 to 1"),
+        (lambda t: t.assign(p_apple="-0.2"), "p_apple holds -0.2, but a probability"),
+        (lambda t: t.assign(p_apple=97.5), "p_apple holds 97.5, but a probability is from 0 to 1: convert the column"),
+        (lambda t: t.assign(p_apple="NaN"), "p_apple holds 'NaN', which is not a number"),
+        (lambda t: t.assign(predicted="\u200b"), "apple/000.jpg has no predicted"),
         (lambda t: t.drop(columns="path"), "no column path among label, predicted"),
         (lambda t: t.drop(columns="predicted"), "no column predicted"),
         (lambda t: pd.concat([t, t.head(1)]), "apple/000.jpg has more than one row"),

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fruitlib.core.errors import InputError
-from fruitlib.data import photo_checks
+from fruitlib.data import decoding
 from fruitlib.evaluation import label_errors, leakage, wording
 from fruitlib.evaluation.intervals import units
 
@@ -103,7 +103,7 @@ def test_a_photo_that_stands_alone_is_its_own_group():
 def test_real_fruit_leaks_as_networks_show(real_data):
     files = sorted((real_data / "fruit304").rglob("*.jpg"))
     pictures = np.stack(
-        [np.asarray(photo_checks.open_photo(file).resize((32, 32), Image.Resampling.BOX)) for file in files]
+        [np.asarray(decoding.open_photo(file).resize((32, 32), Image.Resampling.BOX)) for file in files]
     )
     labels = [NAMES.index(file.parent.name) for file in files]
     leak = leakage.price_of_leakage(pictures, labels, [file.name.split("__")[0] for file in files], repeats=2)

@@ -260,6 +260,23 @@ def test_the_index_says_that_nothing_was_chosen_or_opened(sweep):
     assert "No test photo has been opened." in text and "No run has been chosen yet." in text
 
 
+@pytest.mark.parametrize(("lost", "folded"), [(2, False), (9, True)])
+def test_the_index_says_which_photos_were_found_and_what_was_lost(sweep, lost, folded):
+    notes = [f"<b>{i}</b> photos of the table are not there" for i in range(lost)]
+    (sweep / "manifest.json").write_text(json.dumps({"listing": "2 classes: a & b 1, c 2", "notes": notes}))
+    site.build_site(sweep)
+    page = read(sweep / "index.html")
+    assert "2 classes: a & b 1, c 2" in page.text and all(note in page.text for note in notes)
+    assert ("4 more notes" in page.text) == folded == ("details" in page.tags)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"notes": 3}', '{"notes": null, "listing": null}'])
+def test_a_manifest_s_record_that_cannot_be_read_costs_its_section_alone(sweep, text):
+    (sweep / "manifest.json").write_text(text)
+    site.build_site(sweep)
+    assert "The photos" not in read(sweep / "index.html").text
+
+
 def test_openings_are_listed(sweep):
     pd.DataFrame({"when": ["Monday", "Tuesday"], "run": [BEST, WORSE]}).to_csv(sweep / "test_openings.csv", index=False)
     site.build_site(sweep)

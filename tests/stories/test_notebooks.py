@@ -162,7 +162,7 @@ def test_the_numbers_on_top_are_those_in_the_files(executed):
 def test_the_exported_file_says_what_its_photos_must_be(executed):
     run = open_run(executed / "run")
     output = json.loads(predict.read_metadata(run.path / "model.int8.onnx")["preprocess"])
-    assert output == run.config.model_dump(include=set(config.PREPROCESS_SETTINGS))
+    assert output == run.config.model_dump(include=set(config.PREPROCESS_SETTINGS))  # deep_bits: no photo needs it
 
 
 def test_the_test_set_is_opened_once_and_that_is_on_record(executed):

@@ -70,6 +70,7 @@ def test_it_tells_what_happened(swept, finished_sweep):
     reason = diverged(finished_sweep)
     assert reason.startswith("02_train: Diverged: ") and f"failed: {WILD}: {reason}" in swept["stdout"]
     assert "* lr=0.0" in swept["stdout"] and "executed/tiny/index.html" in swept["stdout"]
+    assert "3 classes: bar 16, cross 16, disc 16" in swept["stdout"]
     assert swept["stderr"] == ""
 
 
@@ -79,6 +80,7 @@ def test_the_report_lists_all_and_links_what_is_there(finished_sweep):
     assert diverged(finished_sweep).removeprefix("02_train: Diverged: ") in page
     assert "lr=0.003" in page and "lr=0.01" in page
     assert len(list(folder.glob("lr=0.0*/06_test_accuracy.html"))) == 1
+    assert "3 classes: bar 16" in page and "3 classes: bar 16" in (folder / "01_split.html").read_text()
 
 
 def test_no_part_written_files_are_left(finished_sweep):

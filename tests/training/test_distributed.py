@@ -1,9 +1,12 @@
 """Several processes: they give the numbers of one, report why they fail, resume when one is lost, and none is left."""
 
 import contextlib
+import ipaddress
 import multiprocessing
 import os
+import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -25,7 +28,7 @@ from fruitlib.core.errors import InputError
 from fruitlib.data import dataset
 from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Busy, Run
-from fruitlib.training import distributed, evaluate, messages, models, train, weights
+from fruitlib.training import distributed, evaluate, group, messages, models, train, weights
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]
 
@@ -52,53 +55,31 @@ def fit(path: str) -> None:
 
 
 def start_training(run) -> tuple[multiprocessing.Process, list[psutil.Process]]:
-    """`train.fit` in a process of its own; returns it, and torchrun's agent and workers below it, in this order."""
+    """`train.fit` in a process of its own; returns it, and the two processes below it that train."""
     child = forkserver().Process(target=fit, args=(str(run.path),))
     child.start()
     wait_until(lambda: not run.history().empty, 60)
-    agent = next(one for one in psutil.Process(child.pid).children() if "torch.distributed.run" in one.cmdline())
-    workers = agent.children(recursive=True)
-    assert len(workers) >= 2, "torchrun and two workers should be there"
-    return child, [agent, *workers]
+    trainers = psutil.Process(child.pid).children()
+    assert len(trainers) == 2
+    return child, trainers
 
 
-AGENT = """
-import os, signal, sys
-from pathlib import Path
-from fruitlib.training import distributed
-for number in range(2):
-    if os.fork() == 0:
-        distributed._leave_with_starter()
-        Path(sys.argv[1], f"watching.{number}").touch()
-        signal.pause()
-signal.pause()
-"""
-
-
-def fit_without_torch(path: str) -> None:
-    """The same with an agent whose workers train nothing, but watch who started them as real ones do."""
-
-    def start_agent(run, processes: int, threads: int, mark: str) -> subprocess.Popen:
-        environment = os.environ | {"FRUITLIB_STARTER": mark}
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        command = [sys.executable, "-c", AGENT, str(run.path)]
-        return subprocess.Popen(command, env=environment, start_new_session=True, **pipes)
-
-    distributed._start_agent = start_agent
-    fit(path)
+def private_folders(pid: int) -> list[Path]:
+    """The folders through which the children of a process meet."""
+    return list(Path(tempfile.gettempdir()).glob(f"{distributed.PREFIX}{pid}-*"))
 
 
 def test_two_processes_give_the_numbers_of_one(make_run):
     """Same batches, loss over the whole batch, no BatchNorm."""
     one, two = make_run("one", processes=1), make_run("two", processes=2)
     train.fit(one)
-    seen, before = [], set(Path(tempfile.gettempdir()).glob("torchelastic*"))
+    seen = []
     train.fit(two, on_epoch=lambda history: seen.append(len(history)))
     assert_same_training(two, one)
     assert seen == [1, 2, 3]
     assert len(train.kept_cams(two)) == 3  # epochs 1, 2 and 3, drawn by rank 0
     assert two.record("train")["processes"] == 2
-    assert set(Path(tempfile.gettempdir()).glob("torchelastic*")) <= before  # torchrun leaves folders there
+    assert not private_folders(os.getpid())
 
 
 def test_with_batchnorm_the_numbers_are_those_of_the_kept_weights_and_each_photo_is_evaluated_once(
@@ -123,12 +104,12 @@ def test_a_failing_process_is_reported_once_and_leaves_nothing_behind(make_run):
     with pytest.raises(RuntimeError, match=r"2 processes failed: InputError: .*gone\.png: does not open") as failure:
         train.fit(run)
     assert str(failure.value).count("\n") == 0
-    assert "a worker was lost" not in (run.path / "train.log").read_text()  # it would fail again
-    assert children() <= before and not run.record("train") and not (run.path / distributed.FAILED).exists()
+    assert "a process was lost" not in (run.path / "train.log").read_text()  # it would fail again
+    assert children() <= before and not run.record("train") and not (run.path / group.FAILED).exists()
 
 
 def test_an_interrupt_ends_every_process(make_run):
-    """Ctrl-C (or the stop button) while two workers train: none of them, nor torchrun, is left."""
+    """Ctrl-C (or the stop button) while two processes train: none of them is left."""
     run = make_run(processes=2, epochs=100000)
     child, family = start_training(run)
     os.kill(child.pid, signal.SIGINT)
@@ -140,67 +121,179 @@ def test_an_interrupt_ends_every_process(make_run):
         assert not run.is_complete("train")
 
 
-def test_torchrun_and_its_workers_leave_when_their_starter_is_killed_outright(make_run):
+def test_processes_leave_when_their_starter_is_killed_outright(make_run):
     run = make_run(processes=2, epochs=100000)
     child, family = start_training(run)
+    assert private_folders(child.pid)
     child.kill()
     child.join(20)
     assert child.exitcode == -signal.SIGKILL
     _, alive = psutil.wait_procs(family, timeout=20)
     assert alive == []
+    assert not private_folders(child.pid)
 
 
-@pytest.mark.parametrize("killed", ["starter", "agent", "starter and agent"])
-def test_workers_leave_whichever_of_those_above_them_is_killed(make_run, killed):
-    run = make_run(processes=2)
-    child = forkserver().Process(target=fit_without_torch, args=(str(run.path),))
-    child.start()
+def test_a_lost_process_is_started_again_and_only_this_machine_is_listened_to(make_run):
+    """Whoever connects meanwhile gets nothing, and the numbers stay those of one undisturbed process."""
+    one, two = make_run("one", epochs=30), make_run("two", epochs=30, processes=2)
+    train.fit(one)
+    child, trainers = start_training(two)
+    addresses = [c.laddr for t in trainers for c in t.net_connections() if c.status == psutil.CONN_LISTEN]
+    assert addresses and all(ipaddress.ip_address(address.ip).is_loopback for address in addresses)
+    for address in addresses:
+        with socket.create_connection(address, timeout=5) as connection:
+            connection.sendall(bytes(range(64)))
+    trainers[1].kill()
+    child.join(60)
+    assert child.exitcode == 0
+    assert_same_training(two, one)
+    assert not any(process.is_running() for process in trainers)
+
+
+@pytest.mark.slow
+def test_twenty_kills_at_any_moment_change_nothing(make_run):
+    """From the first second to the last, late ones, too; three restarts may be needed, a fourth would be refused."""
+    random = np.random.default_rng(14)
+    one = make_run("one", epochs=30)
+    train.fit(one)
+    for number in range(20):
+        run = make_run(f"kill {number}", epochs=30, processes=2)
+        child = forkserver().Process(target=fit, args=(str(run.path),))
+        child.start()
+        wait_until(lambda child=child: len(psutil.Process(child.pid).children()) == 2, 20)
+        trainers = psutil.Process(child.pid).children()
+        if number % 2:  # half of them when there is little left to do
+            wait_until(lambda run=run, child=child: len(run.history()) > 27 or not child.is_alive(), 120)
+        time.sleep(random.uniform(0, 0.4 if number % 2 else 8))
+        with contextlib.suppress(psutil.NoSuchProcess):
+            trainers[random.integers(2)].kill()
+        child.join(120)
+        assert child.exitcode == 0, (run.path / "train.log").read_text()
+        assert_same_training(run, one)
+        assert not any(process.is_running() for process in trainers) and not private_folders(child.pid)
+
+
+def exchange(store: str, rank: int, results) -> None:
+    """The life of a process of three that exchange what a training does."""
+    dist.init_process_group("gloo", store=dist.FileStore(store, 3), rank=rank, world_size=3)
+    own = torch.full((2 - rank, 2), float(rank)) if rank < 2 else None
+    rows = group.all_rows(own, [2, 1, 0])
+    results.put((group.from_first({"rank": rank, "π": [None, 0.1]}), [part.tolist() for part in rows]))
     try:
-        wait_until(lambda: len(list(run.path.glob("watching.*"))) == 2, 60)
-    except AssertionError:
-        child.kill()
-        raise
-    (agent,) = (one for one in psutil.Process(child.pid).children() if AGENT in one.cmdline())
-    workers = agent.children()
-    assert len(workers) == 2
-    if "starter" in killed:
-        child.kill()
-    if "agent" in killed:
-        agent.kill()
-    child.join(20)
-    assert child.exitcode == (-signal.SIGKILL if "starter" in killed else 1)
-    _, alive = psutil.wait_procs([agent, *workers], timeout=20)
-    assert alive == []
+        group.check_same_epoch(rank // 2)
+    except InputError as problem:
+        results.put(str(problem))
 
 
-def test_orphans_are_found_by_their_mark_and_the_stubborn_are_killed():
-    """A worker that ignores the request to end, and whose agent died first, is no one's child any more."""
-    stubborn = (
-        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print(1, flush=True); time.sleep(60)"
-    )
-    code = (
-        f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {stubborn!r}], start_new_session=True)"
-    )
-    environment = os.environ | {messages.STARTER: "1:2"}
-    agent = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE)
-    assert agent.stdout.readline() and agent.wait(timeout=10) == 0
-    orphans = [one for one in psutil.process_iter() if marked(one, "1:2")]
-    assert len(orphans) == 1
-    distributed.end_tree(agent, patience=0.2, mark="1:2")
-    _, alive = psutil.wait_procs(orphans, timeout=5)
-    assert alive == []
-    agent.stdout.close()
+def test_what_processes_exchange_reaches_all(tmp_path):
+    context = forkserver()
+    results = context.SimpleQueue()
+    for rank in range(3):
+        context.Process(target=exchange, args=(str(tmp_path / "store"), rank, results), daemon=True).start()
+    received = [results.get() for _ in range(6)]
+    text = "last.pt: machines read different epochs from it ([0, 1]); start again later"
+    assert received.count(text) == 3
+    assert received.count(({"rank": 0, "π": [None, 0.1]}, [[[0.0, 0.0]] * 2, [[1.0, 1.0]], []])) == 3
 
 
-def test_a_helper_that_outlives_torchrun_does_not_keep_the_notebook_waiting(make_run):
-    code = "import subprocess; from fruitlib.training import messages; messages.epoch_done('epoch 1');"
-    code += "subprocess.Popen(['sleep', '60'])"
-    environment, run, seen = os.environ | {messages.STARTER: "3:4"}, make_run(), []
-    agent = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True)
-    distributed._follow(agent, "3:4", run, seen.append, patience=0.5)
-    assert len(seen) == 1 and (run.path / "train.log").read_text() == "epoch 1\n"
-    assert not any(marked(one, "3:4") for one in psutil.process_iter())
-    agent.stdout.close()
+def test_nothing_that_another_process_sends_is_unpickled():
+    """torch's collectives for objects do so; ours are in `group`."""
+    sources = Path(group.__file__).parent.parent.rglob("*.py")
+    assert not [path for path in sources if re.search(r"dist\.\w*_object", path.read_text(encoding="utf-8"))]
+
+
+def answer(store: str, rank: int, key: bytes, results) -> None:
+    """The life of a process that meets another one there, and proves to it that it knows the key."""
+    dist.init_process_group("gloo", store=dist.FileStore(store, 2), rank=rank, world_size=2)
+    try:
+        group.check_members(key)
+        results.put("trusted")
+    except group.Stranger as problem:
+        results.put(str(problem))
+
+
+@pytest.mark.parametrize("other", [b"key", b"guess"])
+def test_a_process_that_does_not_know_the_key_is_refused(tmp_path, other):
+    context = forkserver()
+    results = context.SimpleQueue()
+    keys = [b"key", other]
+    both = [
+        context.Process(target=answer, args=(str(tmp_path / "store"), rank, key, results))
+        for rank, key in enumerate(keys)
+    ]
+    for process in both:
+        process.start()
+    said = {results.get(), results.get()}
+    for process in both:
+        process.join(10)
+    refused = {f"a process outside the group answers as process {rank}: training stops" for rank in (0, 1)}
+    assert said == ({"trusted"} if other == b"key" else refused)
+
+
+def follow_children(run, monkeypatch, code: str) -> tuple[str, distributed._Children, list]:
+    """Follow two processes that execute `code` instead of a training; how one was lost, and the epochs seen."""
+
+    def start(self, environment: dict[str, str]) -> subprocess.Popen:
+        pipes = {"stdin": subprocess.DEVNULL, "stdout": self._input, "stderr": subprocess.STDOUT}
+        return subprocess.Popen([sys.executable, "-c", code], env=environment, start_new_session=True, **pipes)
+
+    monkeypatch.setattr(distributed._Children, "_start", start)
+    monkeypatch.setattr(distributed, "END_SECONDS", 1)
+    seen, followed = [], distributed._Children(run, run.path, 1, 0)
+    with (run.path / "train.log").open("w") as log:
+        lost = followed.follow(log, seen.append)
+    assert not any(marked(one, followed.mark) for one in psutil.process_iter())
+    return lost, followed, seen
+
+
+SPEAK = (
+    "import os, time; from fruitlib.training import messages; messages.epoch_done(f'epoch of {os.environ[\"RANK\"]}');"
+)
+
+
+def test_a_helper_that_outlives_training_does_not_keep_the_notebook_waiting(make_run, monkeypatch):
+    """W&B starts one, in a session of its own; what the processes wrote last is read all the same."""
+    code = SPEAK + "import subprocess; subprocess.Popen(['sleep', '60'], start_new_session=True)"
+    run = make_run(processes=2)
+    lost, _, seen = follow_children(run, monkeypatch, code)
+    assert (lost, len(seen)) == ("", 2)
+    assert sorted((run.path / "train.log").read_text().splitlines()) == ["epoch of 0", "epoch of 1"]
+
+
+@pytest.mark.parametrize(
+    ("ending", "lost"),
+    [
+        ("os.kill(os.getpid(), 9)", "killed by SIGKILL; often too little memory"),
+        ("os.kill(os.getpid(), 15)", "killed by SIGTERM"),
+        ("os._exit(3)", "it ended with exit code 3"),
+        ("os.kill(os.getpid(), 19)", "stopped for 0.5 s"),
+    ],
+)
+def test_a_lost_process_ends_the_others_and_is_named(make_run, monkeypatch, ending, lost):
+    """The other one would sleep on, and does not end when asked."""
+    monkeypatch.setattr(distributed, "STOPPED_SECONDS", 0.5)
+    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    code = f"import os, time\nif os.environ['RANK'] == '1': {ending}\nelse: {stubborn}"
+    assert follow_children(make_run(processes=2), monkeypatch, code)[0] == lost
+
+
+def test_a_failure_that_would_come_again_ends_all(make_run, monkeypatch):
+    code = "from fruitlib.training import messages; messages.failed('gone.png'); import time; time.sleep(60)"
+    lost, followed, _ = follow_children(make_run(processes=2), monkeypatch, code)
+    assert (lost, followed.error) == ("", "gone.png")
+
+
+def test_folders_of_killed_starters_are_removed(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    left, others = tmp_path / f"{distributed.PREFIX}{ended.pid}-a", tmp_path / f"{distributed.PREFIX}{os.getpid()}-b"
+    left.mkdir()
+    others.mkdir()
+    with distributed._private_folder() as folder:
+        assert folder.stat().st_mode & 0o077 == 0
+        assert sorted(tmp_path.iterdir()) == sorted([others, folder])
+    assert list(tmp_path.iterdir()) == [others]
 
 
 def marked(process: psutil.Process, mark: str) -> bool:
@@ -224,7 +317,7 @@ def test_two_machines_give_the_numbers_of_one_process(make_run):
         assert [agent.wait(timeout=60) for agent in agents] == [0, 0]
     finally:
         for agent in agents:
-            distributed.end_tree(agent)
+            agent.terminate()
     assert_same_training(two, one)
     assert two.is_complete("train"), two.record("train")
     assert two.record("train")["processes"] == 2 and two.config.processes == 1
@@ -238,8 +331,6 @@ def wait_until_busy(run, agents) -> None:
 
 
 def free_port() -> int:
-    import socket
-
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return one.getsockname()[1]
@@ -249,14 +340,14 @@ def test_what_torchruns_flags_get_wrong_is_refused(make_run, monkeypatch):
     run = make_run(batch_size=8)
     monkeypatch.setenv("WORLD_SIZE", "5")
     with pytest.raises(InputError, match="batch_size = 8: too small for 5 processes"):
-        distributed._check_flags(run)
+        group._check_flags(run)
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     with pytest.raises(InputError, match="export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
-        distributed._check_flags(run)
+        group._check_flags(run)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
-    distributed._check_flags(run)
+    group._check_flags(run)
 
 
 def test_another_ones_end_is_told_from_an_own_failure(tmp_path):
@@ -273,13 +364,13 @@ def test_another_ones_end_is_told_from_an_own_failure(tmp_path):
         thread.join()
     with pytest.raises(RuntimeError) as echo:
         groups[0].allreduce(torch.ones(2)).wait()
-    assert distributed.is_echo(echo.value)
+    assert group.is_echo(echo.value)
     while_tidying = ValueError("closed file")
     while_tidying.__context__ = echo.value
-    assert distributed.is_echo(while_tidying) and distributed.is_echo(dist.DistBackendError("NCCL error"))
+    assert group.is_echo(while_tidying) and group.is_echo(dist.DistBackendError("NCCL error"))
     own = [RuntimeError("mat1 and mat2 shapes cannot be multiplied"), InputError("gone.png: does not open")]
     own += [torch.OutOfMemoryError("CUDA out of memory"), MemoryError(), train.Diverged("no number")]
-    assert not any(distributed.is_echo(problem) for problem in own)
+    assert not any(group.is_echo(problem) for problem in own)
 
 
 def test_the_first_reason_is_kept_and_an_echo_gives_none(make_run, monkeypatch, capsys):
@@ -291,26 +382,17 @@ def test_the_first_reason_is_kept_and_an_echo_gives_none(make_run, monkeypatch, 
     def reported(problem: Exception) -> list:
         """The messages in what a worker prints as it fails."""
         with pytest.raises(SystemExit):
-            distributed._fail(run, problem)
+            group._fail(run, problem)
         lines = [messages.parse(line) for line in capsys.readouterr().out.split("\n")]
         return [message for message in lines if message]
 
-    monkeypatch.setattr(distributed, "_leave", leave)
+    monkeypatch.setattr(group, "_leave", leave)
     monkeypatch.setenv(messages.STARTER, "1:2")
     assert reported(dist.DistNetworkError("peer gone")) == []
-    assert not (run.path / distributed.FAILED).exists()
+    assert not (run.path / group.FAILED).exists()
     assert reported(ValueError("first\nsecond line")) == [(messages.ERROR, "ValueError: first")]
     assert reported(KeyError("b")) == [(messages.ERROR, "KeyError: 'b'")]
-    assert (run.path / distributed.FAILED).read_text() == "ValueError: first"
-
-
-def test_how_workers_ended_that_gave_no_reason_is_read_from_torchruns_log():
-    line = "E1123 torch/distributed/elastic/multiprocessing/api.py:1002] failed (exitcode: -9) local_rank: 1 (pid: 7)\n"
-    assert distributed._how_lost(line * 4, 1) == "a worker was lost 4 times, last by SIGKILL; often too little memory"
-    assert (
-        distributed._how_lost(line + line.replace("-9", "3"), 1) == "a worker was lost 2 times, last with exit code 3"
-    )
-    assert distributed._how_lost("", -9) == "torchrun ended by SIGKILL"
+    assert (run.path / group.FAILED).read_text() == "ValueError: first"
 
 
 def test_several_processes_are_not_worth_it_for_a_small_run():

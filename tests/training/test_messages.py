@@ -10,7 +10,7 @@ def printed(capsys) -> list[str]:
 
 
 def test_without_a_starter_lines_are_printed_as_they_are(capsys, monkeypatch):
-    """Also by torchrun's workers, where a person has started torchrun."""
+    """Also by several processes, where a person has started torchrun."""
     monkeypatch.delenv(messages.STARTER, raising=False)
     messages.say("one", "", "two\nthree")
     messages.epoch_done("epoch 1")

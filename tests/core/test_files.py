@@ -1,0 +1,57 @@
+"""Files are replaced whole, with the permissions they should have; what killed processes left is removed."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fruitlib.core import files
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(code, *arguments):
+    return subprocess.run([sys.executable, "-c", code, *map(str, arguments)], cwd=ROOT)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no umask")
+@pytest.mark.parametrize(
+    ("umask", "before", "after"),
+    [(0o022, None, 0o644), (0o077, None, 0o600), (0o002, None, 0o664), (0o022, 0o600, 0o600), (0o077, 0o664, 0o664)],
+)
+def test_a_new_file_follows_the_umask_and_an_old_one_keeps_its_permissions(tmp_path, umask, before, after):
+    path = tmp_path / "table.csv"
+    if before is not None:
+        path.write_text("old")
+        path.chmod(before)
+    write = """
+import os, sys
+from fruitlib.core import files
+os.umask(int(sys.argv[2]))
+files.write_text(sys.argv[1], "a")
+"""
+    run(write, path, umask)
+    assert path.read_text() == "a" and path.stat().st_mode & 0o777 == after
+    assert os.listdir(tmp_path) == ["table.csv"]
+
+
+def test_a_folder_of_a_killed_process_is_removed_by_the_next_and_a_living_ones_stays(tmp_path):
+    target = tmp_path / "data [1]" / "sample"
+    killed = """
+import os, signal, sys
+from fruitlib.core import files
+with files.folder_beside(sys.argv[1]) as folder:
+    (folder / "half.jpg").write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    run(killed, target)
+    assert len(os.listdir(target.parent)) == 1
+    with files.folder_beside(target) as living, files.folder_beside(target) as other:
+        assert {living, other} == set(target.parent.iterdir())
+        (other / "half.jpg").write_text("half")
+    assert os.listdir(target.parent) == []
+    run(killed, target)
+    files.remove_stale_partials(tmp_path)
+    assert os.listdir(target.parent) == []
