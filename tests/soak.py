@@ -1,9 +1,10 @@
-"""Fifty kills at random moments over sweeps of a small grid and a small search: none lost, none doubled.
+"""Fifty kills at random moments over sweeps of a small grid and a small search: none lost, none doubled, nothing left.
 
-Each time, a sweep is started and, some seconds later, something of it is killed outright: the sweep itself, a run's
-process, a kernel's stand-in, the zygote that all are forked from, or all of them. Then it is started again. A grid that
-gets through must have the numbers of an undisturbed one, and is begun anew; the search goes on through all kills, and
-in the end each of its trials must stand in the journal once, with the score in its run folder.
+Each time, a sweep is started and, some seconds later, something of it gets a signal, mostly SIGKILL: the sweep itself,
+a run's process, a kernel's stand-in, the zygote that all are forked from or one of its children, or all of them. Then
+it is started again. A grid that gets through must have the numbers of an undisturbed one, and is begun anew; the search
+goes on through all kills, and in the end each of its trials must stand in the journal once, with the score in its run
+folder. After each kill no process may be left but one zygote, and in the end no temporary folder and no socket.
 
     python tests/soak.py [--kills 50] [--seed 0]
 """
@@ -30,6 +31,9 @@ from support import House, draw_shapes
 
 ROOT = Path(__file__).resolve().parents[1]
 VICTIMS = ("sweep", "run", "kernel", "zygote", "everything")
+GENTLE = {"sweep": ("SIGTERM", "SIGINT"), "run": ("SIGSTOP", "SIGTERM"), "kernel": ("SIGSTOP", "SIGINT")}
+GENTLE |= {"zygote": ("SIGSTOP", "SIGTERM"), "everything": ()}
+STALL = "100"  # seconds without progress until a run is given up; a tenth of them for a process that was stopped
 
 
 def prepare(folder: Path) -> House:
@@ -72,12 +76,13 @@ def disturbed(house: House, name: str) -> tuple[bool, int]:
     """Start a sweep, kill something of it, and wait for its end; (whether it got through, kills)."""
     sweep = house.start(name)
     wait, kind, kills = random.uniform(1, 15), random.choice(VICTIMS), 0
+    name_of_signal = random.choice(("SIGKILL", "SIGKILL", *GENTLE[kind]))
     try:
         sweep.wait(timeout=wait)
     except subprocess.TimeoutExpired:
         for pid in victims(house, name, sweep, kind):
             try:
-                os.kill(pid, signal.SIGKILL)
+                os.kill(pid, getattr(signal, name_of_signal))
                 kills = 1
             except ProcessLookupError:
                 continue
@@ -86,14 +91,13 @@ def disturbed(house: House, name: str) -> tuple[bool, int]:
             sweep.kill()  # it would go on for a thousand trials
     output, _ = sweep.communicate(timeout=600)
     assert "Traceback" not in output, output
-    assert sweep.returncode in (0, 1, -signal.SIGKILL), output
+    assert sweep.returncode in (0, 1, 130, -signal.SIGKILL, -signal.SIGTERM), output
     deadline = time.monotonic() + 10
-    while left := house.left():
-        assert time.monotonic() < deadline, f"left behind: {left}"
+    while (left := house.left()) or len(house.zygotes()) > 1:
+        assert time.monotonic() < deadline, f"left behind: {left}, zygotes: {house.zygotes()}"
         time.sleep(0.1)
-    print(
-        f"{name}: {kind} after {wait:.1f} s: {'killed' if kills else 'nothing to kill'}, {sweep.returncode}", flush=True
-    )
+    what = name_of_signal if kills else "nothing to kill"
+    print(f"{name}: {kind} after {wait:.1f} s: {what}, {sweep.returncode}", flush=True)
     return sweep.returncode == 0, kills
 
 
@@ -131,16 +135,33 @@ def check_search(house: House) -> None:
     print(f"search: {begun} trials, each once", flush=True)
 
 
+def check_nothing_left(house: House) -> None:
+    """No temporary folder or connection file, no stop file or part of a file; with the zygote goes its socket."""
+    left = [path for name in ("t", "j") for path in (house.folder / name).iterdir()]
+    assert not [path for path in left if path.name.startswith(("fruit", "tmp", "kernel"))], left
+    hidden = [path.name for path in (house.folder / "executed").rglob(".*") if not path.name.endswith(".lock")]
+    assert not hidden, hidden
+    for path in (house.folder / "r").rglob("*.sock"):
+        path.unlink()  # the zygote leaves
+    psutil.wait_procs(house.zygotes(), timeout=20)
+    assert not house.zygotes() and not list((house.folder / "r").rglob("*.sock"))
+
+
 def main() -> None:
     options = argparse.ArgumentParser()
     options.add_argument("--kills", type=int, default=50)
     options.add_argument("--seed", type=int, default=0)
     options = options.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored by what a shell starts in its background
     random.seed(options.seed)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="fs", ignore_cleanup_errors=True) as made:
         house, kills, grids, started = prepare(Path(made)), 0, 0, time.monotonic()
         os.environ["FRUITLIB_CACHE"] = house.environment["FRUITLIB_CACHE"] = f"{made}/cache"
+        own = {"TMPDIR": f"{made}/t", "JUPYTER_RUNTIME_DIR": f"{made}/j", "FRUITLIB_STALL_SECONDS": STALL}
+        house.environment |= own
+        for name in ("t", "j"):
+            (house.folder / name).mkdir()
         house.sweep("undisturbed")
         expected = house.results("undisturbed")
         while kills < options.kills:
@@ -153,9 +174,7 @@ def main() -> None:
         house.sweep("grid")
         check_grid(house, expected)
         check_search(house)
-        for process in house.zygotes():
-            process.kill()
-        psutil.wait_procs(house.zygotes(), timeout=5)
+        check_nothing_left(house)
         minutes = (time.monotonic() - started) / 60
         print(f"{kills} kills in {minutes:.0f} minutes, {grids + 1} grids whole, nothing lost, nothing doubled")
 

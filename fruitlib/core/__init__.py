@@ -3,6 +3,7 @@
 Read `config` first: every setting with its type, range, default and help.
 
     config       Config: every setting of a run; which settings belong to which stage
+    yaml_files   YAML that people wrote, within limits; the line of every setting
     parameters   settings as a notebook's parameters cell has them
     texts        names as people type them: the same text in one form; safe to print
     files        paths, atomic writes, locks, fingerprints

@@ -48,6 +48,7 @@ def become(request: dict) -> None:
     os.register_at_fork(after_in_child=connection.close)  # it ends with this process, not with one that outlives it
     os.environ.clear()
     os.environ.update({**launcher.SET_BY_IMPORT, **request["environment"]})
+    launcher.register()
     os.environ["JPY_PARENT_PID"] = "1"  # its parent is the zygote; the stand-in watches its own
     for number, *limits in request["limits"]:
         with contextlib.suppress(OSError, ValueError):

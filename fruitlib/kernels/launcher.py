@@ -17,6 +17,7 @@ import os
 import select
 import signal
 import socket
+import struct
 import sys
 import time
 
@@ -31,6 +32,7 @@ SET_LATER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MPLB
 SET_BY_IMPORT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE"}
 IMPORT_TIMEOUT = 180.0  # seconds a zygote may take to import everything; on a busy machine of two cores it took 50
 FORK_TIMEOUT = 60.0  # seconds a zygote may take to fork a child; a longer wait means that it hangs
+JOB = "FRUITLIB_JOB"  # a folder where the processes of one run write down that they are, for `sweep.watch`
 FORWARDED_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2", "SIGCONT")
 
 
@@ -79,7 +81,7 @@ def connect(path: str, environment: dict[str, str], executable: str) -> socket.s
 
     with open(f"{path[:-5]}.lock", "a+") as lock:
         asked = time.time()
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        fcntl.flock(lock, fcntl.LOCK_EX)  # held by the zygote, too, until it listens: a killed starter lets in no other
         if connection := _connected(path):
             return connection
         if (
@@ -89,8 +91,8 @@ def connect(path: str, environment: dict[str, str], executable: str) -> socket.s
             raise Unavailable(lock.read())
         try:
             with contextlib.suppress(Killed):  # the next one may come up
-                return _started(path, environment, executable)
-            return _started(path, environment, executable)
+                return _started(path, environment, executable, lock.fileno())
+            return _started(path, environment, executable, lock.fileno())
         except Unavailable as why:
             lock.truncate(0)
             lock.write(str(why))
@@ -99,6 +101,7 @@ def connect(path: str, environment: dict[str, str], executable: str) -> socket.s
 
 def _connected(path: str) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX)
+    connection.settimeout(FORK_TIMEOUT)  # of one that was stopped, the queue may be full
     try:
         connection.connect(path)
         return connection
@@ -107,8 +110,11 @@ def _connected(path: str) -> socket.socket | None:
         return None
 
 
-def _started(path: str, environment: dict[str, str], executable: str) -> socket.socket:
-    """Start a zygote and wait until it listens; its output goes to a file beside the socket."""
+def _started(path: str, environment: dict[str, str], executable: str, lock: int) -> socket.socket:
+    """Start a zygote and wait until it listens; its output goes to a file beside the socket.
+
+    It inherits `lock`, a file descriptor, and closes it when it listens. It ends if this process does before that.
+    """
     import subprocess
 
     log = f"{path[:-5]}.log"
@@ -119,7 +125,7 @@ def _started(path: str, environment: dict[str, str], executable: str) -> socket.
     ours, its_end = socket.socketpair()  # carries the zygote's pid, and closes when it ends: it is not our child
     with open(log, "w") as output, its_end:
         subprocess.run(
-            [executable, "-P", "-m", "fruitlib.kernels.zygote", path],
+            [executable, "-P", "-m", "fruitlib.kernels.zygote", str(lock), path], pass_fds=[lock],
             env=its_environment, cwd="/", stdin=its_end, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip
     deadline = time.monotonic() + IMPORT_TIMEOUT
@@ -149,14 +155,42 @@ def ask_zygote(arguments: list[str], executable: str = sys.executable) -> tuple[
     for _ in range(3):  # a zygote that is out of date, or was idle for long, ends just now
         connection = connect(path, environment, executable)
         connection.settimeout(FORK_TIMEOUT)
-        with contextlib.suppress(ConnectionError):
+        try:
             socket.send_fds(connection, [request[:1]], [0, 1, 2])
             connection.sendall(request[1:])
             if pid := receive(connection).get("pid"):
                 connection.settimeout(None)
                 return connection, pid
+        except TimeoutError:
+            _end_hung(connection)
+        except ConnectionError:
+            pass
         connection.close()
     raise Unavailable("the zygote ended three times before it forked")
+
+
+def _end_hung(connection: socket.socket) -> None:
+    """End a zygote that does not answer, because it was stopped, say: the next one takes its place.
+
+    Its children go on: they and their stand-ins do without it.
+    """
+    try:
+        os.kill(peer(connection), signal.SIGKILL)
+    except ProcessLookupError:
+        pass
+    except OSError:
+        raise Unavailable(f"the zygote did not answer within {FORK_TIMEOUT:.0f} seconds") from None
+
+
+def peer(connection: socket.socket) -> int:
+    """The pid of the process at the other end.
+
+    Raises:
+        OSError: this system does not tell.
+    """
+    if not hasattr(socket, "SO_PEERCRED"):
+        raise OSError("not known on this system")
+    return struct.unpack("3i", connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))[0]
 
 
 def receive(connection: socket.socket) -> dict:
@@ -204,6 +238,13 @@ def _forward(pid: int, number: int) -> None:
         os.killpg(pid, number)  # as Jupyter does it: to the kernel and to what it has started
 
 
+def register() -> None:
+    """Write down that this process belongs to the run whose folder the environment names, if it names one."""
+    if folder := os.environ.get(JOB):
+        with contextlib.suppress(OSError), open(f"{folder}/{os.getpid()}.pid", "w"):
+            pass
+
+
 def leave(code: int) -> None:
     """End at once, with this exit code or, below zero, by that signal."""
     if code < 0:
@@ -216,6 +257,7 @@ def leave(code: int) -> None:
 def main() -> None:
     """Run MODULE, warm or cold; this process ends as MODULE ends."""
     parent = os.getppid()
+    register()
     try:
         connection, pid = ask_zygote(sys.argv[1:])
     except (Unavailable, OSError) as why:

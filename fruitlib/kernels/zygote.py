@@ -4,6 +4,10 @@
 else: no tensor is computed and no CUDA call made before the fork (after one matrix product in the parent, training in
 a child hangs), and it has one thread. It ends when it was idle for ten minutes (`FRUITLIB_KERNELS_IDLE`, seconds), or
 when a file that it has imported changed: an edited module is never served stale.
+
+There is one for each user and environment. It holds the lock of whoever started it until it listens, so that nobody
+starts a second one meanwhile; it ends if its starter does before that; and it accepts no more requests when another
+socket, or none, is at its path.
 """
 
 import contextlib
@@ -11,6 +15,7 @@ import gc
 import importlib
 import json
 import os
+import select
 import selectors
 import signal
 import socket
@@ -21,9 +26,11 @@ import time
 import weakref
 from pathlib import Path
 
+from fruitlib.kernels import launcher
 from fruitlib.kernels.child import become, close_files, send, thread_pools
 
 IDLE = 600.0  # seconds
+LOOK = 5.0  # seconds between two looks at the path of its socket
 # What notebooks and the processes that execute them import. Left out: onnxruntime, which starts a thread, and
 # matplotlib's inline backend, which looks for its kernel when it is imported.
 PRELOADED = """torch torchvision pandas matplotlib.pyplot seaborn scipy.stats sklearn
@@ -36,11 +43,13 @@ fruitlib.sweep.worker fruitlib.reporting.site"""
 FRESH = ("tqdm.auto", "tqdm.autonotebook")  # they look for a notebook when they are imported
 
 
-def serve(path: str) -> dict | None:
+def serve(path: str, lock: int) -> dict | None:
     """Fork a child for each request at the socket `path`; returns, in each child, its request.
 
-    In the zygote itself it returns None, when it is out of date or was idle for long.
+    In the zygote itself it returns None, when it is out of date or was idle for long. `lock` is a file descriptor,
+    closed as soon as the socket listens.
     """
+    signal.alarm(int(launcher.IMPORT_TIMEOUT))  # which ends it, should an import hang with nobody left to wait for it
     started = time.time()
     if hasattr(os, "sched_setaffinity"):  # to all cores, not only to those of the process that asked first
         os.sched_setaffinity(0, range(os.sysconf("SC_NPROCESSORS_CONF")))
@@ -54,7 +63,17 @@ def serve(path: str) -> dict | None:
         stream.flush()  # else each child writes it again
     gc.collect()
     gc.freeze()  # a child's collector would write into every object, and so copy every page
-    return _Zygote(path, started).run()
+    leave_without_starter()
+    zygote = _Zygote(path, started)
+    signal.alarm(0)
+    os.close(lock)
+    return zygote.run()
+
+
+def leave_without_starter() -> None:
+    """End this process if the one that started it has ended, which holds the other end of the standard input."""
+    if select.select([0], [], [], 0)[0]:
+        os._exit(0)
 
 
 def preload() -> None:
@@ -62,6 +81,7 @@ def preload() -> None:
     for name in PRELOADED.split():
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
+        leave_without_starter()
     if source_code := sys.modules.get("fruitlib.core.source_code"):
         source_code.parse_all()
     for name in FRESH:
@@ -104,6 +124,14 @@ def _stamp(path: str) -> tuple[float, int]:
     return 0.0, 0
 
 
+def _identity(path: str) -> tuple[int, int] | None:
+    """What tells a socket from another one at the same path; None where there is none."""
+    with contextlib.suppress(OSError):
+        status = os.stat(path)
+        return status.st_dev, status.st_ino
+    return None
+
+
 class _Zygote:
     """The loop that forks: one socket that listens, one connection to each launcher (then a stand-in)."""
 
@@ -122,15 +150,19 @@ class _Zygote:
             os.unlink(path)
         self.listener = socket.socket(socket.AF_UNIX)
         self.listener.bind(path)
+        self.path, self.bound = path, _identity(path)
         self.listener.listen(128)
         self.selector.register(self.listener, selectors.EVENT_READ, self.accept)
         self.selector.register(self.woken, selectors.EVENT_READ, self.report_exits)
 
     def run(self) -> dict | None:
         """Serve until it is out of date or idle, and has no children: None. In a child, returns its request."""
+        last = time.monotonic()
         while self.children or self.listener.fileno() >= 0:
-            ready = self.selector.select(None if self.children else self.idle)
-            if not ready and not self.children:
+            ready = self.selector.select(min(LOOK, self.idle))
+            if ready or self.children:
+                last = time.monotonic()
+            if time.monotonic() - last >= self.idle or _identity(self.path) != self.bound:
                 self.stop_listening()
             for key, _ in ready:
                 if key.fileobj.fileno() >= 0 and (request := key.data(key.fileobj)):
@@ -216,22 +248,31 @@ class _Zygote:
                 with contextlib.suppress(KeyError):  # its stand-in has ended
                     self.selector.unregister(connection)
                 send(connection, {"exit": os.waitstatus_to_exitcode(status)})
+                _continue_stand_in(connection)
                 connection.close()
 
     def stop_listening(self) -> None:
-        """Accept no more requests: the next launcher starts another zygote, which replaces the socket by its own."""
+        """Accept no more requests, and remove the socket: the next launcher starts another zygote."""
         if self.listener.fileno() >= 0:
             self.selector.unregister(self.listener)
+            if _identity(self.path) == self.bound:  # else it is another's by now
+                os.unlink(self.path)
             self.listener.close()
+
+
+def _continue_stand_in(connection: socket.socket) -> None:
+    """Continue the stand-in of a child that has ended: one that was stopped (SIGSTOP) would never hear of it."""
+    with contextlib.suppress(OSError):
+        os.kill(launcher.peer(connection), signal.SIGCONT)
 
 
 def main() -> None:
     """Serve at the socket whose path `launcher` passes."""
-    if len(sys.argv) != 2:
+    if len(sys.argv) != 3:
         sys.exit("usage: python -m fruitlib.kernels.kernelspec")
     if pid := os.fork():  # the new process has no parent that could end it together with others
         os.write(0, str(pid).encode())
-    elif request := serve(sys.argv[1]):
+    elif request := serve(sys.argv[2], int(sys.argv[1])):
         become(request)
     else:
         os._exit(0)

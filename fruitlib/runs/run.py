@@ -15,7 +15,7 @@ import pandas as pd
 import yaml
 
 from fruitlib.core import config as configs
-from fruitlib.core import files, machine
+from fruitlib.core import files, machine, yaml_files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import splits
@@ -53,7 +53,7 @@ class Run:
     @cached_property
     def params(self) -> dict:
         """`params.yaml`: `settings` as they ran and the `record` of versions, data and device."""
-        return yaml.safe_load((self.path / "params.yaml").read_text(encoding="utf-8"))
+        return yaml_files.read(self.path / "params.yaml")[0]
 
     @cached_property
     def config(self) -> Config:
@@ -178,9 +178,16 @@ class Run:
             files.write_csv(self.sweep_dir / "test_openings.csv", pd.DataFrame([*before, row]))
 
     def read_json(self, name: str) -> dict:
-        """A JSON file of this run, such as `metrics.json`; empty when it is not there."""
+        """A JSON file of this run, such as `metrics.json`; empty when it is not there.
+
+        Raises:
+            InputError: it is damaged.
+        """
         try:
             return json.loads((self.path / name).read_text(encoding="utf-8"))
+        except ValueError:
+            where = files.display_path(self.path / name)
+            raise InputError(f"{where}: damaged; remove it, and run the same command again") from None
         except FileNotFoundError:  # or removed just now, by a process that restarts this run
             return {}
 

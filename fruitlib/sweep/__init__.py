@@ -7,8 +7,10 @@ Read `params` for what a sweep may be, then `driver`, which executes it. Each ru
     search        Optuna: asks for trials, watches and prunes them, tells it their scores
     final_model   after folds: a refit on all photos, or the folds' networks together
     summary       results.csv, sweep.json
+    folder        a sweep's folder: its name, whose results are in it, whether it is still there
     notebook      one notebook, by papermill
     worker        one run's notebooks, in a process of its own
+    watch         a run's processes: those that were stopped or hang are found, what they leave is removed
     executors     where those processes run: here, or on a Dask cluster
     queue         tasks to processes, until all are done: waits for others, tries again what was killed
     terminal      the live table, and what a sweep found

@@ -1,31 +1,14 @@
-"""What is checked before a sweep writes anything: its folder, notebooks, weights, photos and this machine."""
-
-from pathlib import Path
+"""What is checked before a sweep writes anything: its notebooks, weights, photos and this machine."""
 
 from fruitlib.core import files, machine
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.model_names import BASE_CLASSES
-from fruitlib.data import sources, splits
+from fruitlib.data import sources
 from fruitlib.runs.stages import notebook_path
 from fruitlib.sweep import final_model, worker
 from fruitlib.sweep.final_model import RUN_STAGES, TEST_STAGE
 from fruitlib.sweep.params import Sweep
-
-
-def sweep_name(plan: Sweep, data: str | None) -> str:
-    """The params file's name, and the photos' when they come from the command line: results never mix."""
-    return f"{plan.name}-{Path(data).name}" if data and data not in sources.SAMPLES else plan.name
-
-
-def refuse_other_data(config: Config, sweep_dir: Path) -> None:
-    """Refuse a folder with results on other photos."""
-    if not (sweep_dir / "manifest.json").is_file():
-        return
-    earlier = splits.load_record(sweep_dir)["data"]
-    if earlier != config.data:
-        where = files.display_path(sweep_dir)
-        raise InputError(f"{where} holds results on other photos ({earlier}): give this sweep another name with --out")
 
 
 def possible_configs(plan: Sweep) -> list[Config]:

@@ -7,18 +7,16 @@ which runs are executed, records how they end, and keeps the summary and the rep
 """
 
 import contextlib
-import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from fruitlib.core import files
-from fruitlib.core.errors import InputError
+from fruitlib.core.errors import InputError, first_line
 from fruitlib.core.texts import show
 from fruitlib.data import splits
-from fruitlib.kernels import kernelspec
 from fruitlib.runs.run import OUTCOME, Run
-from fruitlib.sweep import checks, executors, final_model, search, summary, worker
+from fruitlib.sweep import checks, executors, final_model, folder, search, summary, worker
 from fruitlib.sweep.final_model import RUN_STAGES, TEST_STAGE
 from fruitlib.sweep.params import Sweep, read_params
 from fruitlib.sweep.queue import Engine, Outcome, PlacementLost, Task
@@ -44,8 +42,8 @@ def run_sweep(params_file: Path, data: str | None = None, options: Options = Opt
         InputError: before anything is written, if the params file, the photos or the split do not fit.
     """
     plan = read_params(params_file, {"data": data} if data else {})
-    sweep_dir = files.home() / "executed" / (options.out or checks.sweep_name(plan, data))
-    checks.refuse_other_data(plan.config, sweep_dir)
+    sweep_dir = folder.sweep_folder(plan, data, options.out)
+    folder.refuse_other_results(plan, sweep_dir)
     checks.check_plan(plan)
     count = plan.search.trials if plan.search else len(plan.runs)
     number = f"{count} {'trial' if plan.search else 'run'}{'s' * (count > 1)}"
@@ -53,41 +51,13 @@ def run_sweep(params_file: Path, data: str | None = None, options: Options = Opt
     with Terminal(plan, sweep_dir) as progress:
         checks.check_class_count(plan, progress.photos)
         executor, placed = _executor(plan, options, count, progress)
-        kernel = Kernel(progress, placed)
-        if not sweep_dir.is_dir():  # ten seconds of imports, while photos are read; a complete sweep needs none
-            kernel.warm_up()
-        else:
+        kernel = executors.Kernel(progress, placed)
+        if sweep_dir.is_dir():
             files.remove_stale_partials(sweep_dir)
-        splits.prepare_manifest(plan.config, sweep_dir, progress.photos, progress.say)
+        splits.prepare_manifest(plan.config, sweep_dir, kernel.photos, progress.say)
+        folder.claim(plan, sweep_dir)
         driver = Driver(plan, sweep_dir, progress, Engine(executor, sweep_dir, kernel.name, progress.say))
         return driver.run()
-
-
-class Kernel:
-    """The kernel that notebooks are executed with; started when the first notebook needs it."""
-
-    def __init__(self, progress: Terminal, placed: str):
-        self.progress, self.placed = progress, placed
-        self._ready: list[tuple[str, str]] = []
-        self._warming = threading.Thread(target=lambda: self._ready.append(kernelspec.ready()), daemon=True)
-        self._announced = False
-
-    def warm_up(self) -> None:
-        """Start the imports of a warm kernel in the background."""
-        if self._warming.ident is None:
-            self._warming.start()
-
-    def name(self) -> str:
-        """Its name, `fruitlib-warm` or `python3`. The first call prints it, and where runs are executed."""
-        self.warm_up()
-        self.progress.doing = "starting a warm kernel"
-        self._warming.join()
-        self.progress.doing = ""
-        name, kernels = self._ready[0] if self._ready else ("python3", "cold: the warm kernel could not be started")
-        if not self._announced:
-            self._announced = True
-            self.progress.say(f"{self.placed}; kernels: {kernels}")
-        return name
 
 
 def _executor(plan: Sweep, options: Options, count: int, progress: Terminal):
@@ -111,6 +81,10 @@ class Driver:
         self._search_paused, self._failures_in_a_row = False, 0
         self._reported: set[str] = set()
         self._changed, self._due = {"summary": True, "pages": True}, {"summary": 0.0, "pages": 0.0}
+        self._summary: dict = {"chosen": None, "shipped": None, "runs": []}
+        folds = plan.combinations().values() if plan.config.folds else []
+        self._folds_of = {run: names for names in folds for run in names}
+        self.place = folder.Place(sweep_dir)
 
     def run(self) -> int:
         """Execute 01 and every run, choose, test, compare; returns the exit code. An error here ends all runs."""
@@ -128,25 +102,36 @@ class Driver:
             self._publish(chosen, shipped)
             self._run_comparisons()
             sweep_summary = self._publish(chosen, shipped)
-        except PlacementLost as problem:
+        except BaseException as problem:
             self.engine.stop()
-            self._publish()
-            again = "run the same command again; complete runs are kept"
-            self.progress.say(f"fruitlib: lost the scheduler that executes the runs ({problem}): {again}")
+            if not isinstance(problem, Exception) or not (why := self._why_over(problem)):
+                raise
+            self.progress.say(f"fruitlib: {why}")
             return 1
-        except BaseException:
-            self.engine.stop()
-            raise
         finally:
             self.engine.close()
         self.progress.close()
-        print_results(self.plan, self.sweep_dir, sweep_summary)
+        try:
+            print_results(self.plan, self.sweep_dir, sweep_summary)
+        except Exception as problem:  # the numbers are in results.csv and in the report
+            print(f"the table of results cannot be shown ({type(problem).__name__}: {first_line(problem)})")
         for failure in self.failures:
             show(f"\nfailed: {failure}")
         show(f"\nreport: {files.display_path(self.sweep_dir / 'index.html')}")
         return int(
             bool(self.failures) or any(state["error"] and state["state"] != "pruned" for state in self.states.values())
         )
+
+    def _why_over(self, problem: Exception) -> str:
+        """Why the sweep cannot go on, in one line, where something outside of it is the reason; else empty."""
+        if isinstance(problem, folder.FolderLost) or self.place.is_lost:
+            where = files.display_path(self.sweep_dir)
+            return f"{where} was removed or moved while the sweep ran, which is ended: run the same command again"
+        if isinstance(problem, PlacementLost):
+            self._publish()
+            again = "run the same command again; complete runs are kept"
+            return f"lost the scheduler that executes the runs ({problem}): {again}"
+        return ""
 
     def _execute_runs(self) -> None:
         """01, and every run of the plan or of the search."""
@@ -201,6 +186,7 @@ class Driver:
 
     def _record_outcome(self, task: Task, outcome: Outcome) -> None:
         """Record how a task ended, and start what depends on it."""
+        self.place.check()
         self._changed = dict.fromkeys(self._changed, True)
         if task.name in worker.SWEEP_STAGES:
             if outcome.error:
@@ -244,7 +230,7 @@ class Driver:
 
     def _pool_trained_folds(self, name: str) -> None:
         """When all folds of a combination are trained, pool their predictions and submit the other notebooks."""
-        names = next(names for names in self.plan.combinations().values() if name in names)
+        names = self._folds_of[name]
         if not self.engine.names & set(names):
             self._write_summary()
             for fold in names:  # also folds of an earlier sweep: their pooled numbers may have changed
@@ -254,18 +240,14 @@ class Driver:
 
     def _update(self) -> None:
         """Called twice a second: watch the trials, update summary and pages when they are due."""
+        self.place.check()
         if self.trials:
             for task in list(self.engine.running.values()):
                 if task.name in self.work:
                     self.trials.watch(task.name, self.work[task.name])
         for what, update in (("summary", self._write_summary), ("pages", self._write_pages)):
             if self._changed[what] and time.monotonic() > self._due[what]:
-                try:
-                    update()
-                except OSError as problem:  # a run that restarts has removed a file that was about to be read
-                    if files.is_disk_failure(problem):
-                        raise
-                    self._changed[what] = True
+                update()
 
     def _publish(self, chosen: str | None = None, shipped: str | None = None) -> dict:
         """Update summary and report at once; returns what `sweep.json` holds."""
@@ -275,10 +257,32 @@ class Driver:
 
     @contextlib.contextmanager
     def _timed_update(self, what: str):
-        """Around an update: the next one is due when this one's duration is a twentieth of the time since."""
+        """Around an update: the next one is due when this one's duration is a twentieth of the time since.
+
+        An error in it is told once and costs no run: the update is tried again. A disk that failed would fail the runs,
+        too, so that error goes on. A file that is gone was removed by a run that starts again.
+        """
         started, self._changed[what] = time.monotonic(), False
-        yield
+        try:
+            yield
+        except Exception as problem:
+            self.place.check()
+            if files.is_disk_failure(problem):
+                raise
+            self._changed[what] = True
+            if not isinstance(problem, FileNotFoundError):
+                why = (
+                    str(problem)
+                    if isinstance(problem, InputError)
+                    else f"{type(problem).__name__}: {first_line(problem)}"
+                )
+                self._say_once(f"{what}: could not be written ({why}); the sweep goes on")
         self._due[what] = time.monotonic() + (time.monotonic() - started) / PUBLISH_SHARE
+
+    def _say_once(self, line: str) -> None:
+        if line not in self._reported:
+            self._reported.add(line)
+            self.progress.say(line)
 
     def _write_pages(self) -> None:
         with self._timed_update("pages"):
@@ -287,16 +291,15 @@ class Driver:
             site.build_site(self.sweep_dir, changed_only=True)
 
     def _write_summary(self, chosen: str | None = None, shipped: str | None = None) -> dict:
+        """Write it; returns what `sweep.json` holds, where that fails the last that could be written."""
         with self._timed_update("summary"):
             total = self.progress.total
-            sweep_summary, problems = summary.write_summary(
+            self._summary, problems = summary.write_summary(
                 self.plan, self.sweep_dir, self.work, self.states, chosen, shipped, total
             )
-        for problem in problems:
-            if problem not in self._reported:
-                self.progress.say(problem)
-                self._reported.add(problem)
-        return sweep_summary
+            for problem in problems:
+                self._say_once(problem)
+        return self._summary
 
     def _finish(self, name: str, stages: tuple[str, ...]) -> None:
         """Execute a run's stages and wait for them."""
@@ -340,9 +343,7 @@ class Driver:
         for stage in worker.COMPARISON_STAGES:
             if not worker.sweep_stage_is_complete(self.sweep_dir, stage, self.plan.config):
                 self.engine.add(Task(stage, self.sweep_dir, (stage,), self.plan.config))
-                for task, outcome in self.engine.outcomes(
-                    lambda: None
-                ):  # no update: the files that they read must not change
+                for task, outcome in self.engine.outcomes(self.place.check):  # no update: they read these files
                     self._record_outcome(task, outcome)
 
 

@@ -16,16 +16,37 @@ Under Slurm, `dask-jobqueue` starts both, from a login node:
     cluster = SLURMCluster(cores=4, processes=4, memory="16GB", walltime="04:00:00")
     cluster.scale(jobs=10); print(cluster.scheduler_address)    # and then the same sweep, with that address
 
+**Whom a cluster trusts.** Dask's scheduler and workers take pickled functions from whoever reaches their ports, and by
+default they listen on every interface: each of these people can run any program as you. `tcp://` is good enough only
+in a network of your own. With `tls://` all of them show certificates signed by your own authority, and refuse who has
+none. Dask reads them from its configuration, on every machine the same (`dask.yaml`, or these variables):
+
+    export DASK_DISTRIBUTED__COMM__TLS__CA_FILE=ca.pem DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT=me.pem
+    export DASK_DISTRIBUTED__COMM__TLS__SCHEDULER__CERT=me.pem DASK_DISTRIBUTED__COMM__TLS__WORKER__CERT=me.pem
+    dask scheduler --protocol tls                               # says tls://HOST:8786, for workers and --scheduler
+
+`me.pem` holds certificate and key. openssl makes an authority, a request, and its answer:
+
+    openssl req -x509 -newkey rsa:3072 -nodes -subj /CN=ca -keyout ca.key -out ca.pem
+    openssl req -newkey rsa:3072 -nodes -subj /CN=me -keyout me.key -out me.csr
+    openssl x509 -req -in me.csr -CA ca.pem -CAkey ca.key -CAcreateserial -out me.pem; cat me.key >> me.pem
+
+Runs on this machine open no port beyond it. Sweep, workers and kernels talk through pipes and sockets in folders of
+this user. A kernel listens on one port of 127.0.0.1, by which ipykernel takes what forked processes print; what comes
+without its random key of 16 bytes is dropped.
+
 A run has as many threads as its worker's OMP_NUM_THREADS says, which Dask sets to 1; GPUs are given out by
 CUDA_VISIBLE_DEVICES, a worker each.
 """
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import platform
 import queue
+import re
 import shutil
 import subprocess
 import sys
@@ -36,7 +57,8 @@ from pathlib import Path
 
 from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError, first_line
-from fruitlib.kernels import launcher
+from fruitlib.kernels import kernelspec, launcher
+from fruitlib.sweep import watch
 
 END_TIMEOUT = 1.5  # seconds that a process may take to end before it is killed
 
@@ -54,15 +76,24 @@ def perform(
 
     Returns:
         code: its exit code, below zero the signal that ended it; None: this machine does not see the folder; remarks:
-        its standard output; error: the last line on its standard error.
+        its standard output; error: the last line on its standard error; given_up: why it was ended, if it hung.
     """
     if not Path(job["folder"]).is_dir():
         return {"code": None, "remarks": [], "error": f"{platform.node()} does not see the folder {job['folder']}"}
-    process = _start(job)
-    stop = Path(job["stop"])
-    threading.Thread(
-        target=_end_on_request, args=(process, lambda: stop_requested() or stop.exists()), daemon=True
-    ).start()
+    scratch = watch.new_folder()
+    try:
+        return _perform_in(scratch, job, say, stop_requested)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _perform_in(scratch: Path, job: dict, say: Callable[[str], None], stop_requested: Callable[[], bool]) -> dict:
+    """`perform`, with a folder for what the process and its kernels leave."""
+    process = _start(job, scratch)
+    watched = watch.Watch(process.pid, scratch)
+    given_up: list[str] = []
+    asked = functools.partial(_must_stop, job, stop_requested)
+    threading.Thread(target=_end_on_request, args=(process, asked, watched, given_up), daemon=True).start()
     errors: list[str] = []
     reader = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)
     reader.start()
@@ -71,19 +102,20 @@ def perform(
         remarks.append(line.rstrip())
         say(remarks[-1])
     code = process.wait()
+    watched.end()
     reader.join(timeout=1)
     for pipe in (process.stdin, process.stdout, process.stderr):
         pipe.close()
     last = [line.strip() for line in errors if line.strip() and not line.startswith(launcher.COLD)][-1:]
-    return {"code": code, "remarks": remarks, "error": "".join(last)}
+    return {"code": code, "remarks": remarks, "error": "".join(last), "given_up": "".join(given_up)}
 
 
-def _start(job: dict) -> subprocess.Popen:
+def _start(job: dict, scratch: Path) -> subprocess.Popen:
     cold = job["kernel"] == "python3"
     command = [sys.executable, *(["-P", "-m"] if cold else ["-ISP", launcher.__file__])]
     command += ["fruitlib.sweep.worker", job["folder"], *job["stages"], "--kernel", job["kernel"], "--tied"]
     command += ["--settings", json.dumps(job["settings"])]
-    environment = os.environ | {"FRUITLIB_HOME": job["home"]} | job["environment"]
+    environment = os.environ | {"FRUITLIB_HOME": job["home"], launcher.JOB: str(scratch)} | job["environment"]
     environment.pop("FRUITLIB_LOCK_HELD", None)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     # In a session of its own: Ctrl-C in the terminal must reach the sweep alone, which then ends its runs.
@@ -92,15 +124,32 @@ def _start(job: dict) -> subprocess.Popen:
     )
 
 
-def _end_on_request(process: subprocess.Popen, stop_requested: Callable[[], bool]) -> None:
-    """End a process on request, by closing its standard input, to which it is tied."""
+def _must_stop(job: dict, stop_requested: Callable[[], bool]) -> bool:
+    """Whether a run's process must end: it was asked to, or the sweep's folder was removed."""
+    if stop_requested() or os.path.exists(job["stop"]):
+        return True
+    try:
+        os.stat(os.path.dirname(job["stop"]))
+    except FileNotFoundError:
+        return True
+    except OSError:  # a network folder whose server starts again
+        pass
+    return False
+
+
+def _end_on_request(process: subprocess.Popen, asked: Callable[[], bool], watched: watch.Watch, why: list[str]) -> None:
+    """End a process on request, by closing its standard input, to which it is tied; or at once where it hangs."""
     while process.poll() is None:
-        if stop_requested():
+        if asked():
             with contextlib.suppress(OSError, ValueError):
                 process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(END_TIMEOUT)
             process.kill()
+            return
+        if reason := watched.why_given_up():
+            why.append(reason)
+            watched.end()
             return
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(0.2)
@@ -175,6 +224,7 @@ def cluster(address: str, sweep_dir: Path) -> tuple[Executor, str]:
         raise InputError("--scheduler needs Dask: pip install 'fruitlib[cluster]'") from None
     for name in ("distributed", "distributed.client", "distributed.comm", "tornado.application", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)  # the sweep reports a lost scheduler in one line
+    _check_certificates(address)
     try:
         client = Client(address, timeout=10, set_as_default=False)
     except (OSError, ValueError) as problem:
@@ -190,7 +240,32 @@ def cluster(address: str, sweep_dir: Path) -> tuple[Executor, str]:
     if not threads:
         client.close()
         raise InputError(f"--scheduler {address}: no workers yet; start one: dask worker {address} --nthreads 1")
-    return Cluster(client, threads), f"{threads} at a time on {len(sees)} Dask worker{'s' * (len(sees) > 1)}"
+    open_to_all = "" if address.startswith("tls://") or _is_local(address) else ", without TLS"
+    words = f"{threads} at a time on {len(sees)} Dask worker{'s' * (len(sees) > 1)}{open_to_all}"
+    return Cluster(client, threads), words
+
+
+def _is_local(address: str) -> bool:
+    """Whether a scheduler listens on this machine alone, as its address says."""
+    host = address.rpartition("://")[2].rpartition(":")[0].strip("[]")
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d+){3}", host) is not None
+
+
+def _check_certificates(address: str) -> None:
+    """Refuse tls:// without certificates, with which Dask's client would neither start nor end."""
+    if not address.startswith("tls://"):
+        return
+    from distributed.security import Security
+
+    try:
+        context = Security().get_connection_args("client").get("ssl_context")
+    except (OSError, ValueError) as problem:  # no such file, no certificate in it
+        raise InputError(f"--scheduler {address}: its certificates cannot be read ({first_line(problem)})") from None
+    if context is None:
+        names = "DASK_DISTRIBUTED__COMM__TLS__CA_FILE and DASK_DISTRIBUTED__COMM__TLS__CLIENT__CERT"
+        raise InputError(
+            f"--scheduler {address}: tls needs certificates: set {names} (see fruitlib/sweep/executors.py)"
+        )
 
 
 def _asked(client, address: str, folder: str) -> dict[str, bool]:
@@ -223,6 +298,41 @@ class Cluster(Executor):
             self._executor.shutdown(wait=wait)
         with contextlib.suppress(Exception):
             self.client.close(timeout=2)
+
+
+class Kernel:
+    """The kernel that notebooks are executed with; started when the first notebook needs it.
+
+    `progress` is the sweep's terminal.
+    """
+
+    def __init__(self, progress, placed: str):
+        self.progress, self.placed = progress, placed
+        self._ready: list[tuple[str, str]] = []
+        self._warming = threading.Thread(target=lambda: self._ready.append(kernelspec.ready()), daemon=True)
+        self._announced = False
+
+    def warm_up(self) -> None:
+        """Start the imports of a warm kernel in the background."""
+        if self._warming.ident is None:
+            self._warming.start()
+
+    def photos(self, done: int, total: int) -> None:
+        """Show how many photos are checked; with the first of them, when the input has been found good, warm up."""
+        self.warm_up()
+        self.progress.photos(done, total)
+
+    def name(self) -> str:
+        """Its name, `fruitlib-warm` or `python3`. The first call prints it, and where runs are executed."""
+        self.warm_up()
+        self.progress.doing = "starting a warm kernel"
+        self._warming.join()
+        self.progress.doing = ""
+        name, kernels = self._ready[0] if self._ready else ("python3", "cold: the warm kernel could not be started")
+        if not self._announced:
+            self._announced = True
+            self.progress.say(f"{self.placed}; kernels: {kernels}")
+        return name
 
 
 def environment() -> dict[str, str]:

@@ -118,7 +118,9 @@ def _kernel_settings():
     """
     from traitlets.config import Config as Settings
 
-    with tempfile.TemporaryDirectory(prefix="fruit") as folder:  # short: a socket's path has a limit of 108 bytes
+    job = os.environ.get(launcher.JOB, "")  # whoever started this process removes that folder, however it ends
+    where = {"prefix": "k", "dir": job} if os.path.isdir(job) else {"prefix": "fruit"}
+    with tempfile.TemporaryDirectory(**where) as folder:  # short: a socket's path has a limit of 108 bytes
         kernel_folders.add(folder)
         log = Path(folder) / "kernel.log"
         settings = Settings({"NotebookClient": {"kernel_manager_class": _manager_writing_to(log)}})

@@ -9,22 +9,23 @@ Optuna propose them, one after the other. `title`, `test`, `choose_by` and `ship
     search: {trials: 40, metric: macro_f1, sampler: tpe, pruner: median, seed: 0, space: {…}}
 """
 
-import contextlib
 import itertools
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from fruitlib.core import yaml_files
 from fruitlib.core.config import FOLD_SETTINGS, SPLIT_SETTINGS, Config, make, settings_without_effect
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import fingerprint
+from fruitlib.core.texts import printable
 from fruitlib.sweep import space as spaces
 from fruitlib.sweep.space import Space
 
+MOST_RUNS = 10_000  # of one sweep: a folder each, and a row in every table
 SWEEP_KEYS = ("title", "test", "choose_by", "ship", "grid", "list", "random", "search")
 METRICS = ("macro_f1", "accuracy", "balanced_accuracy")
 SAMPLERS = ("tpe", "random", "gp", "qmc")
@@ -109,19 +110,21 @@ def _plan(content: dict, settings: dict[str, Any], path: Path) -> Sweep:
     search = _search(meta, fixed)
     if "ship" in meta and not config.folds:
         raise InputError("ship says which model goes out after folds; set folds: 5, or remove it", "ship")
-    runs, differs = {}, {}
-    for combination in [] if search else _with_folds(_combinations(meta), config):
+    runs, differs, seen = {}, {}, set()
+    for combination in [] if search else _with_folds(_combinations(meta, config), config):
         run_config = make({**fixed, **combination})
         _refuse_without_effect(combination, run_config)
         shown = set(combination) - ({"repeat"} if config.repeats == 1 else set())
         differing = {name: getattr(run_config, name) for name in sorted(shown)}
         name = run_name(differing)
-        if run_config in runs.values():
+        identity = fingerprint(run_config.model_dump())
+        if identity in seen:
             last = max(differing, default="list")
             message = f"the combination {name} is given twice: remove one"
             raise InputError(message, last, differing.get(last))
         if name in runs:  # two values that read alike as a folder's name
             name = f"{name}-{fingerprint(differing)}"
+        seen.add(identity)
         runs[name], differs[name] = run_config, differing
     metric = search.metric if search and search.metric in METRICS else METRICS[0]
     return Sweep(
@@ -203,72 +206,14 @@ def _refuse_without_effect(combination: dict[str, Any], config: Config) -> None:
             raise InputError(message, name, combination[name])
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], "_Lines"]:
+def _read_yaml(path: Path) -> tuple[dict[str, Any], yaml_files.Lines]:
     if not path.is_file():
-        raise InputError("no such params file; params/ holds some to start from", place=str(path))
-    try:
-        text = path.read_text(encoding="utf-8")
-        content, lines = yaml.safe_load(text) or {}, _Lines(path, text)
-    except InputError:
-        raise
-    except (yaml.YAMLError, ValueError, RecursionError) as problem:  # such as a date that no calendar has
-        mark = getattr(problem, "problem_mark", None)
-        place = f"{path} line {mark.line + 1}" if mark else str(path)
-        raise InputError(f"not valid YAML ({getattr(problem, 'problem', problem)})", place=place) from None
+        raise InputError("no such params file; params/ holds some to start from", place=printable(str(path)))
+    content, lines = yaml_files.read(path)
+    content = {} if content is None else content
     if not isinstance(content, dict):
         raise InputError("expected 'setting: value' lines", place=str(path))
     return content, lines
-
-
-class _Lines:
-    """The line of each setting in a params file, and of each of its values."""
-
-    def __init__(self, path: Path, text: str):
-        """
-        Raises:
-            InputError: a name is set twice.
-        """
-        self.path = path
-        self.names: dict[str, int] = {}
-        self.values: list[tuple[tuple[str, ...], Any, int]] = []  # the names that enclose a value, the value, its line
-        self._loader = yaml.SafeLoader(text)
-        if (node := self._loader.get_single_node()) is not None:
-            self._walk(node)
-
-    def _walk(self, node: yaml.Node, names: tuple[str, ...] = ()) -> None:
-        if isinstance(node, yaml.MappingNode):
-            lines: dict[str, int] = {}
-            for key, value in node.value:
-                line, name = key.start_mark.line + 1, str(key.value)
-                if name in lines and name != "<<":
-                    place = f"{self.path} line {line}"
-                    raise InputError(f"{name} is set already, in line {lines[name]}: remove one", name, place=place)
-                lines[name] = line
-                self.names.setdefault(name, line)
-                self._walk(value, (*names, name))
-        elif isinstance(node, yaml.SequenceNode):
-            for item in node.value:
-                self._walk(item, names)
-        elif names:
-            self.values.append((names, self._loader.construct_object(node), node.start_mark.line + 1))
-
-    def place(self, setting: str, value: Any) -> str:
-        """The file and the line that gives `setting` this value; else the line of its name, or the file alone.
-
-        Where several lines give it this value, as in a combination that is given twice, the last of them.
-        """
-        lines = [line for names, given, line in self.values if setting in names and _same(given, value)]
-        line = lines[-1] if lines else self.names.get(setting)
-        return f"{self.path} line {line}" if line else str(self.path)
-
-
-def _same(given: Any, value: Any) -> bool:
-    """Whether a value in a file is this one, as it stands or as the number that it is taken for (`1e-1`: 0.1)."""
-    if given == value:
-        return True
-    with contextlib.suppress(TypeError, ValueError):
-        return not isinstance(value, str) and float(given) == float(value)
-    return False
 
 
 def _check_names(mapping: dict) -> None:
@@ -285,13 +230,13 @@ def _choice(meta: dict, key: str, allowed: tuple[str, ...], default: str = "") -
     return value
 
 
-def _combinations(meta: dict) -> list[dict[str, Any]]:
+def _combinations(meta: dict, config: Config) -> list[dict[str, Any]]:
     """Every combination of `grid:`, for every entry of `list:`; one empty combination when there is neither.
 
     Or those that `random:` draws.
     """
     if "random" in meta:
-        return _drawn(meta)
+        return _drawn(meta, config)
     grid, entries = meta.get("grid") or {}, meta.get("list") or [{}]
     wanted = "grid maps each setting to a list of values, as in 'lr: [0.001, 0.0003]'"
     if not isinstance(grid, dict):
@@ -306,13 +251,28 @@ def _combinations(meta: dict) -> list[dict[str, Any]]:
     for mapping in (grid, *entries):
         _check_names(mapping)
     _refuse_split_settings({*grid, *itertools.chain(*entries)}, SPLIT_SETTINGS)
+    lengths = {name: len(values) for name, values in grid.items()}
+    if choices:
+        lengths["lr"] = max(map(len, choices.values()))
+    _refuse_too_many(lengths | {"list": len(entries)}, config)
     rows = [dict(zip(grid, row, strict=True)) for row in itertools.product(*grid.values())]
     if choices:
         rows = [{**row, "lr": lr} for row in rows for lr in choices[row["optimizer"]]]
     return [{**entry, **row} for row in rows for entry in entries]
 
 
-def _drawn(meta: dict) -> list[dict[str, Any]]:
+def _refuse_too_many(lengths: dict[str, int], config: Config) -> None:
+    """Refuse more runs than a sweep can hold, before any is made; `lengths`: how many values each list has."""
+    lengths = lengths | ({"folds": config.folds, "repeats": config.repeats} if config.folds else {})
+    if (count := math.prod(lengths.values())) <= MOST_RUNS:
+        return
+    longest = sorted(lengths, key=lambda name: lengths[name], reverse=True)[:3]
+    factors = ", ".join(f"{name}: {lengths[name]:,}" for name in longest if lengths[name] > 1)
+    message = f"{count:,} runs ({factors}), at most {MOST_RUNS:,} in a sweep: shorten the lists, or draw with random:"
+    raise InputError(message, longest[0])
+
+
+def _drawn(meta: dict, config: Config) -> list[dict[str, Any]]:
     """The combinations of `random:`, the same ones each time the file is read."""
     wanted = meta["random"]
     if clash := {"grid", "list"} & set(meta):
@@ -322,6 +282,7 @@ def _drawn(meta: dict) -> list[dict[str, Any]]:
     runs, seed = wanted["runs"], wanted.get("seed", 0)
     _check_count("random", "runs", runs, least=1)
     _check_count("random", "seed", seed)
+    _refuse_too_many({"runs": runs}, config)
     space = spaces.read_space(wanted["space"], "random")
     _refuse_split_settings(space)
     rows = spaces.draw(space, runs, seed)

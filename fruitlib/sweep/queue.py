@@ -6,17 +6,21 @@ result. So two sweeps on one folder share the work, and a killed sweep loses not
 
 import contextlib
 import os
+import secrets
 import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, CancelledError, Future, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import psutil
+
 from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import first_line
-from fruitlib.runs.run import OUTCOME, Run
+from fruitlib.runs.run import OUTCOME, WORKING, Run
 from fruitlib.sweep import executors
 from fruitlib.sweep.worker import CODES, lock_of
 
@@ -53,7 +57,9 @@ class Engine:
 
     def __init__(self, executor, sweep_dir: Path, kernel: Callable[[], str], say: Callable[[str], None]):
         self.executor, self.kernel, self.say = executor, kernel, say
-        self.stop_file = sweep_dir / f".stop.{os.getpid()}.{time.time_ns()}"
+        whose = f"{os.getpid()}@{socket.gethostname()[:40]}"  # as `files.remove_stale_partials` knows its files
+        self.stop_file = sweep_dir / f".stop.{whose}.{secrets.token_hex(4)}"
+        self._told: set[str] = set()
         self.waiting: list[Task] = []
         self.elsewhere: list[Task] = []  # another process holds their run
         self.running: dict[Future, Task] = {}
@@ -130,12 +136,14 @@ class Engine:
     def _lost(self, task: Task, result: dict) -> Outcome | None:
         """Try a killed task once more; None if it is tried again."""
         task.tries += 1
-        named = result["code"] == CODES["lost"] and _reason(task.folder)
-        error = named or f"its process was lost ({_ending(result['code'])})" + f": {result['error']}" * bool(
-            result["error"]
-        )
+        if result.get("given_up"):
+            error, again = result["given_up"], "it is started again"
+        else:
+            named = result["code"] == CODES["lost"] and _reason(task.folder)
+            last = f": {result['error']}" * bool(result["error"])
+            error, again = named or f"its process was lost ({_ending(result['code'])}){last}", "once more"
         if task.tries < TRIES:
-            self.say(f"{task.name}: {error}; once more")
+            self.say(f"{task.name}: {error}; {again}")
             self.waiting.insert(0, task)
             return None
         return Outcome("lost", error)
@@ -147,9 +155,20 @@ class Engine:
                 with files.lock(task.folder / lock_of(task.stages), timeout=0):
                     pass
             except files.Locked:
+                self._tell_of_stopped(task)
                 continue
             self.elsewhere.remove(task)
             self.waiting.append(task)
+
+    def _tell_of_stopped(self, task: Task) -> None:
+        """Say once that a process of another sweep, which holds a task's run, was stopped: it is not ours to end."""
+        held = Run(task.folder).read_json(WORKING)
+        if task.name in self._told or held.get("host") != socket.gethostname():
+            return
+        with contextlib.suppress(psutil.Error):
+            if psutil.Process(pid := held["pid"]).status() == psutil.STATUS_STOPPED:
+                self._told.add(task.name)
+                self.say(f"{task.name}: process {pid} works on it and was stopped: kill -CONT {pid}, or kill -9 {pid}")
 
     def stop(self) -> None:
         """End what is running, within two seconds; it can be resumed."""

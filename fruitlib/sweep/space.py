@@ -16,6 +16,7 @@ from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 
 MOST_CHECKED = 512  # combinations of a space's corners that are tried before anything runs
+MOST_VALUES = 1000  # in all lists of a space; each is tried before anything runs
 LARGEST = 1e15
 DIGITS = 3  # significant ones of a number drawn at random: its name is then its value
 
@@ -64,6 +65,13 @@ def read_space(content: Any, where: str) -> Space:
         )
     if wrong := [name for name in content if not isinstance(name, str)]:
         raise InputError(f"{where}: space: {wrong[0]!r} is not a setting; params/base.yaml lists them all", "space")
+    lengths = {name: len(choice) for name, choice in content.items() if isinstance(choice, list)}
+    if sum(lengths.values()) > MOST_VALUES:
+        longest = max(lengths, key=lambda name: lengths[name])
+        message = (
+            f"{where}: space: {sum(lengths.values()):,} values, most of them of {longest}; at most {MOST_VALUES:,}"
+        )
+        raise InputError(f"{message}: give a range, {{low: …, high: …}}", longest)
     return {name: _read_one(name, choice, f"{where}: space {name}") for name, choice in content.items()}
 
 
@@ -105,20 +113,19 @@ def corners(space: Space) -> list[dict[str, Any]]:
     rows_to_check = [dict(zip(ends, row, strict=True)) for row in rows]
     rows_to_check += [{**first, name: value} for name, values in ends.items() for value in values]
     rows_to_check += draw(space, 16, seed=0)
-    return [row for number, row in enumerate(rows_to_check) if row not in rows_to_check[:number]]
+    return list({repr(row): row for row in rows_to_check}.values())
 
 
 def draw(space: Space, count: int, seed: int) -> list[dict[str, Any]]:
     """So many combinations at random (fewer, where there are no more different ones); the same ones for a seed."""
     generator = np.random.default_rng(seed)
-    drawn: list[dict[str, Any]] = []
+    drawn: dict[str, dict[str, Any]] = {}
     for _ in range(20 * count):
         row = {
             name: choice[generator.integers(len(choice))] if isinstance(choice, list) else choice.draw(generator)
             for name, choice in space.items()
         }
-        if row not in drawn:
-            drawn.append(row)
+        drawn.setdefault(repr(row), row)
         if len(drawn) == count:
             break
-    return drawn
+    return list(drawn.values())

@@ -14,6 +14,7 @@ from fruitlib.sweep import final_model
 from fruitlib.sweep.final_model import TEST_STAGE
 from fruitlib.sweep.params import Sweep
 
+SUMMARY = "sweep.json"
 # What results.csv takes from the record of a training
 RECORDED = {name: name for name in ("kept_epoch", "epochs", "precision")}
 RECORDED |= {"train_seconds": "seconds", "parameters": "total_parameters", "train_photos": "train_photos"}
@@ -24,13 +25,13 @@ def results_table(plan: Sweep, work: dict[str, Run], states: dict, shipped: dict
 
     `shipped`: columns to add to a run's row (`final_model.expected`), by the run's name.
     """
-    rows, combination_of = [], {}
+    rows, combination_of, settings = [], {}, plan.settings
     if plan.config.folds:
         combination_of = {run: name for name, members in plan.combinations().items() for run in members}
     for name, run in work.items():
         row = {
             "run": name,
-            **{setting: getattr(run.config, setting) for setting in plan.settings},
+            **{setting: getattr(run.config, setting) for setting in settings},
             "state": states[name]["state"],
         }
         if name in combination_of:
@@ -75,13 +76,13 @@ def write_summary(
     table = results_table(plan, work, states, expected)
     _write_table(table, sweep_dir / "results.csv")
     study = _write_insight(plan, sweep_dir, table)
-    sweep = _sweep_record(plan, work, states) | {"chosen": chosen, "shipped": shipped}
+    sweep = sweep_record(plan, work, states) | {"chosen": chosen, "shipped": shipped}
     if chosen and study:
         sweep["optimism"] = _optimism(study)
     sweep["total"] = max(total, len(work))
     if shipped and plan.config.folds:
         sweep["made"] = final_model.origin_summary(plan, work[shipped], folds_of(plan, work, chosen))
-    files.write_json(sweep_dir / "sweep.json", sweep)
+    files.write_json(sweep_dir / SUMMARY, sweep)
     return sweep, problems
 
 
@@ -114,12 +115,11 @@ def _optimism(study: Study) -> dict:
 
 def _settings(plan: Sweep) -> dict[str, dict]:
     """By run, the settings that differ, as they were set; `results.csv` has the epochs and precision that resulted."""
-    return {
-        name: {setting: getattr(config, setting) for setting in plan.settings} for name, config in plan.runs.items()
-    }
+    differing = plan.settings
+    return {name: {setting: getattr(config, setting) for setting in differing} for name, config in plan.runs.items()}
 
 
-def _sweep_record(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
+def sweep_record(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
     """The sweep, its runs and where they ran; a run that was made to be shipped lists its notebooks as `stages`."""
     stages = ("02_train", "05_quantize", TEST_STAGE)
     finished = [run.record(stage).get("finished", "") for run in work.values() for stage in stages]

@@ -30,7 +30,7 @@ from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.data import splits
-from fruitlib.kernels import kernelspec
+from fruitlib.kernels import kernelspec, launcher
 from fruitlib.runs.run import OUTCOME, STOP, WORKING, Busy, Run, create_run
 from fruitlib.runs.stages import code_fingerprint
 from fruitlib.sweep.notebook import KernelLost, NotebookFailed, NotebookPruned, execute_notebook, kernel_folders
@@ -214,7 +214,7 @@ def _leave_with_starter(folder: Path) -> None:
         for left in (folder / WORKING, *folder.glob(".*.partial.ipynb")):
             with contextlib.suppress(OSError):
                 left.unlink(missing_ok=True)
-        for place in kernel_folders:
+        for place in {*kernel_folders, os.environ.get(launcher.JOB)} - {None}:
             shutil.rmtree(place, ignore_errors=True)
         os._exit(1 << 7)
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 from jupyter_client.manager import KernelManager
+from support import wait_until
 
 from fruitlib.kernels import launcher
 from fruitlib.kernels.kernelspec import NAME
@@ -85,6 +86,23 @@ class Place:
             env={**self.environment, **environment}, cwd=cwd, text=True, bufsize=1,
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
+
+    def change(self, module: str, old: str, new: str) -> None:
+        """Put one text in place of another in a module of its `kernels` folder."""
+        path = self.folder / "fruitlib" / "kernels" / module
+        text = path.read_text()
+        assert old in text
+        path.write_text(text.replace(old, new))
+
+    def zygotes(self) -> list[psutil.Process]:
+        """Those that serve or will; their children have another parent."""
+        found = []
+        for process in psutil.process_iter(["cmdline", "ppid"]):
+            words = process.info["cmdline"] or []
+            if "fruitlib.kernels.zygote" in words and str(self.folder) in words[-1]:
+                found.append(process)
+        pids = {process.pid for process in found}
+        return [process for process in found if process.info["ppid"] not in pids]
 
     def run(self, code: str, cold: bool = False, **settings) -> tuple[int, str, str]:
         """Execute `code`: exit code, standard output, standard error."""
@@ -293,6 +311,16 @@ def test_a_killed_child_ends_its_stand_in(cheap):
         assert process.wait(SOON) == -signal.SIGKILL
 
 
+@pytest.mark.skipif(
+    not hasattr(socket, "SO_PEERCRED"), reason="this system does not tell who is at a socket's other end"
+)
+def test_a_stopped_stand_in_ends_with_its_child(cheap):
+    with cheap.waiting() as (process, child, _):
+        process.send_signal(signal.SIGSTOP)
+        os.kill(child, signal.SIGKILL)
+        assert process.wait(SOON) == -signal.SIGKILL
+
+
 def test_a_killed_stand_in_ends_its_child(cheap):
     """Although none of its own threads can run."""
     code = "import ctypes; print(os.getpid(), os.getppid(), flush=True); ctypes.PyDLL(None).pause()"
@@ -395,6 +423,79 @@ def test_it_leaves_when_it_is_idle(other_place):
         assert process.wait(SOON) == 0
     assert gone(zygote)
     assert place.run("print('again')") == (0, "again\n", "")
+
+
+SLOW = "import time; open(__file__ + '.begun', 'w'); time.sleep(1.5)"  # what takes a while to import
+
+
+def slow_place(other_place) -> Place:
+    """A place whose zygote imports for a while."""
+    place = other_place()
+    (place.folder / "slow.py").write_text(SLOW)
+    place.change("zygote.py", "PRELOADED = 'json'", "PRELOADED = 'slow json'")
+    place.environment["PYTHONPATH"] = str(place.folder)
+    return place
+
+
+def test_one_whose_starter_was_killed_ends_and_nobody_starts_a_second_one_meanwhile(other_place):
+    place = slow_place(other_place)
+    first = place.start("print(os.getppid())")
+    wait_until((place.folder / "slow.py.begun").exists, SOON)
+    first.kill()
+    first.communicate()
+    second, most = place.start("print(os.getppid())"), 0
+    while second.poll() is None:
+        most = max(most, len(place.zygotes()))
+        time.sleep(0.02)
+    code, zygote, err = ended(second)
+    assert (code, err, most) == (0, "", 1)
+    assert [process.pid for process in place.zygotes()] == [int(zygote)]
+
+
+def test_one_that_nobody_waits_for_any_more_ends_before_it_listens(other_place):
+    place = slow_place(other_place)
+    process = place.start("print('never')")
+    wait_until((place.folder / "slow.py.begun").exists, SOON)
+    (zygote,) = place.zygotes()
+    process.kill()
+    process.communicate()
+    assert gone(zygote.pid)
+    assert not list((place.folder / "runtime").rglob("*.sock"))
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_it_leaves_when_its_socket_is_gone_or_anothers(other_place, replaced):
+    place = other_place()
+    place.change("zygote.py", "LOOK = 5.0", "LOOK = 0.2")
+    with place.waiting(f"{WAITS}; sys.exit(4)") as (process, _, zygote):
+        (path,) = (place.folder / "runtime").rglob("*.sock")
+        path.unlink()
+        if replaced:
+            path.touch()
+        process.stdin.close()
+        assert process.wait(SOON) == 4  # its child goes on, to its own end
+    assert gone(zygote)
+    assert path.exists() == replaced
+    code, another, err = place.run("print(os.getppid())")
+    assert (code, err) == (0, "") and int(another) != zygote
+
+
+def test_its_socket_goes_with_it(other_place):
+    place = other_place(FRUITLIB_KERNELS_IDLE="0.5")
+    code, zygote, _ = place.run("print(os.getppid())")
+    assert code == 0 and gone(int(zygote))
+    assert not list((place.folder / "runtime").rglob("*.sock"))
+
+
+def test_one_that_was_stopped_is_replaced_and_its_children_go_on(other_place):
+    place = other_place()
+    place.change("launcher.py", "FORK_TIMEOUT = 60.0", "FORK_TIMEOUT = 0.5")
+    with place.waiting(f"{WAITS}; sys.exit(4)") as (process, _, zygote):
+        os.kill(zygote, signal.SIGSTOP)
+        code, another, err = place.run("print(os.getppid())")
+        assert (code, err) == (0, "") and int(another) != zygote and gone(zygote)
+        process.stdin.close()
+        assert process.wait(SOON) == 4
 
 
 def test_another_environment_has_another_zygote(cheap):
@@ -587,5 +688,5 @@ def test_a_zygote_that_is_killed_says_so(monkeypatch, tmp_path):
 
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", shot)
-    with pytest.raises(launcher.Killed, match="killed before it came up"):
-        launcher._started(str(place / "zygote.sock"), dict(os.environ), sys.executable)
+    with open(place / "zygote.lock", "a+") as lock, pytest.raises(launcher.Killed, match="killed before it came up"):
+        launcher._started(str(place / "zygote.sock"), dict(os.environ), sys.executable, lock.fileno())

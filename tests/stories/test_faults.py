@@ -3,6 +3,7 @@
 The kills are real ones. Numbers are those of one undisturbed sweep over the same runs (`reference`).
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -14,6 +15,7 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from support import NUMBERS, TINY, House, link_notebooks, wait_until
 
@@ -42,6 +44,10 @@ def house(tmp_path_factory, finished_sweep):
     for name, plan in plans.items():
         (folder / f"{name}.yaml").write_text(json.dumps(plan))  # which is YAML too
     house = House(folder, sockets)
+    for name, place in {"TMPDIR": "t", "JUPYTER_RUNTIME_DIR": "j"}.items():  # paths of sockets must be short
+        (sockets / place).mkdir()
+        house.environment[name] = str(sockets / place)
+    house.environment["FRUITLIB_STALL_SECONDS"] = "60"  # a tenth of it for what was stopped
     yield house
     for process in house.zygotes():
         process.kill()
@@ -92,6 +98,32 @@ def kill_what_works(house, name: str) -> set[Path]:
     return {first["run"], second["run"]}
 
 
+def stop_what_works(house, name: str) -> None:
+    """Stop (SIGSTOP) the process of a run in training; returns when another one works on it."""
+    stopped = in_training(house, name)[0]
+    os.kill(stopped["pid"], signal.SIGSTOP)
+    wait_until(
+        lambda: [one for one in house.working(name) if one["run"] == stopped["run"] and one["pid"] != stopped["pid"]]
+    )
+
+
+def listening(house) -> set[str]:
+    """The network addresses that the processes of a sweep listen on."""
+    found: set[str] = set()
+    for process in house.left() + house.zygotes():
+        with contextlib.suppress(psutil.Error):
+            found |= {one.laddr.ip for one in process.net_connections("inet") if one.status == psutil.CONN_LISTEN}
+    return found
+
+
+def left_behind(house, name: str) -> list[str]:
+    """Temporary folders, connection files, and parts of files of a sweep."""
+    places = [Path(house.environment[place]) for place in ("TMPDIR", "JUPYTER_RUNTIME_DIR")]
+    left = [path.name for place in places for path in place.iterdir() if path.name.startswith(("fruit", "kernel", "k"))]
+    hidden = [path.name for path in (house.folder / "executed" / name).rglob(".*")]
+    return left + [text for text in hidden if not text.endswith(".lock")]
+
+
 def share_to_the_end(house, name: str) -> tuple[list[str], dict]:
     """Two sweeps at once on one folder; returns what they printed, and who worked on each stage of each run."""
     both, pids = [house.start(name) for _ in range(2)], {}
@@ -105,9 +137,11 @@ def share_to_the_end(house, name: str) -> tuple[list[str], dict]:
 
 
 def test_killed_stopped_and_shared_a_sweep_ends_with_the_numbers_of_an_undisturbed_one(house, reference):
-    """Kill -9 of a kernel and of a run's process, Ctrl-C, kill -9 of the sweep; then two sweeps at once, to the end."""
+    """Kill -9 of a kernel and of a run's process, Ctrl-C; a stopped process, kill -9 of the sweep; then two sweeps at
+    once, to the end."""
     process = house.start("killed")
     runs = kill_what_works(house, "killed")  # each is tried once more, in the same sweep
+    assert listening(house) <= {"127.0.0.1"}  # ipykernel's, for what forked processes print
 
     process.send_signal(signal.SIGINT)
     stopped = time.monotonic()
@@ -115,11 +149,13 @@ def test_killed_stopped_and_shared_a_sweep_ends_with_the_numbers_of_an_undisturb
     assert time.monotonic() - stopped < 4  # two seconds, on a machine that has nothing else to do
     assert process.returncode == 130 and "Traceback" not in output
     assert wait_until(lambda: not house.left(), 3)
+    assert left_behind(house, "killed") == []
 
     process = house.start("killed")
-    in_training(house, "killed")
+    stop_what_works(house, "killed")
     process.kill()
-    process.communicate()
+    output, _ = process.communicate()
+    assert "a process of it was stopped (SIGSTOP) for 6 seconds; it is started again" in output
     assert wait_until(lambda: not house.left(), 5)
 
     before = {run: pd.read_csv(run / "history.csv") for run in runs}
@@ -131,8 +167,7 @@ def test_killed_stopped_and_shared_a_sweep_ends_with_the_numbers_of_an_undisturb
         assert len(history) and kept["seconds"].equals(history["seconds"])  # those epochs were not trained again
     pd.testing.assert_frame_equal(house.results("killed"), reference, check_exact=True)
     assert len(pd.read_csv(house.folder / "executed" / "killed" / "test_openings.csv")) == 1
-    leftovers = [path.name for path in (house.folder / "executed" / "killed").rglob(".*")]
-    assert [name for name in leftovers if not name.endswith(".lock")] == []
+    assert left_behind(house, "killed") == []
     assert wait_until(lambda: not house.left(), 10)
 
 

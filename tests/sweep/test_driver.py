@@ -19,7 +19,7 @@ from fruitlib.data import splits
 from fruitlib.runs.run import WORKING, Run, create_run
 from fruitlib.runs.stages import STAGES
 from fruitlib.runs.status import RunStatus, SweepStatus, load_run_status
-from fruitlib.sweep import checks, final_model, params, summary, terminal, worker
+from fruitlib.sweep import final_model, folder, params, summary, terminal, worker
 from fruitlib.sweep.driver import RUN_STAGES, TEST_STAGE, Driver
 from fruitlib.sweep.notebook import KernelLost, execute_notebook, parameters
 from fruitlib.sweep.queue import Outcome
@@ -121,21 +121,40 @@ def test_results_on_other_photos_are_not_overwritten(finished_sweep, tmp_path, m
         ("weights: default", [], "weights default: no such file; wanted none, DEFAULT"),
         ("model: base", [], "model base has 5 classes, the photos have 3"),
         ("epochs: 1", ["--data", ""], "--data is empty"),
+        ("epochs: 1", ["--out", ""], "--out : an empty name"),
+        ("epochs: 1", ["--out", "../up"], "--out ../up: a name is wanted, not a path"),
+        ("epochs: 1", ["--out=-x"], "--out -x: a name that begins with -"),
+        ("epochs: 1", ["--out", "example"], "--out example: a reserved name"),
+        ("grid: {seed: [" + "1, " * 200 + "], epochs: [" + "1, " * 200 + "]}", [], "40,000 runs"),
         ("folds: 2\nscheduler: plateau", [], "ship: refit trains on the photos of all folds"),
     ],
 )
 def test_bad_input_is_one_line_exit_code_2_and_nothing_written(
     shapes, tmp_path, monkeypatch, capsys, text, arguments, words
 ):
-    monkeypatch.setattr("fruitlib.kernels.kernelspec.ready", lambda: ("python3", "none is wanted here"))
+    def ready():
+        raise AssertionError("a kernel was started for nothing")
+
+    monkeypatch.setattr("fruitlib.kernels.kernelspec.ready", ready)
     link_notebooks(tmp_path)
     (tmp_path / "broken.pt").write_text("not a checkpoint")
-    data = "" if arguments else f"data: {shapes}\n"
+    data = "" if "--data" in arguments else f"data: {shapes}\n"
     (tmp_path / "bad.yaml").write_text(f"{data}{text}\n")
     assert sweep(tmp_path, monkeypatch, tmp_path / "bad.yaml", *arguments) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert words in line
     assert not (tmp_path / "executed").exists()
+
+
+def test_another_params_file_does_not_replace_results(finished_copy, monkeypatch, capsys):
+    table = finished_copy / "executed" / "tiny" / "results.csv"
+    before = table.read_bytes()
+    text = (finished_copy / "tiny.yaml").read_text()
+    (finished_copy / "other.yaml").write_text(text.replace('"epochs": 40', '"epochs": 2'))
+    assert sweep(finished_copy, monkeypatch, finished_copy / "other.yaml", "--out", "tiny") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "executed/tiny holds the results of tiny.yaml (Tiny; 3 runs): give this sweep another --out" in line
+    assert table.read_bytes() == before
 
 
 @pytest.mark.parametrize("command", [["sweep", "nothing.yaml"], ["swep"]])
@@ -291,6 +310,76 @@ def test_with_folds_all_of_a_combination_are_trained_before_any_is_looked_at(fol
     assert engine.given[4:] == [(name, 4) for name, _ in trained]
 
 
+@pytest.fixture
+def driver(tmp_path, monkeypatch):
+    """A driver of one run whose engine executes nothing, in a folder with a manifest; `driver.said` is what it says."""
+    monkeypatch.setenv("FRUITLIB_HOME", str(tmp_path))
+    (tmp_path / "one.yaml").write_text("title: T\n")
+    plan, folder_ = params.read_params(tmp_path / "one.yaml"), tmp_path / "executed" / "one"
+    folder_.mkdir(parents=True)
+    (folder_ / "manifest.csv").touch()
+    made = Driver(plan, folder_, terminal.Terminal(plan, folder_), engine := Recorder())
+    made.said = []
+    monkeypatch.setattr(made.progress, "say", made.said.append)
+    for name in ("stop", "close"):
+        monkeypatch.setattr(engine, name, lambda: None, raising=False)
+    return made
+
+
+def raises(problem: Exception):
+    def function(*_, **__):
+        raise problem
+
+    return function
+
+
+def test_pages_and_summaries_that_cannot_be_written_are_told_once_and_stop_nothing(driver, monkeypatch):
+    monkeypatch.setattr(summary, "write_summary", raises(KeyError("macro_f1")))
+    monkeypatch.setattr("fruitlib.reporting.site.build_site", raises(ValueError("too large\nby far")))
+    for _ in range(3):
+        assert driver._publish("a", "a") == {"chosen": None, "shipped": None, "runs": []}
+    assert driver.said == [
+        "summary: could not be written (KeyError: 'macro_f1'); the sweep goes on",
+        "pages: could not be written (ValueError: too large); the sweep goes on",
+    ]
+    assert driver._changed == {"summary": True, "pages": True}  # they are tried again
+    monkeypatch.setattr(summary, "write_summary", raises(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match="No space left"):
+        driver._publish()
+
+
+@pytest.mark.parametrize("while_", ["it waits", "a run ends", "a page is written", "anything else is done"])
+def test_a_sweep_whose_folder_is_removed_says_so_in_one_line(driver, monkeypatch, while_):
+    def remove(*_, **__):
+        if driver.sweep_dir.is_dir():
+            os.rename(driver.sweep_dir, driver.sweep_dir.with_name("moved"))
+
+    def outcomes(idle):
+        if while_ == "it waits":
+            remove()
+            idle()
+        if while_ == "a run ends":
+            remove()
+            yield driver.engine.waiting.pop(), Outcome("failed", "FileNotFoundError")
+        if while_ == "a page is written":
+            monkeypatch.setattr(
+                "fruitlib.reporting.site.build_site", lambda *_, **__: remove() or raises(OSError(2, "x"))()
+            )
+            idle()
+        remove()
+        raise FileNotFoundError(2, "No such file or directory", "results.csv")
+        yield
+
+    monkeypatch.setattr(worker, "sweep_stage_is_complete", lambda *_: True)
+    monkeypatch.setattr(driver.engine, "outcomes", outcomes)
+    monkeypatch.setattr(summary, "write_summary", lambda *_, **__: ({"runs": []}, []))
+    assert driver.run() == 1
+    assert driver.said == [
+        "fruitlib: executed/one was removed or moved while the sweep ran, which is ended: run the same command again"
+    ]
+    assert not driver.sweep_dir.exists()  # and nothing is made in its place
+
+
 def test_with_folds_the_choice_is_the_best_pooled_combination(folded, tmp_path):
     plan, work, states = folded
     assert final_model.choose(plan, work, states, tmp_path) == "lr=0.01"
@@ -310,8 +399,8 @@ def test_runs_of_a_list_that_name_different_settings_are_compared_on_all_of_them
 
 def test_sweeps_on_other_photos_get_a_folder_of_their_own():
     plan = params.Sweep("demo", "s", "t", "chosen", "macro_f1", "refit", config.Config(), {}, {})
-    assert checks.sweep_name(plan, None) == "demo"
-    assert checks.sweep_name(plan, "/photos/my fruit") == "demo-my fruit"
+    assert folder.sweep_name(plan, None) == "demo"
+    assert folder.sweep_name(plan, "/photos/my fruit") == "demo-my fruit"
 
 
 def test_interrupt_is_one_line_and_exit_code_130(monkeypatch, capsys):

@@ -1,5 +1,6 @@
 """Params files: what they ask for, run by run, and one clear line for what they cannot ask."""
 
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.sweep import params
+from fruitlib.sweep import space as spaces
 
 ROOT = Path(__file__).parents[2]
 
@@ -90,6 +92,63 @@ def test_broken_params_files(tmp_path, text, word):
     with pytest.raises(InputError, match=word) as problem:
         params.read_params(story(tmp_path, text))
     assert "story.yaml" in str(problem.value)
+
+
+VALUES = ", ".join(map(str, range(1, 151)))
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "line"),
+    [
+        (
+            f"grid:\n  seed: [{VALUES}]\n  epochs: [{VALUES}]\n  batch_size: [2, {VALUES}]\n",
+            "3,397,500 runs (batch_size: 151, seed: 150, epochs: 150), at most 10,000 in a sweep",
+            4,
+        ),
+        ("list:\n" + "- {seed: 1}\n" * 10_001, "10,001 runs (list: 10,001)", 1),
+        (
+            "folds: 100\nrepeats: 100\ngrid:\n  lr: [0.1, 0.2]\n",
+            "20,000 runs (folds: 100, repeats: 100, lr: 2)",
+            1,
+        ),
+        (
+            f"grid:\n  optimizer: [adam, sgd]\n  seed: [{VALUES}]\n  lr: {{adam: [0.1], sgd: [{VALUES}]}}\n",
+            "45,000 runs (seed: 150, lr: 150, optimizer: 2)",
+            3,
+        ),
+        ("random:\n  runs: 3000000\n  space: {lr: {low: 0.001, high: 0.1}}\n", "3,000,000 runs", 2),
+        (
+            f"search:\n  trials: 3\n  space:\n    seed: [{', '.join(map(str, range(50_000)))}]\n",
+            "50,000 values, most of them of seed; at most 1,000: give a range",
+            4,
+        ),
+    ],
+)
+def test_more_runs_than_a_sweep_can_hold_are_refused_before_any_is_made(tmp_path, text, words, line):
+    path = story(tmp_path, text)
+    started = time.process_time()
+    with pytest.raises(InputError) as problem:
+        params.read_params(path)
+    assert words in str(problem.value) and str(problem.value).startswith(f"{path} line {line}: ")
+    assert time.process_time() - started < 5  # seconds; most of it is PyYAML's, where there is no libyaml
+
+
+def test_ten_thousand_runs_are_read_in_a_time_that_grows_with_their_number(tmp_path):
+    seconds = {}
+    for seeds in (100, 2500):
+        values = ", ".join(map(str, range(seeds)))
+        path = story(tmp_path, f"grid:\n  seed: [{values}]\n  lr: [0.1, 0.2]\n  batch_size: [8, 16]\n")
+        started = time.process_time()
+        assert len(params.read_params(path).runs) == 4 * seeds
+        seconds[seeds] = time.process_time() - started
+    assert seconds[2500] < 100 * seconds[100]  # 25 times as many; 7 s for the square of a fifth of them
+
+
+def test_many_draws_are_different_and_take_little_time():
+    space = spaces.read_space({"lr": {"low": 1e-4, "high": 0.1, "log": True}, "seed": {"low": 0, "high": 9999}}, "x")
+    started = time.process_time()
+    rows = spaces.draw(space, 10_000, seed=0)
+    assert len({repr(row) for row in rows}) == 10_000 and time.process_time() - started < 5
 
 
 def test_folds_make_a_run_of_each_fold_and_repeat(tmp_path):

@@ -4,6 +4,8 @@ import contextlib
 import json
 import os
 import signal
+import socket
+import subprocess
 import time
 from concurrent.futures import Future
 
@@ -33,7 +35,9 @@ class Scripted:
             future.cancel()
             future.set_running_or_notify_cancel()
         else:
-            future.set_result({"code": code, "remarks": [], "error": "last words"})
+            given_up = code if isinstance(code, str) else ""
+            found = {"code": -9 if given_up else code, "remarks": [], "error": "last words", "given_up": given_up}
+            future.set_result(found)
         return future
 
 
@@ -73,6 +77,34 @@ def test_what_is_lost_is_tried_once_more_and_then_told(engine_of):
     assert found["unlucky"] == Outcome("complete") and found["doomed"].state == "lost"
     assert "unlucky: its process was lost (killed by SIGKILL, often too little memory): last words; once more" in output
     assert len(made.executor.jobs) == 4
+
+
+def test_what_hangs_is_started_again_once_and_said(engine_of):
+    stuck = "it made no progress for 10 minutes"
+    made, output = engine_of(once=[stuck, 0], twice=[stuck, stuck])
+    found = ended(made)
+    assert found == {"once": Outcome("complete"), "twice": Outcome("lost", stuck)}
+    assert sorted(output) == [f"{name}: {stuck}; it is started again" for name in ("once", "twice")]
+
+
+def test_a_stopped_process_of_another_sweep_is_named(engine_of, tmp_path):
+    made, output = engine_of(busy=[worker.CODES["busy"], 0])
+    looks = []
+
+    def idle():
+        looks.append(1)
+        if len(looks) == 3:
+            held.close()
+
+    with subprocess.Popen(["sleep", "60"]) as holder, contextlib.ExitStack() as held:
+        held.callback(holder.kill)
+        held.enter_context(files.lock(tmp_path / "busy" / ".lock"))
+        facts = {"stage": "02_train", "host": socket.gethostname(), "pid": holder.pid}
+        (tmp_path / "busy" / WORKING).write_text(json.dumps(facts))
+        holder.send_signal(signal.SIGSTOP)
+        assert [outcome for _, outcome in made.outcomes(idle)] == [Outcome("complete")]
+    said = f"busy: process {holder.pid} works on it and was stopped: kill -CONT {holder.pid}, or kill -9 {holder.pid}"
+    assert output == ["busy: another process is working on it", said]  # once
 
 
 def test_a_run_that_another_process_holds_is_waited_for(engine_of, tmp_path):
@@ -156,6 +188,17 @@ def test_a_slot_goes_to_one_run_at_a_time(monkeypatch):
     found = [future.result() for future in futures]
     assert {env["CUDA_VISIBLE_DEVICES"] for env in found} <= {"0", "1"} and all(env["MINE"] == "1" for env in found)
     pool.shutdown()
+
+
+def test_what_a_killed_sweep_left_of_its_stop_file_is_removed_with_its_partial_files(tmp_path):
+    made = Engine(Scripted({}), tmp_path, lambda: "python3", print)
+    with subprocess.Popen(["true"]) as over:
+        pass
+    mine, dead = made.stop_file, made.stop_file.name.replace(f".{os.getpid()}@", f".{over.pid}@")
+    mine.touch()
+    (tmp_path / dead).touch()
+    files.remove_stale_partials(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [mine.name]
 
 
 def test_no_dask_scheduler_is_one_clear_line(tmp_path):

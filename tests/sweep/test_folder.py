@@ -1,0 +1,162 @@
+"""A sweep's folder: which names it may have, whose results are not replaced, and what tells that it is gone."""
+
+import json
+import os
+import shutil
+
+import pytest
+
+from fruitlib.core.errors import InputError
+from fruitlib.sweep import folder, params
+
+
+@pytest.fixture
+def house(tmp_path, monkeypatch):
+    """A project folder; `house(text, name)` is the plan of a params file in it."""
+    monkeypatch.setenv("FRUITLIB_HOME", str(tmp_path))
+
+    def write(text: str, name: str = "story.yaml"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text)
+        return params.read_params(path)
+
+    write.folder = tmp_path / "executed" / "x"
+    return write
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("", "an empty name"),
+        ("  ", "an empty name"),
+        ("..", "begins with ."),
+        (".", "begins with ."),
+        (".cache", "begins with ."),
+        ("-x", "begins with -"),
+        ("a/b", "not a path"),
+        ("../up", "not a path"),
+        ("/tmp/x", "not a path"),
+        ("a\\b", "not a path"),
+        ("a ", "spaces around"),
+        ("a\nb", "control characters"),
+        ("\x1b[31mred", "control characters"),
+        ("x" * 300, "300 bytes long"),
+        ("ä" * 100, "200 bytes long"),
+        ("a\udcff", "not text in UTF-8"),
+        ("example", "the demo's report"),
+        ("DEV", "opened by hand"),
+    ],
+)
+def test_names_that_are_refused(house, name, words):
+    plan = house("lr: 0.1\n")
+    with pytest.raises(InputError) as problem:
+        folder.sweep_folder(plan, None, name)
+    shown = str(problem.value)
+    assert words in shown and shown.startswith("--out ") and shown.isprintable() and len(shown) < 250
+
+
+@pytest.mark.parametrize("name", ["demo-2", "Früchte 3", "lr=0.1", "x" * 150, "日本"])
+def test_names_that_are_taken(house, name):
+    assert folder.sweep_folder(house("lr: 0.1\n"), None, name) == house.folder.with_name(name)
+
+
+def test_a_params_file_whose_own_name_cannot_be_taken_says_what_to_do(house):
+    assert folder.sweep_folder(house("lr: 0.1\n"), "/photos/my fruit", None).name == "story-my fruit"
+    with pytest.raises(InputError, match=r"^dev: a reserved name .* give a plain name with --out"):
+        folder.sweep_folder(house("lr: 0.1\n", "dev.yaml"), None, None)
+
+
+def hold(house, plan) -> None:
+    """Leave the folder as a sweep of this plan does that has just begun."""
+    house.folder.mkdir(parents=True, exist_ok=True)
+    for name in ("manifest.csv", "manifest.json"):
+        (house.folder / name).write_text(json.dumps({"data": plan.config.data}))
+    folder.claim(plan, house.folder)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["title: T\ngrid: {lr: [0.1, 0.2, 0.3]}\n", "title: Another\nepochs: 7\n", "folds: 3\n", "grid: {seed: [1, 2]}\n"],
+)
+def test_the_same_file_goes_on_whatever_has_changed_in_it(house, text):
+    hold(house, house("title: T\ngrid: {lr: [0.1, 0.2]}\n"))
+    folder.refuse_other_results(house(text), house.folder)
+
+
+def test_a_moved_or_copied_file_is_the_same_one(house):
+    text = "grid: {lr: [0.1, 0.2]}\n"
+    hold(house, house(text))
+    folder.refuse_other_results(house(text, "copy.yaml"), house.folder)
+    os.unlink(house.folder.parents[1] / "story.yaml")
+    folder.refuse_other_results(house("epochs: 9\n", "elsewhere/story.yaml"), house.folder)
+    with pytest.raises(InputError, match="the results of story"):
+        folder.refuse_other_results(house("epochs: 9\n", "new.yaml"), house.folder)
+
+
+def test_results_of_another_params_file_are_named_and_stay(house):
+    hold(house, house("title: The first\n"))
+    before = (house.folder / "sweep.json").read_bytes()
+    other = house("title: The second\n", "other.yaml")
+    for refuse in (folder.refuse_other_results, folder.claim):
+        with pytest.raises(InputError) as problem:
+            refuse(other, house.folder)
+        shown = str(problem.value)
+        assert shown == (
+            "executed/x holds the results of story.yaml (The first; 0 runs): give this sweep another --out, "
+            "or remove that folder"
+        )
+    assert (house.folder / "sweep.json").read_bytes() == before
+
+
+def test_results_on_other_photos_are_named(house):
+    plan = house("lr: 0.1\n")
+    hold(house, plan)
+    (house.folder / "manifest.json").write_text('{"data": "/my \\u001b photos"}')
+    with pytest.raises(InputError, match=r"results on other photos \(/my \\x1b photos\)"):
+        folder.refuse_other_results(plan, house.folder)
+
+
+def test_a_folder_of_other_files_is_left_alone(house):
+    plan = house("grid: {lr: [0.1, 0.2]}\n")
+    house.folder.mkdir(parents=True)
+    (house.folder / ".manifest.lock").touch()
+    folder.refuse_other_results(plan, house.folder)  # hidden files are nobody's
+    (house.folder / "lr=0.1").mkdir()  # left of a sweep that was removed
+    folder.refuse_other_results(plan, house.folder)
+    shutil.rmtree(house.folder / "lr=0.1")
+    (house.folder / "thesis.doc").touch()
+    with pytest.raises(InputError, match=r"executed/x holds files that are no sweep's, such as thesis.doc"):
+        folder.refuse_other_results(plan, house.folder)
+
+
+def test_a_damaged_record_is_one_line(house):
+    plan = house("lr: 0.1\n")
+    hold(house, plan)
+    (house.folder / "sweep.json").write_text("{")
+    with pytest.raises(InputError, match=r"executed/x/sweep\.json: damaged; remove it"):
+        folder.refuse_other_results(plan, house.folder)
+
+
+def test_a_folder_that_was_removed_moved_emptied_or_made_anew_is_lost(house):
+    def spoil(number: int) -> None:
+        if number == 0:
+            shutil.rmtree(house.folder)
+        elif number == 1:
+            os.rename(house.folder, house.folder.with_name("moved"))
+        elif number == 2:
+            os.unlink(house.folder / "manifest.csv")
+        else:
+            os.rename(house.folder, house.folder.with_name("old"))
+            hold(house, plan)
+
+    plan = house("lr: 0.1\n")
+    for number in range(4):
+        hold(house, plan)
+        place = folder.Place(house.folder)
+        (house.folder / "more").touch()
+        place.check()
+        spoil(number)
+        with pytest.raises(folder.FolderLost):
+            place.check()
+        shutil.rmtree(house.folder, ignore_errors=True)
