@@ -153,11 +153,12 @@ def ask_zygote(arguments: list[str], executable: str = sys.executable) -> tuple[
     request = json.dumps({"arguments": arguments, "environment": environment, **_surroundings()}).encode() + b"\n"
     path = address(environment, executable)
     for _ in range(3):  # a zygote that is out of date, or was idle for long, ends just now
-        connection = connect(path, environment, executable)
+        connection, pid = connect(path, environment, executable), 0
         connection.settimeout(FORK_TIMEOUT)
         try:
             socket.send_fds(connection, [request[:1]], [0, 1, 2])
             connection.sendall(request[1:])
+            signal.pthread_sigmask(signal.SIG_BLOCK, _forwarded())  # until `stand_in` can pass them on
             if pid := receive(connection).get("pid"):
                 connection.settimeout(None)
                 return connection, pid
@@ -165,6 +166,9 @@ def ask_zygote(arguments: list[str], executable: str = sys.executable) -> tuple[
             _end_hung(connection)
         except ConnectionError:
             pass
+        finally:
+            if not pid:
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, _forwarded())
         connection.close()
     raise Unavailable("the zygote ended three times before it forked")
 
@@ -218,9 +222,10 @@ def stand_in(connection: socket.socket, pid: int, parent: int) -> int:
 
     When our own parent has ended, nobody needs the child any more: it is killed.
     """
-    for number in (getattr(signal, name) for name in FORWARDED_SIGNALS):
+    for number in _forwarded():
         if signal.getsignal(number) != signal.SIG_IGN:  # by `nohup`, say
             signal.signal(number, lambda number, _: _forward(pid, number))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _forwarded())
     code = 1  # if it is not known: the zygote was killed, and then the child
     while True:
         if select.select([connection], [], [], 0.5)[0]:
@@ -231,6 +236,10 @@ def stand_in(connection: socket.socket, pid: int, parent: int) -> int:
         elif os.getppid() != parent:
             _forward(pid, signal.SIGKILL)
             return -signal.SIGKILL
+
+
+def _forwarded() -> list[int]:
+    return [getattr(signal, name) for name in FORWARDED_SIGNALS]
 
 
 def _forward(pid: int, number: int) -> None:
