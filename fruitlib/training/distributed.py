@@ -26,16 +26,14 @@ and a restarted group waits for them, pytorch issue 135712, seen with 2.15.)
 import contextlib
 import os
 import queue
-import re
 import secrets
-import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import TextIO
 
@@ -51,7 +49,7 @@ from fruitlib.training.messages import say
 OnEpoch = Callable[[pd.DataFrame], None]
 # A training of days may lose a process now and then; one that loses a fourth has a fault that another start won't mend.
 MAX_RESTARTS = 3
-PREFIX = "fruitlib-group-"  # of folders among the system's temporary ones, with the starter's pid
+NAME = "fruitlib-group"  # of a folder among the system's temporary ones, which only this user can open
 STOPPED_SECONDS = 60  # a process that was stopped (SIGSTOP) for so long is lost
 END_SECONDS = 10  # that processes have to end when asked
 # What several processes take beyond what one does, mostly to load torch and torchvision in each.
@@ -98,7 +96,9 @@ def launch(run: Run, on_epoch: OnEpoch) -> None:
     error_file.unlink(missing_ok=True)
     log_file = run.path / "train.log"
     try:
-        with _private_folder() as folder, log_file.open("w", encoding="utf-8") as log:
+        meeting = Path(tempfile.gettempdir()) / NAME
+        with files.folder_beside(meeting) as folder, log_file.open("w", encoding="utf-8") as log:
+            (folder / group.KEY).write_bytes(secrets.token_bytes(32))
             for restart in range(MAX_RESTARTS + 1):
                 children = _Children(run, folder, threads, restart)
                 lost = children.follow(log, on_epoch)
@@ -106,6 +106,8 @@ def launch(run: Run, on_epoch: OnEpoch) -> None:
                     return
                 if reason := group.failure_of(run) or children.error:
                     break
+                if not lost:  # all ended well; settings or code have changed meanwhile
+                    return
                 reason = f"a process was lost {restart + 1} times, last {lost}"
                 if restart < MAX_RESTARTS:
                     say(f"a process was lost ({lost}): all start again (restart {restart + 1} of {MAX_RESTARTS})")
@@ -113,21 +115,6 @@ def launch(run: Run, on_epoch: OnEpoch) -> None:
         error_file.unlink(missing_ok=True)
     where = files.display_path(log_file)
     raise RuntimeError(f"training in {processes} processes failed: {reason} (log: {where})")
-
-
-@contextlib.contextmanager
-def _private_folder() -> Iterator[Path]:
-    """A folder that only this user can open, with the group's key in it; those of killed starters are removed."""
-    for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        pid = re.match(r"\d+", left.name.removeprefix(PREFIX))
-        if pid and not psutil.pid_exists(int(pid[0])):
-            shutil.rmtree(left, ignore_errors=True)  # another user's stays
-    folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
-    try:
-        (folder / group.KEY).write_bytes(secrets.token_bytes(32))
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _loopback() -> str:

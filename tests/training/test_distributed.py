@@ -66,7 +66,7 @@ def start_training(run) -> tuple[multiprocessing.Process, list[psutil.Process]]:
 
 def private_folders(pid: int) -> list[Path]:
     """The folders through which the children of a process meet."""
-    return list(Path(tempfile.gettempdir()).glob(f"{distributed.PREFIX}{pid}-*"))
+    return list(Path(tempfile.gettempdir()).glob(f".{distributed.NAME}.{pid}@*"))
 
 
 def test_two_processes_give_the_numbers_of_one(make_run):
@@ -124,7 +124,8 @@ def test_an_interrupt_ends_every_process(make_run):
 def test_processes_leave_when_their_starter_is_killed_outright(make_run):
     run = make_run(processes=2, epochs=100000)
     child, family = start_training(run)
-    assert private_folders(child.pid)
+    (folder,) = private_folders(child.pid)
+    assert folder.stat().st_mode & 0o077 == 0
     child.kill()
     child.join(20)
     assert child.exitcode == -signal.SIGKILL
@@ -281,19 +282,6 @@ def test_a_failure_that_would_come_again_ends_all(make_run, monkeypatch):
     code = "from fruitlib.training import messages; messages.failed('gone.png'); import time; time.sleep(60)"
     lost, followed, _ = follow_children(make_run(processes=2), monkeypatch, code)
     assert (lost, followed.error) == ("", "gone.png")
-
-
-def test_folders_of_killed_starters_are_removed(tmp_path, monkeypatch):
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    ended = subprocess.Popen(["true"])
-    ended.wait()
-    left, others = tmp_path / f"{distributed.PREFIX}{ended.pid}-a", tmp_path / f"{distributed.PREFIX}{os.getpid()}-b"
-    left.mkdir()
-    others.mkdir()
-    with distributed._private_folder() as folder:
-        assert folder.stat().st_mode & 0o077 == 0
-        assert sorted(tmp_path.iterdir()) == sorted([others, folder])
-    assert list(tmp_path.iterdir()) == [others]
 
 
 def marked(process: psutil.Process, mark: str) -> bool:
