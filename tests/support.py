@@ -247,5 +247,5 @@ def launch_by_fork(run, on_epoch: Callable) -> None:
             worker.join()
         store.unlink(missing_ok=True)
     if any(worker.exitcode for worker in workers):
-        reason = failures.get() if not failures.empty() else "a worker was lost"
+        reason = failures.get() if not failures.empty() else "a process was lost"
         raise RuntimeError(f"training in {processes} processes failed: {reason}")

@@ -63,7 +63,7 @@ def work(rows: int, way: str, folder: Path) -> dict:
     frame = splits.subset(frame, 0.95, 0)
     watch.done("subset")
     digits = pd.Series([f"{n:064x}" for n in range(rows)], dtype=str)
-    frame = frame.assign(reason="", width=640, height=480, sha256=digits, phash=digits.str[-16:])
+    frame = frame.assign(reason="", width=640, height=480, sha256=digits, phash=digits.str[-16:], bits=0)
     del digits
     watch.done("columns of the photo checks")
     settings = {"val_per_class": 0.1, "test_per_class": 0.1, "folds": 5 if way == "folds" else 0}

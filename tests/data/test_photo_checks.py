@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
+from fruitlib.core import texts
 from fruitlib.core.errors import InputError
 from fruitlib.data import decoding, photo_checks
 
@@ -244,7 +245,8 @@ KINDS = [  # name, maker, status, words of the reason
 
 
 @pytest.mark.parametrize(("name", "make", "status", "words"), KINDS, ids=[kind[0] for kind in KINDS])
-def test_each_kind_of_file_gets_its_reason(tmp_path, name, make, status, words):
+def test_each_kind_of_file_gets_its_reason(tmp_path, monkeypatch, name, make, status, words):
+    monkeypatch.setattr(decoding, "heif_is_readable", lambda: False)  # an extra, which may be installed
     make(tmp_path)
     facts = photo_checks.inspect(tmp_path / name)
     assert facts[0] == status and words in facts[1] and (words or not facts[1])
@@ -257,7 +259,7 @@ def test_each_kind_of_file_gets_its_reason(tmp_path, name, make, status, words):
     elif "small" not in name:
         with pytest.raises(InputError) as problem:
             decoding.open_photo(tmp_path / name)
-        assert words in str(problem.value) and name in str(problem.value)
+        assert words in str(problem.value) and texts.printable(name) in str(problem.value)
 
 
 def test_a_file_without_permission_gets_that_reason(tmp_path):

@@ -224,7 +224,7 @@ def test_a_history_longer_than_the_checkpoint_is_cut_to_it(make_run, server):
     assert_bit_for_bit(run, whole)
 
 
-def test_a_killed_worker_starts_all_again_and_the_numbers_are_those_of_an_undisturbed_group(make_run, capsys):
+def test_a_killed_process_starts_all_again_and_the_numbers_are_those_of_an_undisturbed_group(make_run, capsys):
     settings = {"processes": 2, "augment": "trivial", "epochs": 40}
     whole, run, killed = make_run("whole", **settings), make_run("killed", **settings), []
     with pytest.MonkeyPatch.context() as patch:
@@ -241,5 +241,8 @@ def test_a_killed_worker_starts_all_again_and_the_numbers_are_those_of_an_undist
 
     train.fit(run, on_epoch=kill_rank_0)
     shown = capsys.readouterr().out
-    assert "a worker was lost: all start again (restart 1 of 3)" in shown and "resumed after epoch" in shown
+    assert (
+        "a process was lost (killed by SIGKILL; often too little memory): all start again (restart 1 of 3)" in shown
+        and "resumed after epoch" in shown
+    )
     assert_bit_for_bit(run, whole)
