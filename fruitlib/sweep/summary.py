@@ -80,6 +80,8 @@ def write_summary(
     if chosen and study:
         sweep["optimism"] = _optimism(study)
     sweep["total"] = max(total, len(work))
+    if shipped and work[shipped].is_complete("test"):
+        sweep["test_remarks"] = work[shipped].record("test").get("summary", [])
     if shipped and plan.config.folds:
         sweep["made"] = final_model.origin_summary(plan, work[shipped], folds_of(plan, work, chosen))
     files.write_json(sweep_dir / SUMMARY, sweep)

@@ -137,6 +137,8 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         show("\n" + line.replace("\n", "\n    "))
     if summary["shipped"] in set(table["run"]):  # another sweep on this folder may have written the table since
         show(f"\n* {_shipped(table.set_index('run').loc[summary['shipped']], summary)}")
+        for remark in summary.get("test_remarks", []):
+            show(f"  {remark}")
     for run in summary["runs"]:
         if run["error"] and run["state"] != "pruned":
             show(f"\nfailed: {run['name']}: {run['error']}")

@@ -280,6 +280,14 @@ def test_a_manifest_s_record_that_cannot_be_read_costs_its_section_alone(sweep, 
     assert "The photos" not in read(sweep / "index.html").text
 
 
+def test_what_makes_the_test_result_doubtful_stands_beside_it(sweep):
+    record = json.loads((sweep / "sweep.json").read_text())
+    remark = "12 test photos are copies of training or validation photos: the result is optimistic"
+    (sweep / "sweep.json").write_text(json.dumps(record | {"test_remarks": [remark]}))
+    site.build_site(sweep)
+    assert remark in read(sweep / "index.html").text
+
+
 def test_openings_are_listed(sweep):
     pd.DataFrame({"when": ["Monday", "Tuesday"], "run": [BEST, WORSE]}).to_csv(sweep / "test_openings.csv", index=False)
     site.build_site(sweep)
