@@ -36,10 +36,20 @@ def deploy_shares(run: Run) -> np.ndarray:
     Raises:
         InputError: the setting leaves out a class, or names one that is none.
     """
-    wanted, names = {normal(name): share for name, share in run.config.deploy_shares.items()}, run.class_names
-    if not wanted:
-        labels = run.manifest.loc[run.manifest["status"].isin(USABLE), "label"]
-        return class_shares(labels.map(names.index).to_numpy(), len(names))
+    names = run.class_names
+    if run.config.deploy_shares:
+        return shares_in_order(run.config.deploy_shares, names)
+    labels = run.manifest.loc[run.manifest["status"].isin(USABLE), "label"]
+    return class_shares(labels.map(names.index).to_numpy(), len(names))
+
+
+def shares_in_order(setting: dict[str, float], names: list[str]) -> np.ndarray:
+    """The setting `deploy_shares` in the order of the class names, of sum 1.
+
+    Raises:
+        InputError: it leaves out a class, or names one that is none.
+    """
+    wanted = {normal(name): share for name, share in setting.items()}
     if unknown := sorted(set(wanted) - set(names)) or [name for name in names if name not in wanted]:
         what = f"no class is called {unknown[0]}" if unknown[0] in wanted else f"class {unknown[0]} has no share"
         each = f"give one share for each of {', '.join(names)}"

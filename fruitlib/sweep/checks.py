@@ -1,10 +1,11 @@
 """What is checked before a sweep writes anything: its notebooks, weights, photos and this machine."""
 
-from fruitlib.core import files, machine
+from fruitlib.core import files, machine, texts
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.model_names import BASE_CLASSES
 from fruitlib.data import sources
+from fruitlib.evaluation import prevalence
 from fruitlib.runs.stages import notebook_path
 from fruitlib.sweep import final_model, worker
 from fruitlib.sweep.final_model import RUN_STAGES, TEST_STAGE
@@ -44,11 +45,26 @@ def _check_with_torch(plan: Sweep) -> None:
             precision.check_precision(config, machine.device())
 
 
-def check_class_count(plan: Sweep, progress) -> None:
-    """Refuse model base if the photos do not have five classes. `progress` is called while photos are drawn."""
-    if all(config.model != "base" for config in possible_configs(plan)):
+def check_classes(plan: Sweep, progress) -> None:
+    """Refuse settings that do not fit the photos' classes, before any run starts.
+
+    `progress` is called while photos are drawn.
+
+    Raises:
+        InputError: share_class or deploy_shares name a class that is none, or model base has not its five classes.
+    """
+    configs = possible_configs(plan)
+    if not any(config.model == "base" or config.share_class or config.deploy_shares for config in configs):
         return
-    sources.ready(plan.config.data, progress)
-    classes = sources.scan(plan.config)[0]["label"].nunique()
-    if classes != BASE_CLASSES:
-        raise InputError(f"model base has {BASE_CLASSES} classes, the photos have {classes}: use model end2end")
+    sources.ready(plan.config.data, progress, plan.config.photos_dir)
+    classes = sorted(sources.scan(plan.config)[0]["label"].unique())
+    for config in configs:
+        if config.model == "base" and len(classes) != BASE_CLASSES:
+            raise InputError(
+                f"model base has {BASE_CLASSES} classes, the photos have {len(classes)}: use model end2end", "model"
+            )
+        if config.share_class and texts.normal(config.share_class) not in classes:
+            known = f"no such class among {', '.join(classes)}"
+            raise InputError(f"share_class = {config.share_class}: {known}", "share_class")
+        if config.deploy_shares:
+            prevalence.shares_in_order(config.deploy_shares, classes)

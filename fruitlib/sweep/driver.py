@@ -49,7 +49,7 @@ def run_sweep(params_file: Path, data: str | None = None, options: Options = Opt
     number = f"{count} {'trial' if plan.search else 'run'}{'s' * (count > 1)}"
     show(f"{plan.title}\n{number} in {files.display_path(sweep_dir)}, photos: {plan.config.data}")
     with Terminal(plan, sweep_dir) as progress:
-        checks.check_class_count(plan, progress.photos)
+        checks.check_classes(plan, progress.photos)
         executor, placed = _executor(plan, options, count, progress)
         kernel = executors.Kernel(progress, placed)
         if sweep_dir.is_dir():

@@ -120,6 +120,8 @@ def test_results_on_other_photos_are_not_overwritten(finished_sweep, tmp_path, m
         ("base_weights: broken.pt", [], "broken.pt: not a readable checkpoint"),
         ("weights: default", [], "weights default: no such file; wanted none, DEFAULT"),
         ("model: base", [], "model base has 5 classes, the photos have 3"),
+        ("share_class: dics\ntrain_share: 0.5", [], "share_class = dics: no such class among bar, cross, disc"),
+        ("deploy_shares: {bar: 1, disc: 1}", [], "class cross has no share"),
         ("epochs: 1", ["--data", ""], "--data is empty"),
         ("epochs: 1", ["--out", ""], "--out : an empty name"),
         ("epochs: 1", ["--out", "../up"], "--out ../up: a name is wanted, not a path"),
