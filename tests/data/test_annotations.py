@@ -273,7 +273,7 @@ YAML = "train: train/images\nnames: [x, y]\n"
 @pytest.mark.parametrize(
     ("text", "labels", "words"),
     [
-        ("names: [x, y", {}, "data.yaml line 1: not valid YAML"),
+        ("names: [x, y", {}, ": not valid YAML"),
         ("epochs: 3\n", {}, "data.yaml: not a YOLO data set: wanted names (the classes), train and val"),
         ("- 1\n", {}, "data.yaml: not a YOLO data set"),
         ("train: a\nnames: {0: [x]}\n", {}, "data.yaml: names is no list of classes"),
