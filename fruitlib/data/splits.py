@@ -94,9 +94,8 @@ def _made_manifest(config: Config, sweep_dir: Path, scanned: tuple, progress: On
         made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
         if made and load_record(sweep_dir)["identity"] == identity:
             return load_manifest(sweep_dir)
-        (sweep_dir / "manifest.json").unlink(
-            missing_ok=True
-        )  # a kill between the two writes must not pair new with old
+        # a kill between the two writes must not pair new with old
+        (sweep_dir / "manifest.json").unlink(missing_ok=True)
         files.write_csv(sweep_dir / "manifest.csv", manifest)
         files.write_json(sweep_dir / "manifest.json", facts)
     return manifest

@@ -135,8 +135,8 @@ def _from_text(path: Path, folder: Path, listing: Path, is_photo: Callable[[str]
         raise InputError(f"{listing}: lists no photo")
     index = photo_paths.Index(photo_paths.walk(folder), lines, is_photo)
     cut, found = index.cut(lines), []
-    for line in lines:
-        if len(fitting := index.fits(line, cut)) != 1:
+    for line, fitting in zip(lines, index.fits(lines, cut), strict=True):
+        if len(fitting) != 1:
             problem = "is not in" if not fitting else f"fits {fitting[0]} and {fitting[1]} in"
             raise InputError(f"{listing}: {line} {problem} {folder}: correct the list")
         found.append(fitting[0])
