@@ -65,7 +65,7 @@ def read_folder(
         raise InputError(f"{folder}: the name of a class folder shows nothing: rename the folder")
     inside = rows.pop("inside")
     rows["group"] = (rows["label"] + "/" + inside).where(inside != "", "")
-    return rows[ROW], [*tree.notes, *finder.notes, *joined, *_skipped_notes(tree, layout)]
+    return rows[ROW], [*_links_note(tree), *finder.notes, *joined, *_skipped_notes(tree, layout)]
 
 
 def _rows(tree: Tree, layout: Layout) -> pd.DataFrame:
@@ -368,6 +368,11 @@ def _some(names: Collection[str], most: int = 6) -> str:
     """The first names, and how many more."""
     names = list(names)
     return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+
+
+def _links_note(tree: Tree) -> list[str]:
+    names = _some(["/".join(place) for place in tree.again])
+    return [f"links to folders that are read already were not followed: {names}"] if names else []
 
 
 def _skipped_notes(tree: Tree, layout: Layout) -> list[str]:

@@ -9,7 +9,7 @@ import contextlib
 import math
 import os
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
@@ -19,7 +19,7 @@ import pandas as pd
 from fruitlib.core import files
 from fruitlib.core.errors import InputError
 from fruitlib.core.texts import normal, printable
-from fruitlib.data.tree import SYSTEM
+from fruitlib.data import tree
 
 MOST_ENTRIES, SECONDS, DEPTH = 200_000, 5.0, 3  # of a search for photos near a table
 SHOWN, SOUGHT = 1000, 20_000  # names that show how many folders to drop; that are sought near a table
@@ -207,42 +207,24 @@ class Limit:
 
 
 def walk(folder: Path, depth: int = 100, limit: Limit | None = None) -> Iterator[str]:
-    """The files in a folder and below it, relative to it, nearest first; hidden ones and folders of systems are
-    skipped."""
-    level, visited = [""], set()
-    for _ in range(depth + 1):
-        deeper = []
-        for place in level:
-            for name, is_folder in _listing(folder / _root(place), visited):
-                if limit and limit.count():
-                    return
-                path = f"{place}/{name}" if place else name
-                if is_folder:
-                    deeper.append(path)
-                else:
-                    yield path
-        level = deeper
-
-
-def _listing(folder: Path, visited: set) -> list[tuple[str, bool]]:
-    """(name, whether it is a folder), sorted; nothing for a folder that was visited before or cannot be read."""
-    try:
-        facts = os.stat(folder)
-        if (facts.st_dev, facts.st_ino) in visited:  # a link to a folder above it
-            return []
-        visited.add((facts.st_dev, facts.st_ino))
-        with os.scandir(folder) as entries:
-            kept = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in SYSTEM]
-            return sorted((entry.name, _is_folder(entry)) for entry in kept)
-    except OSError:
-        return []
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+    """The files in a folder and below it, relative to it, nearest first, what links lead to last; hidden ones and
+    folders of systems are skipped, as is what cannot be read."""
+    real, links, seen = deque([("", 0)]), deque(), set()
+    while real or links:
+        place, below = (real or links).popleft()
+        found = None
+        with contextlib.suppress(OSError):
+            found = tree.entries(folder / _root(place), seen)
+        for name, is_folder, is_link in found or ():
+            if name.startswith("."):
+                continue
+            if limit and limit.count():
+                return
+            path = f"{place}/{name}" if place else name
+            if not is_folder:
+                yield path
+            elif below < depth:
+                (links if is_link else real).append((path, below + 1))
 
 
 class Index:

@@ -399,6 +399,20 @@ def test_a_photo_that_voc_names_elsewhere_stays_in_its_folder(tmp_path):
 # ---- what is common
 
 
+@pytest.mark.parametrize(("link", "target"), [("images/a.png", "others/a.png"), ("images", "others")])
+def test_what_links_lead_to_outside_is_not_taken(tmp_path, link, target):
+    photos(tmp_path, "others/a.png", "set/other/b.png")
+    (tmp_path / "set" / link).parent.mkdir(exist_ok=True)
+    (tmp_path / "set" / link).symlink_to(tmp_path / target)
+    entries = [("images/a.png", 0, []), ("other/b.png", 1, [])]
+    data = write(tmp_path / "set" / "c.json", coco_of(entries))
+    assert "c.json: images/a.png leads outside its folder by a link: if you trust it" in refused(data)
+    (tmp_path / "set" / link).unlink()
+    (tmp_path / "set" / link).symlink_to(tmp_path / "set" / ("other/b.png" if "/" in link else "other"))
+    photos(tmp_path, "set/other/a.png")
+    assert len(listed(data)) == 2
+
+
 def test_boxes_of_annotations_can_be_divided_and_checked(tmp_path):
     entries = [(f"{n}.png", n % 2, [1, 1, 40, 40]) for n in range(24)]
     photos(tmp_path, *(file for file, _, _ in entries))
