@@ -15,7 +15,7 @@ import pandas as pd
 from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
-from fruitlib.core.texts import normal, printable
+from fruitlib.core.texts import normal
 from fruitlib.data import coco, labels, photo_paths, tables, voc, yolo
 from fruitlib.data.tables import Listed
 
@@ -137,7 +137,7 @@ def _zip_advice(path: Path, shown: str) -> str:
     only = tops.pop() if len(tops) == 1 and all("/" in name for name in names) else ""
     inside = f"{target}/{only}" if only else target
     command = f"unzip {shlex.quote(shown)} -d {shlex.quote(target)}"
-    return printable(f"{shown}: an archive: unpack it first ({command}), then data: {inside}")
+    return f"{shown}: an archive: unpack it first ({command}), then data: {inside}"
 
 
 def hint(folder: Path) -> str:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from fruitlib.core.errors import InputError
-from fruitlib.core.texts import printable
 from fruitlib.data import boxes
 from fruitlib.data.tables import LARGEST, Listed, part_of
 
@@ -168,5 +167,5 @@ def _side(image: dict, name: str) -> float:
 
 
 def _short(value: Any) -> str:
-    text = printable(str(value))
+    text = str(value)
     return text if len(text) <= 40 else text[:40] + "…"

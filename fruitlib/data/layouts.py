@@ -16,9 +16,9 @@ import pandas as pd
 from fruitlib.core.errors import InputError
 from fruitlib.core.texts import normal
 from fruitlib.data import labels, part_names
+from fruitlib.data.tables import ROW
 from fruitlib.data.tree import Place, Tree, read_tree
 
-ROW = ["path", "label", "group", "split"]
 TOO_MANY = 2  # folders above the classes that are looked into
 WAY_ON = (  # for a part that lacks a class
     "add photos of it there, or leave the class out everywhere, or have all photos divided anew: move them out of the "

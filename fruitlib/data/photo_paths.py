@@ -316,7 +316,7 @@ def _below(
             why = f"{fitting[0]} and {fitting[1]} both fit"
             raise InputError(_ambiguous(listing, name, folder, why, "the folder of the right one"))
         if (other := claimed.setdefault(fitting[0], name)) != name:
-            why = f"{printable(other)} would be the same file, {fitting[0]}"
+            why = f"{other} would be the same file, {fitting[0]}"
             raise InputError(_ambiguous(listing, name, folder, why, "another folder, or correct the paths"))
         found[position], number = fitting[0], number + 1
         example = example or f"{printable(name)} is {printable(fitting[0])}"
@@ -326,8 +326,8 @@ def _below(
 
 def _ambiguous(listing: Path, name: str, folder: Path, why: str, advice: str) -> str:
     where = files.display_path(folder)
-    begin = f"{files.display_path(listing)}: {printable(name)} is not clear in {where}"
-    return f"{begin}: {printable(why)}; set photos_dir to {advice}"
+    begin = f"{files.display_path(listing)}: {name} is not clear in {where}"
+    return f"{begin}: {why}; set photos_dir to {advice}"
 
 
 # ---- none found: where are they?
@@ -338,8 +338,8 @@ def _none_found(named: list[str], folder: Path, photos_dir: str, is_photo: Calla
     example = named[0] if _is_absolute(named[0]) else f"{files.display_path(folder)}/{named[0]}"
     begin = f"none of its {len(named):,} photos was found"
     if photos_dir:
-        return f"{begin} in {files.display_path(folder)} or below it, such as {printable(named[0])}: correct photos_dir"
-    begin += f"; looked for {printable(example)} and the like"
+        return f"{begin} in {files.display_path(folder)} or below it, such as {named[0]}: correct photos_dir"
+    begin += f"; looked for {example} and the like"
     some = named[:: -(-len(named) // SOUGHT)]
     for start, least in ((folder, 1), (folder.parent, len(some) / 2)):  # further off, a few may be there by chance
         limit = Limit(MOST_ENTRIES, SECONDS)
