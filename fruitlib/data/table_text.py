@@ -168,10 +168,14 @@ def _not_utf8(path: Path) -> str:
 
 def _western(path: Path) -> str:
     """A word with an accent, where all that is not ASCII in a file can only be that, in Windows-1252; else ""."""
+    found = ""
     try:
-        text = path.read_text(encoding="cp1252")
+        with open(path, encoding="cp1252") as file:
+            for line in file:
+                if not _ACCENTED.sub("", line).isascii():
+                    return ""
+                if not found and not line.isascii():
+                    found = next(word for word in re.findall(r"\w+", line) if not word.isascii())
     except UnicodeDecodeError:
         return ""
-    if not _ACCENTED.sub("", text).isascii():
-        return ""
-    return next((word for word in re.findall(r"\w+", text) if not word.isascii()), "")
+    return found

@@ -156,6 +156,8 @@ def upright_sizes(photos: list[Path]) -> list[tuple[int, int] | None]:
 
 
 def _upright_size(file: Path) -> tuple[int, int] | None:
+    if not os.path.isfile(file):  # reading a pipe would wait for ever
+        return None
     try:
         heic = file.suffix.lower() in (".heic", ".heif") and decoding.heif_is_readable()
         with Image.open(file, formats=("HEIF",) if heic else decoding.FORMATS) as photo:

@@ -577,6 +577,14 @@ def test_names_that_no_file_can_have_are_one_line(name, more):
     assert refused(name, **more)
 
 
+def test_a_pipe_among_yolos_photos_is_not_waited_for(tmp_path):
+    yolo_set(tmp_path, HALVES, parts=("train",))
+    (tmp_path / "train" / "images" / "b.png").unlink()
+    os.mkfifo(tmp_path / "train" / "images" / "b.png")
+    rows, notes = scan(write(tmp_path / "data.yaml", YAML))
+    assert len(rows) == 3 and "1 photos of data.yaml do not show their size" in notes[-1]
+
+
 @pytest.mark.parametrize("name", ["c.json", "data.yaml", "t.csv", "ImageSets/Main/train.txt"])
 def test_a_pipe_is_not_waited_for(tmp_path, name):
     photos(tmp_path, "images/a.png")
