@@ -37,10 +37,12 @@ def shortened(text: str, most: int) -> str:
         text = text[: 2 * most] + text[1 - 2 * most :]
     elif sum(map(width, text)) <= most:
         return text
-    back = _beginning(text[::-1], (most - 1) // 3)[::-1]
+    last = (most - 1) // 3
+    front = _beginning(text, most - 1 - last)
+    back = _beginning(text[len(front) :][::-1], last)[::-1]
     while back and width(back[0]) == 0:  # an accent without its letter
         back = back[1:]
-    return f"{_beginning(text, most - 1 - sum(map(width, back)))}…{back}"
+    return f"{front}…{back}"
 
 
 def _beginning(text: str, most: int) -> str:
