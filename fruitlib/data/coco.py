@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fruitlib.core.errors import InputError
+from fruitlib.core.texts import shortened
 from fruitlib.data import boxes
 from fruitlib.data.tables import LARGEST, Listed, part_of
 
@@ -167,5 +168,4 @@ def _side(image: dict, name: str) -> float:
 
 
 def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 40 else text[:40] + "…"
+    return shortened(str(value), 40)

@@ -14,7 +14,7 @@ import pandas as pd
 
 from fruitlib.core.config import nearest
 from fruitlib.core.errors import InputError
-from fruitlib.core.texts import normal
+from fruitlib.core.texts import normal, some
 from fruitlib.data import part_names, table_labels, table_text
 from fruitlib.data.table_text import Sheet
 
@@ -72,7 +72,7 @@ def read_table(table: Path, columns: dict[str, str]) -> Listed:
     places, titles, notes = _places(sheet, columns)
     rows, blank = _cells(sheet, places, titles)
     if titles:
-        notes.append(f"{table.name}: a column per class was read: {table_labels.listed(titles.values())}")
+        notes.append(f"{table.name}: a column per class was read: {some(titles.values())}")
     if blank:
         notes.append(f"{blank:,} blank {'row' if blank == 1 else 'rows'} of {table.name}: skipped")
 
