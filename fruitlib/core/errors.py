@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from fruitlib.core.texts import printable
+from fruitlib.core.texts import printable, shortened
+
+LONGEST = 600  # letters of a line; what was given may have any number
 
 
 class InputError(ValueError):
@@ -20,7 +22,7 @@ class InputError(ValueError):
         self.message, self.setting, self.value, self.place = message, setting, value, place
 
     def __str__(self) -> str:
-        return printable(f"{self.place}: {self.message}" if self.place else self.message)
+        return shortened(printable(f"{self.place}: {self.message}" if self.place else self.message), LONGEST)
 
     def at(self, place: str) -> "InputError":
         """The same error, about another place."""
@@ -32,8 +34,8 @@ class InputError(ValueError):
 
 
 def first_line(problem: BaseException | str) -> str:
-    """The first line of an exception or its text, safe to print; the exception's name if it has no text."""
+    """The first line of an exception or its text, short and safe to print; its name if it has no text."""
     text = str(problem).strip()
     if not text:
         return "no message" if isinstance(problem, str) else type(problem).__name__
-    return printable(text.splitlines()[0])
+    return shortened(printable(text.splitlines()[0]), LONGEST)

@@ -15,6 +15,10 @@ import stat
 import time
 from pathlib import Path
 
+from fruitlib.core.errors import InputError, first_line
+
+AGAIN = "remove it, and run the same command again"  # the way on from a damaged file that fruitlib wrote
+
 
 def home() -> Path:
     """The project folder: `$FRUITLIB_HOME`, else the checkout this package lies in, else the working directory."""
@@ -124,6 +128,30 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 def write_json(path: str | os.PathLike, value) -> None:
     """Write `value` as indented JSON, atomically."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_json(path: str | os.PathLike, default: dict | None = None) -> dict:
+    """The mapping in a JSON file; `default`, if one is given, where there is no such file.
+
+    Raises:
+        FileNotFoundError: there is none, and no default.
+        InputError: it cannot be read, is damaged, nested too deep, or holds something other than a mapping.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        if default is None:
+            raise
+        return default
+    except OSError as problem:
+        if is_disk_failure(problem):
+            raise
+        raise InputError(f"cannot be read ({problem.strerror})", place=display_path(path)) from None
+    except (ValueError, RecursionError) as problem:
+        raise InputError(f"damaged ({first_line(problem)}); {AGAIN}", place=display_path(path)) from None
+    if not isinstance(content, dict):
+        raise InputError(f"damaged (a mapping was expected); {AGAIN}", place=display_path(path))
+    return content
 
 
 # What a spreadsheet computes ("CSV injection" by OWASP, with its full-width signs); not a number, which stays one.

@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Iterable
 from typing import TextIO
 
 # Drawn as nothing, or they reorder what is drawn. Not the joiners U+200C and U+200D: Persian and emoji need them.
@@ -23,6 +24,47 @@ def printable(text: str) -> str:
     A name must not steer the terminal it is printed on.
     """
     return _CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
+
+
+def shortened(text: str, most: int) -> str:
+    """`text`, or its beginning and end with `…` between them where it is wider than `most` letters.
+
+    An East Asian letter counts as two. Never more than four characters for each letter, accents and joiners included.
+    """
+    if len(text) * 2 <= most:
+        return text
+    if len(text) > 4 * most:
+        text = text[: 2 * most] + text[1 - 2 * most :]
+    elif sum(map(width, text)) <= most:
+        return text
+    last = (most - 1) // 3
+    front = _beginning(text, most - 1 - last)
+    back = _beginning(text[len(front) :][::-1], last)[::-1]
+    while back and width(back[0]) == 0:  # an accent without its letter
+        back = back[1:]
+    return f"{front}…{back}"
+
+
+def _beginning(text: str, most: int) -> str:
+    for place, letter in enumerate(text):
+        most -= width(letter)
+        if most < 0:
+            return text[:place]
+    return text
+
+
+def width(letter: str) -> int:
+    """0 for accents, joiners and variants of the letter before, 2 for an East Asian letter, else 1."""
+    if unicodedata.category(letter) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
+
+
+def some(names: Iterable[str], most: int = 6, letters: int = 60) -> str:
+    """The first `most` names, each `letters` wide at most, and how many more there are."""
+    names = list(names)
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(shortened(name, letters) for name in names[:most]) + more
 
 
 def show(text: str, file: TextIO | None = None) -> None:

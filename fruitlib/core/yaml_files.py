@@ -14,8 +14,16 @@ MOST_VALUES = 200_000  # once its aliases are written out: a few lines of them m
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast, and not in every build
 
 
-def read(path: Path) -> tuple[Any, "Lines"]:
+class _Texts(_LOADER):
+    """Every value is text: a class may be named no, or 01."""
+
+    yaml_implicit_resolvers = {}  # noqa: RUF012 - as the class above declares it
+
+
+def read(path: Path, texts: bool = False) -> tuple[Any, "Lines"]:
     """A YAML file's content (None where it is empty), and where each of its settings stands.
+
+    With `texts` every value stays the text that stands there.
 
     Raises:
         InputError: the file cannot be read, is no YAML or beyond the limits above, or sets a name twice; the message
@@ -30,7 +38,7 @@ def read(path: Path) -> tuple[Any, "Lines"]:
         raise InputError(f"larger than {MOST_BYTES // 10**6} MB: this is no params file", place=str(path))
     try:
         _refuse_deep(text, path)
-        loader = _LOADER(text)
+        loader = (_Texts if texts else _LOADER)(text)
         node = loader.get_single_node()
         if node is None:
             return None, Lines(path)

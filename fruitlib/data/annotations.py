@@ -15,7 +15,7 @@ import pandas as pd
 from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
-from fruitlib.core.texts import normal, printable
+from fruitlib.core.texts import normal
 from fruitlib.data import coco, labels, photo_paths, tables, voc, yolo
 from fruitlib.data.tables import Listed
 
@@ -70,18 +70,30 @@ def read(
     found = tables.each_once(found, path.name)
     rows, more = photo_paths.find(found.rows, folder, path, is_photo, config.photos_dir)
     if what != "table":
-        _refuse_outside(rows, path)
+        _refuse_outside(rows, folder, path)
     found = tables.each_once(Listed(rows, [*found.notes, *more], found.where), path.name)
     return found.rows, [*found.notes, *_roboflow_note(found.rows, config)]
 
 
-def _refuse_outside(rows: pd.DataFrame, path: Path) -> None:
-    """Annotations come from others: what they name must lie in the folder of the photos."""
+def _refuse_outside(rows: pd.DataFrame, folder: Path, path: Path) -> None:
+    """Annotations come from others: what they name must lie in the folder of the photos, also through links."""
+    top, inside = os.path.realpath(folder), {}
     for photo in rows["photo"].unique():
         if os.path.isabs(photo) or os.path.normpath(photo).startswith(".."):
-            raise InputError(
-                f"{path}: {printable(photo)} lies outside its folder: set photos_dir to the folder of the photos"
-            )
+            raise InputError(f"{path}: {photo} lies outside its folder: set photos_dir to the folder of the photos")
+        file, place = os.path.join(top, photo), os.path.dirname(photo)
+        if place not in inside:
+            inside[place] = _leads_into(top, os.path.join(top, place))
+        if not inside[place] or (os.path.islink(file) and not _leads_into(top, file)):
+            way = "if you trust it, copy the folder with what its links name (cp -RL)"
+            raise InputError(f"{path}: {photo} leads outside its folder by a link: {way}")
+
+
+def _leads_into(folder: str, file: str) -> bool:
+    try:
+        return Path(os.path.realpath(file)).is_relative_to(folder)
+    except ValueError:  # a name that no file can have
+        return True
 
 
 def _roboflow_note(rows: pd.DataFrame, config: Config) -> list[str]:
@@ -125,7 +137,7 @@ def _zip_advice(path: Path, shown: str) -> str:
     only = tops.pop() if len(tops) == 1 and all("/" in name for name in names) else ""
     inside = f"{target}/{only}" if only else target
     command = f"unzip {shlex.quote(shown)} -d {shlex.quote(target)}"
-    return printable(f"{shown}: an archive: unpack it first ({command}), then data: {inside}")
+    return f"{shown}: an archive: unpack it first ({command}), then data: {inside}"
 
 
 def hint(folder: Path) -> str:

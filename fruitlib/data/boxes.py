@@ -36,7 +36,8 @@ def content_of(path: Path, most: int, too_large: str) -> bytes:
         InputError: no such file, one that cannot be read, or one of more than `most` bytes (`too_large` says why not).
     """
     if not os.path.isfile(path):  # reading a pipe would wait for ever
-        raise InputError(f"{path}: no such file of annotations")
+        wrong = "not a regular file: correct it" if os.path.lexists(path) else "no such file of annotations"
+        raise InputError(f"{path}: {wrong}")
     try:
         with open(path, "rb") as file:
             content = file.read(most + 1)

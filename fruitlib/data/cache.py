@@ -113,9 +113,10 @@ def identity(folder: Path, paths: list[str], keys: list[str], config: Config) ->
 
 def _sha256(file: Path) -> str:
     try:
-        return hashlib.sha256(file.read_bytes()).hexdigest()
-    except OSError as problem:
-        raise InputError(f"{file}: does not open ({problem.strerror}): repair or remove it, then split again") from None
+        with decoding.contents(file) as content:
+            return hashlib.sha256(content).hexdigest()
+    except InputError as problem:
+        raise InputError(f"{file}: does not open ({problem}): repair or remove it, then split again") from None
 
 
 def place(setting: str, size: int, to_write: int, cache_dir: Path) -> tuple[str, str]:

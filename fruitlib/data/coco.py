@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fruitlib.core.errors import InputError
-from fruitlib.core.texts import printable
+from fruitlib.core.texts import shortened
 from fruitlib.data import boxes
 from fruitlib.data.tables import LARGEST, Listed, part_of
 
@@ -81,7 +81,7 @@ def load_json(path: Path) -> Any:
     except RecursionError:
         raise InputError(f"{path}: lists within lists too deep for annotations: export it again") from None
     except ValueError as problem:
-        raise InputError(f"{path}: not valid JSON ({printable(str(problem))}): export it again") from None
+        raise InputError(f"{path}: not valid JSON ({problem}): export it again") from None
 
 
 def _slim(entry: dict) -> dict:
@@ -92,8 +92,8 @@ def _slim(entry: dict) -> dict:
 
 def _rows(path: Path, content: dict[str, list]) -> tuple[list[boxes.Row], list[str]]:
     """A row per annotation that has a photo; and notes on what was skipped."""
-    images = {_key(image.get("id")): image for image in content["images"]}
-    names = {_key(category.get("id")): category.get("name") for category in content["categories"]}
+    images = _by_id(path, content["images"], "image", "file_name")
+    categories = _by_id(path, content["categories"], "category", "name")
     rows, crowds, strays, bare, used = [], 0, 0, 0, set()
     for number, entry in enumerate(content["annotations"]):
         where = f"{path}, annotation {_short(entry.get('id', number))}"
@@ -101,7 +101,7 @@ def _rows(path: Path, content: dict[str, list]) -> tuple[list[boxes.Row], list[s
         if image is None or entry.get("iscrowd") in (1, True):
             crowds, strays = crowds + (image is not None), strays + (image is None)
             continue
-        label = names.get(_key(entry.get("category_id")))
+        label = categories.get(_key(entry.get("category_id")), {}).get("name")
         if not isinstance(label, (str, int)) or not str(label).strip():
             raise InputError(f"{where}: no category {_short(entry.get('category_id'))}: add it to categories")
         photo, box = _file_name(image, path), _box(entry.get("bbox"), where)
@@ -118,8 +118,26 @@ def _rows(path: Path, content: dict[str, list]) -> tuple[list[boxes.Row], list[s
     return rows, [f"{path.name}: {number:,} {what}" for what, number in counted.items() if number]
 
 
-def _key(value: Any) -> Any:
-    """An id as people compare it: 1 and "1" are the same; a list is none."""
+def _by_id(path: Path, entries: list[dict], kind: str, name: str) -> dict[str, dict]:
+    """The entries that have an id, by it.
+
+    Raises:
+        InputError: an id is given to two of different names, as when files were joined.
+    """
+    found: dict[str, dict] = {}
+    for entry in entries:
+        if (key := _key(entry.get("id"))) is None:
+            continue
+        if (one := found.setdefault(key, entry).get(name)) != (other := entry.get(name)):
+            twice = f"{kind} id {_short(key)} is given twice, for {_short(one)} and {_short(other)}"
+            raise InputError(f"{path}: {twice}: give each {kind} its own id")
+    return found
+
+
+def _key(value: Any) -> str | None:
+    """An id as people compare it: 1, 1.0 and "1" are the same; a list is none."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
     return str(value) if isinstance(value, (str, int, float)) else None
 
 
@@ -150,5 +168,4 @@ def _side(image: dict, name: str) -> float:
 
 
 def _short(value: Any) -> str:
-    text = printable(str(value))
-    return text if len(text) <= 40 else text[:40] + "…"
+    return shortened(str(value), 40)

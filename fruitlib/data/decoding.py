@@ -81,32 +81,40 @@ class Decoded:
         return scale * x, scale * y, scale * (x + width), scale * (y + height)
 
 
-def read(file: Path) -> bytes:
-    """The file's bytes.
+@contextlib.contextmanager
+def contents(file: Path) -> Iterator[bytes]:
+    """The file's bytes, in memory that is counted (`memory`) until the block ends.
 
     Raises:
         InputError: there are none; the line says why, without the file's name.
     """
-    try:
-        facts = os.stat(file)
-        if stat.S_ISDIR(facts.st_mode):
-            raise InputError("a folder, where a file is expected")
-        if not stat.S_ISREG(facts.st_mode):
-            raise InputError("not a regular file")  # reading a pipe would wait for ever
-        if facts.st_size > MOST_BYTES:
-            raise InputError(f"too large: a file of {facts.st_size / 2**30:.1f} GiB")
-        content = file.read_bytes()
-    except FileNotFoundError:
-        raise InputError("a link to a missing file" if os.path.islink(file) else "no such file") from None
-    except PermissionError:
-        raise InputError("not readable: permission denied") from None
-    except (OSError, ValueError) as problem:
-        if isinstance(problem, InputError):
-            raise
-        raise InputError(f"not readable: {getattr(problem, 'strerror', None) or problem}") from None
-    if not content:
-        raise InputError("the file is empty (0 bytes)")
-    return content
+    with contextlib.ExitStack() as held:
+        try:
+            held.enter_context(memory.FILES.hold(_size(file)))
+            content = file.read_bytes()
+        except FileNotFoundError:
+            raise InputError("a link to a missing file" if os.path.islink(file) else "no such file") from None
+        except PermissionError:
+            raise InputError("not readable: permission denied") from None
+        except (OSError, ValueError) as problem:
+            if isinstance(problem, InputError):
+                raise
+            raise InputError(f"not readable: {getattr(problem, 'strerror', None) or problem}") from None
+        if not content:
+            raise InputError("the file is empty (0 bytes)")
+        yield content
+
+
+def _size(file: Path) -> int:
+    """How many bytes a file has, if it is one that can be read."""
+    facts = os.stat(file)
+    if stat.S_ISDIR(facts.st_mode):
+        raise InputError("a folder, where a file is expected")
+    if not stat.S_ISREG(facts.st_mode):
+        raise InputError("not a regular file")  # reading a pipe would wait for ever
+    if facts.st_size > MOST_BYTES:
+        raise InputError(f"too large: a file of {facts.st_size / 2**30:.1f} GiB")
+    return facts.st_size
 
 
 def open_photo(file: Path, megapixels: float = FULL_SCALE / 1e6) -> Image.Image:
@@ -119,7 +127,7 @@ def open_photo(file: Path, megapixels: float = FULL_SCALE / 1e6) -> Image.Image:
         InputError: no such file, or not a photo that can be used; the line says why.
     """
     try:
-        with opened(read(Path(file)), megapixels=megapixels) as photo:
+        with contents(Path(file)) as content, opened(content, megapixels=megapixels) as photo:
             return photo.image
     except InputError as problem:
         raise InputError(f"{file}: {problem}") from None
@@ -287,7 +295,7 @@ def _load(photo: Image.Image, content: bytes, small: bool, known: bool, held: co
         side = (whole[0] // 2, whole[1] // 2) if several and checked else (128, 128)
     drafted = (small or factor > 1) and photo.draft(None, side) is not None
     per_pixel = 24 if ";16" in str(photo.tile) or photo.format == "JPEG2000" else 12
-    held.enter_context(memory.TAKEN.hold(photo.width * photo.height * per_pixel + 6 * several * pixels))
+    held.enter_context(memory.PIXELS.hold(photo.width * photo.height * per_pixel + 6 * several * pixels))
     if checked and not several:
         photo.fp = io.BytesIO(completeness.without_end(content, scans))
     photo.load()
@@ -336,13 +344,13 @@ def glimpse(file: Path, side: int = 128) -> np.ndarray | None:
     """
     before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, True
     try:
-        with _warnings_kept():
-            photo = Image.open(io.BytesIO(read(Path(file))), formats=FORMATS)
+        with _warnings_kept(), contents(Path(file)) as content:
+            photo = Image.open(io.BytesIO(content), formats=FORMATS)
             photo.draft(None, (side, side))
             pixels = photo.width * photo.height
             if pixels > FULL_SCALE:
                 return None
-            with memory.TAKEN.hold(12 * pixels):
+            with memory.PIXELS.hold(12 * pixels):
                 photo.thumbnail((side, side))
                 return np.asarray(photo.convert("RGB"))
     except Exception:  # a broken file can raise nearly anything inside a decoder
@@ -363,10 +371,8 @@ def _damage(problem: Exception, content: bytes) -> str:
         return "more memory needed to decode it than there is"
     if "not available" in text or "unsupported" in text:
         return "compressed in a way that cannot be read here: save it again as JPEG or PNG"
-    short = content[:4] == b"RIFF" and int.from_bytes(content[4:8], "little") + 8 > len(
-        content
-    )  # a WebP file holds its length
-    if short or re.search("truncated|unexpected end|not enough|only got|eof", text):
+    named = int.from_bytes(content[4:8], "little") + 8 if content[:4] == b"RIFF" else 0  # WebP: the file's length
+    if named > len(content) or re.search("truncated|unexpected end|not enough|only got|eof", text):
         return CUT_OFF
     return "corrupt data inside"
 

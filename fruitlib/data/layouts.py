@@ -14,11 +14,11 @@ from pathlib import Path
 import pandas as pd
 
 from fruitlib.core.errors import InputError
-from fruitlib.core.texts import normal
+from fruitlib.core.texts import normal, some
 from fruitlib.data import labels, part_names
+from fruitlib.data.tables import ROW
 from fruitlib.data.tree import Place, Tree, read_tree
 
-ROW = ["path", "label", "group", "split"]
 TOO_MANY = 2  # folders above the classes that are looked into
 WAY_ON = (  # for a part that lacks a class
     "add photos of it there, or leave the class out everywhere, or have all photos divided anew: move them out of the "
@@ -65,7 +65,7 @@ def read_folder(
         raise InputError(f"{folder}: the name of a class folder shows nothing: rename the folder")
     inside = rows.pop("inside")
     rows["group"] = (rows["label"] + "/" + inside).where(inside != "", "")
-    return rows[ROW], [*tree.notes, *finder.notes, *joined, *_skipped_notes(tree, layout)]
+    return rows[ROW], [*_links_note(tree), *finder.notes, *joined, *_skipped_notes(tree, layout)]
 
 
 def _rows(tree: Tree, layout: Layout) -> pd.DataFrame:
@@ -131,7 +131,7 @@ class _Finder:
         if doubtful and not part_names.is_collection(filled[0]):
             return None
         if empty:
-            self.notes.append(f"folders without photos were skipped: {_some(empty)}")
+            self.notes.append(f"folders without photos were skipped: {some(empty)}")
         return deeper
 
     def _labelled(self, place: Place) -> list[str]:
@@ -173,7 +173,7 @@ class _Finder:
         self._note_unlabelled(place, bare)
         beside = [name for name in self.tree.children(place) if name in others or not self.tree.count((*place, name))]
         if beside:
-            self.notes.append(f"folders beside the parts were skipped: {_some(beside)}")
+            self.notes.append(f"folders beside the parts were skipped: {some(beside)}")
         parts = {self._inside((*place, name)): part for name, part in named.items() if name not in bare}
         if len(parts) == 1:
             self.notes.append("only the train part has class folders: its photos are divided as usual")
@@ -189,7 +189,7 @@ class _Finder:
 
     def _check_parts(self, place: Place, named: dict[str, str], others: list[str]) -> None:
         """Refuse parts without a train part, one part twice, and parts that cannot be told from classes."""
-        counts, listed = Counter(named.values()), _some(named)
+        counts, listed = Counter(named.values()), some(named)
         if "train" not in counts:
             raise self._refuse(
                 place,
@@ -215,7 +215,7 @@ class _Finder:
         if doubles:
             raise self._refuse(
                 place,
-                f"{listed} are parts, and {_some(doubles)} beside them holds the same classes: move it away, or move "
+                f"{listed} are parts, and {some(doubles)} beside them holds the same classes: move it away, or move "
                 "its photos into the parts",
             )
 
@@ -232,7 +232,7 @@ class _Finder:
             return
         raise self._refuse(
             place,
-            f"{name} stands beside {_some(others)}: is it a part or a class? A part needs another one (train, and test "
+            f"{name} stands beside {some(others)}: is it a part or a class? A part needs another one (train, and test "
             "or val), with class folders in both; a class needs another name; anything else, move it away",
         )
 
@@ -247,11 +247,11 @@ class _Finder:
         empty = [name for name in self.tree.children(place) if not self.tree.count((*place, name))]
         beside = [name for name in empty if part_names.stands_beside_photos(name)]
         if beside:
-            self.notes.append(f"folders without photos were skipped: {_some(beside)}")
+            self.notes.append(f"folders without photos were skipped: {some(beside)}")
         lacking = ["/".join((*place, name)) for name in empty if name not in beside]
         if lacking:
             way = WAY_ON if part else "add photos, or remove these folders"
-            raise InputError(f"{self.folder}: empty class folders: {_some(lacking)}: {way}")
+            raise InputError(f"{self.folder}: empty class folders: {some(lacking)}: {way}")
         names = self._labelled(place)
         if not names:
             raise self._refuse(
@@ -267,24 +267,24 @@ class _Finder:
         """Refuse folders that are parts or collections of photos, not classes."""
         parts = part_names.parts_among(names)
         if len(parts) > 1:
-            raise self._refuse(place, f"{_some(parts)} are parts within a part: keep the parts in one place")
+            raise self._refuse(place, f"{some(parts)} are parts within a part: keep the parts in one place")
         for name in parts:
             self._check_lone(place, name, [other for other in names if other != name])
         if folds := [name for name in names if part_names.is_fold(name)]:
             raise self._refuse(
-                place, f"{_some(folds)}: folds are not read from folders: put their photos together, and set folds"
+                place, f"{some(folds)}: folds are not read from folders: put their photos together, and set folds"
             )
         if wrong := [name for name in names if part_names.is_never_a_class(name)]:
             raise self._refuse(
                 place,
-                f"{_some(wrong)}: a name for a collection of photos, not for a class: move it away, rename it, or, if "
+                f"{some(wrong)}: a name for a collection of photos, not for a class: move it away, rename it, or, if "
                 "it holds the class folders, set data to it",
             )
         for name in names:
             inner = self.tree.filled((*place, name))
             named = part_names.is_collection(name) and not part_names.part_of(name)
             if named and len(inner) > 1 and not self.tree.photos[(*place, name)]:
-                others = _some([other for other in names if other != name])
+                others = some([other for other in names if other != name])
                 raise self._refuse(
                     place,
                     f"{name} stands beside {others}: which holds the class folders? Set data to it, or move the others "
@@ -300,7 +300,7 @@ class _Finder:
         if len(layout.classes) > 1 and len(held) == 1 and len(names) > 1 and not direct and not given:
             first = "/".join(next(iter(layout.classes)))
             self.notes.append(
-                f"all class folders hold the folders {_some(names)}: taken as groups; if they are the classes, set "
+                f"all class folders hold the folders {some(names)}: taken as groups; if they are the classes, set "
                 f"data to one of the folders above them, such as {first}"
             )
 
@@ -329,7 +329,7 @@ class _Finder:
         parts = part_names.parts_among(sorted(names))
         strays = sorted(name for name in names if parts.get(name, "unlabelled") == "unlabelled")
         if strays:
-            raise self._refuse((), f"{_some(strays)} beside the parts that {where} holds: move the photos into a part")
+            raise self._refuse((), f"{some(strays)} beside the parts that {where} holds: move the photos into a part")
         layout.depth, layout.inner_parts = depth + 1, parts
 
     def _at_depth(self, layout: Layout, depth: int, where: str) -> list[Place]:
@@ -358,16 +358,15 @@ class _Finder:
         if len({part_names.part_of(name) for name in names}) > 1:
             raise self._refuse(
                 (),
-                f"the class folders hold {_some(names)}, one each: give every class all parts, or move the photos out",
+                f"the class folders hold {some(names)}, one each: give every class all parts, or move the photos out",
             )
         layout.depth = 1
-        self.notes.append(f"the folders {_some(names)} within the class folders are no groups")
+        self.notes.append(f"the folders {some(names)} within the class folders are no groups")
 
 
-def _some(names: Collection[str], most: int = 6) -> str:
-    """The first names, and how many more."""
-    names = list(names)
-    return ", ".join(names[:most]) + (f" and {len(names) - most} more" if len(names) > most else "")
+def _links_note(tree: Tree) -> list[str]:
+    names = some(["/".join(place) for place in tree.again])
+    return [f"links to folders that are read already were not followed: {names}"] if names else []
 
 
 def _skipped_notes(tree: Tree, layout: Layout) -> list[str]:

@@ -1,34 +1,39 @@
-"""How much memory all threads of a process take together for decoding photos."""
+"""How much memory all threads of a process take together for reading and decoding photos."""
 
 import contextlib
 import functools
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import psutil
 
 from fruitlib.core.errors import InputError
 
+CGROUP = Path("/sys/fs/cgroup/memory.max")  # a container's limit (Linux' cgroup v2): a number of bytes, or max
+
 
 class Memory:
-    """What all threads of this process take together for decoding, at most a quarter of what was available at first."""
+    """What all threads of this process take together, at most a share of the memory that was available at first.
 
-    def __init__(self):
-        self._changed, self._taken = threading.Condition(), 0
+    A lack of memory passes, so that it says nothing about a photo: one photo at a time may always go on.
+    """
+
+    def __init__(self, share: float):
+        self._changed, self._taken, self._share = threading.Condition(), 0, share
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
-        """Wait until `size` bytes fit beside what others hold; a photo larger than the limit is decoded alone.
+        """Wait until `size` bytes fit beside what others hold; a photo larger than the limit waits until it is alone.
 
         Raises:
-            InputError: more than there is.
+            InputError: more than the whole machine has.
         """
+        if size > (most := total()):
+            there = f"{most / 1e9:.1f} GB are in this machine"
+            raise InputError(f"decoding it takes {size / 1e9:.1f} GB of memory, {there}: save it smaller")
         with self._changed:
-            self._changed.wait_for(lambda: not self._taken or self._taken + size <= _limit())
-            if size > 2**26 and size > (free := psutil.virtual_memory().available):
-                raise InputError(
-                    f"decoding it takes {size / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free: save it smaller"
-                )
+            self._changed.wait_for(lambda: not self._taken or self._taken + size <= self._share * _available())
             self._taken += size
         try:
             yield
@@ -38,9 +43,20 @@ class Memory:
                 self._changed.notify_all()
 
 
-TAKEN = Memory()
+# Two, so that who waits for room to decode a photo may hold its file: who decodes waits for nothing more.
+FILES, PIXELS = Memory(1 / 16), Memory(3 / 16)
 
 
 @functools.cache
-def _limit() -> int:
-    return max(2**28, psutil.virtual_memory().available // 4)
+def total() -> int:
+    """The bytes of memory that this machine, or its container, has."""
+    most = psutil.virtual_memory().total
+    with contextlib.suppress(OSError, ValueError):
+        most = min(most, int(CGROUP.read_text()))
+    return most
+
+
+@functools.cache
+def _available() -> int:
+    """The bytes that are available when the first photo is read; at least a gigabyte, so that the shares are of use."""
+    return max(2**30, min(psutil.virtual_memory().available, total()))

@@ -118,10 +118,10 @@ def _inspect(file: Path, boxes: list, min_side: int, megapixels: float) -> list[
     """`inspect` for several boxes of one file."""
     sha256 = ""
     try:
-        content = decoding.read(file)
-        sha256 = hashlib.sha256(content).hexdigest()
-        with decoding.opened(content, file.suffix, megapixels, small=boxes == [None]) as photo:
-            return [_facts(photo, sha256, box, min_side) for box in boxes]
+        with decoding.contents(file) as content:
+            sha256 = hashlib.sha256(content).hexdigest()
+            with decoding.opened(content, file.suffix, megapixels, small=boxes == [None]) as photo:
+                return [_facts(photo, sha256, box, min_side) for box in boxes]
     except InputError as problem:
         return [("quarantined", str(problem), 0, 0, sha256, "", 0)] * len(boxes)
 

@@ -5,11 +5,12 @@ names are looked up in that folder and below it: what another machine wrote befo
 folders for all, and an id without an ending finds its file. What fits two files is refused.
 """
 
+import contextlib
 import math
 import os
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import pandas as pd
 from fruitlib.core import files
 from fruitlib.core.errors import InputError
 from fruitlib.core.texts import normal, printable
-from fruitlib.data.tree import SYSTEM
+from fruitlib.data import tree
 
 MOST_ENTRIES, SECONDS, DEPTH = 200_000, 5.0, 3  # of a search for photos near a table
 SHOWN, SOUGHT = 1000, 20_000  # names that show how many folders to drop; that are sought near a table
@@ -105,12 +106,13 @@ def _as_named(folder: Path, named: list[str], inside: bool) -> list[str | None]:
     order = np.argsort(codes, kind="stable")
     bounds = np.searchsorted(codes[order], np.arange(len(places) + 1))
     found: list[str | None] = [None] * len(named)
+    known: dict[str, dict[str, list[str]]] = {}
     for number, place in enumerate(places):
         if inside and _is_absolute(place):
             continue
         positions = order[bounds[number] : bounds[number + 1]].tolist()
         names = [named[position].rpartition("/")[2] for position in positions]
-        real = place if not place or os.path.isdir(folder / _root(place)) else _alike_folder(folder, place)
+        real = place if not place or os.path.isdir(folder / _root(place)) else _alike_folder(folder, place, known)
         if real is None:
             continue
         for position, file in zip(positions, _in_folder(folder / _root(real), names), strict=True):
@@ -157,20 +159,35 @@ def _only(free: dict[str, list[str]], wanted: Counter, key: str) -> str | None:
 
 def fold(name: str) -> str:
     """What names have in common that differ in case, Unicode form or spaces alone."""
-    return (
-        " ".join(name.split()).lower() if name.isascii() else normal(name).casefold()
-    )  # the first is ten times as fast
+    if name.isascii():  # ten times as fast
+        return " ".join(name.split()).lower()
+    return normal(name).casefold()
 
 
-def _alike_folder(folder: Path, place: str) -> str | None:
-    """The folder that looks like `place`, step by step, relative to `folder`; None where there is none, or several."""
+def _alike_folder(folder: Path, place: str, known: dict[str, dict[str, list[str]]]) -> str | None:
+    """The folder that looks like `place`, step by step, relative to `folder`; None where there is none, or several.
+
+    `known` keeps what was listed: thousands of names may be looked for in one folder.
+    """
     real = ""
     for step in place.split("/"):
-        entry = _in_folder(folder / _root(real), [step])[0] if step not in ("", "..") else step
+        entry = _alike_entry(folder, real, step, known) if step not in ("", "..") else step
         if not entry:
             return None
         real = f"{real}/{entry}" if real else entry
     return real if os.path.isdir(folder / real) else None
+
+
+def _alike_entry(folder: Path, real: str, step: str, known: dict[str, dict[str, list[str]]]) -> str | None:
+    if os.path.lexists(folder / real / step):  # also in a folder that may not be listed
+        return step
+    if real not in known:
+        known[real] = {}
+        with contextlib.suppress(OSError, ValueError), os.scandir(folder / _root(real)) as entries:
+            for entry in entries:
+                known[real].setdefault(fold(entry.name), []).append(entry.name)
+    alike = known[real].get(fold(step), ())
+    return alike[0] if len(alike) == 1 else None
 
 
 # ---- in a folder and below it
@@ -190,47 +207,31 @@ class Limit:
 
 
 def walk(folder: Path, depth: int = 100, limit: Limit | None = None) -> Iterator[str]:
-    """The files in a folder and below it, relative to it, nearest first; hidden ones and folders of systems are
-    skipped."""
-    level, visited = [""], set()
-    for _ in range(depth + 1):
-        deeper = []
-        for place in level:
-            for name, is_folder in _listing(folder / _root(place), visited):
-                if limit and limit.count():
-                    return
-                path = f"{place}/{name}" if place else name
-                if is_folder:
-                    deeper.append(path)
-                else:
-                    yield path
-        level = deeper
-
-
-def _listing(folder: Path, visited: set) -> list[tuple[str, bool]]:
-    """(name, whether it is a folder), sorted; nothing for a folder that was visited before or cannot be read."""
-    try:
-        facts = os.stat(folder)
-        if (facts.st_dev, facts.st_ino) in visited:  # a link to a folder above it
-            return []
-        visited.add((facts.st_dev, facts.st_ino))
-        with os.scandir(folder) as entries:
-            kept = [entry for entry in entries if not entry.name.startswith(".") and entry.name not in SYSTEM]
-            return sorted((entry.name, _is_folder(entry)) for entry in kept)
-    except OSError:
-        return []
-
-
-def _is_folder(entry: os.DirEntry) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link to itself
-        return False
+    """The files in a folder and below it, relative to it, nearest first, what links lead to last; hidden ones and
+    folders of systems are skipped, as is what cannot be read."""
+    real, links, seen = deque([("", 0)]), deque(), set()
+    while real or links:
+        place, below = (real or links).popleft()
+        found = None
+        with contextlib.suppress(OSError):
+            found = tree.entries(folder / _root(place), seen)
+        for name, is_folder, is_link in found or ():
+            if name.startswith("."):
+                continue
+            if limit and limit.count():
+                return
+            path = f"{place}/{name}" if place else name
+            if not is_folder:
+                yield path
+            elif below < depth:
+                (links if is_link else real).append((path, below + 1))
 
 
 class Index:
-    """Files by their names' last parts: `index.fits(name, cut)` are those that end as `name` does without its first
-    `cut` folders; where there are several, those directly in that place. A name without an ending fits a photo."""
+    """Files by their names' last parts. A name without an ending fits a photo.
+
+    Names are looked up together: thousands may share their last part, as in `tree 17/image.jpg`.
+    """
 
     def __init__(self, paths: Iterable[str], named: Iterable[str], is_photo: Callable[[str], bool]):
         wanted, self.by_name = {fold(name.rpartition("/")[2]) for name in named}, {}
@@ -240,19 +241,33 @@ class Index:
             for key in keys & wanted:
                 self.by_name.setdefault(key, []).append(path)
 
-    def fits(self, name: str, cut: int) -> list[str]:
-        *above, last = (fold(step) for step in tail_of(name, cut))
-        paths = self.by_name.get(last, [])
-        if above:
-            paths = [path for path in paths if [fold(step) for step in path.split("/")[:-1][-len(above) :]] == above]
-        direct = [path for path in paths if path.count("/") == len(above)]
-        return direct or paths
+    def fits(self, names: Iterable[str], cut: int) -> list[list[str]]:
+        """The files that end as each name does without its first `cut` folders."""
+        tails = [tail_of(name, cut) for name in names]
+        found = self.ending(set(tails))
+        return [found[tail] for tail in tails]
+
+    def ending(self, tails: Collection[tuple[str, ...]]) -> dict[tuple[str, ...], list[str]]:
+        """The files that end in each of the tails (of `tail_of`); where some lie directly in that place, these."""
+        found: dict[tuple[str, ...], list[str]] = {tail: [] for tail in tails}
+        lengths: dict[str, set[int]] = {}
+        for tail in found:
+            lengths.setdefault(tail[-1], set()).add(len(tail))
+        for last, some in lengths.items():
+            for path in self.by_name.get(last, ()):
+                steps = (*map(fold, path.split("/")[:-1]), last)
+                for key in (steps[-length:] for length in some if length <= len(steps)):
+                    if key in found:
+                        found[key].append(path)
+        for tail, paths in found.items():
+            found[tail] = [path for path in paths if path.count("/") < len(tail)] or paths
+        return found
 
     def cut(self, named: list[str]) -> int:
         """How many folders to drop from the names, so that most of some of them are found; the fewest that do."""
         some = named[:: max(len(named) // SHOWN, 1)]
         deepest = max((len(steps_of(name)) for name in some), default=1)
-        counts = [sum(bool(self.fits(name, cut)) for name in some) for cut in range(min(deepest, 20))]
+        counts = [sum(map(bool, self.fits(some, cut))) for cut in range(min(deepest, 20))]
         return counts.index(max(counts)) if counts else 0
 
 
@@ -260,10 +275,10 @@ def steps_of(name: str) -> list[str]:
     return [step for step in name.split("/") if step not in ("", ".")] or [""]
 
 
-def tail_of(name: str, cut: int) -> list[str]:
-    """The steps of a path without the first `cut`, but for the last one, which stays."""
+def tail_of(name: str, cut: int) -> tuple[str, ...]:
+    """The steps of a path, in the form of `fold`, without the first `cut`, but for the last one, which stays."""
     steps = steps_of(name)
-    return steps[min(cut, len(steps) - 1) :]
+    return tuple(map(fold, steps[min(cut, len(steps) - 1) :]))
 
 
 def _all_below(folder: Path, listing: Path, named: list[str], found: list, is_photo: Callable[[str], bool]) -> str:
@@ -291,16 +306,17 @@ def _below(
     lost = [name for name, file in zip(named, found, strict=True) if file is None]
     index = Index(paths, lost, is_photo)
     cut = 0 if len(lost) < len(named) else index.cut(lost)
+    fits = iter(index.fits(lost, cut))
     claimed = {file: name for name, file in zip(named, found, strict=True) if file is not None}
     found, example, number = list(found), "", 0
     for position, name in enumerate(named):
-        if found[position] is not None or not (fitting := index.fits(name, cut)):
+        if found[position] is not None or not (fitting := next(fits)):
             continue
         if len(fitting) > 1:
             why = f"{fitting[0]} and {fitting[1]} both fit"
             raise InputError(_ambiguous(listing, name, folder, why, "the folder of the right one"))
         if (other := claimed.setdefault(fitting[0], name)) != name:
-            why = f"{printable(other)} would be the same file, {fitting[0]}"
+            why = f"{other} would be the same file, {fitting[0]}"
             raise InputError(_ambiguous(listing, name, folder, why, "another folder, or correct the paths"))
         found[position], number = fitting[0], number + 1
         example = example or f"{printable(name)} is {printable(fitting[0])}"
@@ -310,8 +326,8 @@ def _below(
 
 def _ambiguous(listing: Path, name: str, folder: Path, why: str, advice: str) -> str:
     where = files.display_path(folder)
-    begin = f"{files.display_path(listing)}: {printable(name)} is not clear in {where}"
-    return f"{begin}: {printable(why)}; set photos_dir to {advice}"
+    begin = f"{files.display_path(listing)}: {name} is not clear in {where}"
+    return f"{begin}: {why}; set photos_dir to {advice}"
 
 
 # ---- none found: where are they?
@@ -322,8 +338,8 @@ def _none_found(named: list[str], folder: Path, photos_dir: str, is_photo: Calla
     example = named[0] if _is_absolute(named[0]) else f"{files.display_path(folder)}/{named[0]}"
     begin = f"none of its {len(named):,} photos was found"
     if photos_dir:
-        return f"{begin} in {files.display_path(folder)} or below it, such as {printable(named[0])}: correct photos_dir"
-    begin += f"; looked for {printable(example)} and the like"
+        return f"{begin} in {files.display_path(folder)} or below it, such as {named[0]}: correct photos_dir"
+    begin += f"; looked for {example} and the like"
     some = named[:: -(-len(named) // SOUGHT)]
     for start, least in ((folder, 1), (folder.parent, len(some) / 2)):  # further off, a few may be there by chance
         limit = Limit(MOST_ENTRIES, SECONDS)
@@ -337,11 +353,11 @@ def _none_found(named: list[str], folder: Path, photos_dir: str, is_photo: Calla
 def _suggestion(start: Path, index: Index, named: list[str], least: float) -> str:
     """The setting with which most of the photos would be found; "" where fewer than `least` would."""
     cut, bases, fitting = index.cut(named), Counter(), 0
-    for name in named:
-        files_of_name = index.fits(name, cut)
-        fitting += bool(files_of_name)
-        tail = len(tail_of(name, cut))
-        bases.update({"/".join(file.split("/")[:-tail]) for file in files_of_name})
+    tails = Counter(tail_of(name, cut) for name in named)
+    for tail, paths in index.ending(tails).items():
+        fitting += tails[tail] * bool(paths)
+        for base in {"/".join(path.split("/")[: -len(tail)]) for path in paths}:
+            bases[base] += tails[tail]
     if fitting < least:
         return ""
     (base, most), *others = sorted(bases.items(), key=lambda one: (-one[1], one[0]))

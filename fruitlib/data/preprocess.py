@@ -41,7 +41,7 @@ def decode(folder: Path, path: str, config: Config, sha256: str = "") -> np.ndar
     file, box = sources.locate(folder, path)
     with contextlib.ExitStack() as held:
         try:
-            content = decoding.read(file)
+            content = held.enter_context(decoding.contents(file))
             changed = sha256 and hashlib.sha256(content).hexdigest() != sha256
             bits = 0 if config.deep_bits == "auto" else config.deep_bits
             how = {"megapixels": config.max_megapixels, "bits": bits, "known": bool(sha256)}

@@ -26,7 +26,6 @@ NAMES = (*SAMPLES, *fetch.DATASETS)
 SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
 SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"}
 SUFFIXES |= {".heic", ".heif"}  # read with an extra; listed in any case, so that `photo_checks` says so
-WAY_ON = "add some, or leave the class out everywhere, or leave all splits empty, so that all photos are divided"
 RECORDS = {"sample.json", fetch.RECORD}
 
 
@@ -121,7 +120,8 @@ def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:
     for split, held in parts.groupby("split")["label"]:
         if missing := sorted(names - set(held)):
             more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
-            way = layouts.WAY_ON if what == "class folder" else WAY_ON
+            listed = "add some, or leave the class out everywhere, or leave all splits empty, so that all are divided"
+            way = layouts.WAY_ON if what == "class folder" else listed
             raise InputError(f"{place}: the {split} part has no {what} {missing[0]}{more}: {way}")
 
 

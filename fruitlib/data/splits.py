@@ -12,7 +12,7 @@ from fruitlib.core import files, source_code
 from fruitlib.core.config import SPLIT_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
-from fruitlib.core.texts import normal, printable
+from fruitlib.core.texts import normal, printable, shortened
 from fruitlib.data import duplicates, photo_checks, sources
 from fruitlib.data.stratify import assign_folds, assign_splits, subset, wanted_photos
 from fruitlib.data.tables import photo_of
@@ -73,9 +73,11 @@ def listing_text(rows: pd.DataFrame) -> str:
     """The classes of `sources.scan`'s rows with their photos, groups, and given parts, in one line."""
     counts = rows["label"].value_counts().sort_index()
     most = len(counts) if len(counts) <= MOST_LISTED else MOST_LISTED - 2
-    text = f"{len(counts):,} classes: " + ", ".join(f"{_short(name)} {n:,}" for name, n in counts.iloc[:most].items())
+    text = f"{len(counts):,} classes: " + ", ".join(
+        f"{shortened(name, 40)} {n:,}" for name, n in counts.iloc[:most].items()
+    )
     if len(counts) > most:
-        text += f", … and {len(counts) - most:,} more; smallest: {_short(counts.idxmin())} {counts.min():,}"
+        text += f", … and {len(counts) - most:,} more; smallest: {shortened(counts.idxmin(), 40)} {counts.min():,}"
     if groups := rows.loc[rows["group"] != "", "group"].nunique():
         text += f"; {groups:,} group{'s' * (groups > 1)}"
     if (rows["split"] != "").any():
@@ -83,10 +85,6 @@ def listing_text(rows: pd.DataFrame) -> str:
         parts = parts.reindex([*SPLITS, "in no part"]).dropna().astype(int)
         text += "; given parts: " + ", ".join(f"{name} {n:,}" for name, n in parts.items())
     return printable(text)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 40 else f"{name[:39]}…"
 
 
 def _made_manifest(
@@ -113,9 +111,8 @@ def _made_manifest(
         made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
         if made and load_record(sweep_dir)["identity"] == identity:
             return load_manifest(sweep_dir)
-        (sweep_dir / "manifest.json").unlink(
-            missing_ok=True
-        )  # a kill between the two writes must not pair new with old
+        # a kill between the two writes must not pair new with old
+        (sweep_dir / "manifest.json").unlink(missing_ok=True)
         files.write_csv(sweep_dir / "manifest.csv", manifest)
         files.write_json(sweep_dir / "manifest.json", facts)
     return manifest

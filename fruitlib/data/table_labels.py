@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 import pandas as pd
 
+from fruitlib.core.texts import some
 from fruitlib.data.table_text import Sheet
 
 YES = {"1", "1.0", "true", "True", "TRUE"}
@@ -33,21 +34,14 @@ def from_columns(chunk: pd.DataFrame, titles: dict[int, str]) -> pd.DataFrame:
     ones = fields.isin(YES)
     number = ones.sum(axis=1)
     wrong = pd.Series("", index=chunk.index, dtype=str)
-    wrong[number == 0] = f"none of the columns {listed(titles.values())} is 1: a photo needs one class"
+    wrong[number == 0] = f"none of the columns {some(titles.values())} is 1: a photo needs one class"
     for index in number.index[number > 1]:
         wrong[index] = (
-            f"several labels ({listed(titles[place] for place in titles if ones.at[index, place])}): {ONE_LABEL}"
+            f"several labels ({some(titles[place] for place in titles if ones.at[index, place])}): {ONE_LABEL}"
         )
     odd = ~(ones | fields.isin(NO)).all(axis=1)
-    wrong[odd] = f"a field that is not 0 or 1 in one of the columns {listed(titles.values())}"
+    wrong[odd] = f"a field that is not 0 or 1 in one of the columns {some(titles.values())}"
     return pd.DataFrame({"label": ones.idxmax(axis=1).map(titles).astype(str), "wrong": wrong})
-
-
-def listed(names: Iterable[str], most: int = 5) -> str:
-    """The first few names, and how many more there are."""
-    names = list(names)
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
 
 
 def several_in_a_cell(labels: Iterable[str]) -> dict[str, list[str]]:

@@ -17,7 +17,6 @@ from typing import TextIO
 import pandas as pd
 
 from fruitlib.core.errors import InputError
-from fruitlib.core.texts import printable
 
 CHUNK = 200_000  # rows read at a time, so that columns nobody asked for never fill the memory
 MARKS = {codecs.BOM_UTF32_LE: "utf-32", codecs.BOM_UTF32_BE: "utf-32"}  # UTF-32's first: UTF-16's begins like it
@@ -70,7 +69,7 @@ class Sheet:
             return f"line {self.lines + int(too_long[1])}: more fields than the header has columns"
         if opened := re.search(r"inside string starting at row (\d+)", summary):
             return f"line {self.line(int(opened[1]))}: a quotation mark is opened and never closed"
-        return printable(" ".join(summary.split()))
+        return " ".join(summary.split())
 
     def records(self) -> Iterator[tuple[int, list[str]]]:
         """(line on which it begins, fields) of the header and every row; blank lines are none.
@@ -169,10 +168,14 @@ def _not_utf8(path: Path) -> str:
 
 def _western(path: Path) -> str:
     """A word with an accent, where all that is not ASCII in a file can only be that, in Windows-1252; else ""."""
+    found = ""
     try:
-        text = path.read_text(encoding="cp1252")
+        with open(path, encoding="cp1252") as file:
+            for line in file:
+                if not _ACCENTED.sub("", line).isascii():
+                    return ""
+                if not found and not line.isascii():
+                    found = next(word for word in re.findall(r"\w+", line) if not word.isascii())
     except UnicodeDecodeError:
         return ""
-    if not _ACCENTED.sub("", text).isascii():
-        return ""
-    return next((word for word in re.findall(r"\w+", text) if not word.isascii()), "")
+    return found

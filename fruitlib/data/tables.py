@@ -14,7 +14,7 @@ import pandas as pd
 
 from fruitlib.core.config import nearest
 from fruitlib.core.errors import InputError
-from fruitlib.core.texts import normal, printable
+from fruitlib.core.texts import normal, some
 from fruitlib.data import part_names, table_labels, table_text
 from fruitlib.data.table_text import Sheet
 
@@ -72,7 +72,7 @@ def read_table(table: Path, columns: dict[str, str]) -> Listed:
     places, titles, notes = _places(sheet, columns)
     rows, blank = _cells(sheet, places, titles)
     if titles:
-        notes.append(f"{table.name}: a column per class was read: {table_labels.listed(titles.values())}")
+        notes.append(f"{table.name}: a column per class was read: {some(titles.values())}")
     if blank:
         notes.append(f"{blank:,} blank {'row' if blank == 1 else 'rows'} of {table.name}: skipped")
 
@@ -80,8 +80,7 @@ def read_table(table: Path, columns: dict[str, str]) -> Listed:
         if bad.any():
             index, more = int(bad.idxmax()), int(bad.sum()) - 1
             also = f" (and {more:,} more rows)" if more else ""
-            texts = {name: printable(text) for name, text in rows.loc[index].items()}
-            raise InputError(f"{table} line {sheet.line(index)}{also}: {why.format(**texts)}")
+            raise InputError(f"{table} line {sheet.line(index)}{also}: {why.format(**rows.loc[index])}")
 
     stop(rows["extra"] != "", "more fields than the header has columns: put text that holds a comma in quotes")
     stop(rows["path"] == "", "no path: every row needs one")
@@ -117,7 +116,7 @@ def _places(sheet: Sheet, columns: dict[str, str]) -> tuple[dict[str, int], dict
             in_table = ", ".join(name or "(no name)" for name in header) or "none"
             hint = f"name the one that holds it with columns: {{{_guess(name, header, names)}}}"
             where = f"{sheet.path} line {1 + sheet.hinted}"
-            raise InputError(printable(f"{where}: no column {title}; there are: {in_table}; {hint}"))
+            raise InputError(f"{where}: no column {title}; there are: {in_table}; {hint}")
         if header.count(title) > 1:
             raise InputError(f"{sheet.path} line 1: two columns are named {title}: rename one")
     places, notes = _whole_boxes(sheet, columns, names, places)
@@ -253,7 +252,7 @@ def each_once(listed: Listed, name: str) -> Listed:
             one, other = int((often[key] == row[key]).idxmax()), int(bad.idxmax())
             values = f"{first[other]!r} and {row[column]!r}"
             advice = "keep one, or give each object a row with its box" if column == "label" else "keep one"
-            two = f"{printable(row[key])} has two {column}s, {printable(values)}"
+            two = f"{row[key]} has two {column}s, {values}"
             raise InputError(f"{listed.where(one, other)}: {two}: {advice}")
     if not (again := often["path"].duplicated()).any():
         return listed

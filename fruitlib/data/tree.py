@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +23,12 @@ class Tree:
     Attributes:
         photos: the photo files of every folder that was entered, by place.
         others: the files of every folder that are no photos or are hidden, by place.
-        notes: sentences for people.
+        again: links to folders that were read already, which were not followed.
     """
 
     photos: dict[Place, list[str]] = field(default_factory=dict)
     others: dict[Place, list[str]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
+    again: list[Place] = field(default_factory=list)
     _below: dict[Place, int] = field(default_factory=dict)
     _children: dict[Place, list[str]] = field(default_factory=dict)
 
@@ -53,7 +53,7 @@ class Tree:
 
 
 def read_tree(root: Path, is_photo: Callable[[str], bool], ignored: Collection[str] = ()) -> Tree:
-    """Everything below `root`; links are followed, except to a folder above.
+    """Everything below `root`, each folder once: those that lie there first, then what links lead to.
 
     Hidden files count as skipped, also in hidden folders; but a hidden folder right in `root` (`.git`) is not entered.
 
@@ -64,33 +64,38 @@ def read_tree(root: Path, is_photo: Callable[[str], bool], ignored: Collection[s
     Raises:
         InputError: a folder that cannot be read.
     """
-    tree = Tree()
-    to_do: list[tuple[Place, Place, tuple]] = [((), (), ())]  # a place, its visible place, the folders above
-    while to_do:
-        place, visible, above = to_do.pop()
-        folder = os.path.join(root, *place)
-        if (identity := _identity(folder)) in above:
-            tree.notes.append(f"{'/'.join(place)}: a link to a folder above it was not followed")
-            if place == visible:
-                tree._children[place[:-1]].remove(place[-1])
+    tree, seen = Tree(), set()
+    real, links, unseen = deque([()]), deque(), deque()  # places; of hidden ones with the visible place above them
+    while real or links:
+        place = (real or links).popleft()
+        if (found := _entries(root, place, seen)) is None:
+            tree.again.append(place)
             continue
-        hidden = place != visible
-        if not hidden:
-            tree.photos[place], tree.others[place], tree._children[place] = [], [], []
-        for name, is_folder in _entries(folder):
-            unseen = hidden or name.startswith(".")
-            a_photo = not is_folder and not unseen and is_photo(name)
-            if a_photo or (is_folder and not unseen):
-                _check_name(folder, name)
-            if is_folder and unseen and place:
-                to_do.append(((*place, name), visible, (*above, identity)))
-            elif is_folder and not unseen:
-                tree._children[place].append(name)
-                to_do.append(((*place, name), (*place, name), (*above, identity)))
+        tree.photos[place], tree.others[place], tree._children[place] = [], [], []
+        if place:
+            tree._children[place[:-1]].append(place[-1])
+        for name, is_folder, is_link in found:
+            hidden = name.startswith(".")
+            a_photo = not hidden and not is_folder and is_photo(name)
+            if a_photo or (is_folder and not hidden):
+                _check_name(os.path.join(root, *place), name)
+            if is_folder and not hidden:
+                (links if is_link else real).append((*place, name))
+            elif is_folder and place:
+                unseen.append(((*place, name), place))
             elif a_photo:
                 tree.photos[place].append(name)
             elif not is_folder and (place or name not in ignored):
-                tree.others[visible].append(f".{name}" if hidden else name)
+                tree.others[place].append(name)
+    while unseen:
+        place, visible = unseen.popleft()
+        for name, is_folder, _ in _entries(root, place, seen) or ():
+            if is_folder:
+                unseen.append(((*place, name), visible))
+            else:
+                tree.others[visible].append(f".{name}")
+    for names in tree._children.values():
+        names.sort()
     _add_up(tree)
     return tree
 
@@ -138,17 +143,29 @@ def _add_up(tree: Tree) -> None:
     tree._below = below
 
 
-def _entries(folder: str) -> list[tuple[str, bool]]:
-    """(name, whether it is a folder) of everything in a folder, sorted; links are followed."""
-    listed = []
+def _entries(root: Path, place: Place, seen: set) -> list[tuple[str, bool, bool]] | None:
+    folder = os.path.join(root, *place)
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                if entry.name not in SYSTEM:
-                    listed.append((entry.name, _is_folder(entry)))
+        return entries(folder, seen)
     except OSError as problem:
         raise InputError(f"{folder}: the folder cannot be read ({problem.strerror}): check its permissions") from None
-    return sorted(listed)
+
+
+def entries(folder: str | Path, seen: set) -> list[tuple[str, bool, bool]] | None:
+    """(name, whether it is a folder, whether it is a link) of everything in a folder, sorted, but for what systems
+    left; None where `seen`, to which the folder is added, holds it already: links may lead to one folder many times.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    facts = os.stat(folder)
+    if (facts.st_dev, facts.st_ino) in seen:
+        return None
+    seen.add((facts.st_dev, facts.st_ino))
+    with os.scandir(folder) as found:
+        return sorted(
+            (entry.name, _is_folder(entry), entry.is_symlink()) for entry in found if entry.name not in SYSTEM
+        )
 
 
 def _check_name(folder: str, name: str) -> None:
@@ -163,11 +180,3 @@ def _is_folder(entry: os.DirEntry) -> bool:
         return entry.is_dir()
     except OSError:  # a link to itself
         return False
-
-
-def _identity(folder: str) -> tuple[int, int]:
-    try:
-        facts = os.stat(folder)
-    except OSError as problem:
-        raise InputError(f"{folder}: the folder cannot be read ({problem.strerror}): check its permissions") from None
-    return facts.st_dev, facts.st_ino

@@ -13,11 +13,10 @@ from xml.etree import ElementTree
 from xml.parsers import expat
 
 from fruitlib.core.errors import InputError
-from fruitlib.core.texts import printable
 from fruitlib.data import boxes
 from fruitlib.data.tables import LARGEST, Listed, part_of
 
-MOST_BYTES = 2**20
+MOST_BYTES, MOST_LIST = 2**20, 2**28  # of one photo's XML; of a list of a part's photos
 PHOTOS = ("JPEGImages", "images", "Images", "imgs", "photos")  # where the photos of `Annotations/` may be
 
 
@@ -53,17 +52,19 @@ def read(folder: Path, listings: list[tuple[Path, str, str]], is_photo: Callable
     """A row per object; see `folders_in` for what `listings` holds. Photos without an object are skipped with a note.
 
     Raises:
-        InputError: a file that is not VOC's XML, or an object without a name.
+        InputError: a file that is not VOC's XML, an object without a name, or a photo that is not clear.
     """
     rows, notes, empty, boxless = [], [], 0, 0
     sets = _image_sets(folder)
     for place, split, photos in listings:
-        there = {os.path.splitext(name)[0]: name for name in _names(folder / photos) if is_photo(name)}
+        there: dict[str, list[str]] = {}
+        for name in filter(is_photo, _names(folder / photos)):
+            there.setdefault(os.path.splitext(name)[0], []).append(name)
         for name in _names(place):
             if not name.lower().endswith(".xml"):
                 continue
             stem = os.path.splitext(name)[0]
-            found = _rows(place / name, _parse(place / name), there.get(stem, ""))
+            found = _rows(place / name, _parse(place / name), there.get(stem, []))
             above, part = f"{photos}/" if photos else "", split or sets.get(stem, "")
             rows += [row._replace(photo=above + row.photo, split=part) for row in found]
             empty, boxless = empty + (not found), boxless + sum(row.box is None for row in found)
@@ -85,10 +86,13 @@ def _image_sets(folder: Path) -> dict[str, str]:
     """The part of each photo, by its name without ending, where `ImageSets/Main` says so."""
     parts = {}
     for split in ("train", "val", "test"):
-        try:
-            lines = (folder / "ImageSets" / "Main" / f"{split}.txt").read_text(encoding="utf-8-sig").splitlines()
-        except (OSError, ValueError):
+        file = folder / "ImageSets" / "Main" / f"{split}.txt"
+        if not os.path.lexists(file):
             continue
+        try:
+            lines = boxes.content_of(file, MOST_LIST, "no list of photos").decode("utf-8-sig").splitlines()
+        except UnicodeDecodeError:
+            raise InputError(f"{file}: not a list of photos in UTF-8: save it as UTF-8 text") from None
         parts |= {fields[0]: split for line in lines if (fields := line.split())}
     return parts
 
@@ -116,16 +120,18 @@ def _parse(path: Path) -> ElementTree.Element:
     except (expat.ExpatError, ValueError, LookupError) as problem:
         if isinstance(problem, InputError):
             raise
-        raise InputError(f"{path}: not valid XML ({printable(str(problem))}): export it again") from None
+        raise InputError(f"{path}: not valid XML ({problem}): export it again") from None
     if root.tag != "annotation":
-        raise InputError(f"{path}: XML, but not Pascal VOC's (its root is {printable(root.tag)[:40]}, not annotation)")
+        raise InputError(f"{path}: XML, but not Pascal VOC's (its root is {root.tag[:40]}, not annotation)")
     return root
 
 
-def _rows(path: Path, root: ElementTree.Element, beside: str) -> list[boxes.Row]:
-    """A row per object; the photo is the one named like the XML (`beside`), else the one that it names."""
+def _rows(path: Path, root: ElementTree.Element, beside: list[str]) -> list[boxes.Row]:
+    """A row per object; the photo is the one named like the XML (of several in `beside` the one that it names), else
+    the one that it names.
+    """
     named = _text(root, "filename").replace("\\", "/").rpartition("/")[2]
-    photo = beside or named
+    photo = named if named in beside or not beside else beside[0]
     size = (_number(_text(root, "size/width")), _number(_text(root, "size/height")))
     size = size if min(size) > 0 else (math.inf, math.inf)
     rows = []
@@ -135,6 +141,8 @@ def _rows(path: Path, root: ElementTree.Element, beside: str) -> list[boxes.Row]
             raise InputError(f"{where}: no name: every object needs its class")
         if not photo:
             raise InputError(f"{path}: no filename, and no photo of its own name beside it: add the photo")
+        if len(beside) > 1 and photo != named:
+            raise InputError(f"{path}: {beside[0]} and {beside[1]} both fit it: write the right one into its filename")
         rows.append(boxes.Row(photo, label, "", _box(entry.find("bndbox"), where), size, where))
     return rows
 

@@ -13,16 +13,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
-from fruitlib.core.errors import InputError, first_line
-from fruitlib.core.texts import printable
+from fruitlib.core import yaml_files
+from fruitlib.core.errors import InputError
 from fruitlib.data import boxes, decoding, photo_paths
 from fruitlib.data.tables import Listed
 
 PARTS = {"train": "train", "val": "val", "valid": "val", "test": "test"}  # data.yaml's keys
-MOST_BYTES, DEEPEST = 100_000, 10  # of data.yaml
 MOST_LABELS, MOST_LIST = 10**6, 2**28  # bytes of one photo's label file; of a list of photos
 THREADS = 8  # headers are waited for more than they are computed
 
@@ -31,8 +29,8 @@ def is_described(path: Path) -> bool:
     """Whether a YAML file describes a YOLO data set."""
     try:
         content = _load(path)
-    except InputError:
-        return False
+    except InputError:  # one that is named as such a file is named is meant: reading it says what is wrong
+        return path.stem == "data"
     return isinstance(content, dict) and "names" in content and bool(set(PARTS) & set(content))
 
 
@@ -79,27 +77,10 @@ def read(path: Path, folder: Path, is_photo: Callable[[str], bool]) -> Listed:
 # ---- data.yaml
 
 
-class _Texts(yaml.SafeLoader):
-    """Every value is text: a class may be named no, or 01."""
-
-
-_Texts.yaml_implicit_resolvers = {}
-
-
 def _load(path: Path) -> Any:
-    """A small YAML file; without aliases, of which a few lines may stand for billions of values."""
-    text, depth = boxes.content_of(path, MOST_BYTES, "no description of a data set"), 0
-    try:
-        for event in yaml.parse(text, Loader=_Texts):
-            depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
-            if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
-                raise InputError(f"{path}: aliases (*) or deep nesting, which no data set needs: write it flat")
-        return yaml.load(text, Loader=_Texts)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as problem:
-        if isinstance(problem, InputError):
-            raise
-        why = printable(first_line(getattr(problem, "problem", None) or problem))
-        raise InputError(f"{path}: not valid YAML ({why})") from None
+    if not os.path.isfile(path):  # reading a pipe would wait for ever
+        raise InputError(f"{path}: no such file of annotations")
+    return yaml_files.read(path, texts=True)[0]
 
 
 def _names(path: Path, content: Any) -> dict[str, str]:
@@ -134,7 +115,7 @@ def _photos(path: Path, folder: Path, key: str, place: str, is_photo: Callable[[
     found = next((tail for tail in tails if (folder / (tail or ".")).exists()), None)
     if found is None:
         advice = "correct it, or set photos_dir to the folder that has it"
-        raise InputError(f"{path}: {key}: {printable(place)} is not in {folder}: {advice}")
+        raise InputError(f"{path}: {key}: {place} is not in {folder}: {advice}")
     if (folder / found).is_dir():
         above = f"{found}/" if found else ""
         yield from (above + photo for photo in sorted(photo_paths.walk(folder / (found or "."))) if is_photo(photo))
@@ -154,10 +135,10 @@ def _from_text(path: Path, folder: Path, listing: Path, is_photo: Callable[[str]
         raise InputError(f"{listing}: lists no photo")
     index = photo_paths.Index(photo_paths.walk(folder), lines, is_photo)
     cut, found = index.cut(lines), []
-    for line in lines:
-        if len(fitting := index.fits(line, cut)) != 1:
+    for line, fitting in zip(lines, index.fits(lines, cut), strict=True):
+        if len(fitting) != 1:
             problem = "is not in" if not fitting else f"fits {fitting[0]} and {fitting[1]} in"
-            raise InputError(f"{listing}: {printable(line)} {problem} {folder}: correct the list")
+            raise InputError(f"{listing}: {line} {problem} {folder}: correct the list")
         found.append(fitting[0])
     return found
 
@@ -175,6 +156,8 @@ def upright_sizes(photos: list[Path]) -> list[tuple[int, int] | None]:
 
 
 def _upright_size(file: Path) -> tuple[int, int] | None:
+    if not os.path.isfile(file):  # reading a pipe would wait for ever
+        return None
     try:
         heic = file.suffix.lower() in (".heic", ".heif") and decoding.heif_is_readable()
         with Image.open(file, formats=("HEIF",) if heic else decoding.FORMATS) as photo:
@@ -218,7 +201,7 @@ def _rows(file: Path, lines: list, names: dict, photo: str, split: str, size: tu
         where = f"{file} line {number}"
         label = names.get(name.removesuffix(".0"))
         if label is None:
-            raise InputError(f"{where}: class {printable(name)} is not among the names of data.yaml: add it")
+            raise InputError(f"{where}: class {name} is not among the names of data.yaml: add it")
         width, height = size or (0, 0)
         near, far = _share(fields, where)
         box = (near[0] * width, near[1] * height, far[0] * width, far[1] * height)

@@ -4,7 +4,6 @@ Other programs' CSVs work too: their columns can be named, their paths may be wr
 classes may come in another order. The photos that both sides predicted are compared.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +24,7 @@ from fruitlib.evaluation.prediction_tables import (
 )
 from fruitlib.evaluation.significance import PairedDifference
 from fruitlib.runs.run import POOLED
+from fruitlib.runs.status import read_sweep
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,7 @@ def _ranked(folder: Path) -> tuple[list[str], bool]:
     """The runs of a sweep, the chosen one first, then from best to worst; of folds (True) the combinations."""
     if not (folder / "sweep.json").is_file() or not (folder / "results.csv").is_file():
         return sorted(path.parent.name for path in folder.glob("*/predictions_val.csv")), False
-    sweep = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))
+    sweep = read_sweep(folder)
     folds = (folder / "results_oof.csv").is_file() and (folder / POOLED).is_file()
     if folds:
         table, key = files.read_csv(folder / "results_oof.csv"), "combination"
@@ -268,7 +268,7 @@ def _ranked(folder: Path) -> tuple[list[str], bool]:
         table, key = files.read_csv(folder / "results.csv", dtype={"run": str}), "run"
         made = {run["name"] for run in sweep["runs"] if "stages" in run}
         table = table[(table["state"] == "complete") & ~table["run"].isin(made)]
-    by = sweep.get("choose_by", "macro_f1")
+    by = str(sweep.get("choose_by", "macro_f1"))
     table = table.sort_values(by, ascending=False, kind="stable") if by in table else table
     names = table[key].tolist()
     names.sort(key=lambda name: name != sweep.get("chosen"))

@@ -5,7 +5,7 @@ scipy is imported where it is used, so that this module costs nothing to import.
 and intervals of two runs; the tables below are its.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -306,28 +306,6 @@ def _f1_variance_alone(labels: np.ndarray, a: np.ndarray, b: np.ndarray, matrice
 # ---------------------------------------------------------------- runs of a sweep
 
 
-def paired_gain(a: Iterable[float], b: Iterable[float], folds: int = 0) -> dict[str, float]:
-    """Mean of b - a over pairs, with its 95 % interval by Student's t; keys gain, low, high, n.
-
-    Pairs share everything but what is compared (seed, fold). Runs on `folds` of one division share training photos,
-    so their differences vary together: the variance is then (1/n + 1/(folds - 1)) s² instead of s²/n (Nadeau and
-    Bengio 2003, equation 7). It covers other seeds or folds of these photos, not other photos. With one pair low and
-    high are NaN.
-
-    Raises:
-        InputError: lists of different lengths, or empty ones.
-    """
-    from scipy.stats import t
-
-    a, b = np.asarray(list(a), float), np.asarray(list(b), float)
-    if len(a) != len(b) or not len(a):
-        raise InputError(f"paired gain: {len(a)} and {len(b)} numbers; expected as many on both sides, at least one")
-    gain, n = float((b - a).mean()), len(a)
-    shared = 1 / (folds - 1) if folds > 1 else 0  # validation photos to training photos
-    half = float(t.ppf(0.975, n - 1) * (b - a).std(ddof=1) * np.sqrt(1 / n + shared)) if n > 1 else np.nan
-    return {"gain": gain, "low": gain - half, "high": gain + half, "n": n}
-
-
 def holm(p_values: Sequence[float]) -> np.ndarray:
     """p values (k,) corrected for k questions (Holm 1979), so that the chance of *any* false alarm holds.
 
@@ -338,29 +316,3 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
     corrected = np.empty(len(p))
     corrected[order] = np.minimum(np.maximum.accumulate(np.arange(len(p), 0, -1) * p[order]), 1)
     return corrected
-
-
-def pairs_needed(differences: Sequence[float], power: float = 0.8, at_most: int = 10_000) -> int | None:
-    """How many pairs like these a t test needs to tell their mean from 0 (5 %, two-sided) with this power.
-
-    A rough guess, since mean and spread are themselves guesses; None beyond `at_most`, or with fewer than two.
-    """
-    from scipy.stats import nct, t
-
-    values = np.asarray(differences, float)
-    if len(values) < 2 or not (spread := values.std(ddof=1)) or not values.mean():
-        return None
-    effect = abs(values.mean()) / spread
-
-    def reached(n: int) -> bool:
-        return nct.sf(t.ppf(0.975, n - 1), n - 1, effect * np.sqrt(n)) >= power
-
-    low, high = 2, 2
-    while not reached(high):
-        low, high = high, 2 * high
-        if high > at_most:
-            return None
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if reached(middle) else (middle + 1, high)
-    return high

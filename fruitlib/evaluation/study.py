@@ -1,6 +1,5 @@
 """A sweep's runs as a table to draw conclusions from: scores, the settings that differ, epochs to converge."""
 
-import json
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -12,6 +11,7 @@ import pandas as pd
 from fruitlib.core import files
 from fruitlib.core.errors import InputError
 from fruitlib.runs.run import Run
+from fruitlib.runs.status import read_sweep
 
 SCORES = ("macro_f1", "accuracy", "balanced_accuracy", "macro_precision", "macro_recall")  # higher is better, 0 to 1
 CONVERGED = "epochs_to_converge"
@@ -61,10 +61,9 @@ def load_study(sweep_dir: Path, measure: str = "") -> Study:
     """
     sweep = {}
     if (sweep_dir / "results.csv").is_file() and (sweep_dir / "sweep.json").is_file():
-        sweep = json.loads((sweep_dir / "sweep.json").read_text(encoding="utf-8"))
-        listed = {
-            run["name"]: run["settings"] for run in sweep["runs"] if "stages" not in run
-        }  # stages: made to be shipped
+        sweep = read_sweep(sweep_dir)
+        compared = [run for run in sweep["runs"] if "stages" not in run]  # stages: made to be shipped
+        listed = {run["name"]: run.get("settings", {}) for run in compared}
         table = files.read_csv(sweep_dir / "results.csv", dtype={"run": str})
     else:
         listed, table = _by_hand(sweep_dir)

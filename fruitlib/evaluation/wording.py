@@ -4,10 +4,11 @@
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 
+from fruitlib.core import texts
 from fruitlib.evaluation import intervals
 from fruitlib.evaluation.compare import Comparison, Pair, sides_without_labels
 from fruitlib.evaluation.intervals import Share
@@ -130,17 +131,13 @@ def match_text(pair: Pair) -> str:
     for side, n in (("A", pair.only_a), ("B", pair.only_b)):
         text += f"; only in {side}, and left out: {n}" if n else ""
     if pair.respelled:
-        text += f"; classes that are spelled in several ways, and were taken for one: {_some(pair.respelled)}"
+        names = texts.some(pair.respelled, 3)
+        text += f"; classes that are spelled in several ways, and were taken for one: {names}"
     for side in sides_without_labels(pair):
-        predicted, labels = (_some(pair.table[name]) for name in (side, "label"))
+        predicted, labels = (texts.some(sorted(set(pair.table[name])), 3) for name in (side, "label"))
         text += f"; nothing that {side.upper()} predicts ({predicted}) is a label ({labels}): "
         text += "does it call the classes by other names?"
     return text
-
-
-def _some(names: Iterable[str]) -> str:
-    shown = sorted(set(names))
-    return ", ".join(shown[:3]) + " …" * (len(shown) > 3)
 
 
 def comparison_text(comparison: Comparison) -> str:

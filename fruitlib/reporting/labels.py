@@ -25,7 +25,7 @@ def label(text: object, letters: int = 32) -> str:
     leaves such names out of legends. A font that has its letters is looked for; where none is installed, a line says
     once which package brings one. (`$` is harmless as `style.use_style` turns math off.)
     """
-    shown = shortened(texts.printable(str(text)), letters)
+    shown = texts.shortened(texts.printable(str(text)), letters)
     find_fonts(shown)
     return ZERO_WIDTH + shown if shown.startswith("_") else shown
 
@@ -35,32 +35,6 @@ def labels(names: Iterable, letters: int = 32) -> list[str]:
     return [label(name, letters) for name in names]
 
 
-def shortened(text: str, letters: int) -> str:
-    """`text`, or its beginning and end with `…` between them; an East Asian letter counts as two."""
-    if len(text) * 2 <= letters or sum(map(_width, text)) <= letters:
-        return text
-    text = text if len(text) <= 20 * letters else text[: 10 * letters] + text[-10 * letters :]
-    back = _beginning(text[::-1], (letters - 1) // 3)[::-1]
-    while back and _width(back[0]) == 0:  # an accent without its letter
-        back = back[1:]
-    return f"{_beginning(text, letters - 1 - sum(map(_width, back)))}…{back}"
-
-
-def _beginning(text: str, letters: int) -> str:
-    for place, letter in enumerate(text):
-        letters -= _width(letter)
-        if letters < 0:
-            return text[:place]
-    return text
-
-
-def _width(letter: str) -> int:
-    """0 for accents, joiners and variants of the letter before, 2 for an East Asian letter, else 1."""
-    if unicodedata.category(letter) in ("Mn", "Me", "Cf"):
-        return 0
-    return 2 if unicodedata.east_asian_width(letter) in "WF" else 1
-
-
 def find_fonts(text: str) -> None:
     """Add fonts to matplotlib's list of families until it has every letter of `text`, as far as any is installed."""
     for letter in set(text):
@@ -68,7 +42,7 @@ def find_fonts(text: str) -> None:
         if (
             letter.isascii()
             or letter.isspace()
-            or not _width(letter)
+            or not texts.width(letter)
             or script in _unknown_scripts
             or _has(_base_file(), letter)
         ):

@@ -53,7 +53,7 @@ def load(path: Path) -> Page:
         raise
     except Exception as problem:  # whatever stands in the file, the other pages are written
         reason = f"{type(problem).__name__}: {first_line(problem)}" if isinstance(problem, KeyError) else problem
-        return Page(path, path.stem, failure=f"{path.name} cannot be read: {first_line(reason)[:200]}")
+        return Page(path, path.stem, failure=f"{path.name} cannot be read: {texts.shortened(first_line(reason), 200)}")
 
 
 def _read(path: Path) -> Page:
@@ -72,7 +72,7 @@ def _read(path: Path) -> Page:
     first = page.cells[0] if page.cells else None
     if first and first.cell_type == "markdown" and first.source.lstrip().startswith("# "):
         title, _, first.source = first.source.lstrip()[2:].partition("\n")
-        page.title = texts.printable(re.sub(r"[`*]", "", title).strip())[:300]
+        page.title = texts.shortened(texts.printable(re.sub(r"[`*]", "", title).strip()), 300)
     return page
 
 
@@ -107,7 +107,7 @@ def _headline(output) -> dict:
 
 def _one_line(error) -> str:
     text = ": ".join([error.ename, *strip_ansi(error.evalue).strip().splitlines()[:1]])
-    return texts.printable(text)[:1000]
+    return texts.shortened(texts.printable(text), 1000)
 
 
 def _settings(cells: list) -> list[tuple[str, str, str, str]]:
@@ -190,7 +190,7 @@ def _display(output, heading: str, clean) -> str:
         return f'<div class="scroll">{shown}</div>'
     plain = _text(data.get("text/latex")) or _text(data.get("text/plain"))
     if not plain and data:
-        return f'<p class="note">An output of type {escape(", ".join(data)[:300])} is in the notebook alone.</p>'
+        return f'<p class="note">An output of type {escape(texts.some(data))} is in the notebook alone.</p>'
     return f"<pre>{ansi2html(_cut(plain))}</pre>" if plain else ""
 
 
@@ -200,7 +200,7 @@ def _picture(mime: str, content, metadata, heading: str) -> str:
         address = pictures.embedded(mime, _text(content))
     except pictures.NotShown as problem:
         return f'<p class="note">A picture could not be shown: {escape(problem)}. The notebook has it.</p>'
-    alt = escape(f"{metadata.get('alt') or f'Figure: {heading}'}"[:300])
+    alt = escape(texts.shortened(f"{metadata.get('alt') or f'Figure: {heading}'}", 300))
     sides = {side: f"{metadata.get(side)}" for side in ("width", "height")}
     size = "".join(f' {side}="{value}"' for side, value in sides.items() if re.fullmatch("[0-9]{1,4}", value))
     return f'<figure><img src="{address}" alt="{alt}"{size}></figure>'

@@ -7,7 +7,6 @@ browser. This module decides which pages there are and what the index says, `pag
 
 import contextlib
 import functools
-import json
 import math
 import os
 from importlib.resources import files
@@ -18,20 +17,22 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from fruitlib.core import source_code
+from fruitlib.core import source_code, texts
 from fruitlib.core.errors import InputError, first_line
-from fruitlib.core.files import fingerprint, is_disk_failure, os_error_text, read_csv, resolve, write_text
+from fruitlib.core.files import fingerprint, is_disk_failure, os_error_text, read_csv, read_json, resolve, write_text
 from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.selection import SelectionOptimism
 from fruitlib.evaluation.sweep_answers import INSIGHT
 from fruitlib.evaluation.wording import choice_text, plural_of
 from fruitlib.reporting import pages as notebooks
 from fruitlib.reporting.pages import Page
+from fruitlib.runs.status import read_sweep
 
 EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run that names no `stages`
 LOWER_IS_BETTER = ("loss", "miss", "error", "latency", "seconds", "size")
 MAX_PLOTTED = 20  # runs in the interval plot, best first
 NONE = "–"
+LINK = "is a link and is left out: put what it leads to there"
 
 
 def build_site(sweep_dir: Path, changed_only: bool = False) -> Path:
@@ -65,7 +66,7 @@ def left_out(sweep_dir: Path) -> list[str]:
     """A line for each link to a folder or notebook, in a sweep's folder or a run's: nothing goes through it."""
     sweep_dir = resolve(sweep_dir)
     found = [path for folder in [sweep_dir, *_folders(sweep_dir)] for path in _links(folder)]
-    return [f"{path.relative_to(sweep_dir)} is a link and is left out: put what it leads to there" for path in found]
+    return [f"{path.relative_to(sweep_dir)} {LINK}" for path in found]
 
 
 def _links(folder: Path) -> list[Path]:
@@ -96,19 +97,18 @@ def _short_index(sweep_dir: Path, pages: dict[str, list[Page]], reason: str) -> 
 
 
 def _read_sweep(sweep_dir: Path) -> dict:
-    path = sweep_dir / "sweep.json"
+    if (path := sweep_dir / "sweep.json").is_symlink():
+        raise InputError(f"{path} {LINK}")
     try:
-        sweep = {"title": sweep_dir.name, "chosen": None, "choose_by": "macro_f1"} | json.loads(path.read_text("utf-8"))
-        sweep.setdefault("shipped", sweep["chosen"])
-        sweep["group_words"] = plural_of(sweep.get("group_word") or "group")
-        runs = [{"state": "pending", "error": None, "name": run["name"] + ""} | run for run in sweep["runs"]]
-        sweep["runs"] = [run for run in runs if _names_a_folder(run["name"])]
-        refused = [repr(run["name"])[:200] for run in runs if not _names_a_folder(run["name"])]
-        sweep["refused"] = [f"sweep.json lists a run {name}, which no folder can be called" for name in refused]
+        sweep = {"title": sweep_dir.name, "chosen": None, "choose_by": "macro_f1"} | read_sweep(sweep_dir)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{sweep_dir} holds no sweep.json: give a sweep's folder, executed/<sweep>") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} cannot be read ({error!r}): run the sweep again to rewrite it") from None
+    sweep.setdefault("shipped", sweep["chosen"])
+    sweep["group_words"] = plural_of(str(sweep.get("group_word") or "group"))
+    runs = [{"state": "pending", "error": None} | run for run in sweep["runs"]]
+    sweep["runs"] = [run for run in runs if _names_a_folder(run["name"])]
+    refused = [texts.shortened(repr(run["name"]), 200) for run in runs if not _names_a_folder(run["name"])]
+    sweep["refused"] = [f"sweep.json lists a run {name}, which no folder can be called" for name in refused]
     return sweep
 
 
@@ -199,9 +199,8 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
     rows = {str(row.get("run")): row for row in results}
     runs = [run | {"row": rows.get(run["name"], {}), "pages": pages.get(run["name"], [])} for run in sweep["runs"]]
     complete = [run for run in runs if run["state"] == "complete"]
-    ranked = _ranked(
-        [run for run in complete if "stages" not in run], sweep
-    )  # a run with stages was trained on the validation photos too
+    # a run with stages was trained on the validation photos too
+    ranked = _ranked([run for run in complete if "stages" not in run], sweep)
     shipped = next((run for run in runs if run["name"] == sweep["shipped"]), None)
     pooled.sort(key=lambda row: -_number(row.get(sweep["choose_by"])))
     winners = [row for row in pooled if shipped and row.get("combination") == shipped["row"].get("combination")]
@@ -234,18 +233,20 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
 def _photos(sweep_dir: Path) -> dict:
     """The classes that were found (`listing`), and notes on what was left out; empty where 01 has not been executed."""
     try:
-        record = json.loads((sweep_dir / "manifest.json").read_text("utf-8"))
+        record = {} if (path := sweep_dir / "manifest.json").is_symlink() else read_json(path)
         return {"listing": record.get("listing") or "", "notes": list(map(str, record.get("notes") or []))}
-    except (OSError, ValueError, TypeError, AttributeError):
+    except (OSError, ValueError, TypeError):
         return {"listing": "", "notes": []}
 
 
 def _table(path: Path) -> tuple[list[dict], str]:
-    """(rows, one line on why the file cannot be read or ""); a file that is not there has no rows."""
+    """(rows, one line on why the file is not read or ""); a file that is not there has no rows."""
+    if path.is_symlink():
+        return [], f"{path.name} {LINK}"
     try:
         return (read_csv(path, dtype={"run": str}).to_dict("records"), "") if path.is_file() else ([], "")
     except (OSError, ValueError) as error:
-        return [], f"{path.name} cannot be read: {str(error).strip().splitlines()[0]}"
+        return [], f"{path.name} cannot be read: {first_line(error)}"
 
 
 def _problems(run: dict, expected: list[str]) -> list[str]:

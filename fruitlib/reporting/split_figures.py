@@ -117,10 +117,8 @@ def group_sizes(manifest: pd.DataFrame) -> Axes:
 
 def _discs(ax: Axes, row: int, counts: pd.Series, most: int, disc: float) -> None:
     """A disc for each size (index) of so many groups (value), with the number in it where it fits."""
-    areas, least = (
-        disc * (30 + 370 * counts / most),
-        0 if len(counts) <= 12 else 150,
-    )  # among many only large discs have numbers
+    areas = disc * (30 + 370 * counts / most)
+    least = 0 if len(counts) <= 12 else 150  # among many only large discs have numbers
     ax.scatter(counts.index, [row] * len(counts), s=areas, color=COLOURS["train"], alpha=0.8, linewidth=0)
     for (size, count), area in zip(counts.items(), areas, strict=True):
         if count > 1 and area >= max(least, 25 * len(f"{count:,}") ** 2):

@@ -1,7 +1,6 @@
 """The run folder: what is in it, which stages of it still hold, who works on it."""
 
 import contextlib
-import json
 import os
 import shutil
 import zipfile
@@ -52,8 +51,18 @@ class Run:
 
     @cached_property
     def params(self) -> dict:
-        """`params.yaml`: `settings` as they ran and the `record` of versions, data and device."""
-        return yaml_files.read(self.path / "params.yaml")[0]
+        """`params.yaml`: `settings` as they ran and the `record` of versions, data and device.
+
+        Raises:
+            InputError: it cannot be read, or is damaged.
+        """
+        path = self.path / "params.yaml"
+        content = yaml_files.read(path)[0]
+        parts = [content.get(name) for name in ("settings", "record")] if isinstance(content, dict) else [None]
+        if not all(isinstance(part, dict) for part in parts):
+            message = f"damaged (settings and record were expected); {files.AGAIN}"
+            raise InputError(message, place=files.display_path(path))
+        return content
 
     @cached_property
     def config(self) -> Config:
@@ -183,13 +192,7 @@ class Run:
         Raises:
             InputError: it is damaged.
         """
-        try:
-            return json.loads((self.path / name).read_text(encoding="utf-8"))
-        except ValueError:
-            where = files.display_path(self.path / name)
-            raise InputError(f"{where}: damaged; remove it, and run the same command again") from None
-        except FileNotFoundError:  # or removed just now, by a process that restarts this run
-            return {}
+        return files.read_json(self.path / name, default={})  # or removed just now, by a process that restarts this run
 
     def identity(self, stage: str) -> str:
         """The fingerprint this stage's result would have if it were made now."""

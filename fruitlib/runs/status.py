@@ -2,11 +2,12 @@
 
 import contextlib
 import csv
-import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fruitlib.core import files
+from fruitlib.core.errors import InputError
 from fruitlib.runs.run import WORKING
 
 SHARES = {"02_train": 0.7, "03_metrics": 0.08, "04_gradcam": 0.1, "05_quantize": 0.12}  # of a small run's time
@@ -60,15 +61,36 @@ class SweepStatus:
         return ", ".join(parts)
 
 
+def read_sweep(sweep_dir: Path) -> dict:
+    """`sweep.json`: its `runs` are a list of mappings with a `name`; title and `settings` are as they should be.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InputError: it is damaged.
+    """
+    path = sweep_dir / "sweep.json"
+    sweep = files.read_json(path)
+    runs = sweep.get("runs")
+    whole = isinstance(sweep.get("title", ""), str) and isinstance(runs, list)
+    if not whole or not all(map(_is_run, runs)):
+        raise InputError(f"damaged (a list of runs was expected); {files.AGAIN}", place=files.display_path(path))
+    return sweep
+
+
+def _is_run(listed: object) -> bool:
+    if not isinstance(listed, dict):
+        return False
+    return isinstance(listed.get("name"), str) and isinstance(listed.get("settings", {}), dict)
+
+
 def load_status(sweep_dir: Path) -> SweepStatus:
     """The status of a sweep from its folder; without runs where none has begun."""
-    path = sweep_dir / "sweep.json"
     try:
-        sweep = json.loads(path.read_text(encoding="utf-8"))
+        sweep = read_sweep(sweep_dir)
         metric = sweep["choose_by"]
         runs = [load_run_status(sweep_dir / run["name"], run, metric) for run in sweep["runs"]]
         return SweepStatus(sweep["title"], metric, sweep.get("total", len(runs)), runs)
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return SweepStatus(str(sweep_dir.name))
 
 
@@ -78,7 +100,7 @@ def load_run_status(folder: Path, known: dict, metric: str) -> RunStatus:
     with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
         marker = folder / WORKING
         if time.time() - marker.stat().st_mtime < STALE:
-            working = json.loads(marker.read_text(encoding="utf-8"))
+            working = files.read_json(marker)
             status.state, status.stage = "running", working["stage"]
             order = list(SHARES)
             if status.stage in order:

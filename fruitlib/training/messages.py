@@ -8,9 +8,8 @@ import os
 
 from fruitlib.core import machine
 
-STARTER = (
-    "FRUITLIB_STARTER"  # environment variable of processes that another one follows: its pid, and when it started them
-)
+# Environment variable of processes that another one follows: its pid, and when it started them
+STARTER = "FRUITLIB_STARTER"
 MARK = "\x1e"  # ASCII's record separator: libraries don't print it
 LINE, EPOCH, ERROR = "line", "epoch", "error"  # kinds of message
 

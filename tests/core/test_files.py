@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 
 from fruitlib.core import files
+from fruitlib.core.errors import InputError
 
 ROOT = Path(__file__).parents[2]
+NO_MAPPING = [b"", b"{", b"[]", b"null", b'"x"', b"5", b"\xff", b'{"a":' * 100_000]
 
 
 def run(code, *arguments):
@@ -29,6 +31,7 @@ def test_a_new_file_follows_the_umask_and_an_old_one_keeps_its_permissions(tmp_p
     write = """
 import os, sys
 from fruitlib.core import files
+from fruitlib.core.errors import InputError
 os.umask(int(sys.argv[2]))
 files.write_text(sys.argv[1], "a")
 """
@@ -42,6 +45,7 @@ def test_a_folder_of_a_killed_process_is_removed_by_the_next_and_a_living_ones_s
     killed = """
 import os, signal, sys
 from fruitlib.core import files
+from fruitlib.core.errors import InputError
 with files.folder_beside(sys.argv[1]) as folder:
     (folder / "half.jpg").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)
@@ -55,3 +59,20 @@ with files.folder_beside(sys.argv[1]) as folder:
     run(killed, target)
     files.remove_stale_partials(tmp_path)
     assert os.listdir(target.parent) == []
+
+
+@pytest.mark.parametrize("content", NO_MAPPING)
+def test_a_file_that_holds_no_mapping_is_one_line(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.json: damaged \(.*\); remove it, and run the same command again$"):
+        files.read_json(tmp_path / "x.json")
+
+
+def test_a_file_that_is_not_there_is_what_the_caller_says(tmp_path):
+    (tmp_path / "x.json").write_text('{"a": 1}')
+    assert files.read_json(tmp_path / "x.json") == {"a": 1}
+    assert files.read_json(tmp_path / "none.json", default={}) == {}
+    with pytest.raises(FileNotFoundError):
+        files.read_json(tmp_path / "none.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        files.read_json(tmp_path)

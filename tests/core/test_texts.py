@@ -3,7 +3,7 @@
 import pytest
 
 from fruitlib.core import texts
-from fruitlib.core.errors import InputError
+from fruitlib.core.errors import InputError, first_line
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,27 @@ def test_what_is_printed_and_what_is_wrong_steer_no_terminal(capsys):
 
 def test_control_characters_are_shown():
     assert texts.printable("a\x1b[31mb\r\u202ec\x9bd\u00e9\udce9") == "a\\x1b[31mb\\r\\u202ec\\x9bd\u00e9\\udce9"
+
+
+@pytest.mark.parametrize(
+    ("text", "most", "shown"),
+    [
+        ("apple", 5, "apple"),
+        ("abcdefghij", 7, "abcd…ij"),
+        ("사과사과사과", 7, "사과…과"),
+        ("e\u0301" * 4, 4, "e\u0301" * 4),
+    ],
+)
+def test_a_long_text_loses_its_middle(text, most, shown):
+    assert texts.shortened(text, most) == shown
+
+
+@pytest.mark.parametrize("letter", ["a", "사", "\u0301", "\x1b"])
+def test_no_error_is_longer_than_a_few_lines(letter):
+    for shown in (str(InputError(letter * 900_000, place="p")), first_line(letter * 900_000)):
+        assert len(shown) <= 4 * 600 and "…" in shown
+
+
+def test_of_many_names_some_are_shown():
+    assert texts.some(["a", "b"]) == "a, b"
+    assert texts.some((f"{n}" * 99 for n in range(2002)), 2, 5) == "000…0, 111…1 and 2,000 more"

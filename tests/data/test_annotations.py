@@ -124,6 +124,22 @@ def broken(**change):
     return content
 
 
+def joined(name, entry, **change):
+    content = broken(**change)
+    content[name].append(entry)
+    return content
+
+
+def test_ids_of_coco_are_compared_as_numbers_and_none_is_no_id(tmp_path):
+    photos(tmp_path, "a.png", "b.png", "c.png")
+    content = joined("images", {"file_name": "c.png"}, category_id=1.0)
+    content["annotations"].append({"category_id": 1, "bbox": [1, 1, 2, 2]})
+    content["images"].append(dict(content["images"][0]))
+    rows, notes = scan(write(tmp_path / "c.json", content))
+    assert rows["photo" if "photo" in rows else "path"].str[:1].tolist() == ["a", "a", "b"]
+    assert "c.json: 1 annotations of photos it does not list: skipped" in notes
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [
@@ -144,6 +160,10 @@ def broken(**change):
         (coco_of([("/etc/passwd", 0, [1, 1, 9, 9]), ("b.png", 1, [])]), "lies outside its folder: set photos_dir"),
         (coco_of([("a.png", 0, []), ("a.png", 1, []), ("b.png", 1, [])]), "a.png has two labels, 'apple' and 'cherry'"),
         (coco_of(BOXES, names=("apple", " ")), "no category 1"),
+        (joined("images", {"id": 1, "file_name": "c.png"}), "image id 1 is given twice, for b.png and c.png: give"),
+        (joined("images", {"id": "1", "file_name": "c.png"}), "image id 1 is given twice, for b.png and c.png"),
+        (joined("categories", {"id": 1.0, "name": "c"}), "category id 1 is given twice, for cherry and c: give each"),
+        (joined("categories", {"name": "c"}, category_id=None), "annotation 1: no category None"),
         (coco_of([]), ": 0 classes, at least 2 are needed"),
         (coco_of([("", 0, [1, 1, 2, 2])]), "image 0 has no file_name"),
     ],
@@ -253,13 +273,14 @@ YAML = "train: train/images\nnames: [x, y]\n"
 @pytest.mark.parametrize(
     ("text", "labels", "words"),
     [
-        ("names: [x, y", {}, "data.yaml: not valid YAML"),
+        ("names: [x, y", {}, ": not valid YAML"),
         ("epochs: 3\n", {}, "data.yaml: not a YOLO data set: wanted names (the classes), train and val"),
         ("- 1\n", {}, "data.yaml: not a YOLO data set"),
         ("train: a\nnames: {0: [x]}\n", {}, "data.yaml: names is no list of classes"),
-        ("a: &a [x, x]\nnames: *a\ntrain: b\n", {}, "data.yaml: aliases (*) or deep nesting"),
-        ("names: " + "[" * 5000, {}, "data.yaml: aliases (*) or deep nesting"),
-        ("names: " + "x" * 200_000, {}, "data.yaml: larger than 100,000 bytes"),
+        ("train: b\nnames:\n  0: x\n  1: y\n  0: z\n", {}, "data.yaml line 5: 0 is set already, in line 3: remove one"),
+        ("a: &a [*a]\nnames: *a\ntrain: b\n", {}, "data.yaml line 1: an alias (*) names the value that it stands in"),
+        ("names: " + "[" * 5000, {}, "data.yaml line 1: nested more than 30 deep"),
+        ("names: " + "x" * 2_000_001, {}, "data.yaml: larger than 2 MB"),
         (YAML, {"a": "0 0.5 0.5 1\n"}, "train/labels/a.txt line 1: wanted class x y width height"),
         (YAML, {"a": "\n0 0.5 0.5 1 wide\n"}, "train/labels/a.txt line 2: wanted class x y width height"),
         (YAML, {"a": "0 50 50 10 10\n"}, "train/labels/a.txt line 1: wanted class x y width height, as shares"),
@@ -274,6 +295,12 @@ YAML = "train: train/images\nnames: [x, y]\n"
 def test_a_broken_yolo_set_is_one_line(tmp_path, text, labels, words):
     yolo_set(tmp_path, labels, parts=("train",))
     assert words in refused(write(tmp_path / "data.yaml", text))
+
+
+def test_a_folder_whose_data_yaml_is_broken_says_so(tmp_path):
+    yolo_set(tmp_path, HALVES, parts=("train",))
+    write(tmp_path / "data.yaml", "train: train\nnames: {0: x, 0: y}\n")
+    assert "data.yaml line 2: 0 is set already" in refused(tmp_path)
 
 
 # ---- VOC
@@ -325,6 +352,14 @@ def test_xml_beside_photos_in_one_folder_is_read(tmp_path):
     assert "the annotations of one photo: name their folder" in refused(tmp_path / "b.xml")
 
 
+def test_of_photos_that_differ_in_their_ending_voc_names_one(tmp_path):
+    photos(tmp_path, "a.jpg", "a.png")
+    write(tmp_path / "a.xml", voc_of("a.jpg", OBJECTS))
+    assert {row[0].split("#")[0] for row in listed(tmp_path)} == {"a.jpg"}
+    write(tmp_path / "a.xml", voc_of("b.jpg", OBJECTS))
+    assert "a.xml: a.jpg and a.png both fit it: write the right one into its filename" in refused(tmp_path)
+
+
 BOMB = "<!DOCTYPE a [<!ENTITY b 'x'><!ENTITY c '&b;&b;&b;&b;'>]><annotation>&c;</annotation>"
 
 
@@ -362,6 +397,20 @@ def test_a_photo_that_voc_names_elsewhere_stays_in_its_folder(tmp_path):
 
 
 # ---- what is common
+
+
+@pytest.mark.parametrize(("link", "target"), [("images/a.png", "others/a.png"), ("images", "others")])
+def test_what_links_lead_to_outside_is_not_taken(tmp_path, link, target):
+    photos(tmp_path, "others/a.png", "set/other/b.png")
+    (tmp_path / "set" / link).parent.mkdir(exist_ok=True)
+    (tmp_path / "set" / link).symlink_to(tmp_path / target)
+    entries = [("images/a.png", 0, []), ("other/b.png", 1, [])]
+    data = write(tmp_path / "set" / "c.json", coco_of(entries))
+    assert "c.json: images/a.png leads outside its folder by a link: if you trust it" in refused(data)
+    (tmp_path / "set" / link).unlink()
+    (tmp_path / "set" / link).symlink_to(tmp_path / "set" / ("other/b.png" if "/" in link else "other"))
+    photos(tmp_path, "set/other/a.png")
+    assert len(listed(data)) == 2
 
 
 def test_boxes_of_annotations_can_be_divided_and_checked(tmp_path):
@@ -528,7 +577,18 @@ def test_names_that_no_file_can_have_are_one_line(name, more):
     assert refused(name, **more)
 
 
-@pytest.mark.parametrize("name", ["c.json", "data.yaml", "t.csv"])
+def test_a_pipe_among_yolos_photos_is_not_waited_for(tmp_path):
+    yolo_set(tmp_path, HALVES, parts=("train",))
+    (tmp_path / "train" / "images" / "b.png").unlink()
+    os.mkfifo(tmp_path / "train" / "images" / "b.png")
+    rows, notes = scan(write(tmp_path / "data.yaml", YAML))
+    assert len(rows) == 3 and "1 photos of data.yaml do not show their size" in notes[-1]
+
+
+@pytest.mark.parametrize("name", ["c.json", "data.yaml", "t.csv", "ImageSets/Main/train.txt"])
 def test_a_pipe_is_not_waited_for(tmp_path, name):
+    photos(tmp_path, "images/a.png")
+    write(tmp_path / "Annotations" / "a.xml", voc_of("a.png", OBJECTS))
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
     os.mkfifo(tmp_path / name)
-    assert name in refused(tmp_path / name)
+    assert name in refused(tmp_path if "/" in name else tmp_path / name)

@@ -176,8 +176,8 @@ def test_glimpses_of_large_photos_are_those_that_cost_little(tmp_path, reduced):
 
 
 def test_threads_wait_until_their_photos_fit_together(monkeypatch):
-    monkeypatch.setattr(memory, "_limit", lambda: 100)
-    taken, held, most = memory.Memory(), [], []
+    monkeypatch.setattr(memory, "_available", lambda: 200)
+    taken, held, most = memory.Memory(0.5), [], []
     lock = threading.Lock()
 
     def work(size):
@@ -200,12 +200,32 @@ def test_threads_wait_until_their_photos_fit_together(monkeypatch):
     assert max(map(len, most)) > 1
 
 
-def test_what_needs_more_memory_than_there_is_is_not_begun():
-    taken = memory.Memory()
-    with pytest.raises(InputError, match=r"takes 1000000\.0 GB of memory, .* are free"), taken.hold(10**15):
+@pytest.mark.parametrize(("limit", "size"), [("max", 10**15), ("1000000", 2 * 10**6)])
+def test_what_needs_more_memory_than_the_machine_has_is_not_begun(tmp_path, monkeypatch, limit, size):
+    monkeypatch.setattr(memory, "CGROUP", tmp_path / "memory.max")
+    monkeypatch.setattr(memory, "total", memory.total.__wrapped__)
+    memory.CGROUP.write_text(limit)
+    taken = memory.Memory(0.5)
+    with pytest.raises(InputError, match=r"takes .* GB of memory, .* GB are in this machine"), taken.hold(size):
         pass
     with taken.hold(1):  # and nothing stays counted
         assert taken._taken == 1
+
+
+def test_no_photo_is_quarantined_because_others_take_the_memory(tmp_path, monkeypatch):
+    free = memory.psutil.virtual_memory()._replace(available=10)
+    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: free)
+    Image.fromarray(noise((3000, 2000))).save(tmp_path / "a.png")
+    assert photo_checks.inspect(tmp_path / "a.png")[0] == "ok"
+
+
+def test_the_bytes_of_files_are_counted_while_they_are_used(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "FILES", memory.Memory(0.5))
+    Image.fromarray(noise((64, 48))).save(tmp_path / "a.bmp")
+    size = (tmp_path / "a.bmp").stat().st_size
+    with decoding.contents(tmp_path / "a.bmp") as content:
+        assert memory.FILES._taken == len(content) == size
+    assert memory.FILES._taken == 0
 
 
 # ---- HEIC

@@ -91,8 +91,10 @@ def test_folders_inside_a_class_are_groups(tmp_path):
     assert groups["apple/old/1.jpg"] == "apple/old" and groups["apple/2.jpg"] == ""
 
 
-def test_links_are_followed_and_broken_ones_are_listed(collection):
-    (collection / "사과" / "group").symlink_to(collection / "sour cherry")
+def test_links_are_followed_and_broken_ones_are_listed(collection, tmp_path_factory):
+    place = tmp_path_factory.mktemp("elsewhere") / "cherries"
+    shutil.copytree(collection / "sour cherry", place)
+    (collection / "사과" / "group").symlink_to(place)
     (collection / "사과" / "gone.png").symlink_to(collection / "nowhere.png")
     rows, _ = scan(collection)
     assert (rows["group"] == "사과/group").sum() == 3
@@ -105,7 +107,18 @@ def test_a_link_upwards_is_no_loop_and_brings_no_other_class_in(collection):
     (collection / "사과" / "itself").symlink_to(collection / "사과" / "itself")
     rows, notes = scan(collection)
     assert len(rows) == 6
-    assert sum("a link to a folder above it was not followed" in note for note in notes) == 2
+    assert "links to folders that are read already were not followed: 사과/again, 사과/all" in notes
+
+
+def test_links_side_by_side_do_not_multiply_and_what_lies_there_goes_before_links(collection):
+    for number in range(14):
+        (collection / "사과" / f"{number}").mkdir()
+        for name in "ab":
+            (collection / "사과" / f"{number}" / name).symlink_to(collection / "사과" / f"{number + 1}")
+    (collection / "a cherry").symlink_to(collection / "sour cherry")
+    rows, notes = scan(collection)
+    assert len(rows) == 6 and set(rows["label"]) == {"사과", "sour cherry"}
+    assert any("were not followed: a cherry, 사과/0/a" in note and "and " in note for note in notes)
 
 
 def test_a_file_name_that_is_no_text_is_named(collection):

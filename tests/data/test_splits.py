@@ -227,7 +227,7 @@ def test_the_classes_are_said_before_a_photo_is_opened_and_what_was_lost_afterwa
         (["a", "b", "b"], {"split": ["train", "test", ""]}, "2 classes: a 1, b 2; given parts: train 1, test 1, in no"),
         (["a\x1b[2J", "b"], {}, "2 classes: a\\x1b[2J 1, b 1"),
         ([f"c{i:03d}" for i in range(120)] * 2 + ["c000"], {}, "c009 2, … and 110 more; smallest: c001 2"),
-        (["x" * 99, "y"], {}, "2 classes: " + "x" * 39 + "… 1, y 1"),
+        (["x" * 99, "y"], {}, "2 classes: " + "x" * 26 + "…" + "x" * 13 + " 1, y 1"),
     ],
 )
 def test_the_classes_found_fit_in_a_line(labels, columns, words):

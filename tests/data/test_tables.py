@@ -1,6 +1,7 @@
 """Tables as the world writes them: encodings, blank rows, several labels; and photos that are not where they say."""
 
 import io
+import os
 
 import pandas as pd
 import pytest
@@ -360,6 +361,28 @@ def test_a_photos_dir_that_is_missing_or_two_is_refused(tmp_path, monkeypatch):
     data = listing(tmp_path / "set", ["1.jpg", "2.jpg"])
     assert "both are folders: give it in full" in refused(data, photos_dir="images")
     assert "photos_dir = none: no such folder; looked for" in refused(data, photos_dir="none")
+
+
+@pytest.mark.parametrize(
+    ("form", "photos_dir", "words"),
+    [
+        ("old/p{}/a.jpg", "../set", ""),
+        ("P{}/a.jpg", "", ""),
+        ("old/p{}/a.jpg", "", "set all would be"),
+        ("q{}/a.jpg", "", "none of its 300 photos was found"),
+    ],
+)
+def test_looking_for_names_that_end_alike_grows_with_their_number_alone(tmp_path, monkeypatch, form, photos_dir, words):
+    touch(tmp_path / "set", *(f"p{number}/a.jpg" for number in range(300)))
+    looks, lists, fold, scandir = [], [], photo_paths.fold, os.scandir
+    monkeypatch.setattr(photo_paths, "fold", lambda name: looks.append(name) or fold(name))
+    monkeypatch.setattr(photo_paths.os, "scandir", lambda folder: lists.append(folder) or scandir(folder))
+    data = listing(tmp_path / "set", [form.format(number) for number in range(300)])
+    if words:
+        assert words in refused(data)
+    else:
+        assert len(scan(data, photos_dir=photos_dir)[0]) == 300
+    assert len(looks) < 30 * 300 and len(lists) < 5 * 300
 
 
 def test_a_search_ends_at_its_limits(tmp_path, monkeypatch):

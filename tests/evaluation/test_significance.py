@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 from sklearn.metrics import f1_score
 from statsmodels.stats.multitest import multipletests
-from statsmodels.stats.power import TTestPower
 
 from fruitlib.core.errors import InputError
 from fruitlib.evaluation import intervals, significance, wording
@@ -195,26 +194,6 @@ def test_false_alarms_coverage_and_power_are_as_promised():
 # ---------------------------------------------------------------- runs of a sweep
 
 
-pairs = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=2, max_size=12)
-
-
-@settings(max_examples=50, deadline=None)
-@given(pairs)
-def test_the_interval_of_a_gain_is_the_paired_t_tests(values):
-    a, b = np.array(values).T
-    found = significance.paired_gain(a, b)
-    assert found["gain"] == pytest.approx((b - a).mean()) and found["n"] == len(a)
-    if (b - a).std() > 1e-6:
-        low, high = scipy_stats.ttest_rel(b, a).confidence_interval(0.95)
-        assert (found["low"], found["high"]) == (pytest.approx(low), pytest.approx(high))
-
-
-def test_one_pair_has_no_interval_and_unequal_lists_no_pairs():
-    assert np.isnan(significance.paired_gain([0.5], [0.6])["low"])
-    with pytest.raises(InputError, match="2 and 1 numbers"):
-        significance.paired_gain([0.5, 0.6], [0.7])
-
-
 @given(st.lists(st.floats(-1, 1).filter(lambda v: abs(v) > 1e-3), min_size=2, max_size=9, unique=True))
 @settings(max_examples=30, deadline=None)
 def test_sign_flip_counts_all_patterns(values):
@@ -238,11 +217,3 @@ def test_holm_is_statsmodels_s(p_values):
     with mock.patch("gc.collect"):  # statsmodels calls it each time: a second, in a process as large as this
         wanted = multipletests(p_values, method="holm")[1] if p_values else []
     np.testing.assert_allclose(significance.holm(p_values), wanted)
-
-
-@pytest.mark.parametrize("effect", [0.3, 0.5, 1.0, 2.0])
-def test_pairs_needed_agrees_with_statsmodels_power(effect):
-    differences = np.array([-1.0, 0.0, 1.0]) + effect  # mean: effect, standard deviation: 1
-    wanted = TTestPower().solve_power(effect, power=0.8, alpha=0.05)
-    assert significance.pairs_needed(differences) == pytest.approx(wanted, abs=1.1)
-    assert significance.pairs_needed([1.0]) is None and significance.pairs_needed([1.0, -1.0]) is None

@@ -11,6 +11,8 @@ import pytest
 from nbformat import v4
 from PIL import Image
 
+from fruitlib.core.errors import InputError
+from fruitlib.evaluation.sweep_answers import INSIGHT
 from fruitlib.reporting import pages, pictures, site
 
 SVG = '<svg xmlns="http://www.w3.org/2000/svg"><circle r="5"/></svg>'
@@ -127,13 +129,25 @@ def test_nothing_is_read_or_written_through_a_link(tmp_path):
     (elsewhere / "kept.html").write_text("theirs")
     (folder / "a" / "02_train.html").symlink_to(elsewhere / "kept.html")
     (folder / "index.html").symlink_to(elsewhere / "kept.html")
+    tables = ["results.csv", "test_openings.csv", "results_oof.csv", INSIGHT]
+    (elsewhere / "secret.csv").write_text("run,time,combination,measure,note\na,a,a,macro_f1,secret\n")
+    (elsewhere / "secret.json").write_text('{"listing": "secret"}')
+    for name in tables:
+        (folder / name).symlink_to(elsewhere / "secret.csv")
+    (folder / "manifest.json").symlink_to(elsewhere / "secret.json")
+    before += [elsewhere / "secret.csv", elsewhere / "secret.json"]
     site.build_site(folder)
     assert sorted(elsewhere.rglob("*")) == sorted([*before, elsewhere / "kept.html"])
     assert (elsewhere / "kept.html").read_text() == "theirs"
     assert sorted(path.name for path in folder.rglob("*.html")) == ["02_train.html", "index.html"]
     text = (folder / "index.html").read_text("utf-8")
-    for name in ("linked", "assets", "a/03_metrics.ipynb", "a/04_gradcam.ipynb"):
+    for name in ("linked", "assets", "a/03_metrics.ipynb", "a/04_gradcam.ipynb", *tables):
         assert f"{name} is a link and is left out" in text
+    assert "secret" not in text
+    (folder / "sweep.json").unlink()
+    (folder / "sweep.json").symlink_to(elsewhere / "sweep.json")
+    with pytest.raises(InputError, match="is a link"):
+        site.build_site(folder)
 
 
 @pytest.mark.parametrize("name", ["../b", "..", ".", "", "/etc", "a/b", "a\\b"])

@@ -17,6 +17,7 @@ from PIL import Image
 
 from fruitlib.core.errors import InputError
 from fruitlib.reporting import markup, pictures, site
+from fruitlib.runs.status import load_status, read_sweep
 
 BEST, WORSE, FAILED, PENDING = "lr=0.001,optimizer=adam", "과일 #1 사진,lr=0.0003", "lr=1.0,optimizer=sgd", "lr=0.1"
 
@@ -392,10 +393,23 @@ def test_while_a_sweep_is_under_way_what_is_yet_to_come_is_not_missing(sweep):
 def test_a_folder_that_is_no_sweep_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"sweep\.json"):
         site.build_site(tmp_path)
-    (tmp_path / "sweep.json").write_text('{"runs": [{}]}')
-    with pytest.raises(InputError, match="cannot be read"):
-        site.build_site(tmp_path)
     assert not list(tmp_path.glob("*.html"))
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", '{"runs": 5}', '{"runs": [{}]}', '{"runs": [[]]}', '{"runs": [], "title": 5}', "[" * 100_000]
+)
+def test_a_damaged_sweep_file_is_one_line(tmp_path, text):
+    (tmp_path / "sweep.json").write_text(text)
+    for reader in (site.build_site, read_sweep):
+        with pytest.raises(InputError, match=r"sweep\.json: damaged"):
+            reader(tmp_path)
+    assert load_status(tmp_path).runs == []
+
+
+def test_an_odd_word_for_groups_is_shown_as_it_is(tmp_path):
+    (tmp_path / "sweep.json").write_text('{"runs": [], "group_word": 5}')
+    assert site.build_site(tmp_path).is_file()
 
 
 def test_a_large_png_becomes_a_small_webp_that_looks_the_same():

@@ -253,3 +253,10 @@ with files.replacing(sys.argv[1]):
     os.utime(elsewhere, (0, 0))
     files.remove_stale_partials(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == [".lock", "run", "table.csv"]
+
+
+@pytest.mark.parametrize("text", ["", "5", "- a", "settings: {}", "settings: 5\nrecord: {}"])
+def test_a_damaged_record_of_settings_is_one_line(tmp_path, text):
+    (tmp_path / "params.yaml").write_text(text)
+    with pytest.raises(InputError, match=r"params\.yaml: damaged"):
+        _ = Run(tmp_path).config
