@@ -51,12 +51,15 @@ def replacing(path: str | os.PathLike):
     """Yield a temporary path beside `path`, moved onto it when the block succeeds and removed when it fails.
 
     A reader therefore sees the old file or the new one, never a part of one. A new file may be read by whom the umask
-    allows, one that was there keeps its permissions.
+    allows, one that was there keeps its permissions, and nobody else may read what is being written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _beside(path, path.suffix)
-    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))  # less the umask, by the system
+    allowed = 0o666
+    with contextlib.suppress(FileNotFoundError):
+        allowed &= os.stat(path).st_mode | 0o600  # its owner must write it
+    os.close(os.open(partial, os.O_CREAT | os.O_EXCL | os.O_WRONLY, allowed))  # less the umask, by the system
     try:
         yield partial
         with contextlib.suppress(FileNotFoundError):
@@ -84,24 +87,25 @@ def folder_beside(path: str | os.PathLike):
 def _beside(path: Path, suffix: str = "") -> Path:
     """A new hidden name beside `path` that holds this process, for `remove_stale_partials`."""
     stem = path.stem if suffix else path.name
-    return path.with_name(f".{stem}.{os.getpid()}@{_host()}.{secrets.token_hex(4)}{suffix}")
+    return path.with_name(f".{stem}.{owner()}.{secrets.token_hex(4)}{suffix}")
 
 
 def remove_stale_partials(folder: Path) -> None:
     """Remove, in a folder and below it, what killed processes left: of `replacing` and `folder_beside`.
 
-    It is stale if its process has ended; if that was on another machine, once it is an hour old.
+    It is stale if its process has ended; if that was on another machine, or in another container, once it is an hour
+    old.
     """
     for path in list(folder.rglob(".*@*")):
         _remove_if_stale(path)
 
 
 def _remove_if_stale(path: Path) -> None:
-    owner = re.match(r"\..+\.(\d+)@(.+)\.\w{8}(\.\w+)?$", path.name)
-    if owner is None:
+    found = re.match(r"\..+\.(\d+)@(.+)\.\w{8}(\.\w+)?$", path.name)
+    if found is None:
         return
     with contextlib.suppress(OSError):
-        pid, host = int(owner[1]), owner[2]
+        pid, host = int(found[1]), found[2]
         if _has_ended(pid) if host == _host() else path.stat().st_mtime < time.time() - 3600:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
@@ -109,8 +113,17 @@ def _remove_if_stale(path: Path) -> None:
                 path.unlink()
 
 
+def owner() -> str:
+    """This process, as names of temporary files hold it: `pid@place`."""
+    return f"{os.getpid()}@{_host()}"
+
+
 def _host() -> str:
-    return socket.gethostname()[:40]
+    """This machine and, on Linux, the space in which its pids count: containers may share a name, but not pids."""
+    space = ""
+    with contextlib.suppress(OSError):
+        space = f"-{os.stat('/proc/self/ns/pid').st_ino}"
+    return socket.gethostname()[:40] + space
 
 
 def _has_ended(pid: int) -> bool:
@@ -155,17 +168,21 @@ def read_json(path: str | os.PathLike, default: dict | None = None) -> dict:
 
 
 # What a spreadsheet computes ("CSV injection" by OWASP, with its full-width signs); not a number, which stays one.
-_FORMULA = re.compile(r"'*(?![+-]?[\d.,]+(e[+-]?\d+)?$)\s*[=+@\t\r\n\uff0b\uff0d\uff1d\uff20-]", re.IGNORECASE)
-_FIRST = frozenset("'=+-@\uff0b\uff0d\uff1d\uff20 \t\r\n\v\f\u00a0")  # how such a text may begin
+# A field begins behind ; too, or a line break, where the program that reads the file takes ; for the separator.
+_START = r"(?:^|(?<=[;\t\r\n]))"
+_FORMULA = r"'*(?![+-]?[\d.,]+(?:e[+-]?\d+)?(?:[;\t\r\n]|$))\s*[=+@\t\r\n\uff0b\uff0d\uff1d\uff20-]"
+_BARE = re.compile(f"{_START}({_FORMULA})", re.IGNORECASE)
+_MARKED = re.compile(f"{_START}'({_FORMULA})", re.IGNORECASE)
+_MAY_BE = re.compile(r"['=+@\uff0b\uff0d\uff1d\uff20\s-]|.*[;\t\r\n]")  # quick: what most texts are not
 
 
 def write_csv(path: str | os.PathLike, table) -> None:
     """Write a table (a pandas DataFrame) without its index, atomically; `read_csv` reads it.
 
     A text that a spreadsheet would compute, such as a class named `=1+2`, has an apostrophe in front in the file, also
-    as the name of a column. Numbers stay, and texts that are numbers.
+    as the name of a column, and also behind a `;`, where some divide columns. Numbers stay, and texts that are numbers.
     """
-    table = _with_texts(table, lambda text: f"'{text}" if _FORMULA.match(text) else text)
+    table = _with_texts(table, lambda text: _BARE.sub(r"'\1", text))
     broken = any("\r" in text for _, values in _text_columns(table) for text in values if isinstance(text, str))
     quoting = csv.QUOTE_NONNUMERIC if broken else csv.QUOTE_MINIMAL  # a lone \r would end the row
     with replacing(path) as partial:
@@ -178,11 +195,7 @@ def read_csv(path: str | os.PathLike, **options):
 
     table = pd.read_csv(path, **options)
     table = table.copy() if table.shape[1] > 99 else table  # in one piece: pandas warns of a hundred pieces and more
-    return _with_texts(table, lambda text: text[1:] if _marked(text) else text)
-
-
-def _marked(text: str) -> bool:
-    return text.startswith("'") and _FORMULA.match(text) is not None
+    return _with_texts(table, lambda text: _MARKED.sub(r"\1", text))
 
 
 def _text_columns(table) -> list[tuple[int, list]]:
@@ -191,10 +204,10 @@ def _text_columns(table) -> list[tuple[int, list]]:
 
 
 def _with_texts(table, change):
-    """`table` with `change` applied to texts that may begin a formula, names of columns among them."""
+    """`table` with `change` applied to texts that may hold a formula, names of columns among them."""
     table = table.rename(columns=lambda name: change(name) if isinstance(name, str) else name)
     for at, values in _text_columns(table):
-        found = [row for row, value in enumerate(values) if isinstance(value, str) and value[:1] in _FIRST]
+        found = [row for row, value in enumerate(values) if isinstance(value, str) and _MAY_BE.match(value)]
         if changes := {row: text for row in found if (text := change(values[row])) != values[row]}:
             table.isetitem(at, [changes.get(row, value) for row, value in enumerate(values)])
     return table

@@ -15,7 +15,7 @@ BASE = "DejaVu Sans"  # comes with matplotlib: Latin, Greek, Cyrillic, Arabic, H
 BOXES = "Last Resort"  # comes with matplotlib: a box for every letter there is
 ZERO_WIDTH = "\u200b"
 EAST_ASIAN = {"HANGUL", "CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "FULLWIDTH", "HALFWIDTH", "IDEOGRAPHIC"}
-_unknown_scripts: set[str] = set()  # no font has them; said once
+_unknown_scripts: set[str] = set()  # no font has all that was asked for of them; said once
 
 
 def label(text: object, letters: int = 32) -> str:
@@ -37,25 +37,27 @@ def labels(names: Iterable, letters: int = 32) -> list[str]:
 
 def find_fonts(text: str) -> None:
     """Add fonts to matplotlib's list of families until it has every letter of `text`, as far as any is installed."""
-    for letter in set(text):
-        script = _script(letter)
-        if (
-            letter.isascii()
-            or letter.isspace()
-            or not texts.width(letter)
-            or script in _unknown_scripts
-            or _has(_base_file(), letter)
-        ):
-            continue
-        family = plt.rcParams["font.family"]
-        if any(_has(file, letter) for name, file in _found.items() if name in family):
-            continue
-        if font := _search(letter):
-            _found[font.name] = font.fname
-            plt.rcParams["font.family"] = [*family, font.name]
-        else:
+    lacking = [letter for letter in dict.fromkeys(text) if not _is_drawn(letter)]
+    while lacking and (font := _search(lacking)):
+        _found[font.name] = font.fname
+        if font.name not in plt.rcParams["font.family"]:
+            plt.rcParams["font.family"] = [*plt.rcParams["font.family"], font.name]
+        lacking = [letter for letter in lacking if not _has(font.fname, letter)]
+    for script in dict.fromkeys(map(_script, lacking)):
+        if script not in _unknown_scripts:
             _unknown_scripts.add(script)
-            print(f"names in {_spoken(script)} cannot be drawn: install a font such as {_package(script)}")
+            letters = texts.some([letter for letter in lacking if _script(letter) == script])
+            print(
+                f"letters in names that no installed font can draw: {letters} ({_spoken(script)}): install one that "
+                f"has them, such as {_package(script)}"
+            )
+
+
+def _is_drawn(letter: str) -> bool:
+    if letter.isascii() or letter.isspace() or not texts.width(letter) or _has(_base_file(), letter):
+        return True
+    family = plt.rcParams["font.family"]
+    return any(_has(file, letter) for name, file in _found.items() if name in family)
 
 
 _found: dict[str, str] = {}  # fonts that were needed: name -> file
@@ -66,14 +68,20 @@ def _base_file() -> str:
     return font_manager.findfont(BASE)
 
 
-def _search(letter: str):
-    """An installed font that has this letter: one needed before, one matplotlib knows, or one installed since."""
-    return _first_with(letter) or (_first_with(letter) if _add_new_fonts() else None)
+def _search(letters: list[str]):
+    """An installed font with most of these letters: one that matplotlib knows, or else one installed since."""
+    if font := _with_most(letters):
+        return font
+    if all(_script(letter) in _unknown_scripts for letter in letters):  # looked for before
+        return None
+    return _with_most(letters) if _add_new_fonts() else None
 
 
-def _first_with(letter: str):
+def _with_most(letters: list[str]):
     fonts = [font for font in font_manager.fontManager.ttflist if not font.name.startswith(BOXES)]
-    return next((font for font in sorted(fonts, key=_preference) if _has(font.fname, letter)), None)
+    counts = {font.fname: sum(_has(font.fname, letter) for letter in letters) for font in fonts}
+    best = max(counts.values(), default=0)
+    return min((font for font in fonts if best and counts[font.fname] == best), key=_preference, default=None)
 
 
 def _preference(font) -> tuple[bool, ...]:

@@ -4,18 +4,21 @@ import base64
 import io
 import re
 import warnings
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from PIL import Image
 
 from fruitlib.core.errors import first_line
 
-SVG = "image/svg+xml"
+SVG, NAMESPACE = "image/svg+xml", "{http://www.w3.org/2000/svg}"
 RASTER = {"image/png": "PNG", "image/jpeg": "JPEG", "image/gif": "GIF", "image/webp": "WEBP"}
 TYPES = (SVG, *RASTER)  # the richest first
 MAX_LENGTH = 40_000_000  # characters of a picture in a notebook
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 16_383  # of a WebP
+MAX_DRAWN = 50_000  # elements of an SVG that repeats its elements: a browser takes seconds for them
+COST_OF_FILTER = 200  # elements that take a browser as long as blurring one
 LARGE_PNG = 80_000  # base64 characters of a PNG: charts are smaller, sheets of photographs larger
 
 
@@ -85,6 +88,68 @@ def _checked_svg(text: str) -> bytes:
         root = ElementTree.fromstring(text)
     except (ElementTree.ParseError, ValueError) as problem:
         raise NotShown(f"it is no SVG ({first_line(problem)})") from None
-    if root.tag != "{http://www.w3.org/2000/svg}svg":
+    if root.tag != f"{NAMESPACE}svg":
         raise NotShown("it is no SVG")
+    _refuse_multiplied(root, "marker" in text.lower())
     return text.encode()
+
+
+def _refuse_multiplied(root: ElementTree.Element, markers: bool) -> None:
+    """Refuse an SVG in which few elements stand for many: two thousand characters can keep a browser busy for ever.
+
+    Whatever draws another element (`use`, patterns, masks, markers …) names it by `#id`, so each such name in an
+    attribute counts as that element once more. Style sheets that would do so are refused.
+    """
+    elements = list(root.iter())
+    known = {element.get("id"): element for element in elements if element.get("id")}
+    if any(set("\"'()#\\") & set(name) for name in known):
+        raise NotShown("it is an SVG in which the name of an element is none")
+    for element in elements:
+        tag = f"{element.tag}".removeprefix(NAMESPACE)
+        if tag == "style" and re.search(r"url|filter|\\", element.text or "", re.IGNORECASE):
+            raise NotShown("it is an SVG whose style sheet refers to its elements or to filters")
+        if tag == "set" or tag.startswith("animate"):
+            raise NotShown("it is an SVG that moves")
+    try:
+        drawn = _drawn(root, known, {}, markers)
+    except RecursionError:
+        raise NotShown("it is an SVG that is nested too deep") from None
+    if drawn > max(MAX_DRAWN, 5 * len(elements)):
+        raise NotShown(f"it is an SVG whose elements would be drawn {drawn:,.0f} times, above {MAX_DRAWN:,}")
+
+
+def _drawn(element: ElementTree.Element, known: dict, counts: dict, markers: bool) -> float:
+    """How many elements are drawn for this one, about; one that is blurred, or the like, counts as `COST_OF_FILTER`."""
+    if element in counts:
+        if counts[element] == 0:
+            raise NotShown("it is an SVG in which an element contains itself")
+        return counts[element]
+    counts[element] = 0  # being counted
+    count = 1.0 + sum(_drawn(child, known, counts, markers) for child in element)
+    if markers:  # stand at each point of a line
+        count += len(element.get("d", "") + element.get("points", "")) // 4
+    inherited = 0.0  # drawn for each element within this one, too
+    for name, value in element.attrib.items():
+        count += COST_OF_FILTER * ("filter" in name or (name == "style" and "filter" in value.lower()))
+        named = sum(_drawn(known[part], known, counts, markers) for part in _named(name, value) if part in known)
+        if name == "style" or name.startswith(("fill", "stroke", "marker")):
+            inherited += named
+        else:
+            count += named
+    counts[element] = count * (1 + inherited)
+    return counts[element]
+
+
+def _named(name: str, value: str) -> list[str]:
+    """The names of elements in an attribute. A picture in it is looked at as others are."""
+    if "\\" in value and not name.startswith("{"):
+        raise NotShown("it is an SVG that spells an attribute in CSS escapes")
+    if value.lstrip().lower().startswith("data:") and name.endswith("href"):
+        mime, _, content = value.strip().removeprefix("data:").partition(";base64,")
+        if mime not in RASTER:
+            raise NotShown("it is an SVG that holds a picture of another kind than PNG, JPEG, GIF or WebP")
+        embedded(mime, content)
+        return []
+    if re.search(r"url\s*\(\s*.?data:", value, re.IGNORECASE):
+        raise NotShown("it is an SVG with a picture in the style of an element")
+    return [re.split("[\"')]", part)[0].strip() for part in unquote(value).split("#")[1:]]

@@ -5,7 +5,6 @@ result. So two sweeps on one folder share the work, and a killed sweep loses not
 """
 
 import contextlib
-import os
 import secrets
 import signal
 import socket
@@ -57,8 +56,7 @@ class Engine:
 
     def __init__(self, executor, sweep_dir: Path, kernel: Callable[[], str], say: Callable[[str], None]):
         self.executor, self.kernel, self.say = executor, kernel, say
-        whose = f"{os.getpid()}@{socket.gethostname()[:40]}"  # as `files.remove_stale_partials` knows its files
-        self.stop_file = sweep_dir / f".stop.{whose}.{secrets.token_hex(4)}"
+        self.stop_file = sweep_dir / f".stop.{files.owner()}.{secrets.token_hex(4)}"  # removed with stale partial files
         self._told: set[str] = set()
         self.waiting: list[Task] = []
         self.elsewhere: list[Task] = []  # another process holds their run

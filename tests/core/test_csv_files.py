@@ -37,6 +37,24 @@ PLAIN = [
 ]
 
 
+BEHIND = [
+    ("rot;=1+2", "rot;'=1+2"),
+    ("a\t@b", "a\t'@b"),
+    ("=1;=2", "'=1;'=2"),
+    ("a\n=1", "a\n'=1"),
+    ("a;'=1", "a;''=1"),
+]
+
+
+@pytest.mark.parametrize(("text", "written"), [*BEHIND, *((text, text) for text in ("a;b", "a;-1;2", "-1;x", "a\tb"))])
+def test_no_formula_begins_where_another_program_may_divide_a_field(tmp_path, text, written):
+    table = pd.DataFrame({"n": [1], text: [text]})
+    files.write_csv(tmp_path / "t.csv", table)
+    raw = pd.read_csv(tmp_path / "t.csv")
+    assert raw.columns[1] == raw.iloc[0, 1] == written
+    pd.testing.assert_frame_equal(files.read_csv(tmp_path / "t.csv"), table)
+
+
 @pytest.mark.parametrize("text", [*FORMULAS, *NUMBERS, *PLAIN])
 def test_a_text_comes_back_as_it_was_and_is_no_formula_in_the_file(tmp_path, text):
     table = pd.DataFrame({"label": [text, "apple"], "n": [-1, 2], f"p_{text}": [-0.5, 0.25], text or "x": ["=a", "b"]})

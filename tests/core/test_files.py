@@ -1,6 +1,7 @@
 """Files are replaced whole, with the permissions they should have; what killed processes left is removed."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,7 +32,6 @@ def test_a_new_file_follows_the_umask_and_an_old_one_keeps_its_permissions(tmp_p
     write = """
 import os, sys
 from fruitlib.core import files
-from fruitlib.core.errors import InputError
 os.umask(int(sys.argv[2]))
 files.write_text(sys.argv[1], "a")
 """
@@ -40,12 +40,30 @@ files.write_text(sys.argv[1], "a")
     assert os.listdir(tmp_path) == ["table.csv"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such permissions")
+def test_nobody_else_may_read_a_private_file_while_it_is_written(tmp_path):
+    path = tmp_path / "table.csv"
+    path.touch(mode=0o400)
+    with files.replacing(path) as partial:
+        assert partial.stat().st_mode & 0o777 == 0o600
+        partial.write_text("new")
+    assert path.stat().st_mode & 0o777 == 0o400 and path.read_text() == "new"
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="needs Linux")
+def test_a_process_of_another_container_with_the_same_name_is_not_taken_for_dead(tmp_path):
+    with files.replacing(tmp_path / "table.csv") as partial:
+        theirs = partial.with_name(re.sub(r"\.\d+@(.*)-\d+\.", r".99999999@\1-1.", partial.name))
+        theirs.touch()
+        files.remove_stale_partials(tmp_path)
+        assert theirs.exists() and theirs != partial
+
+
 def test_a_folder_of_a_killed_process_is_removed_by_the_next_and_a_living_ones_stays(tmp_path):
     target = tmp_path / "data [1]" / "sample"
     killed = """
 import os, signal, sys
 from fruitlib.core import files
-from fruitlib.core.errors import InputError
 with files.folder_beside(sys.argv[1]) as folder:
     (folder / "half.jpg").write_text("half")
     os.kill(os.getpid(), signal.SIGKILL)

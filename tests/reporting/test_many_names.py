@@ -234,16 +234,16 @@ def test_what_no_figure_is_to_blame_for_passes(problem):
         accuracy()
 
 
-def font_with(letter: str, path) -> None:
+def font_with(letters: str, path, family: str = "Test Hangul") -> None:
     pen = TTGlyphPen(None)
     pen.moveTo((0, 0)), pen.lineTo((500, 0)), pen.lineTo((500, 700)), pen.closePath()
-    builder, order = FontBuilder(1000, isTTF=True), [".notdef", "letter"]
+    builder, order = FontBuilder(1000, isTTF=True), [".notdef", *(f"letter{n}" for n in range(len(letters)))]
     builder.setupGlyphOrder(order)
-    builder.setupCharacterMap({ord(letter): "letter"})
+    builder.setupCharacterMap({ord(letter): name for letter, name in zip(letters, order[1:], strict=True)})
     builder.setupGlyf(dict.fromkeys(order, pen.glyph()))
     builder.setupHorizontalMetrics(dict.fromkeys(order, (600, 0)))
     builder.setupHorizontalHeader(ascent=800, descent=-200)
-    builder.setupNameTable({"familyName": "Test Hangul", "styleName": "Regular"})
+    builder.setupNameTable({"familyName": family, "styleName": "Regular"})
     builder.setupOS2()
     builder.setupPost()
     builder.save(path)
@@ -275,6 +275,19 @@ def test_a_font_that_was_installed_since_is_found(fonts, tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_rare_letter_costs_itself_alone_and_the_font_with_most_letters_is_taken(fonts, tmp_path, capsys):
+    for name, letters in (("Few", "사"), ("Most", "사과"), ("Other", "배")):
+        font_with(letters, tmp_path / f"{name}.ttf", name)
+    fonts += [str(tmp_path / f"{name}.ttf") for name in ("Few", "Most", "Other")]
+    labels.label("사뷁과배")
+    assert plt.rcParams["font.family"] == [labels.BASE, "Most", "Other"]
+    assert "뷁 (Hangul)" in capsys.readouterr().out
+    font_with("감", tmp_path / "known.ttf", "Known")
+    font_manager.fontManager.addfont(tmp_path / "known.ttf")
+    labels.label("감뷁")
+    assert plt.rcParams["font.family"][-1] == "Known" and capsys.readouterr().out == ""
+
+
 @pytest.mark.parametrize(
     ("text", "script", "package"),
     [
@@ -288,8 +301,8 @@ def test_a_font_that_was_installed_since_is_found(fonts, tmp_path, capsys):
 def test_where_no_font_has_the_letters_a_line_says_once_what_to_install(fonts, text, script, package, capsys):
     for _ in range(3):
         labels.label(text)
-    line = f"names in {script} cannot be drawn: install a font such as {package}\n"
-    assert capsys.readouterr().out == line
+    [line] = capsys.readouterr().out.splitlines()
+    assert line.endswith(f" ({script}): install one that has them, such as {package}") and text[0] in line
 
 
 @pytest.mark.parametrize("text", ["apple", "Äpfel", "яблоко", "μήλο", "تفاح", "תפוח", "😀 → ½ ’", "❤\ufe0f e\u0301"])

@@ -19,6 +19,20 @@ SVG = '<svg xmlns="http://www.w3.org/2000/svg"><circle r="5"/></svg>'
 ENTITIES = f'<!DOCTYPE svg [<!ENTITY a "b">]>{SVG}'
 
 
+def svg(content: str) -> str:
+    return f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:x="http://www.w3.org/1999/xlink">{content}</svg>'
+
+
+def levels(of: str, draws: str, count: int = 9) -> str:
+    """An SVG in which each of `count` elements draws the one before it ten times."""
+    parts = [f'<{of} id="a0"><circle r="5"/></{of}>']
+    parts += [f'<{of} id="a{n}">{draws.format(n - 1) * 10}</{of}>' for n in range(1, count)]
+    return svg(f"<defs>{''.join(parts)}</defs>{draws.format(count - 1)}")
+
+
+DOT = '<circle id="dot" r="5"/>'
+
+
 def encoded(kind: str, size: tuple[int, int] = (3, 2)) -> str:
     buffer = io.BytesIO()
     Image.new("L", size).save(buffer, kind)
@@ -26,6 +40,7 @@ def encoded(kind: str, size: tuple[int, int] = (3, 2)) -> str:
 
 
 LARGE = base64.b64encode(b"\x89PNG\r\n\x1a\n" + os.urandom(70_000)).decode()
+PIXELS = encoded("PNG")
 WIDE = encoded("PNG", (20_000, 2_100))
 
 
@@ -36,6 +51,9 @@ WIDE = encoded("PNG", (20_000, 2_100))
         ("image/png", encoded("JPEG"), "data:image/jpeg;base64,"),  # its bytes say what it is
         ("image/png", "\n".join(encoded("PNG")), "data:image/png;base64,"),
         ("image/svg+xml", SVG, "data:image/svg+xml;base64,"),
+        ("image/svg+xml", svg(DOT + '<use x:href="#dot"/>' * 60_000), "data:image/svg+xml;base64,"),  # many points
+        ("image/svg+xml", levels("g", '<use href="#a{}"/>', 4), "data:image/svg+xml;base64,"),
+        ("image/svg+xml", svg(f'<image x:href="data:image/png;base64,\n{PIXELS}"/>'), "data:image/svg+xml;base64,"),
     ],
 )
 def test_a_picture_is_embedded_as_what_it_is(mime, content, starts):
@@ -55,6 +73,30 @@ def test_a_picture_is_embedded_as_what_it_is(mime, content, starts):
         ("image/svg+xml", "<svg", "no SVG"),
         ("image/svg+xml", "<p>a</p>", "no SVG"),
         ("image/svg+xml", ENTITIES, "entities"),
+        ("image/svg+xml", levels("g", '<use href="#a{}"/>'), "drawn [0-9,]+ times"),
+        ("image/svg+xml", levels("symbol", '<use x:href="#%61{}"/>'), "drawn"),
+        ("image/svg+xml", levels("pattern", '<rect fill="url(#a{})"/>'), "drawn"),
+        ("image/svg+xml", levels("pattern", '<rect style="stroke:#fff;fill:url( &quot;#a{}&quot; )"/>'), "drawn"),
+        ("image/svg+xml", levels("pattern", '<g fill="url(#a{})"><path/></g>'), "drawn"),
+        ("image/svg+xml", levels("mask", '<rect mask="url(#a{})"/>'), "drawn"),
+        ("image/svg+xml", levels("mask", r'<rect mask="u\72l(#a{})"/>'), "CSS escapes"),
+        (
+            "image/svg+xml",
+            svg('<g filter="url(#f)">' * 300 + "</g>" * 300 + '<filter id="f"><feFlood/></filter>'),
+            "drawn",
+        ),
+        (
+            "image/svg+xml",
+            svg(f'<marker id="m">{DOT}</marker><path marker-mid="url(#m)" d="{"H1" * 99_999}"/>'),
+            "drawn",
+        ),
+        ("image/svg+xml", svg('<g id="a"><use href="#a"/></g>'), "contains itself"),
+        ("image/svg+xml", svg('<style>.a { fill: url("#a") }</style>'), "style sheet"),
+        ("image/svg+xml", svg('<use><set attributeName="href" to="#a"/></use>'), "moves"),
+        ("image/svg+xml", svg('<g id="a)"/>'), "name of an element"),
+        ("image/svg+xml", svg('<image href="data:image/svg+xml;base64,AAAA"/>'), "another kind"),
+        ("image/svg+xml", svg(f'<image href="data:image/png;base64,{WIDE}"/>'), "20,000 x 2,100 pixels"),
+        ("image/svg+xml", svg("<g>" * 5000 + "</g>" * 5000), "nested too deep"),
     ],
 )
 def test_what_is_no_picture_says_why(mime, content, why):
