@@ -118,7 +118,7 @@ def _started(path: str, environment: dict[str, str], executable: str, lock: int)
     import subprocess
 
     log = f"{path[:-5]}.log"
-    its_environment = {name: value for name, value in environment.items() if name not in SET_LATER}
+    its_environment = {name: value for name, value in environment.items() if name not in (*SET_LATER, JOB)}
     its_environment["OPENBLAS_NUM_THREADS"] = "1"  # else it has threads as soon as it is imported, and a fork has not
     its_environment["JPY_PARENT_PID"] = "1"  # ipykernel reads it when imported: "do not watch your parent", the zygote
     its_environment["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the debugger writes a warning into every log
