@@ -208,7 +208,7 @@ def _refuse_without_effect(combination: dict[str, Any], config: Config) -> None:
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], yaml_files.Lines]:
-    if not path.is_file():
+    if not path.exists():
         raise InputError("no such params file; params/ holds some to start from", place=printable(str(path)))
     content, lines = yaml_files.read(path)
     content = {} if content is None else content
