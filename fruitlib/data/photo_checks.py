@@ -192,4 +192,9 @@ def depth_notes(manifest: pd.DataFrame, config: Config) -> list[str]:
         return []
     photos = "1 photo has" if len(deep) == 1 else f"{len(deep):,} photos have"
     why = "as deep_bits says" if config.deep_bits != "auto" else "the range that the training and validation photos use"
-    return [f"{photos} more than 8 bits: shown as {bits} bits, 0 to {2**bits - 1:,} ({why})"]
+    notes = [f"{photos} more than 8 bits: shown as {bits} bits, 0 to {2**bits - 1:,} ({why})"]
+    usual = int(deep["bits"].median())
+    if config.deep_bits == "auto" and usual <= bits - 4:  # the others would have a sixteenth of the grey levels
+        most = f"half of them use {usual} at most: if a few bright pixels are to blame, set deep_bits: {usual}"
+        notes.append(f"{(deep['bits'] > usual).sum():,} of these photos use more than {usual} bits; {most}")
+    return notes

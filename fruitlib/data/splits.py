@@ -33,20 +33,35 @@ def prepare_manifest(
     listed rows (of a table: their values), and size and time of every file in use.
 
     Args:
-        say: called with each line for people: the classes found before a photo is opened, in the end the notes.
+        say: called with each line for people: the classes found before a photo is opened, in the end the notes. Without
+            it only what was divided before and is divided anew is printed.
 
     Raises:
         InputError: no photos, a photo that does not open (`bad_photos: stop`), a class too small for the split.
     """
     folder = sources.ready(config.data, progress, config.photos_dir)
     rows, notes = sources.scan(config)
-    listing, say = listing_text(rows), say or (lambda line: None)
+    listing, say_anyway = listing_text(rows), say or print
+    say = say or (lambda line: None)
     for line in [listing, *_first(notes)]:
         say(line)
-    manifest = _made_manifest(config, sweep_dir, (folder, rows, notes, listing), progress)
+    manifest = _made_manifest(config, sweep_dir, (folder, rows, notes, listing), progress, say_anyway)
     for line in _first(load_record(sweep_dir)["notes"][len(notes) :]):
         say(line)
     return manifest
+
+
+def refuse_other_photos(config: Config, sweep_dir: Path) -> None:
+    """
+    Raises:
+        InputError: the folder holds a division of other photos than the settings name.
+    """
+    if not (sweep_dir / "manifest.json").is_file():
+        return
+    if (data := load_record(sweep_dir)["data"]) != config.data:
+        where = files.display_path(sweep_dir)
+        way_on = f"set data: {data} (and what else you set in 01) here too, or another run_dir"
+        raise InputError(f"{where} holds a division of {data}, and data is {config.data} here: {way_on}", "data")
 
 
 def _first(notes: list[str]) -> list[str]:
@@ -74,7 +89,9 @@ def _short(name: str) -> str:
     return name if len(name) <= 40 else f"{name[:39]}…"
 
 
-def _made_manifest(config: Config, sweep_dir: Path, scanned: tuple, progress: OnProgress | None) -> pd.DataFrame:
+def _made_manifest(
+    config: Config, sweep_dir: Path, scanned: tuple, progress: OnProgress | None, say: Callable[[str], None]
+) -> pd.DataFrame:
     """The manifest in the sweep's folder if it fits what was found, else a new one, which is written."""
     folder, rows, notes, listing = scanned
     rows = subset(rows, config.subset, config.split_seed)
@@ -85,10 +102,12 @@ def _made_manifest(config: Config, sweep_dir: Path, scanned: tuple, progress: On
     made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
     if made and load_record(sweep_dir)["identity"] == identity:
         return load_manifest(sweep_dir)
+    if made:
+        say(_what_changed(settings, load_record(sweep_dir).get("settings")))
     manifest, summary = build_manifest(folder, rows, config, progress)
     names = sorted(set(manifest.loc[manifest["status"].isin(USABLE), "label"]))
     facts = {"identity": identity, "data": config.data, "photos_dir": config.photos_dir}
-    facts |= {"folds": config.folds, "repeats": config.repeats, "listing": listing}
+    facts |= {"folds": config.folds, "repeats": config.repeats, "settings": settings, "listing": listing}
     facts |= {"notes": [*notes, *map(printable, summary)], "class_names": names}
     with files.lock(sweep_dir / ".manifest.lock"):  # of two sweeps that start at once, one writes
         made = all((sweep_dir / f"manifest.{kind}").is_file() for kind in ("json", "csv"))
@@ -100,6 +119,14 @@ def _made_manifest(config: Config, sweep_dir: Path, scanned: tuple, progress: On
         files.write_csv(sweep_dir / "manifest.csv", manifest)
         files.write_json(sweep_dir / "manifest.json", facts)
     return manifest
+
+
+def _what_changed(settings: dict, before: dict | None) -> str:
+    """A sentence on why photos that were divided before are divided anew."""
+    changed = [name for name, value in settings.items() if before and before.get(name) != value]
+    texts = [f"{name} was {before.get(name)} and is {settings[name]}" for name in changed]
+    why = "; ".join(texts) or "photos, their list or the code that divides them have changed"
+    return f"the photos are divided anew, and what rests on their division is made again: {why}"
 
 
 def build_manifest(

@@ -51,6 +51,7 @@ OnEpoch = Callable[[pd.DataFrame], None]
 MAX_RESTARTS = 3
 NAME = "fruitlib-group"  # of a folder among the system's temporary ones, which only this user can open
 STOPPED_SECONDS = 60  # a process that was stopped (SIGSTOP) for so long is lost
+LOOK_SECONDS = 0.2  # between two looks at whether all are there
 END_SECONDS = 10  # that processes have to end when asked
 # What several processes take beyond what one does, mostly to load torch and torchvision in each.
 # Measured on two cores, beside other work: two processes 11 to 15 s, four 17 to 21 s.
@@ -173,12 +174,12 @@ class _Children:
             how the one that was lost has ended; empty where none was.
         """
         try:
-            lost = None
+            lost, looked = None, time.monotonic()
             while lost is None and not self.error:
-                try:
-                    self._act(self._lines.get(timeout=0.2), log, on_epoch)
-                except queue.Empty:
-                    lost = self._how_lost()
+                with contextlib.suppress(queue.Empty):
+                    self._act(self._lines.get(timeout=LOOK_SECONDS), log, on_epoch)
+                if time.monotonic() - looked >= LOOK_SECONDS:  # by the clock: libraries may print without end
+                    lost, looked = self._how_lost(), time.monotonic()
         finally:
             self._end()
         while not self._lines.empty():  # what they wrote last

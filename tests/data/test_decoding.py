@@ -70,6 +70,18 @@ def test_deep_photos_are_shown_by_the_range_that_training_and_validation_use(tmp
     assert names[0] != names[1]
 
 
+def test_a_few_bright_pixels_are_named_as_what_may_darken_all_others(tmp_path):
+    for name in ("a.png", "b.png", "hot.png"):
+        values = noise(channels=1, top=1020, kind=np.uint16)
+        values[0, 0] = 65535 if name == "hot.png" else 1020
+        write_deep(tmp_path / name, values)
+    manifest = checked(tmp_path, ["a.png", "b.png", "hot.png"], ["train"] * 3)
+    assert photo_checks.depth_notes(manifest, config.make({}))[1] == (
+        "1 of these photos use more than 10 bits; half of them use 10 at most: if a few bright pixels are to blame, "
+        "set deep_bits: 10"
+    )
+
+
 def test_a_set_of_plain_photos_has_no_bits_and_the_setting_wins_over_what_is_found(tmp_path):
     Image.fromarray(noise()).save(tmp_path / "plain.jpg")
     write_deep(tmp_path / "deep.png", noise(channels=1, top=1024, kind=np.uint16))

@@ -604,3 +604,16 @@ def test_shuffled_labels_are_the_same_ones_elsewhere():
     shuffled = splits.training_rows(rows, config.make({"train_labels": "shuffled"}))
     assert sorted(shuffled["label"]) == sorted(rows["label"]) and shuffled["path"].tolist() == rows["path"].tolist()
     assert 10 < (shuffled["label"] != rows["label"]).sum() < 50
+
+
+def test_a_division_is_made_anew_only_with_a_word(collection, tmp_path, capsys):
+    """Other settings or changed photos: said, with what has changed. Other photos: 02 refuses."""
+    splits.prepare_manifest(settings(collection), tmp_path / "a")
+    splits.prepare_manifest(settings(collection), tmp_path / "a")
+    assert capsys.readouterr().out == ""
+    splits.prepare_manifest(settings(collection, split_seed=7), tmp_path / "a")
+    assert "divided anew" in (line := capsys.readouterr().out) and "split_seed was 0 and is 7" in line
+    splits.refuse_other_photos(settings(collection), tmp_path / "a")
+    splits.refuse_other_photos(settings(collection), tmp_path / "nothing there")
+    with pytest.raises(InputError, match=r"holds a division of .*, and data is sample here: set data: "):
+        splits.refuse_other_photos(settings("sample"), tmp_path / "a")

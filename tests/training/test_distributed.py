@@ -271,10 +271,10 @@ def test_a_helper_that_outlives_training_does_not_keep_the_notebook_waiting(make
     ],
 )
 def test_a_lost_process_ends_the_others_and_is_named(make_run, monkeypatch, ending, lost):
-    """The other one would sleep on, and does not end when asked."""
+    """The other one would go on, and print, for a minute; it does not end when asked."""
     monkeypatch.setattr(distributed, "STOPPED_SECONDS", 0.5)
-    stubborn = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
-    code = f"import os, time\nif os.environ['RANK'] == '1': {ending}\nelse: {stubborn}"
+    stubborn = "signal.signal(15, signal.SIG_IGN); [(print(n, flush=True), time.sleep(0.02)) for n in range(3000)]"
+    code = f"import os, signal, time\nif os.environ['RANK'] == '1': {ending}\nelse: {stubborn}"
     assert follow_children(make_run(processes=2), monkeypatch, code)[0] == lost
 
 
