@@ -1,6 +1,7 @@
 """YAML that people wrote: read within limits of size, depth and aliases, with the line of every setting and value."""
 
 import contextlib
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from fruitlib.core.errors import InputError, first_line
 
 MOST_BYTES = 2_000_000  # a list of ten thousand runs has half of that
 DEEPEST = 30  # lists and mappings within each other; a params file has about five
+LONGEST_TEXT = 10_000  # characters of one value
+LONGEST_NUMBER = 100  # `1:1:1:…`, sixties in YAML, takes a time that grows with its square; 0xfff… cannot be printed
 MOST_VALUES = 200_000  # once its aliases are written out: a few lines of them may stand for billions
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast, and not in every build
 
@@ -30,6 +33,8 @@ def read(path: Path, texts: bool = False) -> tuple[Any, "Lines"]:
             begins with the file, and with the line where there is one.
     """
     try:
+        if (kind := path.stat().st_mode) and not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
+            raise InputError("a pipe or a device, from which nothing is read: give a file", place=str(path))
         with path.open("rb") as file:
             text = file.read(MOST_BYTES + 1)
     except OSError as problem:
@@ -70,6 +75,7 @@ def _refuse_deep(text: bytes, path: Path) -> None:
 def _count_values(node: yaml.Node, path: Path, known: dict[int, int]) -> int:
     """The values below a node with its aliases written out; refuses too many, and an alias of what it stands in."""
     if isinstance(node, yaml.ScalarNode):
+        _refuse_long(node, path)
         return 1
     if id(node) not in known:
         known[id(node)] = 0  # being counted
@@ -83,6 +89,15 @@ def _count_values(node: yaml.Node, path: Path, known: dict[int, int]) -> int:
         message = f"more than {MOST_VALUES:,} values with its aliases (*) written out: use fewer"
         raise InputError(message, place=_place(path, node.start_mark))
     return known[id(node)]
+
+
+def _refuse_long(node: yaml.ScalarNode, path: Path) -> None:
+    is_number = node.tag.endswith((":int", ":float"))
+    most = LONGEST_NUMBER if is_number else LONGEST_TEXT
+    if len(node.value) > most:
+        way = "write it shorter, or in quotes if it is a text" if is_number else "shorten it"
+        message = f"a {'number' if is_number else 'text'} of {len(node.value):,} characters, at most {most:,}: {way}"
+        raise InputError(message, place=_place(path, node.start_mark))
 
 
 class Lines:
@@ -136,6 +151,6 @@ def _same(given: Any, value: Any) -> bool:
     """Whether a value in a file is this one, as it stands or as the number that it is taken for (`1e-1`: 0.1)."""
     if given == value:
         return True
-    with contextlib.suppress(TypeError, ValueError):
+    with contextlib.suppress(TypeError, ValueError, OverflowError):
         return not isinstance(value, str) and float(given) == float(value)
     return False

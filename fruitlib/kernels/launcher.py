@@ -77,16 +77,12 @@ def connect(path: str, environment: dict[str, str], executable: str) -> socket.s
     """A connection to the zygote, which is started if there is none; several processes that ask at once start one."""
     if connection := _connected(path):
         return connection
-    import fcntl
-
-    with open(f"{path[:-5]}.lock", "a+") as lock:
-        asked = time.time()
-        fcntl.flock(lock, fcntl.LOCK_EX)  # held by the zygote, too, until it listens: a killed starter lets in no other
+    asked = time.time()
+    with locked(f"{path[:-5]}.lock", IMPORT_TIMEOUT) as lock:
         if connection := _connected(path):
             return connection
-        if (
-            os.fstat(lock.fileno()).st_mtime > asked
-        ):  # a process that asked before us has tried; eight need not try in turn
+        # A process that asked before us has tried; eight need not try in turn.
+        if os.fstat(lock.fileno()).st_mtime > asked:
             lock.seek(0)
             raise Unavailable(lock.read())
         try:
@@ -99,9 +95,47 @@ def connect(path: str, environment: dict[str, str], executable: str) -> socket.s
             raise
 
 
-def _connected(path: str) -> socket.socket | None:
+@contextlib.contextmanager
+def locked(path: str, seconds: float):
+    """Hold the lock of a zygote's starter, and yield its file.
+
+    The zygote holds it, too, until it listens: a killed starter lets in no other.
+
+    Raises:
+        Unavailable: another process holds it for so many seconds.
+    """
+    import fcntl
+
+    deadline = time.monotonic() + seconds
+    while True:
+        with open(path, "a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    hint = "a zygote that was stopped while it started, say"
+                    raise Unavailable(f"another process has held {path} for {seconds:.0f} seconds ({hint})") from None
+            else:  # `zygote.remove_left_over` may have removed it meanwhile, and then others lock a new one
+                if os.path.exists(path) and os.path.samestat(os.stat(path), os.fstat(lock.fileno())):
+                    yield lock
+                    return
+        time.sleep(0.02)
+
+
+def is_listening(path: str) -> bool:
+    """Whether a zygote listens at this socket, or may do so: one that was stopped does not answer."""
+    try:
+        connection = _connected(path, timeout=0)
+    except OSError:
+        return True
+    if connection:
+        connection.close()
+    return connection is not None
+
+
+def _connected(path: str, timeout: float = FORK_TIMEOUT) -> socket.socket | None:
     connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(FORK_TIMEOUT)  # of one that was stopped, the queue may be full
+    connection.settimeout(timeout)  # of one that was stopped, the queue may be full
     try:
         connection.connect(path)
         return connection
@@ -118,18 +152,20 @@ def _started(path: str, environment: dict[str, str], executable: str, lock: int)
     import subprocess
 
     log = f"{path[:-5]}.log"
-    its_environment = {name: value for name, value in environment.items() if name not in SET_LATER}
+    its_environment = {name: value for name, value in environment.items() if name not in (*SET_LATER, JOB)}
     its_environment["OPENBLAS_NUM_THREADS"] = "1"  # else it has threads as soon as it is imported, and a fork has not
     its_environment["JPY_PARENT_PID"] = "1"  # ipykernel reads it when imported: "do not watch your parent", the zygote
     its_environment["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"  # else the debugger writes a warning into every log
     ours, its_end = socket.socketpair()  # carries the zygote's pid, and closes when it ends: it is not our child
-    with open(log, "w") as output, its_end:
+    with open(log, "w") as output, its_end, contextlib.suppress(subprocess.TimeoutExpired):
         subprocess.run(
             [executable, "-P", "-m", "fruitlib.kernels.zygote", str(lock), path], pass_fds=[lock],
             env=its_environment, cwd="/", stdin=its_end, stdout=output, stderr=output, start_new_session=True,
+            timeout=FORK_TIMEOUT,
         )  # fmt: skip
     deadline = time.monotonic() + IMPORT_TIMEOUT
     with ours:
+        ours.settimeout(IMPORT_TIMEOUT)
         pid = ours.recv(16)
         while pid and not select.select([ours], [], [], 0.02)[0] and time.monotonic() < deadline:
             if connection := _connected(path):

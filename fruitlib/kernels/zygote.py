@@ -64,6 +64,7 @@ def serve(path: str, lock: int) -> dict | None:
     gc.collect()
     gc.freeze()  # a child's collector would write into every object, and so copy every page
     leave_without_starter()
+    remove_left_over(path)
     zygote = _Zygote(path, started)
     signal.alarm(0)
     os.close(lock)
@@ -74,6 +75,15 @@ def leave_without_starter() -> None:
     """End this process if the one that started it has ended, which holds the other end of the standard input."""
     if select.select([0], [], [], 0)[0]:
         os._exit(0)
+
+
+def remove_left_over(path: str) -> None:
+    """Remove what zygotes that are gone have left beside the socket `path`: their locks, logs and sockets."""
+    for lock in Path(path).parent.glob("*.lock"):
+        with contextlib.suppress(OSError, launcher.Unavailable), launcher.locked(str(lock), 0):
+            if not launcher.is_listening(str(lock.with_suffix(".sock"))):
+                for kind in (".sock", ".log", ".lock"):
+                    lock.with_suffix(kind).unlink(missing_ok=True)
 
 
 def preload() -> None:

@@ -44,6 +44,8 @@ def run_sweep(params_file: Path, data: str | None = None, options: Options = Opt
     plan = read_params(params_file, {"data": data} if data else {})
     sweep_dir = folder.sweep_folder(plan, data, options.out)
     folder.refuse_other_results(plan, sweep_dir)
+    if (known := folder.earlier_data(plan, sweep_dir)) != plan.config.data:
+        plan = read_params(params_file, {"data": known})
     checks.check_plan(plan)
     count = plan.search.trials if plan.search else len(plan.runs)
     number = f"{count} {'trial' if plan.search else 'run'}{'s' * (count > 1)}"
@@ -52,10 +54,14 @@ def run_sweep(params_file: Path, data: str | None = None, options: Options = Opt
         checks.check_classes(plan, progress.photos)
         executor, placed = _executor(plan, options, count, progress)
         kernel = executors.Kernel(progress, placed)
-        if sweep_dir.is_dir():
+
+        def photo_checked(done: int, total: int) -> None:
+            kernel.warm_up()  # now that the input has been found good
+            progress.photos(done, total)
+
+        with folder.claimed(plan, sweep_dir):
             files.remove_stale_partials(sweep_dir)
-        splits.prepare_manifest(plan.config, sweep_dir, kernel.photos, progress.say)
-        folder.claim(plan, sweep_dir)
+            splits.prepare_manifest(plan.config, sweep_dir, photo_checked, progress.say)
         driver = Driver(plan, sweep_dir, progress, Engine(executor, sweep_dir, kernel.name, progress.say))
         return driver.run()
 

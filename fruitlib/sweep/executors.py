@@ -51,9 +51,10 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TextIO
 
 from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError, first_line
@@ -61,6 +62,7 @@ from fruitlib.kernels import kernelspec, launcher
 from fruitlib.sweep import watch
 
 END_TIMEOUT = 1.5  # seconds that a process may take to end before it is killed
+WARM_TIMEOUT = 2 * launcher.IMPORT_TIMEOUT  # seconds until a sweep goes on with cold kernels
 
 
 def perform(
@@ -94,20 +96,49 @@ def _perform_in(scratch: Path, job: dict, say: Callable[[str], None], stop_reque
     given_up: list[str] = []
     asked = functools.partial(_must_stop, job, stop_requested)
     threading.Thread(target=_end_on_request, args=(process, asked, watched, given_up), daemon=True).start()
-    errors: list[str] = []
-    reader = threading.Thread(target=lambda: errors.extend(process.stderr), daemon=True)
-    reader.start()
+    said, complained = _lines(process.stdout), _lines(process.stderr)
     remarks = []
-    for line in process.stdout:
-        remarks.append(line.rstrip())
-        say(remarks[-1])
+    for line in _until_ended(said, process, watched):
+        remarks.append(line)
+        say(line)
     code = process.wait()
     watched.end()
-    reader.join(timeout=1)
-    for pipe in (process.stdin, process.stdout, process.stderr):
-        pipe.close()
-    last = [line.strip() for line in errors if line.strip() and not line.startswith(launcher.COLD)][-1:]
+    errors = [line.strip() for line in _until_ended(complained, process, watched)]
+    process.stdin.close()
+    last = [line for line in errors if line and not line.startswith(launcher.COLD)][-1:]
     return {"code": code, "remarks": remarks, "error": "".join(last), "given_up": "".join(given_up)}
+
+
+def _lines(stream: TextIO) -> queue.SimpleQueue:
+    """The lines of a stream as they come, and None at its end, read by a thread that closes the stream then."""
+
+    def read() -> None:
+        with stream:
+            for line in stream:
+                lines.put(line.rstrip())
+        lines.put(None)
+
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+    threading.Thread(target=read, daemon=True).start()
+    return lines
+
+
+def _until_ended(lines: queue.SimpleQueue, process: subprocess.Popen, watched: watch.Watch) -> Iterator[str]:
+    """The lines of a process until its end; what it has left running, and has the stream, too, is ended then."""
+    while True:
+        try:
+            line = lines.get(timeout=0.5)
+        except queue.Empty:
+            if process.poll() is None:
+                continue
+            watched.end()
+            try:
+                line = lines.get(timeout=END_TIMEOUT)
+            except queue.Empty:  # somebody whom we may not end
+                return
+        if line is None:
+            return
+        yield line
 
 
 def _start(job: dict, scratch: Path) -> subprocess.Popen:
@@ -317,18 +348,14 @@ class Kernel:
         if self._warming.ident is None:
             self._warming.start()
 
-    def photos(self, done: int, total: int) -> None:
-        """Show how many photos are checked; with the first of them, when the input has been found good, warm up."""
-        self.warm_up()
-        self.progress.photos(done, total)
-
     def name(self) -> str:
         """Its name, `fruitlib-warm` or `python3`. The first call prints it, and where runs are executed."""
         self.warm_up()
         self.progress.doing = "starting a warm kernel"
-        self._warming.join()
+        self._warming.join(WARM_TIMEOUT)
         self.progress.doing = ""
-        name, kernels = self._ready[0] if self._ready else ("python3", "cold: the warm kernel could not be started")
+        late = f"was not there within {WARM_TIMEOUT:.0f} s" if self._warming.is_alive() else "could not be started"
+        name, kernels = self._ready[0] if self._ready else ("python3", f"cold: the warm kernel {late}")
         if not self._announced:
             self._announced = True
             self.progress.say(f"{self.placed}; kernels: {kernels}")

@@ -1,5 +1,6 @@
 """A sweep's folder in executed/: how it may be called, whose results are in it, whether it is still there."""
 
+import contextlib
 import json
 import os
 from pathlib import Path
@@ -7,11 +8,13 @@ from pathlib import Path
 from fruitlib.core import files, texts
 from fruitlib.core.errors import InputError
 from fruitlib.data import sources
+from fruitlib.runs.run import Run
 from fruitlib.sweep import summary
 from fruitlib.sweep.params import Sweep
 from fruitlib.sweep.summary import SUMMARY
 
 LONGEST = 150  # bytes of a sweep's name; files in its folder are named after it, and a file system allows 255
+LOCK = ".manifest.lock"  # as of `splits`
 RESERVED = {"dev": "notebooks that are opened by hand write there", "example": "it holds the demo's report"}
 
 
@@ -60,7 +63,8 @@ def refuse_other_results(plan: Sweep, sweep_dir: Path) -> None:
     """Refuse a folder that holds something else than earlier results of this params file on these photos.
 
     A sweep is known by its params file, whatever has changed in it: run again, what changed is repeated, and runs that
-    were added are executed. A file that was moved or copied is the same one; another file's results stay as they are.
+    were added are executed. A file that was moved, renamed or copied is the same one; another file's results stay as
+    they are, and so do results of which nobody knows whose they are.
 
     Raises:
         InputError: other files, another sweep's results, other photos; the message says what is there.
@@ -73,49 +77,110 @@ def refuse_other_results(plan: Sweep, sweep_dir: Path) -> None:
     if visible and not visible & ours:
         there = texts.printable(min(visible))
         raise InputError(f"{where} holds files that are no sweep's, such as {there}: give this sweep another --out")
-    held = _read_record(sweep_dir / SUMMARY)
-    if (other := held.get("params_file")) and not _is_same_file(Path(plan.source), other):
-        count = len(held.get("runs", []))
+    held, manifest = _read_record(sweep_dir / SUMMARY), _read_manifest(sweep_dir)
+    other = str(held.get("params_file") or "")
+    if not other and _has_results(sweep_dir):
+        lost = f"{where} holds results, but no {SUMMARY} that says of which params file"
+        raise InputError(f"{lost}: put {SUMMARY} back, or give this sweep another --out")
+    if other and not _is_same_file(plan, held):
+        count = len(list(held.get("runs") or []))
         what = texts.printable(f"{other} ({held.get('title', '')}; {count} run{'s' * (count != 1)})")
         raise InputError(f"{where} holds the results of {what}: give this sweep another --out, or remove that folder")
-    earlier = _read_record(sweep_dir / "manifest.json").get("data", plan.config.data)
-    if earlier != plan.config.data:
+    earlier = str(manifest.get("data") or held.get("data") or plan.config.data)
+    if not _is_same_data(earlier, plan.config.data):
         photos = texts.printable(earlier)
-        raise InputError(f"{where} holds results on other photos ({photos}): give this sweep another name with --out")
+        gone = "" if earlier in sources.NAMES or _place(earlier).exists() else ", which are no longer there"
+        way = f"give this sweep another name with --out{', or rename them back' if gone else ''}"
+        raise InputError(f"{where} holds results on other photos ({photos}{gone}): {way}")
 
 
-def _read_record(path: Path) -> dict:
-    """A JSON file of a sweep; empty where there is none."""
+def earlier_data(plan: Sweep, sweep_dir: Path) -> str:
+    """The plan's photos as an earlier sweep in this folder wrote them: `photos`, say, where it is `./photos` now.
+
+    Results are known by this text, too: written in another way, everything would be repeated.
+    """
+    earlier = str(_read_manifest(sweep_dir).get("data") or plan.config.data)
+    return earlier if _is_same_data(earlier, plan.config.data) else plan.config.data
+
+
+def _read_manifest(sweep_dir: Path) -> dict:
+    path = sweep_dir / "manifest.json"
+    record = _read_record(path, "remove it, and it is made again from the photos")
+    if path.is_file() and not {"identity", "data"} <= set(record):
+        raise InputError(f"{files.display_path(path)}: damaged: remove it, and it is made again from the photos")
+    return record
+
+
+def _read_record(path: Path, way: str = "put it back as it was, or give this sweep another --out") -> dict:
+    """A JSON file of a sweep; empty where there is none. `way`: what to do about one that is damaged."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except ValueError:
-        raise InputError(f"{files.display_path(path)}: damaged; remove it, and it is written again") from None
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict) or not isinstance(record.get("runs", []), list):
+        raise InputError(f"{files.display_path(path)}: damaged: {way}")
+    return record
 
 
-def _is_same_file(params_file: Path, recorded: str) -> bool:
-    """Whether this params file is the recorded one: at its place, moved (the old one is gone) or copied."""
-    earlier = files.resolve(recorded)
-    if earlier == params_file.resolve():
+def _has_results(sweep_dir: Path) -> bool:
+    """Whether a sweep has left anything there that took time."""
+    there = any((sweep_dir / name).is_file() for name in ("manifest.csv", "manifest.json", "results.csv"))
+    return there or any(sweep_dir.glob("*/stages/*.json"))
+
+
+def _is_same_file(plan: Sweep, held: dict) -> bool:
+    """Whether the plan's params file is the recorded one: at its place, moved (the old one is gone), or as it was."""
+    earlier, mine = _place(str(held["params_file"])), Path(plan.source)
+    if earlier == mine.resolve() or held.get("params_digest") == plan.digest:
         return True
     if not earlier.is_file():
-        return earlier.name == params_file.name
-    return earlier.read_bytes() == params_file.read_bytes()
+        return earlier.name == mine.name
+    return earlier.read_bytes() == mine.read_bytes()
 
 
-def claim(plan: Sweep, sweep_dir: Path) -> None:
-    """Write down whose folder this is, before the first run begins; of two params files that meet, one is refused.
+def _is_same_data(one: str, other: str) -> bool:
+    if one == other or {one, other} & set(sources.NAMES):
+        return one == other
+    return _place(one) == _place(other)
+
+
+def _place(text: str) -> Path:
+    """The file or folder that a record or a setting names; the name itself where no path can be so called."""
+    try:
+        return files.resolve(text).resolve()
+    except (OSError, ValueError, RuntimeError):  # a null byte, ~nobody
+        return Path(texts.printable(text))
+
+
+@contextlib.contextmanager
+def claimed(plan: Sweep, sweep_dir: Path):
+    """Write down whose folder this is, before anything else is written; of two params files that meet, one is refused.
+
+    The record lists the runs as pending. Where the block fails, as with photos that cannot be divided, a folder that
+    was new is removed again.
 
     Raises:
         InputError: as `refuse_other_results`.
     """
-    with files.lock(sweep_dir / ".manifest.lock"):
+    with files.lock(sweep_dir / LOCK):
         refuse_other_results(plan, sweep_dir)
-        if not (sweep_dir / SUMMARY).is_file():
-            files.write_json(
-                sweep_dir / SUMMARY, summary.sweep_record(plan, {}, {}) | {"chosen": None, "shipped": None}
-            )
+        if is_new := not (held := _read_record(sweep_dir / SUMMARY)):
+            work = {name: Run(sweep_dir / name, config) for name, config in plan.runs.items()}
+            held = summary.sweep_record(plan, work, {name: {"state": "pending", "error": None} for name in work})
+            held["total"] = plan.search.trials if plan.search else len(work)
+            files.write_json(sweep_dir / SUMMARY, held | {"chosen": None, "shipped": None})
+    try:
+        yield
+    except BaseException:
+        if is_new and not _has_results(sweep_dir):
+            with contextlib.suppress(OSError):  # another sweep of this params file may have begun in it
+                for name in (SUMMARY, LOCK):
+                    (sweep_dir / name).unlink(missing_ok=True)
+                for folder in (sweep_dir, sweep_dir.parent):
+                    folder.rmdir()
+        raise
 
 
 class FolderLost(RuntimeError):

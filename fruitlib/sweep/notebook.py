@@ -15,6 +15,7 @@ from fruitlib.core.errors import first_line
 from fruitlib.kernels import launcher
 from fruitlib.runs import stages
 from fruitlib.runs.run import Pruned
+from fruitlib.sweep import watch
 
 kernel_folders: set[str] = set()  # temporary ones in use, to be removed when this process is ended from outside
 
@@ -119,7 +120,7 @@ def _kernel_settings():
     from traitlets.config import Config as Settings
 
     job = os.environ.get(launcher.JOB, "")  # whoever started this process removes that folder, however it ends
-    where = {"prefix": "k", "dir": job} if os.path.isdir(job) else {"prefix": "fruit"}
+    where = {"prefix": "k", "dir": job} if os.path.isdir(job) else {"prefix": watch.prefix(os.getpid())}
     with tempfile.TemporaryDirectory(**where) as folder:  # short: a socket's path has a limit of 108 bytes
         kernel_folders.add(folder)
         log = Path(folder) / "kernel.log"

@@ -13,7 +13,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +62,7 @@ class Sweep:
     runs: dict[str, Config]  # a search adds to these as it goes
     differs: dict[str, dict[str, Any]]
     search: Search | None = None
+    digest: str = ""  # of the file as it was read
 
     @property
     def settings(self) -> list[str]:
@@ -95,7 +96,7 @@ def read_params(path: Path, settings: dict[str, Any] | None = None) -> Sweep:
     content, lines = _read_yaml(path)
     settings = settings or {}
     try:
-        return _plan(content, settings, path)
+        return replace(_plan(content, settings, path), digest=fingerprint(path))
     except InputError as problem:
         in_file = problem.setting not in settings
         raise problem.at(lines.place(problem.setting, problem.value) if in_file else str(path)) from None
@@ -207,7 +208,7 @@ def _refuse_without_effect(combination: dict[str, Any], config: Config) -> None:
 
 
 def _read_yaml(path: Path) -> tuple[dict[str, Any], yaml_files.Lines]:
-    if not path.is_file():
+    if not path.exists():
         raise InputError("no such params file; params/ holds some to start from", place=printable(str(path)))
     content, lines = yaml_files.read(path)
     content = {} if content is None else content

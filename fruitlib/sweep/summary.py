@@ -134,6 +134,7 @@ def sweep_record(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
     return {
         "title": plan.title,
         "params_file": files.display_path(Path(plan.source).resolve()),
+        "params_digest": plan.digest,
         "data": plan.config.data,
         "group_word": plan.config.group_word,
         "population": _population(next(iter(work.values()))) if work else "",

@@ -1,5 +1,6 @@
 """YAML that people wrote: the lines of its settings, and one line for what is no YAML or would take a machine down."""
 
+import os
 import time
 
 import pytest
@@ -62,7 +63,12 @@ def test_utf16_as_some_editors_write_it(tmp_path):
         ("lr: [\n", "not valid YAML", True),
         (b"title: \xff\xfe\xfd\n", "not valid YAML", False),
         ("lr: 2020-13-45\n", "not valid YAML (month must be in 1..12)", False),
-        ("epochs: " + "9" * 5000, "not valid YAML", False),
+        ("epochs: " + "9" * 5000, "a number of 5,000 characters, at most 100: write it shorter, or in quotes", True),
+        ("epochs: 1" + ":1" * 200_000, "a number of 400,001 characters", True),  # sixties, in time by its square
+        ("epochs: 0x" + "f" * 10_000, "a number of 10,002 characters", True),
+        ("epochs: !!float " + "9" * 400, "a number of 400 characters", True),
+        ("title: " + "x" * 10_001, "a text of 10,001 characters, at most 10,000: shorten it", True),
+        ("x" * 10_001 + ": 1", "not valid YAML", True),  # a name has 1,024 at most
         ("x: !!python/object/apply:os.system ['true']\n", "could not determine a constructor", True),
         ("? [a]\n: 3\n", "not valid YAML", True),
     ],
@@ -80,3 +86,11 @@ def test_what_is_refused_is_one_line_at_once(tmp_path, text, words, line):
 def test_what_cannot_be_read_is_one_line(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
         yaml_files.read(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="pipe: a pipe or a device"):
+        yaml_files.read(tmp_path / "pipe")
+
+
+def test_a_value_is_found_among_numbers_that_no_computer_counts_with(tmp_path):
+    _, lines = read(tmp_path, f"lr: [{'9' * 100}, .inf,\n -1]\n")
+    assert lines.place("lr", -1).endswith("line 2") and lines.place("lr", 10**400).endswith("line 1")

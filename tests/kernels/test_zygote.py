@@ -487,6 +487,37 @@ def test_its_socket_goes_with_it(other_place):
     assert not list((place.folder / "runtime").rglob("*.sock"))
 
 
+def test_one_that_was_stopped_while_it_starts_keeps_nobody_waiting_for_ever(other_place):
+    """It holds the lock. Its starter was killed: nobody knows it."""
+    place = slow_place(other_place)
+    first = place.start("print('never')")
+    wait_until((place.folder / "slow.py.begun").exists, SOON)
+    (zygote,) = place.zygotes()
+    zygote.suspend()
+    first.kill()
+    first.communicate()
+    place.change("launcher.py", "IMPORT_TIMEOUT = 180.0", "IMPORT_TIMEOUT = 0.5")
+    code, out, err = place.run("print('ran')")
+    (why,) = cold_words(err)
+    assert (code, out) == (0, "ran\n") and "has held" in why and "for 0 seconds (a zygote that was stopped" in why
+
+
+def test_what_zygotes_that_are_gone_have_left_is_removed_when_another_starts(other_place):
+    place = other_place()
+    with place.waiting() as (_, _, _):
+        (path,) = (place.folder / "runtime").rglob("*.sock")
+        for name in ("gone.lock", "gone.log", "left.lock", "left.log", "starts.lock", "starts.log"):
+            path.with_name(name).touch()
+        with socket.socket(socket.AF_UNIX) as nobodys:
+            nobodys.bind(str(path.with_name("left.sock")))
+        lived = {path.name for path in path.parent.glob(path.stem + ".*")}
+        with launcher.locked(str(path.with_name("starts.lock")), 0):
+            assert place.run("print('ran')", LANG="another")[:2] == (0, "ran\n")
+            left = {path.name for path in path.parent.iterdir()}
+    assert lived | {"starts.lock", "starts.log"} <= left and len(lived) == 3
+    assert not {name for name in left if name.startswith(("gone", "left"))}
+
+
 def test_one_that_was_stopped_is_replaced_and_its_children_go_on(other_place):
     place = other_place()
     place.change("launcher.py", "FORK_TIMEOUT = 60.0", "FORK_TIMEOUT = 0.5")

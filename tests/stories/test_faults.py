@@ -47,7 +47,7 @@ def house(tmp_path_factory, finished_sweep):
     for name, place in {"TMPDIR": "t", "JUPYTER_RUNTIME_DIR": "j"}.items():  # paths of sockets must be short
         (sockets / place).mkdir()
         house.environment[name] = str(sockets / place)
-    house.environment["FRUITLIB_STALL_SECONDS"] = "60"  # a tenth of it for what was stopped
+    house.environment["FRUITLIB_STALL_SECONDS"] = "30"  # a fifth of it for what was stopped
     yield house
     for process in house.zygotes():
         process.kill()
@@ -155,7 +155,7 @@ def test_killed_stopped_and_shared_a_sweep_ends_with_the_numbers_of_an_undisturb
     stop_what_works(house, "killed")
     process.kill()
     output, _ = process.communicate()
-    assert "a process of it was stopped (SIGSTOP) for 6 seconds; it is started again" in output
+    assert "a process of it was stopped (SIGSTOP) for 6 s; it is started again" in output
     assert wait_until(lambda: not house.left(), 5)
 
     before = {run: pd.read_csv(run / "history.csv") for run in runs}

@@ -1,5 +1,6 @@
 """A sweep's folder: which names it may have, whose results are not replaced, and what tells that it is gone."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import shutil
 import pytest
 
 from fruitlib.core.errors import InputError
+from fruitlib.runs.status import load_status
 from fruitlib.sweep import folder, params
 
 
@@ -69,10 +71,9 @@ def test_a_params_file_whose_own_name_cannot_be_taken_says_what_to_do(house):
 
 def hold(house, plan) -> None:
     """Leave the folder as a sweep of this plan does that has just begun."""
-    house.folder.mkdir(parents=True, exist_ok=True)
-    for name in ("manifest.csv", "manifest.json"):
-        (house.folder / name).write_text(json.dumps({"data": plan.config.data}))
-    folder.claim(plan, house.folder)
+    with folder.claimed(plan, house.folder):
+        for name in ("manifest.csv", "manifest.json"):
+            (house.folder / name).write_text(json.dumps({"data": plan.config.data, "identity": "1"}))
 
 
 @pytest.mark.parametrize(
@@ -88,7 +89,8 @@ def test_a_moved_or_copied_file_is_the_same_one(house):
     text = "grid: {lr: [0.1, 0.2]}\n"
     hold(house, house(text))
     folder.refuse_other_results(house(text, "copy.yaml"), house.folder)
-    os.unlink(house.folder.parents[1] / "story.yaml")
+    os.rename(house.folder.parents[1] / "story.yaml", house.folder.parents[1] / "renamed.yaml")
+    folder.refuse_other_results(params.read_params(house.folder.parents[1] / "renamed.yaml"), house.folder)
     folder.refuse_other_results(house("epochs: 9\n", "elsewhere/story.yaml"), house.folder)
     with pytest.raises(InputError, match="the results of story"):
         folder.refuse_other_results(house("epochs: 9\n", "new.yaml"), house.folder)
@@ -98,23 +100,58 @@ def test_results_of_another_params_file_are_named_and_stay(house):
     hold(house, house("title: The first\n"))
     before = (house.folder / "sweep.json").read_bytes()
     other = house("title: The second\n", "other.yaml")
-    for refuse in (folder.refuse_other_results, folder.claim):
-        with pytest.raises(InputError) as problem:
-            refuse(other, house.folder)
+    for refuse in (folder.refuse_other_results, folder.claimed):
+        with pytest.raises(InputError) as problem, refuse(other, house.folder) or contextlib.nullcontext():
+            pass
         shown = str(problem.value)
         assert shown == (
-            "executed/x holds the results of story.yaml (The first; 0 runs): give this sweep another --out, "
+            "executed/x holds the results of story.yaml (The first; 1 run): give this sweep another --out, "
             "or remove that folder"
         )
     assert (house.folder / "sweep.json").read_bytes() == before
 
 
-def test_results_on_other_photos_are_named(house):
-    plan = house("lr: 0.1\n")
-    hold(house, plan)
-    (house.folder / "manifest.json").write_text('{"data": "/my \\u001b photos"}')
-    with pytest.raises(InputError, match=r"results on other photos \(/my \\x1b photos\)"):
+def test_a_folder_is_claimed_before_its_photos_are_checked(house):
+    """Which may take an hour; nothing is left where they are refused, and a record that looks unfinished meanwhile."""
+    plan, other = house("title: T\ngrid: {lr: [0.1, 0.2]}\n"), house("epochs: 9\n", "other.yaml")
+    with pytest.raises(InputError, match="a class too small"), folder.claimed(plan, house.folder):
+        status = load_status(house.folder)
+        assert (status.title, status.total, [run.state for run in status.runs]) == ("T", 2, ["pending"] * 2)
+        with pytest.raises(InputError, match=r"holds the results of story.yaml \(T; 2 runs\)"):
+            folder.claimed(other, house.folder).__enter__()
+        with folder.claimed(plan, house.folder):  # a second sweep of the same file shares the work
+            pass
+        raise InputError("a class too small")
+    assert not house.folder.parent.exists()
+
+
+@pytest.mark.parametrize(
+    ("recorded", "now", "words"),
+    [
+        ("photos", "photos/", ""),
+        ("photos", "./photos", ""),
+        ("photos", "{}/photos", ""),
+        ("photos", "link", ""),
+        ("sample", "data/sample", r"on other photos \(sample\): give"),
+        ("there", "photos", r"on other photos \(there\): give this sweep another name with --out$"),
+        ("old", "photos", r"on other photos \(old, which are no longer there\): .*, or rename them back"),
+        ("/my \x1b \0 photos", "photos", r"on other photos \(/my \\x1b \\x00 photos, which"),
+    ],
+)
+def test_other_photos_are_named_and_the_same_ones_known(house, recorded, now, words):
+    home = house.folder.parents[1]
+    (home / "photos").mkdir()
+    (home / "there").mkdir()
+    (home / "link").symlink_to("photos")
+    hold(house, house("lr: 0.1\n"))
+    (house.folder / "manifest.json").write_text(json.dumps({"data": recorded, "identity": "1"}))
+    plan = house(f"lr: 0.1\ndata: {now.format(home)}\n")
+    if words:
+        with pytest.raises(InputError, match=words):
+            folder.refuse_other_results(plan, house.folder)
+    else:
         folder.refuse_other_results(plan, house.folder)
+    assert folder.earlier_data(plan, house.folder) == (plan.config.data if words else recorded)
 
 
 def test_a_folder_of_other_files_is_left_alone(house):
@@ -130,12 +167,30 @@ def test_a_folder_of_other_files_is_left_alone(house):
         folder.refuse_other_results(plan, house.folder)
 
 
-def test_a_damaged_record_is_one_line(house):
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', "[" * 100_000, '{"runs": 3}', "{}", None])
+def test_results_whose_record_is_damaged_or_lost_stay(house, text):
     plan = house("lr: 0.1\n")
     hold(house, plan)
-    (house.folder / "sweep.json").write_text("{")
-    with pytest.raises(InputError, match=r"executed/x/sweep\.json: damaged; remove it"):
+    record = house.folder / "sweep.json"
+    if text is None:
+        record.unlink()
+    else:
+        record.write_text(text)
+    lost = text in ("{}", None)
+    words = "executed/x holds results, but no sweep.json" if lost else r"executed/x/sweep\.json: damaged: put it back"
+    with pytest.raises(InputError, match=words):
         folder.refuse_other_results(plan, house.folder)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"x"', "[" * 100_000, "{}"])
+def test_a_damaged_manifest_is_one_line(house, text):
+    plan = house("lr: 0.1\n")
+    hold(house, plan)
+    (house.folder / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=r"executed/x/manifest\.json: damaged: remove it, and it is made again"):
+        folder.refuse_other_results(plan, house.folder)
+    (house.folder / "manifest.json").unlink()
+    folder.refuse_other_results(plan, house.folder)
 
 
 def test_a_folder_that_was_removed_moved_emptied_or_made_anew_is_lost(house):
