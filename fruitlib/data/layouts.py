@@ -298,10 +298,9 @@ class _Finder:
         direct = any(self.tree.photos[place] for place in layout.classes)
         given = any(layout.classes.values()) or part_names.parts_among(names)
         if len(layout.classes) > 1 and len(held) == 1 and len(names) > 1 and not direct and not given:
-            first = "/".join(next(iter(layout.classes)))
             self.notes.append(
-                f"all class folders hold the folders {some(names)}: taken as groups; if they are the classes, set "
-                f"data to one of the folders above them, such as {first}"
+                f"all class folders hold the folders {some(names)}: taken as groups; if they are the classes, rename "
+                "the folders above them to train, val or test, or set data to one of these"
             )
 
     # ---- parts within the classes
@@ -370,16 +369,20 @@ def _links_note(tree: Tree) -> list[str]:
 
 
 def _skipped_notes(tree: Tree, layout: Layout) -> list[str]:
-    """How many files were skipped, and the endings of those that are not hidden."""
-    above = {top[:depth] for top in layout.classes for depth in range(len(top))}
-    skipped = [name for place in sorted(above) for name in (*tree.others[place], *tree.photos[place])]
+    """How many photos have no class folder; how many other files were skipped, with the endings of those not hidden."""
+    above = sorted({top[:depth] for top in layout.classes for depth in range(len(top))})
+    beside = [name for place in above for name in tree.photos[place]]
+    skipped = [name for place in above for name in tree.others[place]]
     for top in layout.classes:
         skipped += [name for place in tree.under(top) for name in tree.others[place]]
     notes = []
+    if beside:
+        lie = "1 photo lies" if len(beside) == 1 else f"{len(beside):,} photos lie"
+        notes.append(f"{lie} beside the class folders, without a class: not used; the first is {min(beside)}")
     shown = [name for name in skipped if not name.startswith(".")]
     if endings := Counter(os.path.splitext(name)[1].lower() or "none" for name in shown):
         counts = ", ".join(f"{ending} {count}" for ending, count in endings.most_common(6))
-        notes.append(f"endings of files that are not photos or not in a class folder: {counts}")
+        notes.append(f"endings of files that are not photos: {counts}")
     if skipped:
         files_are = "file is hidden or not a photo" if len(skipped) == 1 else "files are hidden or not photos"
         notes.append(f"{len(skipped)} {files_are}: skipped")

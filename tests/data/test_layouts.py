@@ -161,7 +161,7 @@ def test_class_folders_that_look_equal_are_one_class_and_their_groups_one_group(
 
 def test_folders_with_the_same_names_in_all_classes_may_be_the_classes_and_that_is_said(tmp_path):
     _, notes = found(make(tmp_path, classes("colour", "grey")))
-    assert "hold the folders apple, cherry: taken as groups; if they are the classes, set data to" in notes
+    assert "hold the folders apple, cherry: taken as groups; if they are the classes, rename the folders above" in notes
 
 
 def test_a_table_beside_photos_without_class_folders_is_named(tmp_path):
