@@ -35,9 +35,7 @@ def content_of(path: Path, most: int, too_large: str) -> bytes:
     Raises:
         InputError: no such file, one that cannot be read, or one of more than `most` bytes (`too_large` says why not).
     """
-    if not os.path.isfile(path):  # reading a pipe would wait for ever
-        wrong = "not a regular file: correct it" if os.path.lexists(path) else "no such file of annotations"
-        raise InputError(f"{path}: {wrong}")
+    refuse_no_file(path)
     try:
         with open(path, "rb") as file:
             content = file.read(most + 1)
@@ -46,6 +44,16 @@ def content_of(path: Path, most: int, too_large: str) -> bytes:
     if len(content) > most:
         raise InputError(f"{path}: larger than {most:,} bytes: {too_large}")
     return content
+
+
+def refuse_no_file(path: Path) -> None:
+    """
+    Raises:
+        InputError: no such file, or no regular one: reading a pipe would wait for ever.
+    """
+    if not os.path.isfile(path):
+        wrong = "not a regular file: correct data" if os.path.lexists(path) else "no such file of annotations"
+        raise InputError(f"{path}: {wrong}")
 
 
 def listed(rows: list[Row], notes: list[str]) -> Listed:

@@ -78,8 +78,7 @@ def read(path: Path, folder: Path, is_photo: Callable[[str], bool]) -> Listed:
 
 
 def _load(path: Path) -> Any:
-    if not os.path.isfile(path):  # reading a pipe would wait for ever
-        raise InputError(f"{path}: no such file of annotations")
+    boxes.refuse_no_file(path)
     return yaml_files.read(path, texts=True)[0]
 
 
