@@ -173,7 +173,7 @@ _START = r"(?:^|(?<=[;\t\r\n]))"
 _FORMULA = r"'*(?![+-]?[\d.,]+(?:e[+-]?\d+)?(?:[;\t\r\n]|$))\s*[=+@\t\r\n\uff0b\uff0d\uff1d\uff20-]"
 _BARE = re.compile(f"{_START}({_FORMULA})", re.IGNORECASE)
 _MARKED = re.compile(f"{_START}'({_FORMULA})", re.IGNORECASE)
-_MAY_BE = re.compile(r"['=+@\uff0b\uff0d\uff1d\uff20\s-]|.*[;\t\r\n]")  # quick: what most texts are not
+_MAY_BE = re.compile(r"['=+@\uff0b\uff0d\uff1d\uff20\s-]|[^;\t\r\n]*[;\t\r\n]")  # quick: what most texts are not
 
 
 def write_csv(path: str | os.PathLike, table) -> None:

@@ -287,7 +287,7 @@ def open_run(run_dir: str | os.PathLike) -> Run:
     run = Run(files.resolve(run_dir))
     if not run.record("train"):
         raise InputError(f"{run_dir}: no trained run here yet; execute 02_train first, or name another run_dir")
-    if run.record("train")["data_fingerprint"] != run.data_fingerprint:
+    if run.record("train").get("data_fingerprint") != run.data_fingerprint:
         raise InputError(f"{run_dir}: the photos or their split changed after training; execute 02_train again")
     return run
 
