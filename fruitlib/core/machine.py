@@ -8,6 +8,7 @@ import importlib.metadata
 import os
 import platform
 import random
+import signal
 from pathlib import Path
 
 
@@ -78,6 +79,15 @@ def hardware() -> str:
                 model = line.split(":", 1)[1].strip()
                 break
     return f"{model}, {os.cpu_count()} cores"
+
+
+def ending(code: int) -> str:
+    """A process's exit code, below zero the signal that ended it, in words."""
+    if code >= 0:
+        return f"it ended with exit code {code}"
+    name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"  # most have no name
+    hint = "; often too little memory" if name == "SIGKILL" else ""
+    return f"killed by {name}{hint}"
 
 
 def versions() -> dict[str, str]:

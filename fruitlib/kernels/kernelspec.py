@@ -45,8 +45,8 @@ def ready() -> tuple[str, str]:
     Starts the zygote if there is none, and waits for it.
     """
     try:
-        install()
         path = launcher.address(dict(os.environ), sys.executable)
+        install()
         launcher.connect(path, dict(os.environ), sys.executable).close()
     except (launcher.Unavailable, OSError) as why:
         return "python3", f"cold: {why}"

@@ -6,7 +6,6 @@ result. So two sweeps on one folder share the work, and a killed sweep loses not
 
 import contextlib
 import secrets
-import signal
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +15,7 @@ from pathlib import Path
 
 import psutil
 
-from fruitlib.core import files
+from fruitlib.core import files, machine
 from fruitlib.core.config import Config
 from fruitlib.core.errors import first_line
 from fruitlib.runs.run import OUTCOME, WORKING, Run
@@ -139,7 +138,7 @@ class Engine:
         else:
             named = result["code"] == CODES["lost"] and _reason(task.folder)
             last = f": {result['error']}" * bool(result["error"])
-            error, again = named or f"its process was lost ({_ending(result['code'])}){last}", "once more"
+            error, again = named or f"its process was lost ({machine.ending(result['code'])}){last}", "once more"
         if task.tries < TRIES:
             self.say(f"{task.name}: {error}; {again}")
             self.waiting.insert(0, task)
@@ -174,9 +173,8 @@ class Engine:
         try:
             with contextlib.suppress(OSError):
                 self.stop_file.touch()
-            wait(
-                self.running, timeout=executors.END_TIMEOUT
-            )  # before cancelling: a cancelled job does not look for the file
+            # Before cancelling: a cancelled job does not look for the file.
+            wait(self.running, timeout=executors.END_TIMEOUT)
             for future in self.running:
                 future.cancel()
         finally:
@@ -190,10 +188,3 @@ class Engine:
 def _reason(folder: Path) -> str:
     """What the run's process wrote down on its end."""
     return Run(folder).read_json(OUTCOME).get("error", "")
-
-
-def _ending(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    hint = ", often too little memory" if code == KILLED else ""
-    return f"killed by {signal.Signals(-code).name}{hint}"

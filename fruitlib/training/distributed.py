@@ -27,7 +27,6 @@ import contextlib
 import os
 import queue
 import secrets
-import signal
 import subprocess
 import sys
 import tempfile
@@ -41,7 +40,7 @@ import pandas as pd
 import psutil
 import torch
 
-from fruitlib.core import files, progress
+from fruitlib.core import files, machine, progress
 from fruitlib.runs.run import Run
 from fruitlib.training import group, messages
 from fruitlib.training.messages import say
@@ -204,7 +203,8 @@ class _Children:
         """How one of them was lost; empty when all have ended well, None while all go on."""
         codes = [process.poll() for process in self.processes]
         if bad := [code for code in codes if code]:
-            return _ending(min(bad))  # the others only echo the end of one that was killed: their codes are above zero
+            # The others only echo the end of one that was killed: their codes are above zero.
+            return machine.ending(min(bad))
         if any(self._is_stopped(process.pid) for process in self.processes):
             return f"stopped for {STOPPED_SECONDS} s"
         return None if None in codes else ""
@@ -254,9 +254,3 @@ def _marked(mark: str) -> list[psutil.Process]:
             if process.environ().get(messages.STARTER) == mark:
                 found.append(process)
     return found
-
-
-def _ending(code: int) -> str:
-    """A process's exit code in words."""
-    hint = "; often too little memory" if code == -signal.SIGKILL else ""
-    return f"killed by {signal.Signals(-code).name}{hint}" if code < 0 else f"it ended with exit code {code}"

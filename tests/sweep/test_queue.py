@@ -11,10 +11,10 @@ from concurrent.futures import Future
 
 import pytest
 
-from fruitlib.core import files
+from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError
 from fruitlib.runs.run import OUTCOME, WORKING
-from fruitlib.sweep import executors, queue, worker
+from fruitlib.sweep import executors, worker
 from fruitlib.sweep.queue import Engine, Outcome, PlacementLost, Task
 
 
@@ -75,12 +75,12 @@ def test_what_is_lost_is_tried_once_more_and_then_told(engine_of):
     made, output = engine_of(unlucky=[-9, 0], doomed=[-9, worker.CODES["lost"]])
     found = ended(made)
     assert found["unlucky"] == Outcome("complete") and found["doomed"].state == "lost"
-    assert "unlucky: its process was lost (killed by SIGKILL, often too little memory): last words; once more" in output
+    assert "unlucky: its process was lost (killed by SIGKILL; often too little memory): last words; once more" in output
     assert len(made.executor.jobs) == 4
 
 
 def test_what_hangs_is_started_again_once_and_said(engine_of):
-    stuck = "it made no progress for 10 minutes"
+    stuck = "it made no progress for 10 min"
     made, output = engine_of(once=[stuck, 0], twice=[stuck, stuck])
     found = ended(made)
     assert found == {"once": Outcome("complete"), "twice": Outcome("lost", stuck)}
@@ -225,8 +225,12 @@ def test_a_run_process_says_by_its_exit_code_how_it_ended(make_run, monkeypatch,
     assert not (run.path / WORKING).exists()
 
 
-def test_the_ending_of_a_process_in_words():
-    assert queue._ending(-signal.SIGTERM) == "killed by SIGTERM" and queue._ending(5) == "exit code 5"
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [(5, "it ended with exit code 5"), (-15, "killed by SIGTERM"), (-40, "killed by signal 40")],
+)
+def test_the_ending_of_a_process_in_words(code, words):
+    assert machine.ending(code) == words
 
 
 def test_what_a_job_takes_along(monkeypatch):
