@@ -20,6 +20,7 @@ import tempfile
 import threading
 import time
 import types
+import warnings
 
 from fruitlib.core import machine
 from fruitlib.kernels import launcher
@@ -138,6 +139,7 @@ def _run(module: str, connection: socket.socket) -> None:
 def _exit_code(module: str) -> int:
     """Run it; returns its exit code."""
     sys.modules["__main__"] = types.ModuleType("__main__")
+    warnings.filterwarnings("ignore", ".* found in sys.modules", RuntimeWarning)  # the zygote has imported it already
     try:
         runpy._run_module_as_main(module)
     except SystemExit as left:
