@@ -77,7 +77,7 @@ def read_tree(root: Path, is_photo: Callable[[str], bool], ignored: Collection[s
         for name, is_folder, is_link in found:
             hidden = name.startswith(".")
             a_photo = not hidden and not is_folder and is_photo(name)
-            if a_photo or (is_folder and not hidden):
+            if (a_photo or (is_folder and not hidden)) and not name.isascii():
                 _check_name(os.path.join(root, *place), name)
             if is_folder and not hidden:
                 (links if is_link else real).append((*place, name))
@@ -152,7 +152,7 @@ def _entries(root: Path, place: Place, seen: set) -> list[tuple[str, bool, bool]
 
 
 def entries(folder: str | Path, seen: set) -> list[tuple[str, bool, bool]] | None:
-    """(name, whether it is a folder, whether it is a link) of everything in a folder, sorted, but for what systems
+    """(name, whether it is a folder, whether that is a link) of everything in a folder, sorted, but for what systems
     left; None where `seen`, to which the folder is added, holds it already: links may lead to one folder many times.
 
     Raises:
@@ -163,9 +163,8 @@ def entries(folder: str | Path, seen: set) -> list[tuple[str, bool, bool]] | Non
         return None
     seen.add((facts.st_dev, facts.st_ino))
     with os.scandir(folder) as found:
-        return sorted(
-            (entry.name, _is_folder(entry), entry.is_symlink()) for entry in found if entry.name not in SYSTEM
-        )
+        kept = [(entry.name, _is_folder(entry), entry) for entry in found if entry.name not in SYSTEM]
+    return sorted((name, is_folder, is_folder and entry.is_symlink()) for name, is_folder, entry in kept)
 
 
 def _check_name(folder: str, name: str) -> None:
