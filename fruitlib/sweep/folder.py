@@ -69,9 +69,11 @@ def refuse_other_results(plan: Sweep, sweep_dir: Path) -> None:
     Raises:
         InputError: other files, another sweep's results, other photos; the message says what is there.
     """
-    if not sweep_dir.is_dir():
-        return
     where = files.display_path(sweep_dir)
+    if not sweep_dir.is_dir():
+        if os.path.lexists(sweep_dir):
+            raise InputError(f"{where} is a file, where a sweep's folder is wanted: give this sweep another --out")
+        return
     visible = {path.name for path in sweep_dir.iterdir() if not path.name.startswith(".")}
     ours = {SUMMARY, "manifest.json", "manifest.csv", *plan.runs}
     if visible and not visible & ours:

@@ -215,3 +215,11 @@ def test_a_folder_that_was_removed_moved_emptied_or_made_anew_is_lost(house):
         with pytest.raises(folder.FolderLost):
             place.check()
         shutil.rmtree(house.folder, ignore_errors=True)
+
+
+def test_a_file_where_the_folder_would_be_is_named(house):
+    plan = house("lr: 0.1\n")
+    house.folder.parent.mkdir(parents=True, exist_ok=True)
+    house.folder.touch()
+    with pytest.raises(InputError, match="is a file, where a sweep's folder is wanted: give this sweep another --out"):
+        folder.refuse_other_results(plan, house.folder)
