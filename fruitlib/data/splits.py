@@ -201,9 +201,10 @@ def _check_sizes(usable: pd.DataFrame, manifest: pd.DataFrame, config: Config) -
         setting = f"val_per_class {config.val_per_class}"
     lacking = np.flatnonzero(photos.to_numpy() < needed)
     if len(lacking):
-        label, has, least = photos.index[lacking[0]], photos.iloc[lacking[0]], needed[lacking[0]]
+        label, has, least = photos.index[lacking[0]], int(photos.iloc[lacking[0]]), needed[lacking[0]]
+        held = f"{has} photo{'s' * (has != 1)}{_why(manifest, label)}"
         raise InputError(
-            f"class {label} has {has} photo{'s' * (has != 1)}{_why(manifest, label)}, at least {least} are needed for {setting} "
+            f"class {label} has {held}, at least {least} are needed for {setting} "
             f"and test_per_class {config.test_per_class}: add photos or lower these settings{_subset_hint(config)}"
         )
 
