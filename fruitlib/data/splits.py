@@ -24,7 +24,11 @@ COLUMNS = ("path", "label", "group", "split", "fold", "status", "reason", "width
 
 
 def prepare_manifest(
-    config: Config, sweep_dir: Path, progress: OnProgress | None = None, say: Callable[[str], None] | None = None
+    config: Config,
+    sweep_dir: Path,
+    progress: OnProgress | None = None,
+    say: Callable[[str], None] | None = None,
+    same_photos: bool = False,
 ) -> pd.DataFrame:
     """The sweep's manifest: loaded if it fits the data and the settings, else built and written.
 
@@ -35,10 +39,13 @@ def prepare_manifest(
     Args:
         say: called with each line for people: the classes found before a photo is opened, in the end the notes. Without
             it only what was divided before and is divided anew is printed.
+        same_photos: refuse a folder that holds a division of other photos than `data` names.
 
     Raises:
         InputError: no photos, a photo that does not open (`bad_photos: stop`), a class too small for the split.
     """
+    if same_photos:
+        _refuse_other_photos(config, sweep_dir)
     folder = sources.ready(config.data, progress, config.photos_dir)
     rows, notes = sources.scan(config)
     listing, say_anyway = listing_text(rows), say or print
@@ -51,11 +58,7 @@ def prepare_manifest(
     return manifest
 
 
-def refuse_other_photos(config: Config, sweep_dir: Path) -> None:
-    """
-    Raises:
-        InputError: the folder holds a division of other photos than the settings name.
-    """
+def _refuse_other_photos(config: Config, sweep_dir: Path) -> None:
     if not (sweep_dir / "manifest.json").is_file():
         return
     if (data := load_record(sweep_dir)["data"]) != config.data:

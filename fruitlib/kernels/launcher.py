@@ -81,10 +81,10 @@ def connect(path: str, environment: dict[str, str], executable: str) -> socket.s
     with locked(f"{path[:-5]}.lock", IMPORT_TIMEOUT) as lock:
         if connection := _connected(path):
             return connection
-        # A process that asked before us has tried; eight need not try in turn.
-        if os.fstat(lock.fileno()).st_mtime > asked:
-            lock.seek(0)
-            raise Unavailable(lock.read())
+        # A process that asked before us has tried in vain; eight need not try in turn. (A new file holds nothing.)
+        lock.seek(0)
+        if (why := lock.read()) and os.fstat(lock.fileno()).st_mtime > asked:
+            raise Unavailable(why)
         try:
             with contextlib.suppress(Killed):  # the next one may come up
                 return _started(path, environment, executable, lock.fileno())

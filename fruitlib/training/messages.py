@@ -5,6 +5,7 @@ people, or an event the starter acts on, begins with a mark and its kind: nothin
 """
 
 import os
+import sys
 
 from fruitlib.core import machine
 
@@ -55,5 +56,7 @@ def parse(line: str) -> tuple[str, str] | None:
 
 
 def _send(kind: str, text: str) -> None:
-    """One line in one write, which no other process's can divide."""
-    print(f"{MARK}{kind}{MARK}{text}" if STARTER in os.environ else text, flush=True)
+    """One line in one write, which no other process's can divide; `print` would write the line break by itself."""
+    line = f"{MARK}{kind}{MARK}{text}" if STARTER in os.environ else text
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

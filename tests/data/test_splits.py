@@ -613,7 +613,6 @@ def test_a_division_is_made_anew_only_with_a_word(collection, tmp_path, capsys):
     assert capsys.readouterr().out == ""
     splits.prepare_manifest(settings(collection, split_seed=7), tmp_path / "a")
     assert "divided anew" in (line := capsys.readouterr().out) and "split_seed was 0 and is 7" in line
-    splits.refuse_other_photos(settings(collection), tmp_path / "a")
-    splits.refuse_other_photos(settings(collection), tmp_path / "nothing there")
+    splits.prepare_manifest(settings(collection, split_seed=7), tmp_path / "a", same_photos=True)
     with pytest.raises(InputError, match=r"holds a division of .*, and data is sample here: set data: "):
-        splits.refuse_other_photos(settings("sample"), tmp_path / "a")
+        splits.prepare_manifest(settings("sample"), tmp_path / "a", same_photos=True)
