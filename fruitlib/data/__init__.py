@@ -18,7 +18,7 @@ Read `sources` first, then `splits`; a training's batches come from `loader`.
     yolo             a YOLO data.yaml with its label files
     voc              Pascal VOC's XML
     photo_paths      where the photos are that a table or annotations name
-    labels           labels that are one class though not written alike: joined, and said
+    labels           labels that are one class though not written alike: joined, with a note
     memory           what decoding photos takes of it, all threads together
     rgb              decoded pixels of any kind -> RGB of 8 bits
     completeness     is all of the picture in the file?

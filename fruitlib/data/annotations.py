@@ -1,6 +1,6 @@
 """What `data` may name beside a folder of class folders: a table; COCO, YOLO or VOC annotations.
 
-Each is read into the same rows, its photos are found, and what is given twice or contradicts itself is said. An
+Each is read into the same rows, its photos are found, and what is given twice or contradicts itself is named. An
 archive or a spreadsheet is not read: the line says what to do.
 """
 

@@ -1,4 +1,4 @@
-"""Labels that are one class though they are not written alike: joined, and said."""
+"""Labels that are one class though they are not written alike: joined, with a note."""
 
 import re
 from collections.abc import Collection, Mapping

@@ -99,8 +99,8 @@ def _from_folder(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     try:
         return layouts.read_folder(folder, _is_photo, RECORDS)
     except InputError as problem:
-        told = " (here lies " in str(problem)  # a table in the folder
-        raise InputError(f"{problem}{'' if told else annotations.hint(folder)}") from None
+        table_named = " (here lies " in str(problem)  # a table in the folder
+        raise InputError(f"{problem}{'' if table_named else annotations.hint(folder)}") from None
 
 
 def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:

@@ -96,14 +96,14 @@ def _perform_in(scratch: Path, job: dict, say: Callable[[str], None], stop_reque
     given_up: list[str] = []
     asked = functools.partial(_must_stop, job, stop_requested)
     threading.Thread(target=_end_on_request, args=(process, asked, watched, given_up), daemon=True).start()
-    said, complained = _lines(process.stdout), _lines(process.stderr)
+    output, error_output = _lines(process.stdout), _lines(process.stderr)
     remarks = []
-    for line in _until_ended(said, process, watched):
+    for line in _until_ended(output, process, watched):
         remarks.append(line)
         say(line)
     code = process.wait()
     watched.end()
-    errors = [line.strip() for line in _until_ended(complained, process, watched)]
+    errors = [line.strip() for line in _until_ended(error_output, process, watched)]
     process.stdin.close()
     last = [line for line in errors if line and not line.startswith(launcher.COLD)][-1:]
     return {"code": code, "remarks": remarks, "error": "".join(last), "given_up": "".join(given_up)}
