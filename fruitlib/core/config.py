@@ -1,13 +1,14 @@
 """`Config`: every setting with its type, range, default and help; which settings belong to which stage."""
 
-import difflib
 import itertools
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from fruitlib.core import model_names
 from fruitlib.core.errors import InputError
-from fruitlib.core.model_names import MODELS, OURS
+from fruitlib.core.model_names import FITTED_HEADS, OURS
+from fruitlib.core.setting_errors import explain, setting_kind
 
 
 class Config(BaseModel):
@@ -38,9 +39,9 @@ class Config(BaseModel):
     repeats: int = Field(1, ge=1, le=100, description="how many times the photos are divided into folds")
     split_seed: int = Field(0, ge=0, description="another number gives another split")
 
-    model: str = Field("end2end", description="end2end | base | resnet18, efficientnet_b0 … (torchvision's names)")
-    head: Literal["linear", "gap_bn"] = Field(
-        "linear", description="torchvision models end in: linear | gap_bn (average, BatchNorm, dropout, linear)"
+    model: str = Field("end2end", description="end2end | base | torchvision's names, resnet18 … | timm:NAME")
+    head: Literal["linear", "gap_bn", "logistic", "svm", "knn", "prototypes"] = Field(
+        "linear", description="trained: linear | gap_bn; fitted on frozen features: logistic | svm | knn | prototypes"
     )
     head_width: int = Field(0, ge=0, le=65536, description="units of a hidden layer in gap_bn; 0: none")
     dropout: Annotated[float, Field(ge=0, lt=1)] | Literal["auto"] = Field(
@@ -50,7 +51,9 @@ class Config(BaseModel):
         "", description="best.pt of a trained base model to start end2end from; empty: random weights"
     )
     weights: str = Field(
-        "none", min_length=1, description="none | DEFAULT (torchvision's pretrained) | a checkpoint of this model"
+        "none",
+        min_length=1,
+        description="none | DEFAULT (pretrained, downloaded) | package (pretrained, installed) | a file",
     )
     freeze: Literal["none", "backbone", "all_but_last_block"] = Field(
         "none", description="weights that are not trained: none | backbone | all_but_last_block"
@@ -59,6 +62,13 @@ class Config(BaseModel):
         0, ge=0, description="gradual unfreezing: epochs until one more frozen block is trained; 0: never"
     )
     layer_decay: float = Field(1.0, gt=0, le=1, description="lr of each block is this factor of the next block's")
+    head_start: Literal["fresh", "logistic"] = Field(
+        "fresh",
+        description="first weights of a linear head: fresh | logistic (fitted on the features, before training)",
+    )
+    views: Literal["one", "flip", "five"] = Field(
+        "one", description="views of a photo that are averaged: one | flip (and mirrored) | five (corners and centre)"
+    )
 
     lr: float = Field(0.001, gt=0, le=10, description="peak learning rate")
     optimizer: Literal["adam", "adamw", "sgd", "rmsprop"] = Field("adam", description="adam | adamw | sgd | rmsprop")
@@ -112,6 +122,9 @@ class Config(BaseModel):
     resize: Literal["crop", "pad", "squash"] = Field(
         "crop", description="how a photo becomes square: crop | pad | squash"
     )
+    center: Annotated[float, Field(gt=0.1, le=1)] = Field(
+        1.0, description="share of the square's side that is kept, in the middle; auto: as the weights were evaluated"
+    )
     brightness: float = Field(1.0, gt=0, le=10, description="factor on every photo; 1: as it is")
     contrast: float = Field(1.0, gt=0, le=10, description="factor on every photo; 1: as it is")
     saturation: float = Field(1.0, ge=0, le=10, description="factor on every photo; 1: as it is, 0: grey")
@@ -160,6 +173,10 @@ class Config(BaseModel):
         0.03, gt=0, le=1, description="accuracy that INT8 may cost at most, to be called proven; a share"
     )
 
+    probe: Literal["auto", "none"] = Field(
+        "auto",
+        description="baseline in 03 of frozen pretrained features: auto (the run's own, or installed ones) | none",
+    )
     group_word: str = Field(
         "group", min_length=1, description="what a group of photos is called: variety, patient, tree, day"
     )
@@ -176,9 +193,8 @@ class Config(BaseModel):
         """YAML's true and yes would pass as the number 1; no setting is a truth value, so refuse them."""
         for name, value in values.items() if isinstance(values, dict) else ():
             if isinstance(value, bool):
-                raise InputError(
-                    f"{name} = {str(value).lower()}: a truth value, where {setting_kind(name)} is wanted", name
-                )
+                wanted = setting_kind(name, cls.model_fields)
+                raise InputError(f"{name} = {str(value).lower()}: a truth value, where {wanted} is wanted", name)
         return values
 
     @field_validator("track", mode="before")
@@ -188,19 +204,27 @@ class Config(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _own_image_size(cls, values):
-        """`image_size: auto` becomes the model's own side at once, so that everything after sees a number."""
-        if isinstance(values, dict) and values.get("image_size") == "auto":
-            values = {**values, "image_size": MODELS.get(str(values.get("model", "end2end")), 96)}
+    def _what_auto_means(cls, values):
+        """`image_size` and `center`: auto become the model's own at once, so that everything after sees numbers.
+
+        A fitted head means a frozen backbone, and photos as they are.
+        """
+        if not isinstance(values, dict):
+            return values
+        values, model = dict(values), str(values.get("model", "end2end"))
+        if "auto" in (values.get("image_size"), values.get("center")) and not model_names.problem(model):
+            side, center = model_names.own_view(model)
+            own = {"image_size": side, "center": center}
+            values |= {name: value for name, value in own.items() if values.get(name) == "auto"}
+        if values.get("head") in FITTED_HEADS:
+            values = {"freeze": "backbone", "augment": "none"} | values
         return values
 
     @field_validator("model")
     @classmethod
     def _known_model(cls, model):
-        if model not in MODELS:
-            raise InputError(
-                f"model = {model!r}: not known{nearest(model, MODELS) or '; known: ' + ', '.join(MODELS)}", "model"
-            )
+        if problem := model_names.problem(model):
+            raise InputError(f"model = {model!r}: {problem}", "model")
         return model
 
     @field_validator("processes")
@@ -214,27 +238,47 @@ class Config(BaseModel):
         return processes
 
     @model_validator(mode="after")
-    def _fits_together(self):
+    def _weights_fit_together(self):
         if self.base_weights and self.model != "end2end":
             raise InputError(f"base_weights starts model end2end only, not {self.model}", "base_weights")
-        if self.weights == "DEFAULT" and self.model in OURS:
-            raise InputError(f"weights DEFAULT exists for torchvision's models only, not {self.model}", "weights")
+        if self.weights in ("DEFAULT", "package") and self.model in OURS:
+            raise InputError(
+                f"weights {self.weights}: torchvision's and timm's models have them, not {self.model}", "weights"
+            )
         if self.weights != "none" and self.base_weights:
             raise InputError("weights and base_weights both name the weights to start from: set one of them", "weights")
-        if self.freeze != "none" and not self.base_weights and self.weights == "none":
+        random = not self.base_weights and self.weights == "none"
+        if self.freeze != "none" and random and self.head not in FITTED_HEADS:
             raise InputError(
-                f"freeze = {self.freeze} keeps random weights: name weights (torchvision) or base_weights", "freeze"
+                f"freeze = {self.freeze} keeps random weights: name weights (package, DEFAULT, a file) or base_weights",
+                "freeze",
             )
         if self.unfreeze_every and self.freeze == "none":
             raise InputError(
                 f"unfreeze_every = {self.unfreeze_every}: nothing is frozen; set freeze: backbone", "unfreeze_every"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _head_fits_together(self):
         if self.model in OURS and (self.head != "linear" or self.dropout != "auto"):
             named = "head" if self.head != "linear" else "dropout"
-            raise InputError(f"head and dropout belong to torchvision's models, not to {self.model}", named)
-        if self.head_width and self.head == "linear":
+            raise InputError(f"head and dropout belong to torchvision's and timm's models, not to {self.model}", named)
+        if self.head_width and self.head != "gap_bn":
             raise InputError(
-                f"head_width = {self.head_width}: a linear head has no hidden layer; set head: gap_bn", "head_width"
+                f"head_width = {self.head_width}: head {self.head} has no hidden layer; set head: gap_bn", "head_width"
+            )
+        if self.head_start != "fresh" and self.head != "linear":
+            raise InputError(f"head_start = {self.head_start}: starts head linear, not {self.head}", "head_start")
+        if self.head in FITTED_HEADS and not self.features_once:
+            raise InputError(
+                f"head = {self.head} is fitted on a frozen network: set freeze: backbone, augment: none, mixing: none",
+                "head",
+            )
+        if self.head in FITTED_HEADS and self.balance not in ("none", "class_weights", "smote"):
+            raise InputError(
+                f"balance = {self.balance} repeats photos in batches; head {self.head} takes class_weights or smote",
+                "balance",
             )
         return self
 
@@ -316,53 +360,18 @@ class Config(BaseModel):
         return still and self.augment == "none" and self.mixing == "none"
 
 
-# What other libraries call them
-ALIASES = {"learning_rate": "lr", "early_stopping": "patience", "bs": "batch_size", "wd": "weight_decay"}
-ALIASES |= {"gradient_clip_val": "clip_norm", "ema_decay": "ema", "smoothing": "label_smoothing", "arch": "model"}
-ALIASES |= {"max_epochs": "epochs", "accumulate_grad_batches": "micro_batch", "img_size": "image_size"}
-
-
-def settings_without_effect(config: Config) -> set[str]:
-    """Settings that change nothing, given the others: runs that differ only in them would be the same run twice."""
-    used = {
-        "focal_gamma": config.loss in ("focal", "mix"),
-        "focal_ratio": config.loss == "mix",
-        "momentum": config.optimizer in ("sgd", "rmsprop"),
-        "min_delta": bool(config.patience) or config.scheduler == "plateau",
-        "share_class": config.train_share < 1,
-        "mixing_alpha": config.mixing != "none",
-        "crop_margin": config.crop_to != "none",
-    }
-    return {name for name, has_effect in used.items() if not has_effect}
-
-
 SPLIT_SETTINGS = tuple(itertools.takewhile(lambda name: name != "model", Config.model_fields))
 EXPORT_SETTINGS = ("calibration_images",)
-REPORT_SETTINGS = ("int8_agreement", "int8_margin", "group_word", "deploy_shares", "max_error")  # verdicts and words
+# Verdicts and words
+REPORT_SETTINGS = ("int8_agreement", "int8_margin", "probe", "group_word", "deploy_shares", "max_error")
 PLACE_SETTINGS = ("cache", "track")  # where photos and curves are kept changes no result
 SHOW_SETTINGS = ("lr_find",)  # what 02 shows besides
 _NO_TRAIN_SETTINGS = SPLIT_SETTINGS + EXPORT_SETTINGS + PLACE_SETTINGS + SHOW_SETTINGS + REPORT_SETTINGS
 TRAIN_SETTINGS = tuple(name for name in Config.model_fields if name not in _NO_TRAIN_SETTINGS)
-NETWORK_SETTINGS = ("model", "head", "head_width", "dropout")  # what a network is built from
+NETWORK_SETTINGS = ("model", "head", "head_width", "dropout", "views")  # what a network is built from
 FACTORS = ("brightness", "contrast", "saturation", "sharpness")
-PREPROCESS_SETTINGS = ("image_size", "crop_to", "crop_margin", "resize", *FACTORS, "deep_bits")
+PREPROCESS_SETTINGS = ("image_size", "crop_to", "crop_margin", "resize", "center", *FACTORS, "deep_bits")
 FOLD_SETTINGS = ("fold", "repeat")  # set by a sweep with `folds`, one run each
-
-
-def setting_kind(name: str) -> str:
-    """What a setting holds, in words: a whole number, a number, one of a few words, or text."""
-    field = Config.model_fields.get(name)
-    if field is None:
-        return "a setting's value"
-    kinds = str(field.annotation)
-    words = {"float": "a number", "int": "a whole number", "Literal": "a word"}
-    return next((word for kind, word in words.items() if kind in kinds), "text")
-
-
-def nearest(name: str, known) -> str:
-    """` (did you mean ...?)` where a known name is close, else nothing."""
-    close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def make(settings: dict[str, Any], source: str = "settings") -> Config:
@@ -375,26 +384,5 @@ def make(settings: dict[str, Any], source: str = "settings") -> Config:
     try:
         return Config(**settings)
     except ValidationError as problems:
-        message, setting = _explain(problems.errors()[0])
+        message, setting = explain(problems.errors()[0], Config.model_fields)
         raise InputError(message, setting, settings.get(setting), place=source) from None
-
-
-def _explain(error: dict) -> tuple[str, str]:
-    """One pydantic error in one line (the setting, its value, what is wanted), and the setting's name."""
-    refused = error.get("ctx", {}).get("error")
-    if isinstance(refused, InputError):  # by a validator of `Config`
-        return refused.message, refused.setting
-    name = str(error["loc"][0]) if error["loc"] else ""
-    if error["type"] == "extra_forbidden":
-        close = f" (did you mean {ALIASES[name]}?)" if name in ALIASES else nearest(name, Config.model_fields)
-        return f"unknown setting {name}{close}; params/base.yaml lists them all", name
-    if not name:
-        return error["msg"], ""
-    field, given = Config.model_fields[name], error["input"]
-    if isinstance(given, (list, dict)) and not isinstance(field.default, (list, dict)):
-        example = f"grid: {{{name}: [..., ...]}}"
-        return f"{name} = {given!r}: several values belong under grid:, as in '{example}'", name
-    message = error["msg"][0].lower() + error["msg"][1:].removesuffix(", got a number with a fractional part")
-    is_mapping = isinstance(field.default, dict)
-    shown = ".".join(map(str, error["loc"])) if is_mapping else name  # of a union, pydantic would name the branch
-    return f"{shown} = {given!r}: {message}; wanted: {field.description}", name

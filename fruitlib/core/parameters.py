@@ -5,6 +5,7 @@ from typing import Any
 from fruitlib.core import config
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
+from fruitlib.core.setting_errors import nearest
 from fruitlib.core.source_code import assigned_names
 
 
@@ -31,4 +32,4 @@ def check_injected(cells: dict[str, Any]) -> None:
     declared = assigned_names(sources[0]) if sources else set()
     known = {*Config.model_fields, "overrides"} if "overrides" in declared else declared
     if unknown := sorted(injected - known - declared):
-        raise InputError(f"unknown parameter {unknown[0]}{config.nearest(unknown[0], known | declared)}")
+        raise InputError(f"unknown parameter {unknown[0]}{nearest(unknown[0], known | declared)}")

@@ -59,7 +59,7 @@ def _prepared(photo: Decoded, path: str, box: tuple[int, int, int, int] | None, 
     if right - left < 1 or bottom - top < 1:
         across, down = photo.size
         raise InputError(f"{path}: the box lies outside the photo, {across} x {down}: correct the table")
-    return np.array(enhance(square(photo.image, area, config.resize, config.image_size), config))
+    return np.array(enhance(square(photo.image, central(area, config), config.resize, config.image_size), config))
 
 
 def share_with_object(folder: Path, paths: Iterable[str]) -> float:
@@ -87,6 +87,18 @@ def region(photo: Image.Image, boxed: Area | None, config: Config) -> Area:
             shifted = (extent[0] + inside[0], extent[1] + inside[1], extent[2] + inside[0], extent[3] + inside[1])
             return widened(shifted, config.crop_margin, inside)
     return inside
+
+
+def central(area: Area, config: Config) -> Area:
+    """The middle of the area: of each side the share `center`; with `resize: crop`, of the square that it keeps."""
+    if config.center == 1:
+        return area
+    left, top, right, bottom = area
+    across, down = right - left, bottom - top
+    if config.resize == "crop":
+        across = down = min(across, down)
+    x, y, half = (left + right) / 2, (top + bottom) / 2, config.center / 2
+    return x - half * across, y - half * down, x + half * across, y + half * down
 
 
 def widened(area: Area, margin: float, limit: Area) -> Area:

@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fruitlib.core.config import nearest
 from fruitlib.core.errors import InputError
+from fruitlib.core.setting_errors import nearest
 from fruitlib.core.texts import normal, some
 from fruitlib.data import part_names, table_labels, table_text
 from fruitlib.data.table_text import Sheet

@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from fruitlib.core import yaml_files
-from fruitlib.core.config import FOLD_SETTINGS, SPLIT_SETTINGS, Config, make, settings_without_effect
+from fruitlib.core.config import FOLD_SETTINGS, SPLIT_SETTINGS, Config, make
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import fingerprint
+from fruitlib.core.idle_settings import settings_without_effect
 from fruitlib.core.texts import printable
 from fruitlib.sweep import space as spaces
 from fruitlib.sweep.space import Space

@@ -2,8 +2,11 @@
 
 Read `train` first: the recipe from first line to last.
 
-    weights       weights from files, taken only where they fit
-    zoo           torchvision's networks by name, their published weights, their heads
+    weights       weights from files, taken only where they fit; where they come from
+    packaged      pretrained weights that are installed as packages
+    zoo           torchvision's and timm's networks by name, what is known of their weights, their heads
+    timm_zoo      timm's networks, through what timm makes public
+    views         views of a photo that are averaged
     models        the 3-convolution base, End2End, ensembles; built, saved, loaded
     blocks        a network's blocks and layers; which of them train in which epoch
     losses        cross-entropy, focal, their mix, soft F1; smoothing, class weights

@@ -2,24 +2,27 @@
 
 Every model takes float images (N, 3, S, S) in [0, 1] and gives logits (N, num_classes); normalisation is inside,
 so that an exported file needs no instructions. A model is a backbone, whose blocks (`blocks`) run one after the other,
-and a head, which turns the backbone's features (N, D) into logits. torchvision's networks come from `zoo`; `weights`
-reads files and fits what they hold to a network.
+and a head, which turns the backbone's features (N, D) into logits. torchvision's and timm's networks come from `zoo`;
+`weights` reads files and fits what they hold to a network.
 """
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 
 from fruitlib.core import files
 from fruitlib.core.config import NETWORK_SETTINGS, PREPROCESS_SETTINGS, Config, make
 from fruitlib.core.errors import InputError
 from fruitlib.core.model_names import BASE_CLASSES, OURS
-from fruitlib.training.weights import load_checkpoint, take_weights
-from fruitlib.training.zoo import MEAN, STD, build_torchvision, head_name, load_published
+from fruitlib.training import packaged, views, zoo
+from fruitlib.training.weights import Origin, load_checkpoint, take_weights
+from fruitlib.training.zoo import head_name
+
+FRESH = Origin()
 
 
 class Base(nn.Module):
@@ -66,24 +69,21 @@ class End2End(nn.Module):
 class Normalized(nn.Module):
     """A network preceded by `(x - mean) / std` per channel, kept in its state.
 
-    `weights_origin` says where its weights come from.
+    `origin` says where its weights come from. In evaluation mode its logits are the mean over the `views` of an image.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        mean: tuple[float, ...] = MEAN,
-        std: tuple[float, ...] = STD,
-        weights_origin: str = "fresh weights",
-    ):
+    def __init__(self, net: nn.Module, origin: Origin = FRESH, views: str = "one"):
         super().__init__()
-        self.net, self.weights_origin = net, weights_origin
-        self.register_buffer("mean", torch.tensor(mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std).view(1, 3, 1, 1))
+        self.net, self.origin, self.views = net, origin, views
+        self.register_buffer("mean", torch.tensor(origin.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(origin.std).view(1, 3, 1, 1))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, S, S) in [0, 1] -> logits (N, num_classes)."""
-        return self.net((images - self.mean) / self.std)
+        images = (images - self.mean) / self.std
+        if self.training or self.views == "one":
+            return self.net(images)
+        return torch.stack([self.net(view) for view in views.of(images, self.views)]).mean(0)
 
 
 class Ensemble(nn.Module):
@@ -102,9 +102,9 @@ class Ensemble(nn.Module):
 def build(config: Config, num_classes: int) -> Normalized:
     """The network that `config.model` names, freshly initialised or from the weights that the settings name.
 
-    `weights`: none; DEFAULT, torchvision's own, from its cache or downloaded into it; or a path, to a checkpoint of
-    the same model (its head is taken where it has the same shape) or to a state_dict of torchvision's. Fresh weights
-    are drawn from torch's global generator. `.weights_origin` says what was loaded.
+    `weights`: none; DEFAULT, the library's own, from its cache or downloaded into it; package, those of an installed
+    package; or a path, to a checkpoint of the same model (its head is taken where it has the same shape) or to a file
+    of weights. Fresh weights are drawn from torch's global generator. `.origin` says what was loaded.
 
     Raises:
         InputError: weights that cannot be loaded or belong to another model, a base model for other than five classes.
@@ -116,10 +116,31 @@ def build(config: Config, num_classes: int) -> Normalized:
         if content and not ours:
             raise InputError(f"weights {path}: not a checkpoint of {config.model} written by fruitlib; name a best.pt")
     else:
-        model = Normalized(*build_torchvision(config, num_classes, path, {} if ours else content))
+        net = zoo.create(config.model, published=config.weights == "DEFAULT")
+        origin = _take(net, config, path, {} if ours else content)
+        model = Normalized(zoo.with_head(net, config, num_classes), origin, config.views)
     if ours:
-        model.weights_origin = _load_own(model, content, path)
+        model.origin = _load_own(model, content, path)
     return model
+
+
+def _take(net: nn.Module, config: Config, path: Path, state: dict[str, torch.Tensor]) -> Origin:
+    """Load the weights that the settings name into the library's network, with its own head; where they come from."""
+    facts = zoo.facts(config.model)
+    origin = Origin(mean=facts.mean, std=facts.std)
+    if config.weights == "none":
+        return origin
+    known = {"licence": facts.licence, "taken": len(net.state_dict())}
+    if config.weights == "DEFAULT":
+        return replace(origin, summary=f"weights {facts.url}, fresh head", source="DEFAULT", file=facts.url, **known)
+    source = "file"
+    if config.weights == "package":
+        source, (path, state) = "package", packaged.load(config.model, net.state_dict())
+    if not state:
+        return origin
+    take_weights(net, state, f"weights {path}", f"{zoo.head_name(net)}.")
+    where = files.display_path(path)
+    return replace(origin, summary=f"weights from {where}, fresh head", source=source, file=where, **known)
 
 
 def _ours(config: Config, num_classes: int) -> Normalized:
@@ -137,7 +158,7 @@ def _ours(config: Config, num_classes: int) -> Normalized:
         state = {name.removeprefix("net."): tensor for name, tensor in state.items() if name.startswith("net.")}
         take_weights(base, state, f"base_weights {path}")
         origin = f"base from {files.display_path(path)}, fresh head"
-    return Normalized(End2End(base, num_classes), weights_origin=origin)
+    return Normalized(End2End(base, num_classes), Origin(origin))
 
 
 def check_start_weights(config: Config) -> None:
@@ -149,17 +170,17 @@ def check_start_weights(config: Config) -> None:
     _start_weights(config)
     if config.base_weights:
         _ours(config, num_classes=2)
-    if config.weights == "DEFAULT":
-        load_published(config.model, torchvision.models.get_model_weights(config.model).DEFAULT)
+    if config.weights in ("DEFAULT", "package"):
+        build(config, num_classes=2)
 
 
 def _start_weights(config: Config) -> tuple[Path, dict]:
     """The file that `weights` names and what it holds: a checkpoint of ours of this model, a state_dict, or nothing."""
-    if config.weights in ("none", "DEFAULT"):
+    if config.weights in ("none", "DEFAULT", "package"):
         return Path(), {}
     path = files.resolve(config.weights)
     if not path.is_file():
-        raise InputError(f"weights {path}: no such file; set none, DEFAULT or a checkpoint's path")
+        raise InputError(f"weights {path}: no such file; set none, DEFAULT, package or the path of a file")
     content = load_checkpoint(path)
     if content and all(isinstance(value, torch.Tensor) for value in content.values()):
         return path, content
@@ -177,15 +198,17 @@ def _own_checkpoint(content: dict, model: str, where: str) -> dict:
     return content
 
 
-def _load_own(model: Normalized, content: dict, path: Path) -> str:
-    """Load a checkpoint's weights, its head only if all shapes match; returns the text for `weights_origin`."""
+def _load_own(model: Normalized, content: dict, path: Path) -> Origin:
+    """Load a checkpoint's weights, its head only if all shapes match; returns where they come from."""
     own, state, head_prefix = model.state_dict(), content["state_dict"], f"net.{head_name(model.net)}."
     heads = {name for name in {*own, *state} if name.startswith(head_prefix)}
     same = all(name in own and name in state and own[name].shape == state[name].shape for name in heads)
     kept = {name: tensor for name, tensor in state.items() if same or name not in heads}
     take_weights(model, kept, f"weights {path}", head_prefix)
     part, rest = ("all weights", "") if same else ("backbone", ", fresh head: the file's has another shape")
-    return f"{part} from {files.display_path(path)} (classes {', '.join(content['class_names'])}){rest}"
+    where, normal = files.display_path(path), (tuple(buffer.flatten().tolist()) for buffer in (model.mean, model.std))
+    summary = f"{part} from {where} (classes {', '.join(content['class_names'])}){rest}"
+    return Origin(summary, *normal, source="checkpoint", file=where, taken=len(kept))
 
 
 def checkpoint(model: Normalized | Ensemble, config: Config, class_names: list[str], **facts: Any) -> dict:
@@ -222,7 +245,7 @@ def restore(path: Path) -> tuple[Normalized | Ensemble, dict]:
             members.append(build(make(content["network"], str(path)), len(content["class_names"])))
             take_weights(members[-1], state, str(path))
     for member in members:
-        member.weights_origin = f"all weights from {files.display_path(path)}"
+        member.origin = Origin(f"all weights from {files.display_path(path)}", source="checkpoint")
     model = Ensemble(members) if "members" in content else members[0]
     return model.eval(), content
 

@@ -105,7 +105,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     initial_weights = models.fingerprint(model)
     trained_blocks = blocks.freeze_blocks(model, config)
     precision.compile_model(model, config)
-    say(speed.summary, model.weights_origin)
+    say(speed.summary, model.origin.summary)
 
     # Batches, loss and optimizer.
     if config.features_once:
@@ -216,7 +216,8 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
             "train", identity, keep=keep, kept_epoch=state.kept_epoch, epochs=state.epoch,
             seconds=state.history[-1]["seconds"], parameters=models.num_parameters(model),
             total_parameters=sum(weight.numel() for weight in model.parameters()), processes=world_size,
-            data_fingerprint=run.data_fingerprint, initial_weights=initial_weights, cache=train_photos.store.kind,
+            data_fingerprint=run.data_fingerprint, initial_weights=initial_weights,
+            weights=model.origin.record(), cache=train_photos.store.kind,
             train_photos=len(train_photos), photos_per_epoch=len(feed), **speed.names, speed=speed.summary + compiled,
             micro_batch=state.micro_batch or "whole",
         )  # fmt: skip

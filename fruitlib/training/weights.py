@@ -1,12 +1,56 @@
 """Weights from files: read without running code in them, and loaded only where they fit."""
 
 import io
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
 
 from fruitlib.core.errors import InputError, first_line
+
+Triple = tuple[float, float, float]  # a number for red, green and blue
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a library says about a network's published weights.
+
+    `mean` and `std` normalise images in [0, 1]; `side` is in pixels, `center` the share of it that their evaluation
+    kept; `licence` is "" where the library names none; `url` says where they come from.
+    """
+
+    mean: Triple = MEAN
+    std: Triple = STD
+    side: int = 224
+    center: float = 1.0
+    licence: str = ""
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a network's weights come from, and the normalisation they need; `summary` is one line for people.
+
+    `source` is fresh, DEFAULT, package, file or checkpoint. `taken` counts the entries that were loaded, `left` names
+    those that were not. `proof` says what shows that they are right.
+    """
+
+    summary: str = "fresh weights"
+    mean: Triple = MEAN
+    std: Triple = STD
+    source: str = "fresh"
+    file: str = ""
+    sha256: str = ""
+    taken: int = 0
+    left: tuple[str, ...] = ()
+    licence: str = ""
+    proof: str = ""
+
+    def record(self) -> dict:
+        """All of it by name, for a run's record."""
+        return asdict(self)
 
 
 def take_weights(module: nn.Module, state: dict[str, torch.Tensor], where: str, head_prefix: str | tuple = ()) -> None:

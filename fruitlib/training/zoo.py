@@ -1,50 +1,45 @@
-"""torchvision's networks by name, with their published weights and a head for the classes at hand."""
+"""Networks of torchvision and timm by name, what is known of their weights, and a head for the classes at hand."""
 
 import math
 import pickle
-import re
 from pathlib import Path
 
 import torch
 import torchvision
 from torch import nn
-from torchvision.models import VGG, ConvNeXt
+from torchvision.models import VGG, ConvNeXt, SqueezeNet
 
-from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError, first_line
-from fruitlib.training.weights import take_weights
+from fruitlib.core.model_names import TIMM
+from fruitlib.training import timm_zoo
+from fruitlib.training.weights import Facts
 
-Triple = tuple[float, float, float]  # a number for red, green and blue
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
 HEADS = ("head", "fc", "classifier")  # what torchvision and End2End call the last part
 GAP_DROPOUT = 0.5  # of the gap_bn head with `dropout: auto`
 
 
-def build_torchvision(
-    config: Config, num_classes: int, path: Path, state: dict[str, torch.Tensor]
-) -> tuple[nn.Module, Triple, Triple, str]:
-    """torchvision's network with a new last layer or head; the rest fresh, DEFAULT, or as in `state`.
-
-    Returns:
-        the network, the mean and standard deviation to normalise its input with, where its weights come from.
-    """
-    name, published = config.model, torchvision.models.get_model_weights(config.model).DEFAULT
-    pretrained = config.weights == "DEFAULT"
-    net = load_published(name, published) if pretrained else torchvision.models.get_model(name, weights=None)
-    new = "last layer" if config.head == "linear" else "head"
-    origin = f"torchvision's {published}, fresh {new}" if pretrained else "fresh weights"
-    if state:
-        # DenseNet's published files still have the dots that its modules' names have lost
-        state = {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=\d)", r"\1", key): state[key] for key in state}
-        take_weights(net, state, f"weights {path}", f"{head_name(net)}.")
-        origin = f"weights from {files.display_path(path)}, fresh {new}"
-    _replace_head(net, config, num_classes)
-    if not pretrained and not state:
-        return net, MEAN, STD, origin
-    # Weights need the mean and spread they were trained with, which are not ImageNet's for every model.
+def facts(model: str) -> Facts:
+    """What torchvision or timm says about the weights of `config.model`; fresh weights are normalised likewise."""
+    if model.startswith(TIMM):
+        return timm_zoo.facts(model.removeprefix(TIMM))
+    published = torchvision.models.get_model_weights(model).DEFAULT
     transforms = published.transforms()
-    return net, transforms.mean, transforms.std, origin
+    side = transforms.crop_size[0]
+    return Facts(transforms.mean, transforms.std, side, side / transforms.resize_size[0], "", published.url)
+
+
+def create(model: str, published: bool = False) -> nn.Module:
+    """The network as its library makes it, with its own head; with its `published` weights, or fresh ones.
+
+    Raises:
+        InputError: the published weights cannot be downloaded or read.
+    """
+    if model.startswith(TIMM):
+        return timm_zoo.create(model.removeprefix(TIMM), published)
+    if published:
+        return load_published(model, torchvision.models.get_model_weights(model).DEFAULT)
+    return torchvision.models.get_model(model, weights=None)
 
 
 def load_published(name: str, weights: torchvision.models.WeightsEnum) -> nn.Module:
@@ -62,22 +57,49 @@ def load_published(name: str, weights: torchvision.models.WeightsEnum) -> nn.Mod
         ) from None
 
 
-def _replace_head(net: nn.Module, config: Config, num_classes: int) -> None:
-    """Replace torchvision's head with the one that the settings describe; its input becomes features (N, D)."""
+def with_head(net: nn.Module, config: Config, num_classes: int) -> nn.Module:
+    """The network with the head that the settings describe, whose input is features (N, D)."""
+    if config.model.startswith(TIMM):
+        net = timm_zoo.TimmNet(net)
+        net.head = _one(_new_head([nn.Linear(net.width, num_classes)], net.width, config, num_classes))
+        return net
+    if isinstance(net, SqueezeNet):
+        net = _LinearSqueezeNet(net)
     name = head_name(net)
     parts = list(old) if isinstance(old := getattr(net, name), nn.Sequential) else [old]
     width = next(part.in_features for part in parts if isinstance(part, nn.Linear))
     if isinstance(net, ConvNeXt):  # the only one whose features are (N, D, 1, 1)
         net.avgpool = nn.Sequential(net.avgpool, nn.Flatten())
         parts.insert(0, nn.Unflatten(1, (width, 1, 1)))
-    if config.head == "linear":
-        new = _linear_head(parts, config.dropout, num_classes)
-    else:
-        if isinstance(net, VGG):  # the only one that pools to several cells
-            width //= math.prod(net.avgpool.output_size)
-            net.avgpool = nn.AdaptiveAvgPool2d(1)
-        new = _gap_bn_head(width, config, num_classes)
-    setattr(net, name, new[0] if len(new) == 1 else nn.Sequential(*new))
+    if config.head == "gap_bn" and isinstance(net, VGG):  # the only one that pools to several cells
+        width //= math.prod(net.avgpool.output_size)
+        net.avgpool = nn.AdaptiveAvgPool2d(1)
+    setattr(net, name, _one(_new_head(parts, width, config, num_classes)))
+    return net
+
+
+class _LinearSqueezeNet(nn.Module):
+    """SqueezeNet with the average before its classifier, which is then linear and not a convolution."""
+
+    def __init__(self, net: SqueezeNet):
+        super().__init__()
+        self.features, self.avgpool = net.features, nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Sequential(nn.Dropout(), nn.Linear(net.classifier[1].in_channels, net.num_classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """(N, 3, S, S) normalised -> logits (N, num_classes)."""
+        return self.classifier(self.avgpool(self.features(images)).flatten(1))
+
+
+def _one(parts: list[nn.Module]) -> nn.Module:
+    return parts[0] if len(parts) == 1 else nn.Sequential(*parts)
+
+
+def _new_head(parts: list[nn.Module], width: int, config: Config, num_classes: int) -> list[nn.Module]:
+    """The head `config.head`; `parts` are the library's own, `width` the features that come in."""
+    if config.head == "gap_bn":
+        return _gap_bn_head(width, config, num_classes)
+    return _linear_head(parts, config.dropout, num_classes)
 
 
 def _linear_head(parts: list[nn.Module], dropout: float | str, num_classes: int) -> list[nn.Module]:

@@ -42,7 +42,7 @@ ROOT = Path(__file__).parents[2]
         ({"model": "resnet19"}, ["model = 'resnet19'", "did you mean resnet1", "?"]),
         ({"weights": "x.pt", "base_weights": "y.pt"}, ["both name the weights"]),
         ({"unfreeze_every": 2}, ["unfreeze_every = 2", "nothing is frozen", "freeze: backbone"]),
-        ({"head": "gap_bn"}, ["torchvision's models", "end2end"]),
+        ({"head": "gap_bn"}, ["torchvision's and timm's models", "end2end"]),
         ({"model": "resnet18", "head_width": 64}, ["head_width = 64", "set head: gap_bn"]),
         ({"warmup_epochs": 20}, ["warmup_epochs = 20", "epochs = 20"]),
         ({"patience": 20}, ["patience = 20", "never reached within epochs = 20"]),

@@ -16,7 +16,7 @@ from fruitlib.core.model_names import BASE_CLASSES, MODELS, OURS
 from fruitlib.explain import gradcam
 from fruitlib.training import models, zoo
 from fruitlib.training.blocks import blocks_of, target_layers
-from fruitlib.training.weights import load_checkpoint
+from fruitlib.training.weights import Facts, load_checkpoint
 
 THEIRS = [name for name in MODELS if name not in OURS]
 # The smallest of each of torchvision's families
@@ -96,7 +96,7 @@ def test_sides_are_those_the_weights_were_made_at(name):
     expects = torchvision.models.get_model_weights(name).DEFAULT.transforms()
     assert [MODELS[name]] == expects.crop_size
     if name != "efficientnet_v2_l":  # the one that is why weights bring mean and spread of their own
-        assert (tuple(expects.mean), tuple(expects.std)) == (zoo.MEAN, zoo.STD)
+        assert (tuple(expects.mean), tuple(expects.std)) == (Facts.mean, Facts.std)
 
 
 def test_models_are_all_of_torchvisions_common_convolutional_ones():
@@ -164,7 +164,7 @@ def test_torchvisions_own_file_gives_torchvisions_own_answers(name, tmp_path):
         channels_last = model.to(memory_format=torch.channels_last)
         rearranged = channels_last(images.contiguous(memory_format=torch.channels_last))
         torch.testing.assert_close(rearranged, expected[:, :3], rtol=1e-3, atol=1e-5)
-    assert "published.pth" in model.weights_origin and "fresh last layer" in model.weights_origin
+    assert "published.pth" in model.origin.summary and "fresh last layer" in model.origin.summary
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -265,7 +265,7 @@ def test_a_checkpoint_of_the_same_model_gives_all_its_weights(tmp_path, changes)
     model = trained(tmp_path / "best.pt")
     started = make("mobilenet_v3_small", 3, weights=str(tmp_path / "best.pt"), **changes)
     assert models.fingerprint(started) == models.fingerprint(model)
-    assert started.weights_origin == f"all weights from {tmp_path / 'best.pt'} (classes a, b, c)"
+    assert started.origin.summary == f"all weights from {tmp_path / 'best.pt'} (classes a, b, c)"
 
 
 @pytest.mark.parametrize(("classes", "settings"), [(4, {}), (3, {"head": "gap_bn"})])
@@ -276,7 +276,7 @@ def test_of_another_head_the_backbone_alone_is_taken_and_that_is_said(tmp_path, 
     head = models.head_of(model).state_dict()  # no part of it, hidden layers neither
     own = models.head_of(started).state_dict()
     assert not any(key in head and torch.equal(own[key], head[key]) for key in own)
-    assert started.weights_origin.startswith("backbone from ") and "fresh head" in started.weights_origin
+    assert started.origin.summary.startswith("backbone from ") and "fresh head" in started.origin.summary
 
 
 def test_our_own_networks_start_from_a_path_too(tmp_path):
@@ -290,7 +290,7 @@ def test_base_weights_start_end2end_from_the_trained_base(tmp_path):
     model = trained(tmp_path / "best.pt", "base", "abcde")
     started = make("end2end", base_weights=str(tmp_path / "best.pt"))
     assert same(started.net.base.state_dict(), model.net.state_dict())
-    assert "best.pt" in started.weights_origin
+    assert "best.pt" in started.origin.summary
 
 
 def state(name, classes=1000):
@@ -402,7 +402,7 @@ def test_pretrained_weights_come_from_torchvisions_cache(name, published):
     if name == "mobilenet_v3_small":  # the classifier's hidden layer is pretrained, too
         assert torch.equal(models.head_of(model)[0].weight, content["classifier.0.weight"])
     weights = torchvision.models.get_model_weights(name).DEFAULT
-    assert model.weights_origin == f"torchvision's {weights}, fresh last layer"
+    assert model.origin.summary == f"torchvision's {weights}, fresh last layer"
     assert model(torch.rand(2, 3, 64, 64)).shape == (2, 3)
 
 
