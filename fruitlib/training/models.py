@@ -18,7 +18,7 @@ from fruitlib.core import files
 from fruitlib.core.config import NETWORK_SETTINGS, PREPROCESS_SETTINGS, Config, make
 from fruitlib.core.errors import InputError
 from fruitlib.core.model_names import BASE_CLASSES, OURS
-from fruitlib.training import packaged, views, zoo
+from fruitlib.training import heads, packaged, views, zoo
 from fruitlib.training.weights import Origin, load_checkpoint, take_weights
 from fruitlib.training.zoo import head_name
 
@@ -243,6 +243,7 @@ def restore(path: Path) -> tuple[Normalized | Ensemble, dict]:
     with torch.random.fork_rng(devices=[]):  # drawing fresh weights, soon replaced, must not change the random state
         for state in states:
             members.append(build(make(content["network"], str(path)), len(content["class_names"])))
+            heads.resize(members[-1], state)
             take_weights(members[-1], state, str(path))
     for member in members:
         member.origin = Origin(f"all weights from {files.display_path(path)}", source="checkpoint")

@@ -12,7 +12,7 @@ from torchvision.models import VGG, ConvNeXt, SqueezeNet
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.core.model_names import TIMM
-from fruitlib.training import timm_zoo
+from fruitlib.training import heads, timm_zoo
 from fruitlib.training.weights import Facts
 
 HEADS = ("head", "fc", "classifier")  # what torchvision and End2End call the last part
@@ -99,7 +99,10 @@ def _new_head(parts: list[nn.Module], width: int, config: Config, num_classes: i
     """The head `config.head`; `parts` are the library's own, `width` the features that come in."""
     if config.head == "gap_bn":
         return _gap_bn_head(width, config, num_classes)
-    return _linear_head(parts, config.dropout, num_classes)
+    parts = _linear_head(parts, config.dropout, num_classes)
+    if config.head == "knn":
+        parts[-1] = heads.Knn(parts[-1].in_features, num_classes)
+    return parts
 
 
 def _linear_head(parts: list[nn.Module], dropout: float | str, num_classes: int) -> list[nn.Module]:
