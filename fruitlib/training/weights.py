@@ -1,6 +1,7 @@
 """Weights from files: read without running code in them, and loaded only where they fit."""
 
 import io
+import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -60,6 +61,8 @@ def take_weights(module: nn.Module, state: dict[str, torch.Tensor], where: str, 
         InputError: a tensor is missing, unknown or of another shape: these are another network's weights.
     """
     own = module.state_dict()
+    # DenseNet's published files still have the dots that its modules' names have lost
+    state = {re.sub(r"(denselayer\d+\.(?:norm|relu|conv))\.(?=\d)", r"\1", name): state[name] for name in state}
     fit = {name: tensor for name, tensor in state.items() if name in own and own[name].shape == tensor.shape}
     # older files lack BatchNorm's count of batches, which nothing here reads
     excused = [name for name in {*own, *state} if name.startswith(head_prefix) or name.endswith("num_batches_tracked")]
