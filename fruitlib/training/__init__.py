@@ -3,7 +3,11 @@
 Read `train` first: the recipe from first line to last.
 
     weights       weights from files, taken only where they fit; where they come from
+    weight_files  files of weights as people have them: read, put under a network's own names
     packaged      pretrained weights that are installed as packages
+    downloads     whether a library's published weights can be had, after one try
+    proof         two photos show that pretrained weights are right, and their normalisation
+    start         the weights a network starts from: loaded, proven, described
     zoo           torchvision's and timm's networks by name, what is known of their weights, their heads
     timm_zoo      timm's networks, through what timm makes public
     views         views of a photo that are averaged
