@@ -18,7 +18,8 @@ class Facts:
     """What a library says about a network's published weights.
 
     `mean` and `std` normalise images in [0, 1]; `side` is in pixels, `center` the share of it that their evaluation
-    kept; `licence` is "" where the library names none; `url` says where they come from.
+    kept; `licence` is "" where the library names none; `url` says where they come from, `choice` which of several
+    they are.
     """
 
     mean: Triple = MEAN
@@ -27,6 +28,7 @@ class Facts:
     center: float = 1.0
     licence: str = ""
     url: str = ""
+    choice: str = ""
 
 
 @dataclass(frozen=True)
