@@ -64,7 +64,8 @@ def timm_tags(name: str) -> list[str]:
 def problem(model: str) -> str:
     """Why a model cannot be had, with the nearest name that can; empty where it can."""
     if not model.startswith(TIMM):
-        return "" if model in MODELS else f"not known{nearest(model, MODELS) or '; known: ' + ', '.join(MODELS)}"
+        known = nearest(model, MODELS) or f"; known: {TIMM}NAME for timm's, {', '.join(MODELS)}"
+        return "" if model in MODELS else f"not known{known}"
     if importlib.util.find_spec("timm") is None:
         return "timm is not installed: pip install 'fruitlib[weights]'"
     name = model.removeprefix(TIMM)

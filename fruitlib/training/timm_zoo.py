@@ -3,6 +3,7 @@
 timm is imported where it is used: most runs name none of its networks.
 """
 
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -35,7 +36,7 @@ class TimmNet(nn.Module):
     def stages(self) -> list[dict[str, nn.Module]]:
         """The body's parts by name, in running order, divided after each of `_ends`; what is last has no end."""
         ends, stages = set(_ends(self.body)), [{}]
-        for name, part in _parts(self.body, ends):
+        for name, part in _each_once(list(_parts(self.body, ends))):
             stages[-1][name] = part
             if name in ends:
                 stages.append({})
@@ -91,9 +92,10 @@ def _ends(body: nn.Module) -> list[str]:
         return ends[-MOST_STAGES:]
     known = dict(body.named_modules())
     blocks = list(dict.fromkeys(info["module"] for info in body.feature_info if info["module"] in known))
-    if len(blocks) < QUARTERS:
+    if len(blocks) < 3:
         blocks = _largest_container(body)
-    return [blocks[len(blocks) * quarter // QUARTERS - 1] for quarter in range(1, QUARTERS + 1) if blocks]
+    count = min(QUARTERS, len(blocks))
+    return [blocks[len(blocks) * quarter // count - 1] for quarter in range(1, count + 1)]
 
 
 def _largest_container(body: nn.Module) -> list[str]:
@@ -123,6 +125,17 @@ def _parts(module: nn.Module, ends: set[str], prefix: str = "") -> Iterator[tupl
             yield from _parts(child, ends, f"{name}.")
         else:
             yield name, child
+
+
+def _each_once(parts: list[tuple[str, nn.Module]]) -> list[tuple[str, nn.Module]]:
+    """The parts without those whose weights all belong to later ones too, as CoaT's embeddings do to its blocks."""
+    kept, held = [], set()
+    for name, part in reversed(parts):
+        weights = {id(weight) for weight in part.parameters()}
+        if not weights or not weights <= held:
+            kept.append((name, part))
+        held |= weights
+    return kept[::-1]
 
 
 def facts(name: str) -> Facts:
@@ -182,14 +195,15 @@ def for_side(net: nn.Module, name: str, side: int, keep: bool = True) -> nn.Modu
         if _is_for_one_size(name):
             net = _made_again(net, name, side, keep)
         _show(net, side)
+        return net
     except WRONG_SIZE as problem:
         reason = first_line(problem)[:120] or type(problem).__name__
-        others = "".join(f", {other}" for other in _nearby_sides(net, name, side) if other != own)
-        raise InputError(
-            f"image_size = {side}: timm:{name} does not take it ({reason}); it takes {own} (auto){others}",
-            "image_size",
-        ) from None
-    return net
+    if keep and _takes(name, side):
+        message = f"timm cannot carry the weights of timm:{name} over from {own} pixels; set image_size: auto ({own})"
+        raise InputError(f"image_size = {side}: {message}", "image_size")
+    others = "".join(f", {other}" for other in _nearby_sides(net, name, side) if other != own)
+    message = f"timm:{name} does not take it ({reason}); it takes {own} (auto){others}"
+    raise InputError(f"image_size = {side}: {message}", "image_size")
 
 
 def _is_for_one_size(name: str) -> bool:
@@ -204,7 +218,9 @@ def _made_again(net: nn.Module, name: str, side: int, keep: bool) -> nn.Module:
         return timm.create_model(name, img_size=side)
     state = net.state_dict()
     given = {"state_dict": state, "num_classes": net.num_classes, "label_offset": 0, "custom_load": False}
-    made = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=given, img_size=side)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # torch's, about how timm interpolates
+        made = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=given, img_size=side)
     del made.pretrained_cfg["state_dict"]  # a second copy of all weights
     for key, tensor in made.state_dict().items():
         same = key in state and state[key].shape == tensor.shape
