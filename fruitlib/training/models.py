@@ -122,7 +122,7 @@ def build(config: Config, num_classes: int) -> Normalized:
             downloads.check(config.model)
         net = zoo.create(config.model, published=config.weights == "DEFAULT")
         origin = start.take(net, config, None if ours else file)
-        model = Normalized(zoo.with_head(net, config, num_classes), origin, config.views)
+        model = Normalized(zoo.with_head(net, config, num_classes, keep=bool(origin.taken)), origin, config.views)
     if ours:
         model.origin = _load_own(model, file)
     return model
@@ -234,7 +234,8 @@ def restore(path: Path) -> tuple[Normalized | Ensemble, dict]:
     members = []
     with torch.random.fork_rng(devices=[]):  # drawing fresh weights, soon replaced, must not change the random state
         for state in states:
-            members.append(build(make(content["network"], str(path)), len(content["class_names"])))
+            network = make(content["network"] | {"image_size": content["image_size"]}, str(path))
+            members.append(build(network, len(content["class_names"])))
             heads.resize(members[-1], state)
             take_weights(members[-1], state, str(path))
     for member in members:
