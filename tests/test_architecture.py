@@ -82,7 +82,10 @@ SCIPY = ("calibration", "crossed", "intervals", "learning_curve", "significance"
         ("filelock", {"core.files"}),
         ("cv2", {"data.preprocess", "data.augment", "data.rgb"}),
         ("imagehash", {"data.photo_checks"}),
-        ("sklearn", {"data.stratify", "evaluation.leakage", "evaluation.calibration", "evaluation.baselines"}),
+        (
+            "sklearn",
+            {"data.stratify", "evaluation.leakage", "evaluation.calibration", "evaluation.baselines", "training.proof"},
+        ),
         ("cleanlab", {"evaluation.label_errors"}),
         ("scipy", {f"evaluation.{name}" for name in SCIPY}),
         ("imblearn", {"data.balance"}),

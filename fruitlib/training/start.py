@@ -41,9 +41,10 @@ def take(net: nn.Module, config: Config, file: WeightFile | None) -> Origin:
         known = {"source": "package", **_of_file(file), "taken": len(file.content)}
         known["licence"] = packaged.LICENCES.get(config.model) or facts.licence
     elif file is not None:
-        state, left = _fitted(net, file)
+        state, left, entry = _fitted(net, file)
         left += _load(net, state, file, heads, config.model)
         known = {"source": "file", **_of_file(file), "taken": len(state.keys() - set(left)), "left": left}
+        known["entry"] = entry
     else:
         return replace(origin, licence="")
     origin = replace(origin, **known)
@@ -109,9 +110,9 @@ def _head_prefixes(net: nn.Module) -> tuple[str, ...]:
     return (f"{zoo.head_name(net)}.",)
 
 
-def _fitted(net: nn.Module, file: WeightFile) -> tuple[State, tuple[str, ...]]:
-    """A file's weights under the network's names, and what else stands beside them."""
-    held, _ = weight_files.tensors(file.content, f"weights {file.path}")
+def _fitted(net: nn.Module, file: WeightFile) -> tuple[State, tuple[str, ...], str]:
+    """A file's weights under the network's names, what else stands beside them, and the entry that holds them."""
+    held, entry = weight_files.tensors(file.content, f"weights {file.path}")
     own = net.state_dict()
     state, beside = weight_files.under_own_names(own, held)
     # timm knows the names and grids of other libraries' files of its networks
@@ -124,7 +125,7 @@ def _fitted(net: nn.Module, file: WeightFile) -> tuple[State, tuple[str, ...]]:
             converted = {}
         if weight_files.fitting(own, converted) > fits:
             state = converted
-    return state, tuple(beside)
+    return state, tuple(beside), entry
 
 
 def _refuse(verdict: Verdict, origin: Origin, config: Config) -> None:
@@ -133,7 +134,8 @@ def _refuse(verdict: Verdict, origin: Origin, config: Config) -> None:
     A network's published weights are right where its library says so: that a photo is not named is then only said.
     """
     where = f"weights {config.weights}" if origin.source != "file" else f"weights {origin.file}"
-    if origin.source != "file" and verdict.fits == "other":
+    wrong = {"package": ("other", "unsure"), "DEFAULT": ("other",)}
+    if verdict.fits in wrong.get(origin.source, ()):
         raise InputError(f"{where} of {config.model}: {verdict.text}; please report this to fruitlib's makers")
     if verdict.failed and origin.source != "DEFAULT":
         remedy = "name another file, or remove its head if its 1000 classes are not ImageNet's"
@@ -141,7 +143,8 @@ def _refuse(verdict: Verdict, origin: Origin, config: Config) -> None:
 
 
 def _summary(origin: Origin, verdict: Verdict, facts: Facts, config: Config) -> str:
-    counted = f"{origin.taken} entries, sha256 {origin.sha256[:8]}…"
+    counted = f"{origin.entry}: " if origin.entry else ""
+    counted += f"{origin.taken} entries, sha256 {origin.sha256[:8]}…"
     if origin.left:
         more = f" and {len(origin.left) - 3} more" if len(origin.left) > 3 else ""
         counted += f"; left: {', '.join(origin.left[:3])}{more}"
