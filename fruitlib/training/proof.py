@@ -68,7 +68,7 @@ class Verdict:
 
 
 def kept(sha256: str, net: nn.Module, facts: Facts, model: str, head: bool) -> Verdict:
-    """`prove`, once per weights and model: verdicts are kept in the cache of photos."""
+    """`prove`, once per model and weights (`sha256` is theirs as loaded): verdicts are kept in the cache of photos."""
     key = files.fingerprint(VERSION, sha256, asdict(facts), model, head)
     path = files.cache_dir() / "proofs" / f"{key}.json"
     try:

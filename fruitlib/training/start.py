@@ -50,7 +50,8 @@ def take(net: nn.Module, config: Config, file: WeightFile | None) -> Origin:
     origin = replace(origin, **known)
     head_loaded = not any(name.startswith(heads) for name in origin.left)
     head_loaded &= file is None or config.weights == "package" or any(name.startswith(heads) for name in state)
-    verdict = proof.kept(origin.sha256, net, facts, config.model, head_loaded)
+    shown = {name: t for name, t in net.state_dict().items() if head_loaded or not name.startswith(heads)}
+    verdict = proof.kept(_sha256(shown), net, facts, config.model, head_loaded)
     _refuse(verdict, origin, config)
     origin = replace(origin, mean=verdict.mean, std=verdict.std, proof=f"{verdict.opening}: {verdict.text}")
     return replace(origin, summary=_summary(origin, verdict, facts, config))

@@ -6,6 +6,7 @@ import io
 import pathlib
 import pickle
 import re
+import socket
 import zipfile
 
 import numpy as np
@@ -273,6 +274,19 @@ def test_squeezenets_first_convolution_takes_our_images(monkeypatch):
 # ---- DEFAULT ----
 
 
+def test_a_server_that_stays_silent_is_not_waited_for(monkeypatch):
+    seen = []
+
+    def create(model, published):
+        seen.append(socket.getdefaulttimeout())
+        raise InputError("no network")
+
+    monkeypatch.setattr("fruitlib.training.zoo.create", create)
+    with pytest.raises(InputError, match="no network"):
+        started("DEFAULT", "resnet18")
+    assert seen == [downloads.SECONDS] and socket.getdefaulttimeout() is None
+
+
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
     """No cache, and a hub that does not answer; gives the list of its calls."""
@@ -289,7 +303,9 @@ def hub(tmp_path, monkeypatch):
 
 
 def test_without_a_network_default_weights_fail_in_a_line_after_one_try(hub):
-    with pytest.raises(InputError, match=r"weights DEFAULT of timm:tf.*lite0: no download .*not known.*package.*file"):
+    with pytest.raises(
+        InputError, match=r"weights DEFAULT of timm:tf.*lite0: no download .*not known.*package, the path"
+    ):
         started("DEFAULT")
     assert len(hub) == 1 and hub[0][1]["timeout"] <= 10
 
