@@ -17,7 +17,7 @@ from fruitlib.core import files
 from fruitlib.core.config import NETWORK_SETTINGS, PREPROCESS_SETTINGS, Config, make
 from fruitlib.core.errors import InputError
 from fruitlib.core.model_names import BASE_CLASSES, OURS
-from fruitlib.training import downloads, start, views, weight_files, zoo
+from fruitlib.training import downloads, heads, start, views, weight_files, zoo
 from fruitlib.training.weight_files import WeightFile
 from fruitlib.training.weights import Origin, load_checkpoint, take_weights
 from fruitlib.training.zoo import head_name
@@ -123,7 +123,7 @@ def build(config: Config, num_classes: int) -> Normalized:
         with downloads.limited():
             net = zoo.create(config.model, published=config.weights == "DEFAULT")
         origin = start.take(net, config, None if ours else file)
-        model = Normalized(zoo.with_head(net, config, num_classes), origin, config.views)
+        model = Normalized(zoo.with_head(net, config, num_classes, keep=bool(origin.taken)), origin, config.views)
     if ours:
         model.origin = _load_own(model, file)
     return model
@@ -235,7 +235,9 @@ def restore(path: Path) -> tuple[Normalized | Ensemble, dict]:
     members = []
     with torch.random.fork_rng(devices=[]):  # drawing fresh weights, soon replaced, must not change the random state
         for state in states:
-            members.append(build(make(content["network"], str(path)), len(content["class_names"])))
+            network = make(content["network"] | {"image_size": content["image_size"]}, str(path))
+            members.append(build(network, len(content["class_names"])))
+            heads.resize(members[-1], state)
             take_weights(members[-1], state, str(path))
     for member in members:
         member.origin = Origin(f"all weights from {files.display_path(path)}", source="checkpoint")

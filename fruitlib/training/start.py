@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fruitlib.core import files
+from fruitlib.core import files, model_names
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.model_names import MODELS, OURS
@@ -20,7 +20,6 @@ from fruitlib.training.weights import Facts, Origin, take_weights
 
 WORD = re.compile("[a-z]+")
 FAR = 1.5  # times the side that weights were trained at: photos of other sides are warned of
-NON_COMMERCIAL = re.compile(r"\bnc\b|non.?commercial|research", re.IGNORECASE)
 
 
 def take(net: nn.Module, config: Config, file: WeightFile | None) -> Origin:
@@ -44,7 +43,7 @@ def take(net: nn.Module, config: Config, file: WeightFile | None) -> Origin:
         state, left, entry = _fitted(net, file)
         left += _load(net, state, file, heads, config.model)
         known = {"source": "file", **_of_file(file), "taken": len(state.keys() - set(left)), "left": left}
-        known["entry"] = entry
+        known |= {"entry": entry, "licence": ""}  # whose they are, nobody knows
     else:
         return replace(origin, licence="")
     origin = replace(origin, **known)
@@ -151,9 +150,8 @@ def _summary(origin: Origin, verdict: Verdict, facts: Facts, config: Config) -> 
         counted += f"; left: {', '.join(origin.left[:3])}{more}"
     where = f"package {Path(origin.file).name}" if origin.source == "package" else origin.file or config.model
     parts = [f"weights from {where} ({counted})"]
-    if origin.licence:
-        limit = " (not for commercial use)" if NON_COMMERCIAL.search(origin.licence) else ""
-        parts[0] += f", licence {origin.licence}{limit}"
+    words = model_names.licence_words(origin.licence or facts.licence)
+    parts[0] += f", {words}" if origin.source != "file" else f" ({words}, if they are the library's own)"
     parts += [text for text in (facts.choice, origin.proof) if text]
     if verdict.fits == "other":
         parts.append("normalisation corrected to these")

@@ -12,8 +12,8 @@ import pathlib
 import re
 import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,8 +36,7 @@ HARMLESS += [(np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstr
 HARMLESS += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
 
 
-@dataclass(frozen=True)
-class WeightFile:
+class WeightFile(NamedTuple):
     """What a file holds, and the sha256 of its bytes."""
 
     path: Path

@@ -219,18 +219,21 @@ def test_a_file_is_read_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("side", "licence", "words"),
     [
-        (224, "apache-2.0", "licence apache-2.0; "),
+        (224, "apache-2.0", ", licence apache-2.0; "),
         (96, "apache-2.0", r"photos at 96 pixels, these weights were trained at 224 \(image_size: auto\)"),
-        (224, "cc-by-nc-4.0", r"licence cc-by-nc-4.0 \(not for commercial use\)"),
+        (224, "cc-by-nc-4.0", r", licence cc-by-nc-4.0: not for commercial use; "),
     ],
 )
-def test_side_and_licence_are_said(monkeypatch, side, licence, words):
+def test_side_and_licence_are_said(tmp_path, monkeypatch, side, licence, words):
     facts = weights.Facts((0.5,) * 3, (0.5,) * 3, licence=licence)
     monkeypatch.setattr("fruitlib.training.zoo.facts", lambda model: facts)
     origin = started("package", image_size=side).origin
     assert re.search(words, origin.summary)
     assert ("pixels" in origin.summary) == (side == 96) and ("commercial" in origin.summary) == ("nc" in licence)
     assert origin.record()["licence"] == licence and origin.source == "package"
+    torch.save(published(), tmp_path / "weights.pth")  # whose they are, nobody knows
+    origin = started(tmp_path / "weights.pth", image_size=side).origin
+    assert origin.licence == "" and f"licence {licence}" in origin.summary and "if they are the lib" in origin.summary
 
 
 # ---- packages ----
