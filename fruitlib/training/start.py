@@ -152,7 +152,9 @@ def _summary(origin: Origin, verdict: Verdict, facts: Facts, config: Config) -> 
     parts = [f"weights from {where} ({counted})"]
     words = model_names.licence_words(origin.licence or facts.licence)
     parts[0] += f", {words}" if origin.source != "file" else f" ({words}, if they are the library's own)"
-    parts += [text for text in (facts.choice, origin.proof) if text]
+    if origin.source == "DEFAULT" and facts.choice:
+        parts.append(facts.choice)
+    parts.append(origin.proof)
     if verdict.fits == "other":
         parts.append("normalisation corrected to these")
     if max(facts.side, config.image_size) > FAR * min(facts.side, config.image_size):
