@@ -1,5 +1,10 @@
-"""Whether the weights that timm would download can be had: huggingface_hub itself tries for most of a minute."""
+"""Downloads that fail soon where there is no network.
 
+huggingface_hub itself tries for most of a minute (47 s and twelve lines, measured), torch.hub waits for ever.
+"""
+
+import contextlib
+import socket
 from pathlib import Path
 
 import torch
@@ -7,10 +12,21 @@ import torch
 from fruitlib.core import model_names
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.core.model_names import TIMM
+from fruitlib.training import packaged
 
 SECONDS = 10  # that a server may take to answer
 FILES = ("model.safetensors", "pytorch_model.bin")
-ELSE = "set weights: package (see `fruitlib.training.packaged`), the path of a file you have, or none"
+
+
+@contextlib.contextmanager
+def limited():
+    """Inside, connections that stay silent end after `SECONDS`: torch.hub itself waits for ever."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(SECONDS)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 def check(model: str) -> None:
@@ -35,4 +51,6 @@ def check(model: str) -> None:
         return
     except Exception as problem:  # of httpx, of the hub, of the system: in all of them nothing comes
         reason = f"no download from {repository} ({first_line(problem)[:120]})"
-        raise InputError(f"weights DEFAULT of {model}: {reason}; {ELSE}", "weights") from None
+        package = "package" if model in packaged.MODELS else f"package with model: {packaged.MODELS[0]}"
+        remedy = f"set weights: {package}, the path of a file you have, or none"
+        raise InputError(f"weights DEFAULT of {model}: {reason}; {remedy}", "weights") from None

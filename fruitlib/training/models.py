@@ -120,7 +120,8 @@ def build(config: Config, num_classes: int) -> Normalized:
     else:
         if config.weights == "DEFAULT":
             downloads.check(config.model)
-        net = zoo.create(config.model, published=config.weights == "DEFAULT")
+        with downloads.limited():
+            net = zoo.create(config.model, published=config.weights == "DEFAULT")
         origin = start.take(net, config, None if ours else file)
         model = Normalized(zoo.with_head(net, config, num_classes, keep=bool(origin.taken)), origin, config.views)
     if ours:

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from fruitlib.core import files
+from fruitlib.core import files, model_names
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.model_names import MODELS, OURS
@@ -20,7 +20,6 @@ from fruitlib.training.weights import Facts, Origin, take_weights
 
 WORD = re.compile("[a-z]+")
 FAR = 1.5  # times the side that weights were trained at: photos of other sides are warned of
-NON_COMMERCIAL = re.compile(r"\bnc\b|non.?commercial|research", re.IGNORECASE)
 
 
 def take(net: nn.Module, config: Config, file: WeightFile | None) -> Origin:
@@ -41,15 +40,17 @@ def take(net: nn.Module, config: Config, file: WeightFile | None) -> Origin:
         known = {"source": "package", **_of_file(file), "taken": len(file.content)}
         known["licence"] = packaged.LICENCES.get(config.model) or facts.licence
     elif file is not None:
-        state, left = _fitted(net, file)
+        state, left, entry = _fitted(net, file)
         left += _load(net, state, file, heads, config.model)
         known = {"source": "file", **_of_file(file), "taken": len(state.keys() - set(left)), "left": left}
+        known |= {"entry": entry, "licence": ""}  # whose they are, nobody knows
     else:
         return replace(origin, licence="")
     origin = replace(origin, **known)
     head_loaded = not any(name.startswith(heads) for name in origin.left)
     head_loaded &= file is None or config.weights == "package" or any(name.startswith(heads) for name in state)
-    verdict = proof.kept(origin.sha256, net, facts, config.model, head_loaded)
+    shown = {name: t for name, t in net.state_dict().items() if head_loaded or not name.startswith(heads)}
+    verdict = proof.kept(_sha256(shown), net, facts, config.model, head_loaded)
     _refuse(verdict, origin, config)
     origin = replace(origin, mean=verdict.mean, std=verdict.std, proof=f"{verdict.opening}: {verdict.text}")
     return replace(origin, summary=_summary(origin, verdict, facts, config))
@@ -109,9 +110,9 @@ def _head_prefixes(net: nn.Module) -> tuple[str, ...]:
     return (f"{zoo.head_name(net)}.",)
 
 
-def _fitted(net: nn.Module, file: WeightFile) -> tuple[State, tuple[str, ...]]:
-    """A file's weights under the network's names, and what else stands beside them."""
-    held, _ = weight_files.tensors(file.content, f"weights {file.path}")
+def _fitted(net: nn.Module, file: WeightFile) -> tuple[State, tuple[str, ...], str]:
+    """A file's weights under the network's names, what else stands beside them, and the entry that holds them."""
+    held, entry = weight_files.tensors(file.content, f"weights {file.path}")
     own = net.state_dict()
     state, beside = weight_files.under_own_names(own, held)
     # timm knows the names and grids of other libraries' files of its networks
@@ -124,7 +125,7 @@ def _fitted(net: nn.Module, file: WeightFile) -> tuple[State, tuple[str, ...]]:
             converted = {}
         if weight_files.fitting(own, converted) > fits:
             state = converted
-    return state, tuple(beside)
+    return state, tuple(beside), entry
 
 
 def _refuse(verdict: Verdict, origin: Origin, config: Config) -> None:
@@ -133,7 +134,8 @@ def _refuse(verdict: Verdict, origin: Origin, config: Config) -> None:
     A network's published weights are right where its library says so: that a photo is not named is then only said.
     """
     where = f"weights {config.weights}" if origin.source != "file" else f"weights {origin.file}"
-    if origin.source != "file" and verdict.fits == "other":
+    wrong = {"package": ("other", "unsure"), "DEFAULT": ("other",)}
+    if verdict.fits in wrong.get(origin.source, ()):
         raise InputError(f"{where} of {config.model}: {verdict.text}; please report this to fruitlib's makers")
     if verdict.failed and origin.source != "DEFAULT":
         remedy = "name another file, or remove its head if its 1000 classes are not ImageNet's"
@@ -141,16 +143,18 @@ def _refuse(verdict: Verdict, origin: Origin, config: Config) -> None:
 
 
 def _summary(origin: Origin, verdict: Verdict, facts: Facts, config: Config) -> str:
-    counted = f"{origin.taken} entries, sha256 {origin.sha256[:8]}…"
+    counted = f"{origin.entry}: " if origin.entry else ""
+    counted += f"{origin.taken} entries, sha256 {origin.sha256[:8]}…"
     if origin.left:
         more = f" and {len(origin.left) - 3} more" if len(origin.left) > 3 else ""
         counted += f"; left: {', '.join(origin.left[:3])}{more}"
     where = f"package {Path(origin.file).name}" if origin.source == "package" else origin.file or config.model
     parts = [f"weights from {where} ({counted})"]
-    if origin.licence:
-        limit = " (not for commercial use)" if NON_COMMERCIAL.search(origin.licence) else ""
-        parts[0] += f", licence {origin.licence}{limit}"
-    parts += [text for text in (facts.choice, origin.proof) if text]
+    words = model_names.licence_words(origin.licence or facts.licence)
+    parts[0] += f", {words}" if origin.source != "file" else f" ({words}, if they are the library's own)"
+    if origin.source == "DEFAULT" and facts.choice:
+        parts.append(facts.choice)
+    parts.append(origin.proof)
     if verdict.fits == "other":
         parts.append("normalisation corrected to these")
     if max(facts.side, config.image_size) > FAR * min(facts.side, config.image_size):

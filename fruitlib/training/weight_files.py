@@ -10,9 +10,10 @@ import io
 import json
 import pathlib
 import re
+import zipfile
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -35,8 +36,7 @@ HARMLESS += [(np._core.multiarray._reconstruct, "numpy.core.multiarray._reconstr
 HARMLESS += [type(np.dtype(kind)) for kind in ("f2", "f4", "f8", "i4", "i8", "u1", "?")]
 
 
-@dataclass(frozen=True)
-class WeightFile:
+class WeightFile(NamedTuple):
     """What a file holds, and the sha256 of its bytes."""
 
     path: Path
@@ -91,10 +91,20 @@ def _of_another_kind(name: str, data: bytes) -> str:
         (".msgpack",): f"a Flax file: {to_torch}",
         (".pb", ".tflite", ".index", ".meta"): f"a TensorFlow file: {to_torch}",
     }
-    found = [reason for ends, reason in endings.items() if name.endswith(ends)]
-    if not found and re.search(r"\.data-\d+-of-\d+$", name):
-        found = [endings[".pb", ".tflite", ".index", ".meta"]]
-    return found[0] if found else ""
+    names = [name, *_names_in_zip(data)]
+    if re.search(r"\.data-\d+-of-\d+$", name):
+        names.append("checkpoint.index")
+    return next((reason for ends, reason in endings.items() if any(one.endswith(ends) for one in names)), "")
+
+
+def _names_in_zip(data: bytes) -> list[str]:
+    if not data.startswith(b"PK"):
+        return []
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            return archive.namelist()
+    except (zipfile.BadZipFile, OSError, ValueError):
+        return []
 
 
 def _is_safetensors(data: bytes) -> bool:

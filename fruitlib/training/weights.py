@@ -35,8 +35,8 @@ class Facts:
 class Origin:
     """Where a network's weights come from, and the normalisation they need; `summary` is one line for people.
 
-    `source` is fresh, DEFAULT, package, file or checkpoint. `taken` counts the entries that were loaded, `left` names
-    those that were not. `proof` says what shows that they are right.
+    `source` is fresh, DEFAULT, package, file or checkpoint. `entry` is the one of the file that holds them ("" for all
+    of it), `taken` counts what was loaded, `left` names what was not. `proof` says what shows that they are right.
     """
 
     summary: str = "fresh weights"
@@ -49,6 +49,7 @@ class Origin:
     left: tuple[str, ...] = ()
     licence: str = ""
     proof: str = ""
+    entry: str = ""
 
     def record(self) -> dict:
         """All of it by name, for a run's record."""

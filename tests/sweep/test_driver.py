@@ -118,7 +118,7 @@ def test_results_on_other_photos_are_not_overwritten(finished_sweep, tmp_path, m
         ("seed: 5000000000", [], "seed = 5000000000"),
         ("base_weights: missing.pt", [], "base_weights missing.pt: no such file"),
         ("base_weights: broken.pt", [], "broken.pt: not a readable checkpoint"),
-        ("weights: default", [], "weights default: no such file; wanted none, DEFAULT"),
+        ("weights: default", [], "weights default: no such file; set none, DEFAULT"),
         ("model: base", [], "model base has 5 classes, the photos have 3"),
         ("share_class: dics\ntrain_share: 0.5", [], "share_class = dics: no such class among bar, cross, disc"),
         ("deploy_shares: {bar: 1, disc: 1}", [], "class cross has no share"),
