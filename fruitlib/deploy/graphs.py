@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from onnxscript import optimizer
 
 from fruitlib.core import files, source_code
 
@@ -23,29 +24,47 @@ FILLED, REST = "filled", "rest"  # metadata of a kept graph: the weights it lack
 LIBRARIES = ("torch", "torchvision", "timm", "onnx", "onnxscript", "onnxruntime")
 
 
+class _Whole(torch.nn.Module):
+    """The model as a part, so that its buffers have names that no operator's output has."""
+
+    def __init__(self, model: torch.nn.Module):
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.model(images)
+
+
 def graph_of(model: torch.nn.Module, images: torch.Tensor, recipe: dict | None) -> onnx.ModelProto:
     """`model` (on the CPU, in evaluation mode) as an ONNX graph: "images" like `images`, but of any number -> "logits".
 
     Args:
         recipe: the settings that the network is built from. With them the graph comes from the cache, or is kept there.
     """
+    model = _Whole(model).eval()
     if recipe is None:
-        return exported(model, images)
+        return finished(exported(model, images))
     state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
     file = files.cache_dir() / "graphs" / f"{_identity(model, state, images, recipe)}.onnx"
     try:
         with files.lock(file.with_suffix(".lock")):
-            return _kept(file, state, model, images) or _keep(file, state, exported(model, images))
+            kept = _kept(file, state, model, images)
+            return kept or finished(_keep(file, state, exported(model, images)))
     except OSError:  # the disk is full, or read-only
-        return exported(model, images)
+        return finished(exported(model, images))
 
 
 def exported(model: torch.nn.Module, images: torch.Tensor) -> onnx.ModelProto:
-    """The graph by torch's exporter, without the exporter's notes: they quote source lines and folders."""
+    """The graph by torch's exporter, each of the model's weights in it under its own name."""
     names = {"input_names": ["images"], "output_names": ["logits"]}
     batch = ({0: torch.export.Dim("batch")},)
-    how = {"dynamo": True, "external_data": False, "opset_version": OPSET, "verbose": False}
-    proto = torch.onnx.export(model, (images,), dynamic_shapes=batch, **names, **how).model_proto
+    how = {"dynamo": True, "external_data": False, "opset_version": OPSET, "verbose": False, "optimize": False}
+    return torch.onnx.export(model, (images,), dynamic_shapes=batch, **names, **how).model_proto
+
+
+def finished(proto: onnx.ModelProto) -> onnx.ModelProto:
+    """The graph with constants folded, without the exporter's notes: they quote source lines and folders."""
+    proto = optimizer.optimize(proto)
     graph = proto.graph
     for part in [*graph.node, *graph.input, *graph.output, *graph.value_info, *graph.initializer, graph]:
         part.ClearField("metadata_props")
@@ -77,6 +96,7 @@ def _kept(file: Path, state: dict, model: torch.nn.Module, images: torch.Tensor)
             if tensor.name in names:
                 tensor.CopyFrom(onnx.numpy_helper.from_array(state[tensor.name], tensor.name))
         del proto.metadata_props[:]
+        proto = finished(proto)
         if _computes(proto, model, images):
             file.touch()
             return proto
