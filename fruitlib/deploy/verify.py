@@ -134,7 +134,7 @@ def export_run(run: Run) -> Export:
     logits = {"torch": export.run_torch(model, images)}
     logits |= {backend: predict.run_onnx(path, images) for backend, path in paths.items()}
     parity = {backend: export.parity(logits["torch"], logits[backend]) for backend in paths}
-    export.check_parity(parity["fp32"])
+    export.check_parity(parity["fp32"], export.tolerance(logits["torch"]))
     labels = photos.labels.numpy()
     verdict = _judged(run, photos, logits, on_validation, no_int8)
     groups = run.groups(photos.paths)

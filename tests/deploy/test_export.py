@@ -317,6 +317,12 @@ def test_a_broken_file_is_caught(trained, fp32, tmp_path):
     export.check_parity(nudged, tolerance=0.01)
 
 
+def test_large_logits_may_differ_in_proportion():
+    assert export.tolerance(np.array([[3.0, -9.0]])) == pytest.approx(1e-3)
+    assert export.tolerance(np.array([[3.0, -50.0]])) == pytest.approx(5e-3)
+    assert not export.tolerance(np.array([[np.nan, 1.0]])) > 1e-3
+
+
 def test_nan_never_passes():
     with np.errstate(invalid="ignore"):
         bad = export.parity(np.zeros((2, 3)), np.array([[0, np.nan, 0], [0, 0, 0]]))
