@@ -1,6 +1,7 @@
 """A trained network -> a file that others can use, and what it is worth on photos it has never seen.
 
 predict       an exported file in use; needs neither torch nor pandas
+graphs        a model as an ONNX graph, exported once for all runs of a network
 export        ONNX fp32, parity with torch; latency and size
 quantize      INT8 by static quantization
 model_files   both files of a run

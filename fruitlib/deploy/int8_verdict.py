@@ -18,6 +18,7 @@ from fruitlib.runs.run import Run
 
 PHOTOS_FILE = "int8_photos.csv"
 BROKEN, PROVEN, UNPROVEN = "broken", "costs at most the margin", "not broken; cost unproven"
+NOT_MADE = "not made"  # there is no INT8 file
 
 
 @dataclass(frozen=True)
@@ -32,17 +33,25 @@ class Int8Verdict:
     same: int  # INT8 predicts what torch does
     lost: int  # torch is right and INT8 is not
     won: int  # INT8 is right and torch is not
-    state: str  # BROKEN, PROVEN or UNPROVEN
+    state: str  # BROKEN, PROVEN, UNPROVEN or NOT_MADE
     costs_at_most: float  # one-sided 95 % upper end of the share of photos lost
     same_groups_at_most: float = float("nan")
     groups: int = 0  # groups of photos, each photo alone being one; 0 where no two photos share one
     photos: str = "validation photos"  # which these are
     group_word: str = "group"
     finite: bool = True  # whether INT8 gives numbers
+    why: str = ""  # there is no INT8 file
+
+    @classmethod
+    def not_made(cls, why: str) -> "Int8Verdict":
+        """The verdict where there is no INT8 file, and why."""
+        return cls(0, 0, 0, 0, NOT_MADE, float("nan"), why=why)
 
     @property
     def summary(self) -> str:
         """The verdict with its counts and the bound."""
+        if self.state == NOT_MADE:
+            return f"no INT8 file: {self.why}"
         if not self.finite:
             return "INT8 is broken: its logits are not finite; use fp32"
         if self.state == BROKEN:
@@ -123,7 +132,9 @@ def judge_run(run: Run, tried: pd.DataFrame, on_validation: bool, finite: bool) 
 
 
 def load_photos(run: Run) -> pd.DataFrame:
-    """path, label, torch and int8 of a run that was exported, from `int8_photos.csv`; empty where it was not."""
+    """path, label, torch and int8 of a run that was exported, from `int8_photos.csv`; empty where it was not, or has
+    no INT8 file.
+    """
     path = run.path / PHOTOS_FILE
     if not path.is_file() or not (run.path / "export.json").is_file():
         return pd.DataFrame(columns=["path", "label", "torch", "int8"])

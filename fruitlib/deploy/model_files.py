@@ -16,13 +16,24 @@ def calibration_photos(run: Run) -> Photos:
     return dataset.spread(dataset.load_photos(run, "train"), run.config.calibration_images)
 
 
-def build_model_files(run: Run, model, checkpoint: dict) -> dict[str, Path]:
-    """Write `model.fp32.onnx` and `model.int8.onnx` from what `models.restore` returns; their paths by backend.
+def build_model_files(run: Run, model, checkpoint: dict) -> tuple[dict[str, Path], str]:
+    """Write `model.fp32.onnx` and `model.int8.onnx` from what `models.restore` returns.
 
     The checkpoint's preprocessing goes into their metadata, so that a file alone says what photos it expects.
+
+    Returns:
+        their paths by backend, and why there is no INT8 file: "" where there is one.
+
+    Raises:
+        ExportError: torch's exporter does not take this network.
     """
     bits = photo_checks.with_bits(run.config, run.manifest).deep_bits
     extra = {"preprocess": json.dumps(checkpoint["preprocess"] | {"deep_bits": bits})}
-    fp32 = export.export_onnx(model, run.path / FP32, run.config.image_size, run.class_names, extra)
-    int8 = quantize.quantize(fp32, run.path / INT8, dataset.to_array(calibration_photos(run).images))
-    return {"fp32": fp32, "int8": int8}
+    side, recipe = run.config.image_size, checkpoint["network"]
+    fp32 = export.export_onnx(model, run.path / FP32, side, run.class_names, extra, recipe)
+    try:
+        images = dataset.to_array(calibration_photos(run).images)
+        return {"fp32": fp32, "int8": quantize.quantize(fp32, run.path / INT8, images)}, ""
+    except quantize.QuantizeError as problem:
+        (run.path / INT8).unlink(missing_ok=True)  # of an earlier network
+        return {"fp32": fp32}, str(problem)

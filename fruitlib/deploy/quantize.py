@@ -6,10 +6,15 @@ import numpy as np
 import onnx
 from onnxruntime import quantization as ort
 
+from fruitlib.core.errors import InputError, first_line
 from fruitlib.core.files import folder_beside, replacing
 from fruitlib.deploy.predict import check_images, in_batches, open_session, read_metadata
 
 OP_TYPES = ("Conv", "Gemm", "MatMul")
+
+
+class QuantizeError(InputError):
+    """There is no INT8 file of this network; its message is one line."""
 
 
 def quantize(
@@ -24,6 +29,9 @@ def quantize(
     `reduce_range` keeps weights to 7 bits, for x86 without VNNI, where sums of 8-bit products can saturate.
     The metadata is kept, "quantization" added. Jacob et al. 2018, "Quantization and Training of Neural
     Networks for Efficient Integer-Arithmetic-Only Inference", equation 1 and section 3.
+
+    Raises:
+        QuantizeError: ONNX Runtime does not quantize this network, or does not run what it made of it.
     """
     images = check_images(fp32, open_session(fp32), calibration_images, "calibration_images")
     scheme = {"quant_format": ort.QuantFormat.QDQ, "calibrate_method": ort.CalibrationMethod.MinMax}
@@ -31,8 +39,15 @@ def quantize(
     types = {"activation_type": ort.QuantType.QUInt8, "weight_type": ort.QuantType.QInt8}
     with folder_beside(int8) as folder:
         prepared, quantized = folder / "prepared.onnx", folder / "int8.onnx"
-        ort.quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
-        ort.quantize_static(prepared, quantized, _Calibration(images, batch_size), **scheme, **types)
+        try:
+            ort.quant_pre_process(fp32, prepared, skip_symbolic_shape=True)
+            ort.quantize_static(prepared, quantized, _Calibration(images, batch_size), **scheme, **types)
+            open_session(quantized).run(None, {"images": images[:1]})
+        except (MemoryError, OSError):
+            raise
+        except Exception as problem:  # ONNX Runtime's own classes, many and undocumented
+            why = f"{type(problem).__name__}: {first_line(problem)[:160]}"
+            raise QuantizeError(f"ONNX Runtime does not quantize this network ({why}); use fp32") from problem
         proto = onnx.load(quantized)
     note = f"static QDQ, {'/'.join(op_types)}, calibrated on {len(images)} images"
     onnx.helper.set_model_props(proto, read_metadata(fp32) | {"quantization": note})

@@ -16,13 +16,14 @@ from fruitlib.evaluation.intervals import Share
 from fruitlib.runs.run import Run
 
 TEST_FILE = "test.json"
+BACKENDS = ("torch", "fp32", "int8")
 
 
 @dataclass(frozen=True)
 class TestRecord:
     """The content of `test.json`: numbers of the test photos, shares from 0 to 1."""
 
-    shipped: str  # the file these numbers are of: int8, or fp32 where 05 found int8 broken
+    shipped: str  # the file these numbers are of: int8, or fp32 where 05 found int8 broken or made none
     test_accuracy: float  # of the shipped file
     test_macro_f1: float  # of the shipped file
     test_n: int  # test photos
@@ -33,7 +34,7 @@ class TestRecord:
     test_same_high: float
     test_correct_torch: int  # photos predicted as labelled, by backend
     test_correct_fp32: int
-    test_correct_int8: int
+    test_correct_int8: int | None = None  # None: 05 made no INT8 file
     test_correlation: float | None = None  # how alike photos of a group are, 0 to 1; None: photos stand alone
     test_macro_f1_low: float | None = None  # 95 % interval of test_macro_f1; None where a class has a single group
     test_macro_f1_high: float | None = None
@@ -46,7 +47,8 @@ class TestRecord:
     @property
     def correct(self) -> dict[str, int]:
         """Photos predicted as labelled, by backend."""
-        return {backend: getattr(self, f"test_correct_{backend}") for backend in ("torch", "fp32", "int8")}
+        counts = {backend: getattr(self, f"test_correct_{backend}") for backend in BACKENDS}
+        return {backend: count for backend, count in counts.items() if count is not None}
 
     def record(self) -> dict:
         """The content of the file: `shipped`, and `numbers` by name."""
@@ -111,7 +113,7 @@ def evaluate_test(run: Run, predictions: pd.DataFrame) -> TestResult:
         test_same_high=share.same_high,
         test_macro_f1_low=low,
         test_macro_f1_high=high,
-        **{f"test_correct_{backend}": int(correct[backend]) for backend in ("torch", "fp32", "int8")},
+        **{f"test_correct_{backend}": int(correct[backend]) for backend in BACKENDS if backend in correct},
     )
     return TestResult(record, labels, probs.argmax(1), groups, matrix, share, run.config.group_word, len(run.members))
 
@@ -129,5 +131,5 @@ def beside_validation(run: Run, result: TestResult) -> dict[str, Share]:
 def by_backend(run: Run, predictions: pd.DataFrame) -> dict[str, Share]:
     """Test accuracy of torch, fp32 and INT8, by name."""
     right = predictions["label"] == predictions["predicted"]
-    rows = {name: predictions["backend"] == name for name in ("torch", "fp32", "int8")}
+    rows = {name: own for name in BACKENDS if (own := predictions["backend"] == name).any()}
     return {name: intervals.share_of(right[own], run.groups(predictions["path"][own])) for name, own in rows.items()}

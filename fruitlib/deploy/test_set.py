@@ -6,6 +6,7 @@ from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path
 from fruitlib.data import dataset, photo_checks, sources
 from fruitlib.deploy.export import run_torch
+from fruitlib.deploy.model_files import FP32, INT8
 from fruitlib.deploy.predict import run_onnx
 from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Run
@@ -13,7 +14,7 @@ from fruitlib.training import models
 
 
 def predict_test_photos(run: Run) -> pd.DataFrame:
-    """Open the test photos and write `predictions_test.csv`: torch, fp32 and INT8, each on every photo.
+    """Open the test photos and write `predictions_test.csv`: torch, fp32 and INT8 (where 05 made it) on every photo.
 
     Sealed photos are opened now. Those that cannot be used are left out and counted; copies of training or validation
     photos are counted. If the same model was tested before, its predictions are read from the file instead.
@@ -33,8 +34,9 @@ def predict_test_photos(run: Run) -> pd.DataFrame:
     run.record_test_opening(len(rows))
     model, _ = models.restore(run.path / "best.pt")
     photos = dataset.to_array(dataset.load_photos(run, "test", rows=rows).images)
+    files, not_made = {"fp32": FP32, "int8": INT8}, run.record("export").get("not_made", ())
     logits = {"torch": run_torch(model, photos)}
-    logits |= {name: run_onnx(run.path / f"model.{name}.onnx", photos) for name in ("fp32", "int8")}
+    logits |= {name: run_onnx(run.path / file, photos) for name, file in files.items() if file not in not_made}
     table = run.write_predictions("test", {name: metrics.softmax(values) for name, values in logits.items()}, rows)
     run.complete("test", identity, summary=summary)
     return table

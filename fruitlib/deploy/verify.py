@@ -17,35 +17,42 @@ from fruitlib.runs.run import Run
 from fruitlib.training import models
 
 EXPORT_FILE = "export.json"
+COUNTED = ("n", "same", "lost", "won", "costs_at_most")  # of an Int8Verdict, for the record
 
 
 @dataclass(frozen=True)
 class ExportRecord:
-    """The numbers of `export.json`: what the two files cost, and whether they may be used."""
+    """The numbers of `export.json`: what the two files cost, and whether they may be used.
+
+    Where there is no INT8 file its numbers are None; the file then lacks them, and `int8_why` says why.
+    """
 
     size_mb_fp32: float  # size on disk, MB of 10^6 bytes
-    size_mb_int8: float
     latency_ms_torch: float  # milliseconds for one photo on one CPU thread, the least of many calls
     latency_ms_fp32: float
-    latency_ms_int8: float
     fp32_agreement: float  # share of the photos tried whose label is torch's, 0 to 1
-    int8_agreement: float
     mflops: float  # millions of floating-point operations for one photo
-    int8_n: int  # photos INT8 is judged on: validation photos, with folds those of all folds exported so far
-    int8_same: int  # of them: INT8 predicts what torch does
-    int8_lost: int  # torch is right and INT8 is not
-    int8_won: int  # INT8 is right and torch is not
-    int8_state: str  # broken | not broken; cost unproven | costs at most the margin (int8_margin)
-    int8_costs_at_most: float  # upper end of the share of photos lost, 0 to 1; for new groups where photos share any
+    int8_state: str  # broken | not broken; cost unproven | costs at most the margin (int8_margin) | not made
+    int8_why: str | None = None  # why it was not made
+    size_mb_int8: float | None = None
+    latency_ms_int8: float | None = None
+    int8_agreement: float | None = None
+    int8_n: int | None = None  # photos INT8 is judged on: validation photos, with folds those of all folds so far
+    int8_same: int | None = None  # of them: INT8 predicts what torch does
+    int8_lost: int | None = None  # torch is right and INT8 is not
+    int8_won: int | None = None  # INT8 is right and torch is not
+    int8_costs_at_most: float | None = (
+        None  # upper end of the share lost, 0 to 1; for new groups where photos share any
+    )
 
     def record(self) -> dict[str, float | str]:
         """The content of the file."""
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
     def numbers(self) -> dict[str, float]:
-        """All but int8_state, by name."""
-        return {name: value for name, value in asdict(self).items() if name != "int8_state"}
+        """All that are numbers, by name."""
+        return {name: value for name, value in self.record().items() if not isinstance(value, str)}
 
     def write(self, run: Run) -> None:
         """Write them to the run's `export.json`."""
@@ -53,8 +60,8 @@ class ExportRecord:
 
     @property
     def shipped(self) -> str:
-        """The file to use: int8, or fp32 where int8 is broken."""
-        return "fp32" if self.int8_state == int8_verdict.BROKEN else "int8"
+        """The file to use: int8, or fp32 where int8 is broken or was not made."""
+        return "fp32" if self.int8_state in (int8_verdict.BROKEN, int8_verdict.NOT_MADE) else "int8"
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class Export:
     @property
     def sizes_mb(self) -> dict[str, float]:
         """The files' sizes in MB, by backend."""
-        return {"fp32": self.record.size_mb_fp32, "int8": self.record.size_mb_int8}
+        return {backend: getattr(self.record, f"size_mb_{backend}") for backend in self.parity}
 
     @property
     def photos_tried(self) -> str:
@@ -87,12 +94,17 @@ class Export:
     @property
     def agreement_summary(self) -> str:
         """On how many photos of those tried INT8 predicts what torch predicts, and the verdict."""
+        if "int8" not in self.parity:
+            return self.verdict.summary
         share = f"{self.record.int8_agreement:.1%} of {self.photos_tried}"
         return f"INT8 predicts the same label as torch on {share}\n{self.verdict.summary}"
 
     @property
     def summary(self) -> str:
         """The verdict on INT8, how many photos it has right (where validation photos measure it), and what it saves."""
+        if "int8" not in self.parity:
+            share = f"{self.record.fp32_agreement:.1%} of {self.photos_tried}"
+            return f"{self.verdict.summary}; fp32 has the same label as torch on {share}"
         cost = f"same label as torch on {self.record.int8_agreement:.1%} of {self.photos_tried}"
         if self.on_validation:
             cost = (
@@ -109,11 +121,11 @@ def export_run(run: Run) -> Export:
     """Build both ONNX files, check them against torch, measure them, write `export.json`: the `export` stage.
 
     Raises:
-        ExportError: fp32 does not compute what torch computes. The stage is then not complete.
+        ExportError: no fp32 file, or it does not compute what torch computes. The stage is then not complete.
     """
     identity = run.identity("export")
     model, checkpoint = models.restore(run.path / "best.pt")
-    paths = model_files.build_model_files(run, model, checkpoint)
+    paths, no_int8 = model_files.build_model_files(run, model, checkpoint)
     metadata = answering.metadata(run)
     for path in paths.values():
         export.add_metadata(path, metadata)
@@ -122,10 +134,9 @@ def export_run(run: Run) -> Export:
     logits = {"torch": export.run_torch(model, images)}
     logits |= {backend: predict.run_onnx(path, images) for backend, path in paths.items()}
     parity = {backend: export.parity(logits["torch"], logits[backend]) for backend in paths}
-    export.check_parity(parity["fp32"])
+    export.check_parity(parity["fp32"], export.tolerance(logits["torch"]))
     labels = photos.labels.numpy()
-    tried = _write_photos(run, photos, logits)
-    verdict = int8_verdict.judge_run(run, tried, on_validation, bool(np.isfinite(logits["int8"]).all()))
+    verdict = _judged(run, photos, logits, on_validation, no_int8)
     groups = run.groups(photos.paths)
     shares = {backend: intervals.share_of(values.argmax(1) == labels, groups) for backend, values in logits.items()}
     times = _latencies(model, paths, images[:1])
@@ -134,22 +145,30 @@ def export_run(run: Run) -> Export:
         **{f"latency_ms_{backend}": time["least"] for backend, time in times.items()},
         **{f"{backend}_agreement": distance["agreement"] for backend, distance in parity.items()},
         mflops=export.mflops(model, images[:1]),
-        **{f"int8_{name}": getattr(verdict, name) for name in ("n", "same", "lost", "won", "state", "costs_at_most")},
+        int8_state=verdict.state,
+        int8_why=verdict.why or None,
+        **{} if no_int8 else {f"int8_{name}": getattr(verdict, name) for name in COUNTED},
     )
     record.write(run)
-    run.complete("export", identity)
+    run.complete("export", identity, **{"not_made": [model_files.INT8]} if no_int8 else {})
     median_ms = {backend: time["median"] for backend, time in times.items()}
     return Export(record, parity, verdict, shares, len(images), on_validation, median_ms)
 
 
-def _write_photos(run: Run, photos: Photos, logits: dict[str, np.ndarray]) -> pd.DataFrame:
-    """Write `int8_photos.csv`, what torch and INT8 predict for each photo tried; returns it."""
+def _judged(run: Run, photos: Photos, logits: dict[str, np.ndarray], on_validation: bool, no_int8: str) -> Int8Verdict:
+    """The verdict on INT8; writes `int8_photos.csv`, what torch and INT8 predict for each photo tried.
+
+    `no_int8` says why there is none to judge; there is then no such table either.
+    """
+    if no_int8:
+        (run.path / int8_verdict.PHOTOS_FILE).unlink(missing_ok=True)
+        return Int8Verdict.not_made(no_int8)
     names = np.array(run.class_names)
     columns = {"path": photos.paths, "label": names[photos.labels.numpy()]}
     columns |= {backend: names[logits[backend].argmax(1)] for backend in ("torch", "int8")}
     table = pd.DataFrame(columns)
     files.write_csv(run.path / int8_verdict.PHOTOS_FILE, table)
-    return table
+    return int8_verdict.judge_run(run, table, on_validation, bool(np.isfinite(logits["int8"]).all()))
 
 
 def photos_to_try(run: Run) -> tuple[Photos, bool]:

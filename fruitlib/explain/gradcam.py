@@ -22,6 +22,7 @@ from torch.nn.functional import interpolate
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path, replacing
 from fruitlib.data.augment import LUMA
+from fruitlib.explain.layout import Layout
 
 NOISE = 1e-6  # float32 holds 7 digits, so a peak this small beside the terms it sums is their rounding
 
@@ -51,10 +52,10 @@ def heatmaps(
 ) -> Heatmaps:
     """Grad-CAM of `images` (n, 3, S, S) in [0, 1], all `target_layers` in one forward and backward pass.
 
-    `targets`: a class index per image; by default each image's predicted class. A layer gives
-    (n, channels, h, w) and runs once per pass. Frozen models and callers in `inference_mode` are fine.
-    Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based
-    Localization", equations 1 and 2.
+    `targets`: a class index per image; by default each image's predicted class. A layer gives what `Layout.maps`
+    takes, and runs once per pass. Of a model that averages `views` the maps are those of the image itself, while
+    `predicted` and `probs` are the model's. Frozen models and callers in `inference_mode` are fine. Selvaraju et al.
+    2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", equations 1 and 2.
 
     Raises:
         InputError: images, layers or targets do not fit the model.
@@ -62,15 +63,56 @@ def heatmaps(
     _check_inputs(model, images, target_layers)
     targets = None if targets is None else _checked_targets(targets, len(images))
     with torch.inference_mode(False), torch.enable_grad(), _frozen_in_eval_mode(model):
-        cam, parts = _LayerCAM(model, target_layers), []
-        try:
-            for start in range(0, len(images), batch_size):
-                batch = slice(start, start + batch_size)
-                parts.append(cam.explain(images[batch], None if targets is None else targets[batch]))
-        finally:
-            cam.activations_and_grads.release()
-    joined = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+        voted = _voted_logits(model, images, batch_size)
+        if targets is None and voted is not None:
+            targets = voted.argmax(1).numpy()
+        with _one_view(model):
+            joined = _in_batches(model, images, target_layers, targets, batch_size)
+    if voted is not None:
+        joined |= _answers(voted)
     return Heatmaps(**joined, layer_names=list(target_layers))
+
+
+def _in_batches(model, images, target_layers, targets, batch_size: int) -> dict[str, np.ndarray]:
+    """What `Heatmaps` holds but for the names of the layers, by name."""
+    cam, parts = _LayerCAM(model, target_layers), []
+    try:
+        for start in range(0, len(images), batch_size):
+            batch = slice(start, start + batch_size)
+            parts.append(cam.explain(images[batch], None if targets is None else targets[batch]))
+    finally:
+        cam.activations_and_grads.release()
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+@torch.no_grad()
+def _voted_logits(model: torch.nn.Module, images: torch.Tensor, batch_size: int) -> torch.Tensor | None:
+    """The logits of a model that averages `views`; None of any other, whose pass for Grad-CAM gives them."""
+    if getattr(model, "views", "one") == "one":
+        return None
+    return torch.cat([model(_on_device(part, model)).float().cpu() for part in images.split(batch_size)])
+
+
+@contextlib.contextmanager
+def _one_view(model: torch.nn.Module) -> Iterator[None]:
+    """Inside, a model that averages `views` sees the image alone."""
+    views = getattr(model, "views", "one")
+    try:
+        if views != "one":
+            model.views = "one"
+        yield
+    finally:
+        if views != "one":
+            model.views = views
+
+
+def _on_device(images: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
+    """A copy of the images, since a layer may change its input in place."""
+    return images.detach().to(next(model.parameters()).device, torch.float32, copy=True)
+
+
+def _answers(logits: torch.Tensor) -> dict[str, np.ndarray]:
+    return {"predicted": logits.argmax(1).numpy(), "probs": logits.softmax(1).numpy()}
 
 
 def feature_maps(
@@ -82,10 +124,10 @@ def feature_maps(
     A layer with fewer channels than `top` gives all it has. One pass: meant for a handful of images.
     """
     _check_inputs(model, images, target_layers)
-    with torch.inference_mode(False), torch.no_grad(), _frozen_in_eval_mode(model):
+    with torch.inference_mode(False), torch.no_grad(), _frozen_in_eval_mode(model), _one_view(model):
         recorder = _Recorder(model, target_layers)
         try:
-            recorder(images.to(next(model.parameters()).device, torch.float32, copy=True))
+            recorder(_on_device(images, model))
             activations = {name: recorder.activation(name) for name in target_layers}
         finally:
             recorder.release()
@@ -117,28 +159,44 @@ def _frozen_in_eval_mode(model: torch.nn.Module) -> Iterator[None]:
 
 
 class _Recorder(ActivationsAndGradients):
-    """Records by layer name; copies activations, since an in-place ReLU that follows would overwrite them."""
+    """Records by layer name, as maps; copies activations, since an in-place ReLU that follows would overwrite them.
+
+    The graph for gradients begins at the first of the layers: what comes before costs a forward pass alone.
+    """
 
     def __init__(self, model: torch.nn.Module, target_layers: dict[str, torch.nn.Module]):
         self.names = {layer: name for name, layer in target_layers.items()}
         super().__init__(model, list(target_layers.values()), None)
+        self.layout, self.n = Layout.of(model), 0
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        self.activations, self.gradients = {}, {}
-        return self.model(images)
+        self.activations, self.gradients, self.n = {}, {}, len(images)
+        logits = self.model(images)
+        for name in self.names.values():
+            self.activation(name)  # or it says that the layer does not run
+        if torch.is_grad_enabled() and not logits.requires_grad:
+            self.gradient(next(iter(self.names.values())))
+        return logits
 
     def save_activation(self, module, inputs, output):
-        name = self.names[module]
-        if not isinstance(output, torch.Tensor) or output.ndim != 4:
-            raise InputError(f"target_layers: {name!r} gives no (n, channels, h, w); name a convolution or block")
+        name, own = self.names[module], _tensor_of(output)
+        if own is None:
+            raise InputError(f"target_layers: {name!r} gives no tensor; name a convolution or a block")
         if name in self.activations:
             raise InputError(f"target_layers: {name!r} runs more than once per image; name one that runs once")
-        self.activations[name] = output.detach().float().cpu().numpy().copy()
+        self.activations[name] = self._array(own.detach(), name).copy()
+        if not torch.is_grad_enabled() or own.requires_grad:
+            return None
+        start = own.detach().requires_grad_().clone()  # a clone, as a leaf cannot be changed in place
+        return (start, *output[1:]) if isinstance(output, tuple) else start
 
     def save_gradient(self, module, inputs, output):
-        if output.requires_grad:
-            name = self.names[module]
-            output.register_hook(lambda grad: self.gradients.__setitem__(name, grad.float().cpu().numpy()))
+        own, name = _tensor_of(output), self.names[module]
+        if own.requires_grad:
+            own.register_hook(lambda grad: self.gradients.__setitem__(name, self._array(grad, name)))
+
+    def _array(self, tensor: torch.Tensor, name: str) -> np.ndarray:
+        return np.ascontiguousarray(self.layout.maps(tensor, self.n, name).float().cpu().numpy())
 
     def activation(self, name: str) -> np.ndarray:
         if name not in self.activations:
@@ -151,6 +209,12 @@ class _Recorder(ActivationsAndGradients):
         return self.gradients[name]
 
 
+def _tensor_of(output) -> torch.Tensor | None:
+    """What a layer gives; the first of several, as in blocks that pass the size of their grid on."""
+    own = output[0] if isinstance(output, tuple) and output else output
+    return own if isinstance(own, torch.Tensor) else None
+
+
 class _LayerCAM(GradCAM):
     """Grad-CAM of each layer by itself; the library would average the layers' maps."""
 
@@ -161,13 +225,12 @@ class _LayerCAM(GradCAM):
 
     def explain(self, images: torch.Tensor, targets: np.ndarray | None) -> dict[str, np.ndarray]:
         """What `Heatmaps` holds, for one batch."""
-        leaf = images.detach().to(self.device, torch.float32, copy=True).requires_grad_()
-        heatmap, peak = self(leaf, None if targets is None else [_Logit(int(t)) for t in targets])
-        logits = self.outputs.detach().float().cpu()
-        predicted = logits.argmax(1).numpy()
-        chosen = predicted if targets is None else targets
-        probs = logits.softmax(1).numpy()
-        return {"heatmap": heatmap, "peak": peak, "predicted": predicted, "targets": chosen, "probs": probs}
+        heatmap, peak = self(
+            _on_device(images, self.model), None if targets is None else [_Logit(int(t)) for t in targets]
+        )
+        answers = _answers(self.outputs.detach().float().cpu())
+        chosen = answers["predicted"] if targets is None else targets
+        return {"heatmap": heatmap, "peak": peak, "targets": chosen} | answers
 
     def compute_cam_per_layer(self, input_tensor, targets, eigen_smooth):
         return [self._scaled(name, input_tensor.shape[-2:]) for name in self.layer_names]

@@ -218,11 +218,14 @@ class Run:
         return self.read_json(f"stages/{stage}.json")
 
     def is_complete(self, stage: str) -> bool:
-        """Whether the stage was completed with today's settings, sources and data, and its files are there."""
-        spec = STAGES[stage]
+        """Whether the stage was completed with today's settings, sources and data, and its files are there.
+
+        A file that its record names under `not_made` need not be.
+        """
+        spec, record = STAGES[stage], self.record(stage)
         outputs = (*spec.outputs, *([f"{stage}.ipynb"] if spec.notebook else []))
-        there = all((self.path / name).is_file() for name in outputs)
-        return there and self.record(stage).get("identity") == self.identity(stage)
+        there = all((self.path / name).is_file() for name in outputs if name not in record.get("not_made", ()))
+        return there and record.get("identity") == self.identity(stage)
 
     def complete(self, stage: str, identity: str, **facts) -> None:
         """Record the stage as complete under the identity taken *before* its work began."""

@@ -83,7 +83,8 @@ class Normalized(nn.Module):
         images = (images - self.mean) / self.std
         if self.training or self.views == "one":
             return self.net(images)
-        return torch.stack([self.net(view) for view in views.of(images, self.views)]).mean(0)
+        seen = views.of(images, self.views)  # in one pass, so that an exported file holds the network once
+        return self.net(torch.cat(seen)).unflatten(0, (len(seen), -1)).mean(0)
 
 
 class Ensemble(nn.Module):
@@ -114,9 +115,15 @@ def build(config: Config, num_classes: int) -> Normalized:
     ours = file is not None and file.is_ours
     if config.model in OURS:
         model = _ours(config, num_classes)
+<<<<<<< HEAD
         if file and not ours:
             where = f"weights {file.path}"
             raise InputError(f"{where}: not a checkpoint of {config.model} written by fruitlib; name a best.pt")
+=======
+        model.views = config.views
+        if content and not ours:
+            raise InputError(f"weights {path}: not a checkpoint of {config.model} written by fruitlib; name a best.pt")
+>>>>>>> hg
     else:
         if config.weights == "DEFAULT":
             downloads.check(config.model)

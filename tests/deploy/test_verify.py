@@ -8,14 +8,14 @@ import pytest
 
 from fruitlib.core import source_code
 from fruitlib.core.errors import InputError
-from fruitlib.deploy import export, model_files, predict, test_scores, test_set, verify
+from fruitlib.deploy import export, graphs, model_files, predict, quantize, test_scores, test_set, verify
 from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Run
 from fruitlib.training import train
 
-EXPORT_KEYS = ["size_mb_fp32", "size_mb_int8", "latency_ms_torch", "latency_ms_fp32", "latency_ms_int8"]
-EXPORT_KEYS += ["fp32_agreement", "int8_agreement", "mflops"]
-EXPORT_KEYS += [f"int8_{name}" for name in ("n", "same", "lost", "won", "state", "costs_at_most")]
+EXPORT_KEYS = ["size_mb_fp32", "latency_ms_torch", "latency_ms_fp32", "fp32_agreement", "mflops", "int8_state"]
+INT8_KEYS = ["size_mb_int8", "latency_ms_int8", "int8_agreement"]
+INT8_KEYS += [f"int8_{name}" for name in ("n", "same", "lost", "won", "costs_at_most")]
 TEST_KEYS = ["test_accuracy", "test_macro_f1", "test_n", "test_low", "test_high", "test_groups"]
 TEST_KEYS += ["test_same_low", "test_same_high", "test_correct_torch", "test_correct_fp32", "test_correct_int8"]
 TEST_KEYS += ["test_macro_f1_low", "test_macro_f1_high"]
@@ -52,7 +52,7 @@ def test_the_record_says_what_the_files_are(run, exported):
 
 def test_the_export_is_on_disk_key_by_key_and_complete(run, exported):
     content = json.loads((run.path / "export.json").read_text())
-    assert list(content) == EXPORT_KEYS
+    assert list(content) == EXPORT_KEYS + INT8_KEYS
     assert verify.load_export_record(run) == exported.record == verify.ExportRecord(**content)
     assert run.is_complete("export")
 
@@ -71,6 +71,46 @@ def test_a_file_that_computes_something_else_completes_nothing(run, monkeypatch)
     with pytest.raises(export.ExportError):
         verify.export_run(run)
     assert not run.is_complete("export") and not (run.path / "export.json").exists()
+
+
+def failing(*args, **kwargs):
+    raise NotImplementedError("no kernel for\nthis operator")
+
+
+def test_without_an_int8_file_fp32_is_delivered_and_tested_and_it_is_said(run, monkeypatch):
+    (run.path / "model.int8.onnx").write_text("of an earlier network")
+    monkeypatch.setattr(quantize.ort, "quantize_static", failing)
+    exported = verify.export_run(run)
+    why = "ONNX Runtime does not quantize this network (NotImplementedError: no kernel for); use fp32"
+    assert exported.agreement_summary == f"no INT8 file: {why}" and exported.summary.startswith(f"no INT8 file: {why};")
+    content = json.loads((run.path / "export.json").read_text())
+    assert list(content) == [*EXPORT_KEYS, "int8_why"] and content["int8_state"] == "not made"
+    assert exported.record.shipped == "fp32" and set(exported.sizes_mb) == {"fp32"}
+    assert not (run.path / "model.int8.onnx").exists() and not (run.path / "int8_photos.csv").exists()
+    assert run.is_complete("export") and verify.load_export_record(run) == exported.record
+    predictions = test_set.predict_test_photos(run)
+    assert set(predictions["backend"]) == {"torch", "fp32"} and run.is_complete("test")
+    result = test_scores.evaluate_test(run, predictions)
+    assert result.record.shipped == "fp32" and "test_correct_int8" not in result.record.numbers
+    assert set(test_scores.by_backend(run, predictions)) == {"torch", "fp32"} and "int8" not in result.summary
+    (run.path / "model.fp32.onnx").unlink()
+    assert not run.is_complete("export")
+
+
+def test_a_network_that_the_exporter_does_not_take_is_one_line(run, monkeypatch):
+    def refused(*args, **kwargs):
+        try:
+            failing()
+        except NotImplementedError as problem:
+            raise RuntimeError("Failed to export.\nA page of advice.") from problem
+
+    monkeypatch.setattr(graphs, "exported", refused)
+    monkeypatch.setattr(graphs, "_kept", lambda *rest: None)
+    with pytest.raises(export.ExportError) as caught:
+        verify.export_run(run)
+    line = "end2end: no ONNX file, torch's exporter fails (NotImplementedError: no kernel for); best.pt works without"
+    assert str(caught.value).startswith(line) and "\n" not in str(caught.value)
+    assert isinstance(caught.value, InputError) and not run.is_complete("export")
 
 
 def test_int8_that_changes_labels_is_not_shipped(run, monkeypatch):

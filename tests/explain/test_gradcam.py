@@ -278,7 +278,7 @@ class Odd(nn.Module):
         ("twice", "more than once"),
         ("never", "does not run"),
         ("idle", "do not depend"),
-        ("head", "no .n, channels"),
+        ("head", "not .n, channels"),
         (None, "not a layer"),
     ],
 )
