@@ -51,12 +51,12 @@ class TimmNet(nn.Module):
         Where the resolution stays, each end is a block of a transformer. Then it is the block's first norm: what comes
         out of the last block has a gradient on the class token alone (as pytorch-grad-cam advises for transformers).
         """
-        layers = {}
+        layers, even = {}, len(_by_resolution(self.body)) < 3
         for name in _ends(self.body):
             part = self.body.get_submodule(name)
             while isinstance(part, nn.ModuleList):  # which never runs itself
                 name, part = f"{name}.{len(part) - 1}", part[-1]
-            if len(_by_resolution(self.body)) < 3 and isinstance(getattr(part, "norm1", None), nn.Module):
+            if even and isinstance(getattr(part, "norm1", None), nn.Module):
                 name, part = f"{name}.norm1", part.norm1
             layers[name] = part
         return layers
