@@ -19,7 +19,8 @@ QUARTERS = 4  # a network whose resolution stays is divided evenly
 WRONG_SIZE = (RuntimeError, AssertionError, ValueError, TypeError, IndexError, ArithmeticError)
 # timm's file on GCViT says that NVIDIA's weights of it are, its configuration names the licence of the code
 LICENCES = {"gcvit": "cc-by-nc-sa-4.0"}
-
+# What a network must have, to be divided into features and a head
+NEEDED = ("forward_features", "forward_head", "reset_classifier", "head_hidden_size", "feature_info")
 
 class TimmNet(nn.Module):
     """A network of timm without its head, and `head`, which turns its features (N, `width`) into logits."""
@@ -161,7 +162,8 @@ def create(name: str, published: bool) -> nn.Module:
     """timm's network with its own head, for images of its own size, and its published weights or fresh ones.
 
     Raises:
-        InputError: there are none, or they cannot be downloaded or read.
+        InputError: there are none, or they cannot be downloaded or read; or timm does not divide the network into
+            features and a head, as the encoders of its multimodal ones.
     """
     import timm
 
@@ -171,12 +173,16 @@ def create(name: str, published: bool) -> nn.Module:
         remedy = f"name timm:{others[0]}" if others else "set weights: none, or name another network"
         raise InputError(f"weights DEFAULT of timm:{name}: timm publishes none; {remedy}", "weights")
     try:
-        return timm.create_model(name, pretrained=published)
+        net = timm.create_model(name, pretrained=published)
     except (OSError, RuntimeError, ValueError) as problem:
         if not published:
             raise
         remedy = "set weights: none, package, or the path of a file you have"
         raise InputError(f"weights DEFAULT of timm:{name}: {first_line(problem)[:160]}; {remedy}") from None
+    if lacking := [part for part in NEEDED if not hasattr(net, part)]:
+        reason = f"it has no {lacking[0]}, so no head that could be replaced"
+        raise InputError(f"model = timm:{name}: {reason}; name another network", "model")
+    return net
 
 
 def for_side(net: nn.Module, name: str, side: int, keep: bool = True) -> nn.Module:

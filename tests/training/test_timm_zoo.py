@@ -184,6 +184,11 @@ def test_a_size_that_a_network_or_its_weights_cannot_take_is_refused_in_one_line
     assert problem.value.setting == "image_size"
 
 
+def test_a_network_without_a_head_is_refused_in_one_line():
+    with torch.device("meta"), pytest.raises(InputError, match="model = timm:gemma4_vit_167m_enc: it has no reset_cl"):
+        timm_zoo.create("gemma4_vit_167m_enc", published=False)
+
+
 def test_fresh_weights_take_a_size_that_published_ones_cannot():
     assert make("timm:mixer_s16_224", image_size=64).eval()(torch.rand(1, 3, 64, 64)).shape == (1, 3)
 
