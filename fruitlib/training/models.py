@@ -118,7 +118,7 @@ def build(config: Config, num_classes: int) -> Normalized:
     else:
         net = zoo.create(config.model, published=config.weights == "DEFAULT")
         origin = _take(net, config, path, {} if ours else content)
-        model = Normalized(zoo.with_head(net, config, num_classes), origin, config.views)
+        model = Normalized(zoo.with_head(net, config, num_classes, keep=bool(origin.taken)), origin, config.views)
     if ours:
         model.origin = _load_own(model, content, path)
     return model

@@ -59,18 +59,16 @@ def load_published(name: str, weights: torchvision.models.WeightsEnum) -> nn.Mod
         ) from None
 
 
-def with_head(net: nn.Module, config: Config, num_classes: int, keep: bool | None = None) -> nn.Module:
+def with_head(net: nn.Module, config: Config, num_classes: int, keep: bool = True) -> nn.Module:
     """The network for images of `config.image_size`, with the head of the settings, whose input is features (N, D).
 
     Args:
-        keep: whether its weights matter (None: as `weights` says); fresh ones are drawn again where a network of timm
-            is made again for its size.
+        keep: whether its weights matter; fresh ones are drawn again where a network must be made again for its size.
 
     Raises:
         InputError: a network of timm that cannot take images of that size, or whose weights cannot.
     """
     if config.model.startswith(TIMM):
-        keep = config.weights != "none" if keep is None else keep
         net = timm_zoo.for_side(net, config.model.removeprefix(TIMM), config.image_size, keep)
         net = timm_zoo.TimmNet(net)
         net.head = _one(_new_head([nn.Linear(net.width, num_classes)], net.width, config, num_classes))
