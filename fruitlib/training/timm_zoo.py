@@ -22,6 +22,7 @@ LICENCES = {"gcvit": "cc-by-nc-sa-4.0"}
 # What a network must have, to be divided into features and a head
 NEEDED = ("forward_features", "forward_head", "reset_classifier", "head_hidden_size", "feature_info")
 
+
 class TimmNet(nn.Module):
     """A network of timm without its head, and `head`, which turns its features (N, `width`) into logits."""
 
