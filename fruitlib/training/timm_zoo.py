@@ -50,17 +50,18 @@ class TimmNet(nn.Module):
     def cam_layers(self) -> dict[str, nn.Module]:
         """The layers that Grad-CAM looks at: the ends of the stages.
 
-        Where the resolution stays, each end is a block of a transformer. Then it is the block's first norm: what comes
-        out of the last block has a gradient on the class token alone (as pytorch-grad-cam advises for transformers).
+        Of a transformer that decides by a class token, or whose resolution stays, it is the first norm of each stage's
+        last block: what comes out of the last block has a gradient on that token alone (as pytorch-grad-cam advises).
         """
-        layers, even = {}, len(_by_resolution(self.body)) < 3
-        for name in _ends(self.body):
-            part = self.body.get_submodule(name)
+        layers, tokens = {}, len(_by_resolution(self.body)) < 3
+        tokens |= any("cls_token" in name for name, _ in self.body.named_parameters())
+        for end in _ends(self.body):
+            part = self.body.get_submodule(end)
             while isinstance(part, nn.ModuleList):  # which never runs itself
-                name, part = f"{name}.{len(part) - 1}", part[-1]
-            if even and isinstance(getattr(part, "norm1", None), nn.Module):
-                name, part = f"{name}.norm1", part.norm1
-            layers[name] = part
+                end, part = f"{end}.{len(part) - 1}", part[-1]
+            norms = [f".{name}" for name, _ in part.named_modules() if name.rpartition(".")[2] == "norm1"]
+            name = end + (norms[-1] if tokens and norms else "")
+            layers[name] = self.body.get_submodule(name)
         return layers
 
 

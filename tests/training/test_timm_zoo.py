@@ -82,6 +82,11 @@ def test_a_network_is_divided_into_blocks_that_run_one_after_the_other(name, dim
             "blocks.2.norm1 blocks.5.norm1 blocks.8.norm1 blocks.11.norm1",
         ),
         ("levit_128s", "stem-stages.0 stages.1 stages.2", "stages.0 stages.1 stages.2"),
+        (
+            "pit_ti_224",  # resolution changes, and a class token decides
+            "patch_embed-transformers.0 transformers.1 transformers.2-norm",
+            "transformers.0.blocks.1.norm1 transformers.1.blocks.5.norm1 transformers.2.blocks.3.norm1",
+        ),
     ],
 )  # fmt: skip
 def test_names_of_blocks_and_layers(name, names, layers):
