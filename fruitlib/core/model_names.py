@@ -87,7 +87,7 @@ def own_view(model: str) -> tuple[int, float]:
         side = MODELS.get(model, 96)
         return side, side / RESIZED.get(model, 232) if model in MODELS else 1.0
     settings = timm_settings(model.removeprefix(TIMM)) or {}
-    return settings.get("input_size", (3, 224, 224))[-1], settings.get("crop_pct", 1.0)
+    return settings.get("input_size", (3, 224, 224))[-1], min(settings.get("crop_pct", 1.0), 1.0)  # VOLO's: 1.15
 
 
 def is_non_commercial(licence: str) -> bool:

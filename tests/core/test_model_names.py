@@ -29,6 +29,7 @@ def test_torchvisions_side_and_crop_are_those_its_weights_were_evaluated_at(name
         ("timm:vit_small_patch14_dinov2", 518, 1.0),
         ("timm:resnet18", 224, 0.95),
         ("timm:resnet18.tv_in1k", 224, 0.875),
+        ("timm:volo_d4_448", 448, 1.0),  # timm says 1.15: the whole photo with a margin
     ],
 )
 def test_auto_is_the_side_and_crop_of_the_weights(model, side, center):
