@@ -59,10 +59,16 @@ class TimmNet(nn.Module):
             part = self.body.get_submodule(end)
             while isinstance(part, nn.ModuleList):  # which never runs itself
                 end, part = f"{end}.{len(part) - 1}", part[-1]
-            norms = [f".{name}" for name, _ in part.named_modules() if name.rpartition(".")[2] == "norm1"]
-            name = end + (norms[-1] if tokens and norms else "")
+            name = end + (_first_norm(part) if tokens else "")
             layers[name] = self.body.get_submodule(name)
         return layers
+
+
+def _first_norm(part: nn.Module) -> str:
+    """`.norm1` of a block, of a stage that of its last block, or whichever norm comes first; "" where there is none."""
+    norms = [name for name, _ in part.named_modules() if "norm" in name.rpartition(".")[2]]
+    first = [name for name in norms if name.rpartition(".")[2] == "norm1"][-1:] or norms[:1]
+    return f".{first[0]}" if first else ""
 
 
 class _Own(nn.Module):
@@ -83,7 +89,7 @@ def _by_resolution(body: nn.Module) -> list[str]:
     """
     known = dict(body.named_modules())
     ends = {info["reduction"]: info["module"] for info in body.feature_info if info["module"] in known}
-    return [name for name in ends.values() if name]
+    return list(dict.fromkeys(name for name in ends.values() if name))
 
 
 def _ends(body: nn.Module) -> list[str]:
