@@ -85,11 +85,11 @@ class _Own(nn.Module):
 def _by_resolution(body: nn.Module) -> list[str]:
     """The last module at each resolution, in running order, as timm's `feature_info` tells them.
 
-    Names that are no modules are left out.
+    Names that are no modules are left out; a module that gives several resolutions at once is there several times.
     """
     known = dict(body.named_modules())
     ends = {info["reduction"]: info["module"] for info in body.feature_info if info["module"] in known}
-    return list(dict.fromkeys(name for name in ends.values() if name))
+    return [name for name in ends.values() if name]
 
 
 def _ends(body: nn.Module) -> list[str]:
