@@ -87,6 +87,7 @@ SCIPY = ("calibration", "crossed", "intervals", "learning_curve", "significance"
         ("cleanlab", {"evaluation.label_errors"}),
         ("scipy", {f"evaluation.{name}" for name in SCIPY}),
         ("imblearn", {"data.balance"}),
+        ("timm", {"core.model_names", "training.timm_zoo"}),
     ],
 )
 def test_a_dependency_has_one_home(package, homes):

@@ -40,7 +40,7 @@ NON_COMMERCIAL = re.compile(r"(^|[^a-z])(nc|non-?commercial|research|amlr)($|[^a
 def timm_settings(name: str) -> dict | None:
     """timm's `pretrained_cfg` of a network (`resnet18`, or `resnet18.a2_in1k` for other weights than its default).
 
-    None where timm does not know the name, or not those weights.
+    None where timm does not know the name, or not those weights, or knows it as an old name of another.
     """
     import timm
 
@@ -50,7 +50,7 @@ def timm_settings(name: str) -> dict | None:
         found = timm.get_pretrained_cfg(name)
     except RuntimeError:  # a network it knows, behind the dot weights it does not know
         return None
-    return found.to_dict() if found else {}
+    return found.to_dict() if found else None
 
 
 def timm_tags(name: str) -> list[str]:
@@ -74,11 +74,14 @@ def problem(model: str) -> str:
     if timm_settings(name) is not None:
         return ""
     import timm
+    from timm.models import get_deprecated_models
 
+    if new := get_deprecated_models().get(name):
+        return f"an old name, which timm now calls {new}: write {TIMM}{new}"
     arch, _, tag = name.partition(".")
     if timm.is_model(arch):
-        return f"timm knows no weights {tag} of {arch}; it knows {', '.join(timm_tags(arch)) or 'none'}"
-    return f"timm does not know it{nearest(name, timm.list_models())}"
+        return f"timm knows no weights '{tag}' of {arch}; it knows {', '.join(timm_tags(arch)) or 'none'}"
+    return f"timm does not know it{nearest(name.lower(), timm.list_models())}"
 
 
 def own_view(model: str) -> tuple[int, float]:
@@ -87,7 +90,7 @@ def own_view(model: str) -> tuple[int, float]:
         side = MODELS.get(model, 96)
         return side, side / RESIZED.get(model, 232) if model in MODELS else 1.0
     settings = timm_settings(model.removeprefix(TIMM)) or {}
-    return settings.get("input_size", (3, 224, 224))[-1], settings.get("crop_pct", 1.0)
+    return settings.get("input_size", (3, 224, 224))[-1], min(settings.get("crop_pct", 1.0), 1.0)  # VOLO's: 1.15
 
 
 def is_non_commercial(licence: str) -> bool:

@@ -40,7 +40,8 @@ def set_modes(model: Normalized) -> None:
     """
     model.train()
     for module in model.net.modules():
-        module.training = _learns(module)
+        if _has_weights(module):
+            module.training = _learns(module)
     for part in (*blocks_of(model).values(), models.head_of(model)):
         part.train(_learns(part))
 

@@ -19,6 +19,8 @@ QUARTERS = 4  # a network whose resolution stays is divided evenly
 WRONG_SIZE = (RuntimeError, AssertionError, ValueError, TypeError, IndexError, ArithmeticError)
 # timm's file on GCViT says that NVIDIA's weights of it are, its configuration names the licence of the code
 LICENCES = {"gcvit": "cc-by-nc-sa-4.0"}
+# What a network must have, to be divided into features and a head
+NEEDED = ("forward_features", "forward_head", "reset_classifier", "head_hidden_size", "feature_info")
 
 
 class TimmNet(nn.Module):
@@ -48,18 +50,25 @@ class TimmNet(nn.Module):
     def cam_layers(self) -> dict[str, nn.Module]:
         """The layers that Grad-CAM looks at: the ends of the stages.
 
-        Where the resolution stays, each end is a block of a transformer. Then it is the block's first norm: what comes
-        out of the last block has a gradient on the class token alone (as pytorch-grad-cam advises for transformers).
+        Of a transformer that decides by a class token, or whose resolution stays, it is the first norm of each stage's
+        last block: what comes out of the last block has a gradient on that token alone (as pytorch-grad-cam advises).
         """
-        layers = {}
-        for name in _ends(self.body):
-            part = self.body.get_submodule(name)
+        layers, tokens = {}, len(_by_resolution(self.body)) < 3
+        tokens |= any("cls_token" in name for name, _ in self.body.named_parameters())
+        for end in _ends(self.body):
+            part = self.body.get_submodule(end)
             while isinstance(part, nn.ModuleList):  # which never runs itself
-                name, part = f"{name}.{len(part) - 1}", part[-1]
-            if len(_by_resolution(self.body)) < 3 and isinstance(getattr(part, "norm1", None), nn.Module):
-                name, part = f"{name}.norm1", part.norm1
-            layers[name] = part
+                end, part = f"{end}.{len(part) - 1}", part[-1]
+            name = end + (_first_norm(part) if tokens else "")
+            layers[name] = self.body.get_submodule(name)
         return layers
+
+
+def _first_norm(part: nn.Module) -> str:
+    """`.norm1` of a block, of a stage that of its last block, or whichever norm comes first; "" where there is none."""
+    norms = [name for name, _ in part.named_modules() if "norm" in name.rpartition(".")[2]]
+    first = [name for name in norms if name.rpartition(".")[2] == "norm1"][-1:] or norms[:1]
+    return f".{first[0]}" if first else ""
 
 
 class _Own(nn.Module):
@@ -76,7 +85,7 @@ class _Own(nn.Module):
 def _by_resolution(body: nn.Module) -> list[str]:
     """The last module at each resolution, in running order, as timm's `feature_info` tells them.
 
-    Names that are no modules are left out.
+    Names that are no modules are left out; a module that gives several resolutions at once is there several times.
     """
     known = dict(body.named_modules())
     ends = {info["reduction"]: info["module"] for info in body.feature_info if info["module"] in known}
@@ -161,7 +170,8 @@ def create(name: str, published: bool) -> nn.Module:
     """timm's network with its own head, for images of its own size, and its published weights or fresh ones.
 
     Raises:
-        InputError: there are none, or they cannot be downloaded or read.
+        InputError: there are none, or they cannot be downloaded or read; or timm does not divide the network into
+            features and a head, as the encoders of its multimodal ones.
     """
     import timm
 
@@ -171,12 +181,16 @@ def create(name: str, published: bool) -> nn.Module:
         remedy = f"name timm:{others[0]}" if others else "set weights: none, or name another network"
         raise InputError(f"weights DEFAULT of timm:{name}: timm publishes none; {remedy}", "weights")
     try:
-        return timm.create_model(name, pretrained=published)
+        net = timm.create_model(name, pretrained=published)
     except (OSError, RuntimeError, ValueError) as problem:
         if not published:
             raise
         remedy = "set weights: none, package, or the path of a file you have"
         raise InputError(f"weights DEFAULT of timm:{name}: {first_line(problem)[:160]}; {remedy}") from None
+    if lacking := [part for part in NEEDED if not hasattr(net, part)]:
+        reason = f"it has no {lacking[0]}, so no head that could be replaced"
+        raise InputError(f"model = timm:{name}: {reason}; name another network", "model")
+    return net
 
 
 def for_side(net: nn.Module, name: str, side: int, keep: bool = True) -> nn.Module:

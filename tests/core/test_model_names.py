@@ -29,6 +29,7 @@ def test_torchvisions_side_and_crop_are_those_its_weights_were_evaluated_at(name
         ("timm:vit_small_patch14_dinov2", 518, 1.0),
         ("timm:resnet18", 224, 0.95),
         ("timm:resnet18.tv_in1k", 224, 0.875),
+        ("timm:volo_d4_448", 448, 1.0),  # timm says 1.15: the whole photo with a margin
     ],
 )
 def test_auto_is_the_side_and_crop_of_the_weights(model, side, center):
@@ -41,7 +42,8 @@ def test_auto_is_the_side_and_crop_of_the_weights(model, side, center):
     [
         ("resnet81", "not known (did you mean resnet18?)"),
         ("timm:resnt18", "timm does not know it (did you mean resnet18?)"),
-        ("timm:resnet18.a9_in1k", "timm knows no weights a9_in1k of resnet18; it knows a1_in1k, a2_in1k"),
+        ("timm:resnet18.a9_in1k", "timm knows no weights 'a9_in1k' of resnet18; it knows a1_in1k, a2_in1k"),
+        ("timm:vit_base_patch16_224_in21k", "timm now calls vit_base_patch16_224.augreg_in21k"),
         ("timm:", "timm does not know it"),
         ("timm:hf_hub:timm/resnet18.a1_in1k", "a place, not a name: write timm's own name"),
         ("timm:hf-hub:someone/flowers", "a place, not a name: write timm's own name"),

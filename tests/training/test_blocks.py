@@ -111,11 +111,14 @@ def step(model: models.Normalized, cfg: config.Config) -> None:
     optimizer.step()
 
 
-@pytest.mark.parametrize("name", ["end2end", "resnet18", "mobilenet_v3_small", "densenet121"])
+TIMM = ["timm:tf_efficientnet_lite0", "timm:vit_tiny_patch16_224"]
+
+
+@pytest.mark.parametrize("name", ["end2end", "resnet18", "mobilenet_v3_small", "densenet121", *TIMM])
 @pytest.mark.parametrize("settings", [{"freeze": "backbone"}, {"freeze": "all_but_last_block", "unfreeze_every": 5}])
 def test_a_step_changes_what_learns_and_nothing_else(name, settings):
     """Weights (of decay, too) and BatchNorm's running statistics."""
-    model, cfg = fresh(name, lr=0.05, optimizer="adamw", weight_decay=0.5, **settings)
+    model, cfg = fresh(name, lr=0.05, optimizer="adamw", weight_decay=0.5, image_size=64, **settings)
     parts = {**blocks.blocks_of(model), "head": models.head_of(model)}
     learning = blocks.freeze_blocks(model, cfg)
     before = {name: {key: value.clone() for key, value in part.state_dict().items()} for name, part in parts.items()}
@@ -146,16 +149,29 @@ def test_frozen_blocks_drop_nothing_and_the_head_does():
     assert not torch.equal(thawed(images), thawed(images)) and all(m.training for m in thawed.modules())
 
 
+def test_layer_decay_goes_down_by_block_in_a_transformer_too():
+    model, cfg = fresh(TIMM[1], lr=0.01, layer_decay=0.5, image_size=64)
+    blocks.freeze_blocks(model, cfg)
+    rates = {group["name"].partition(",")[0]: group["lr"] for group in optim.parameter_groups(cfg, model)}
+    assert list(rates) == ["patch_embed-blocks.2", "blocks.3-5", "blocks.6-8", "blocks.9-norm", "head"]
+    assert list(rates.values()) == pytest.approx([0.01 * 0.5**distance for distance in (4, 3, 2, 1, 0)])
+    held = [id(p) for group in optim.parameter_groups(cfg, model) for p in group["params"]]
+    assert sorted(held) == sorted(map(id, model.parameters()))
+
+
 # ---- features ----
 
 
-@pytest.mark.parametrize("name", ["base", "end2end", "resnet18", "densenet121", "efficientnet_b0", "convnext_tiny"])
+@pytest.mark.parametrize(
+    "name", ["base", "end2end", "resnet18", "densenet121", "efficientnet_b0", "convnext_tiny", *TIMM]
+)
 @pytest.mark.parametrize("head", ["linear", "gap_bn"])
 def test_the_head_of_the_features_is_the_model(name, head):
     if name in config.OURS and head != "linear":
         return
     some = photos()
-    model = settled(models.build(config.make({"model": name, "head": head}), 5), dataset.to_float(some.images))
+    cfg = config.make({"model": name, "head": head, "image_size": 64})
+    model = settled(models.build(cfg, 5), dataset.to_float(some.images))
     features = blocks.backbone_features(model, some, batch_size=4)
     assert features.ndim == 2 and not features.requires_grad and features.std(0).max() > 1e-3
     with torch.no_grad():

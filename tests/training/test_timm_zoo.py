@@ -82,6 +82,11 @@ def test_a_network_is_divided_into_blocks_that_run_one_after_the_other(name, dim
             "blocks.2.norm1 blocks.5.norm1 blocks.8.norm1 blocks.11.norm1",
         ),
         ("levit_128s", "stem-stages.0 stages.1 stages.2", "stages.0 stages.1 stages.2"),
+        (
+            "pit_ti_224",  # resolution changes, and a class token decides
+            "patch_embed-transformers.0 transformers.1 transformers.2-norm",
+            "transformers.0.blocks.1.norm1 transformers.1.blocks.5.norm1 transformers.2.blocks.3.norm1",
+        ),
     ],
 )  # fmt: skip
 def test_names_of_blocks_and_layers(name, names, layers):
@@ -182,6 +187,11 @@ def test_a_size_that_a_network_or_its_weights_cannot_take_is_refused_in_one_line
             timm_zoo.for_side(net, name, side)
     assert words in str(problem.value) and "\n" not in str(problem.value)
     assert problem.value.setting == "image_size"
+
+
+def test_a_network_without_a_head_is_refused_in_one_line():
+    with torch.device("meta"), pytest.raises(InputError, match="model = timm:gemma4_vit_167m_enc: it has no reset_cl"):
+        timm_zoo.create("gemma4_vit_167m_enc", published=False)
 
 
 def test_fresh_weights_take_a_size_that_published_ones_cannot():
