@@ -115,15 +115,10 @@ def build(config: Config, num_classes: int) -> Normalized:
     ours = file is not None and file.is_ours
     if config.model in OURS:
         model = _ours(config, num_classes)
-<<<<<<< HEAD
+        model.views = config.views
         if file and not ours:
             where = f"weights {file.path}"
             raise InputError(f"{where}: not a checkpoint of {config.model} written by fruitlib; name a best.pt")
-=======
-        model.views = config.views
-        if content and not ours:
-            raise InputError(f"weights {path}: not a checkpoint of {config.model} written by fruitlib; name a best.pt")
->>>>>>> hg
     else:
         if config.weights == "DEFAULT":
             downloads.check(config.model)
