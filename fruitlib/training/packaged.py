@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fruitlib.core import model_names
 from fruitlib.core.errors import InputError
 from fruitlib.core.model_names import TIMM
 from fruitlib.training import weight_files
@@ -27,8 +26,8 @@ CAFFE_MEAN = (123 / 255, 117 / 255, 104 / 255)  # red, green, blue: what ndf's n
 
 def available(model: str) -> bool:
     """Whether an installed package holds a model's weights, and its library is installed, too."""
-    package = PACKAGES.get(model)
-    return package is not None and importlib.util.find_spec(package) is not None and not model_names.problem(model)
+    library = "timm" if model.startswith(TIMM) else "torchvision"  # found and not imported, which takes seconds
+    return model in PACKAGES and all(importlib.util.find_spec(name) for name in (PACKAGES[model], library))
 
 
 def best() -> str | None:
