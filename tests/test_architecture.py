@@ -83,7 +83,7 @@ SCIPY = ("calibration", "crossed", "intervals", "learning_curve", "significance"
         ("filelock", {"core.files"}),
         ("cv2", {"data.preprocess", "data.augment", "data.rgb"}),
         ("imagehash", {"data.photo_checks"}),
-        ("sklearn", {"data.stratify", "training.heads", *(f"evaluation.{name}" for name in SKLEARN)}),
+        ("sklearn", {"data.stratify", "training.heads", "training.proof", *(f"evaluation.{name}" for name in SKLEARN)}),
         ("cleanlab", {"evaluation.label_errors"}),
         ("scipy", {f"evaluation.{name}" for name in SCIPY}),
         ("imblearn", {"data.balance"}),

