@@ -10,8 +10,15 @@ from fruitlib.reporting.style import COLOURS, drawing
 
 
 @drawing
-def training_curves(table: pd.DataFrame, epochs: int | None = None, kept_epoch: int | None = None) -> Figure:
-    """Loss, accuracy and macro-F1 by epoch, train and validation, from `history.csv`."""
+def training_curves(
+    table: pd.DataFrame, epochs: int | None = None, kept_epoch: int | None = None, head: dict | None = None
+) -> Figure:
+    """Loss, accuracy and macro-F1 by epoch, train and validation, from `history.csv`.
+
+    Of a fitted `head`, the record of it, which has no epochs: what was compared to fit it.
+    """
+    if head:
+        return strength_curve(head)
     figure, axes = plt.subplots(1, 3, figsize=(10, 3.1))
     panels = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro-F1"}
     for ax, (column, title) in zip(axes, panels.items(), strict=True):
@@ -26,6 +33,30 @@ def training_curves(table: pd.DataFrame, epochs: int | None = None, kept_epoch: 
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_ylim((0, None) if column == "loss" else (0, 1.03))
     axes[0].legend(frameon=True)
+    figure.tight_layout()
+    return figure
+
+
+@drawing
+def strength_curve(head: dict) -> Figure:
+    """Log-loss and accuracy by strength, of training photos that a fitted head did not learn from.
+
+    `head` is the record of a run's fitted head: `table`, the `strength` that was taken, and its `word`, C or k.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.1))
+    table = pd.DataFrame(head["table"])
+    for ax, (column, title) in zip(axes, {"log_loss": "log-loss", "accuracy": "accuracy"}.items(), strict=True):
+        if head["table"]:
+            ax.plot(table["strength"].clip(lower=1e-6), table[column], marker="o", color=COLOURS["train"])
+        else:
+            ax.text(0.5, 0.5, "nothing was compared", ha="center", va="center", transform=ax.transAxes)
+        if head["word"]:
+            ax.axvline(head["strength"], color="#666666", linewidth=1, linestyle=":", label="taken")
+            ax.set_xscale("log")
+            ax.xaxis.set_major_formatter("{x:g}")  # the usual 10^-3 needs the math that `use_style` turns off
+        ax.set(title=title, xlabel=head["word"])
+        ax.set_ylim((0, None) if column == "log_loss" else (0, 1.03))
+    figure.suptitle(f"head {head['kind']}: photos that it did not learn from, in folds of the training photos")
     figure.tight_layout()
     return figure
 

@@ -162,7 +162,7 @@ def _read(folder: Path, name: str, keys: np.ndarray) -> np.ndarray:
     values = np.full((len(keys), 1), np.nan, np.float32)
     for file in sorted(folder.glob(f"{name}.*.npz")):
         try:
-            with np.load(file, allow_pickle=False) as content:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as content:
                 places = pd.Index(content["keys"]).get_indexer(keys)
                 if (places < 0).all():
                     continue

