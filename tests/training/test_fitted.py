@@ -40,6 +40,8 @@ def test_a_fitted_run_has_all_files_and_its_model_answers_alike(make_run, kind, 
     assert list(cams.kept_cams(run)) == ([1] if cam_every else [])
     assert f"head {kind}, fitted on frozen features" in training_answer(run)[0]
     training_figures.training_curves(history, 20, 1, record["head"])
+    if kind in ("svm", "prototypes"):  # a linear layer, as logistic's
+        return
     file = export.export_onnx(model, tmp_path / "m.onnx", 32, run.class_names)
     images = dataset.to_array(photos.images)
     logits = predict.open_session(file).run(["logits"], {"images": images})[0]
