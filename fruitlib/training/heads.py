@@ -123,7 +123,7 @@ class Teaching:
         return (len(labels) / ((counts > 0).sum() * np.maximum(counts, 1)))[labels]
 
     def linear(self, coefficients: np.ndarray, intercepts: np.ndarray, classes: np.ndarray) -> nn.Linear:
-        """The layer that computes from plain features (N, D) what `rows @ coefficients.T + intercepts` is.
+        """The layer that makes of plain features (N, D) the probabilities of `rows @ coefficients.T + intercepts`.
 
         Coefficients are (classes, r), or (1, r) for the difference between two classes.
         """
@@ -239,6 +239,7 @@ class Prototypes:
         classes, places = np.unique(labels, return_inverse=True)
         means = np.stack([rows[places == place].mean(0) for place in range(len(classes))])
         covariance = OAS(assume_centered=True).fit(rows - means[places]).covariance_
+        covariance += (1e-9 * np.trace(covariance) / len(covariance) + 1e-12) * np.eye(len(covariance))  # alike photos
         self.coef_ = np.linalg.solve(covariance, means.T).T
         self.intercept_ = -(self.coef_ * means).sum(1) / 2
 
