@@ -140,7 +140,7 @@ def expected(plan: Sweep, run: str, combination: str, pooled: pd.DataFrame) -> d
     """What the results say of the shipped run besides its own numbers: `shipped`, and what may be expected of it.
 
     That is what its combination reached out of fold (oof_n, oof_accuracy, oof_low, oof_high …), under names of its
-    own, since it judges the folds' models. Empty without folds.
+    own, since it judges the folds' models; and the probe beside it, where there is one. Empty without folds.
     """
     if not plan.config.folds:
         return {}
@@ -148,6 +148,7 @@ def expected(plan: Sweep, run: str, combination: str, pooled: pd.DataFrame) -> d
     names = {"oof_n": "n", "oof_accuracy": "accuracy", "oof_low": "accuracy_low", "oof_high": "accuracy_high"}
     names |= {"oof_macro_f1": "macro_f1", "oof_groups": "groups"}
     names |= {"oof_same_low": "same_low", "oof_same_high": "same_high"}
+    names |= {f"oof_{name}": name for name in pooled_row.index if "probe" in name and pooled_row.notna()[name]}
     row = {new: pooled_row[old] for new, old in names.items()}
     agreement = {} if run in plan.runs else {"agreement_on": "training photos"}
     return {"shipped": plan.ship, "combination": combination, **row, **agreement}
