@@ -200,6 +200,10 @@ def test_what_is_expected_of_it_is_its_combinations_out_of_fold_numbers(trained,
     assert (found["shipped"], found["oof_n"], found["oof_accuracy"]) == ("refit", 36, pytest.approx(right))
     assert found["oof_low"] < right < found["oof_high"] and found["agreement_on"] == "training photos"
     assert "accuracy" not in found  # nothing measured on itself
+    assert not [name for name in found if "probe" in name]
+    beside = crossval.pooled_results(table.assign(probe=table["label"]), run.class_names, {})
+    found = final_model.expected(plan, run.name, "run", beside)
+    assert found["oof_probe_accuracy"] == 1 and found["oof_over_probe"] == pytest.approx(right - 1)
 
 
 # ---- a whole sweep, three times: its folds are trained once
