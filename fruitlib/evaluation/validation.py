@@ -79,7 +79,7 @@ class ValidationScores:
         accuracy = wording.share_text(self.share, word)
         baselines_own = {"the mean colour": self.colour_macro_f1, wording.FROZEN: self.probe_macro_f1}
         strongest = max(baselines_own, key=lambda name: np.nan_to_num(baselines_own[name], nan=-1))
-        beside = f"the strongest baseline, {strongest}, {baselines_own[strongest]:.3f}"
+        beside = f"the strongest baseline, {strongest}, reaches {baselines_own[strongest]:.3f}"
         return f"Accuracy {accuracy}. Macro-F1 {macro_f1}; {beside}"
 
 
@@ -153,7 +153,8 @@ def beside_baselines(
         f"accuracy, {NETWORK}": (scores.accuracy, scores.accuracy_low, scores.accuracy_high),
         f"macro-F1, {NETWORK}": (scores.macro_f1, scores.macro_f1_low, scores.macro_f1_high),
     }
-    for name, guess in guesses.items():
+    for name in sorted(guesses, key=lambda name: name != PROBE):  # the one to beat stands next to the network
+        guess = guesses[name]
         own, share = _scores(labels, guess, num_classes), intervals.share_of(guess == labels, groups)
         rows[f"accuracy, {name}"] = (share.value, share.low, share.high)
         rows[f"macro-F1, {name}"] = (own["macro_f1"], *intervals.macro_f1_interval(labels, guess, num_classes, groups))

@@ -80,8 +80,7 @@ def write_summary(
     sweep = sweep_record(plan, work, states) | {"chosen": chosen, "shipped": shipped}
     if chosen and study:
         sweep["optimism"] = _optimism(study)
-    if chosen:
-        sweep["beside_probe"] = _beside_probe(plan, work, chosen, pooled)
+        sweep["beside_probe"] = _beside_probe(folds_of(plan, work, chosen)[0], chosen, pooled, study)
     sweep["total"] = max(total, len(work))
     if shipped and work[shipped].is_complete("test"):
         sweep["test_remarks"] = work[shipped].record("test").get("summary", [])
@@ -118,14 +117,13 @@ def _optimism(study: Study) -> dict:
         return {}
 
 
-def _beside_probe(plan: Sweep, work: dict[str, Run], chosen: str, pooled: pd.DataFrame) -> str:
-    """Whether the chosen combination is worth more than frozen features; empty where nothing was compared."""
-    if plan.config.folds:
+def _beside_probe(run: Run, chosen: str, pooled: pd.DataFrame, study: Study) -> str:
+    """Whether the chosen combination, which `run` is of, is worth more than frozen features; "" if not compared."""
+    if run.config.folds:
         numbers, candidates = pooled.set_index("combination").loc[chosen].to_dict(), len(pooled)
     else:
-        numbers, candidates = work[chosen].read_json("metrics.json"), len(plan.runs)
-    config = folds_of(plan, work, chosen)[0].config
-    return sweep_answers.beside_probe_summary(numbers, config.head, candidates, config.group_word)
+        numbers, candidates = run.read_json("metrics.json"), len(study.results)
+    return sweep_answers.beside_probe_summary(numbers, run.config.head, candidates, run.config.group_word)
 
 
 def _settings(plan: Sweep) -> dict[str, dict]:

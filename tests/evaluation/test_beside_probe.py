@@ -82,7 +82,8 @@ def test_without_a_probe_nothing_is_claimed():
 
 
 @pytest.mark.parametrize(
-    ("colour", "probe", "strongest"), [(50, 10, "frozen features, 0.83"), (5, 30, "the mean colour, 0.91")]
+    ("colour", "probe", "strongest"),
+    [(50, 10, "frozen features, reaches 0.83"), (5, 30, "the mean colour, reaches 0.91")],
 )
 def test_the_headline_names_the_strongest_baseline(colour, probe, strongest):
     guesses = {validation.COLOUR: wrong_on(range(colour)), validation.MAJORITY: np.zeros(60, int)}
@@ -100,7 +101,7 @@ def test_the_probes_predictions_are_matched_by_path():
     rows = validation.beside_baselines(
         validation.evaluate_validation(LABELS, PROBS[LABELS], guesses := with_probe()), LABELS, guesses, 3
     )
-    assert list(rows)[-2:] == ["accuracy, frozen-features baseline", "macro-F1, frozen-features baseline"]
+    assert list(rows)[2:4] == ["accuracy, frozen-features baseline", "macro-F1, frozen-features baseline"]
     assert rows["accuracy, frozen-features baseline"][0] == pytest.approx(50 / 60)
 
 
