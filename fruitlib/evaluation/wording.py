@@ -243,12 +243,12 @@ def probe_text(numbers: Mapping, word: str = "group") -> str:
 
 
 def probe_mark(numbers: Mapping) -> str:
-    """The same in a few words: `frozen features 0.790: beaten`, `not beaten` or `better`; empty without a probe."""
+    """The same in a few words: `frozen 0.790: beaten`, `not beaten` or `better`; empty without a probe."""
     value, p, its_own = (numbers.get(name, math.nan) for name in ("over_probe", "over_probe_p", "probe_accuracy"))
     if math.isnan(value) or math.isnan(its_own):
         return ""
     verdict = "not beaten" if not p < 0.05 else "beaten" if value > 0 else "better"
-    return f"{FROZEN} {its_own:.3f}: {verdict}"
+    return f"frozen {its_own:.3f}: {verdict}"
 
 
 # ---------------------------------------------------------------- one run

@@ -63,7 +63,7 @@ def test_the_paired_test_decides_and_everybody_reads_the_same(network, probe, gr
     record = scores.record()
     assert ("over_probe_p" in record) != found.too_few
     assert verdict in wording.probe_text(record, "variety")
-    assert wording.probe_mark(record) == f"frozen features {scores.probe_accuracy:.3f}: {mark}"
+    assert wording.probe_mark(record) == f"frozen {scores.probe_accuracy:.3f}: {mark}"
     printed = validation.learned_summary(LABELS, PROBS[predicted], guesses, NAMES, groups, group_word="variety")
     line = printed.splitlines()[1]
     assert line.startswith("compared with frozen features: accuracy ") and verdict in line

@@ -298,8 +298,8 @@ def test_the_index_says_which_runs_beat_frozen_features(sweep, over, p, mark):
     results(sweep, over_probe=[None, over], over_probe_p=[None, p], probe_accuracy=[None, 0.7])
     site.build_site(sweep)
     text = read(sweep / "index.html").text
-    assert f"{sentence}." in text and f"frozen features 0.700: {mark}" in text
-    assert text.count("frozen features 0") == 1 and "by the paired test" in text
+    assert f"{sentence}." in text and f"frozen 0.700: {mark}" in text
+    assert text.count("frozen 0") == 1 and "by the paired test" in text
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_numbers_about_frozen_features_that_are_odd_or_missing_break_nothing(swe
     results(sweep, **odd)
     site.build_site(sweep)
     text = read(sweep / "index.html").text
-    assert "frozen features 0" not in text and "frozen features nan" not in text and "0.933 (0.79–0.98)" in text
+    assert "frozen 0" not in text and "frozen nan" not in text and "0.933 (0.79–0.98)" in text
 
 
 def test_openings_are_listed(sweep):

@@ -283,6 +283,7 @@ def test_the_results_name_the_shipped_run_with_its_test_and_its_expectation(swep
     assert list(table.index) == ["fold=1", "fold=2", f"ship={ship}"] and (table["state"] == "complete").all()
     row, pooled = table.loc[f"ship={ship}"], pd.read_csv(house / "executed/story/results_oof.csv").iloc[0]
     assert row["shipped"] == ship and row["oof_accuracy"] == pooled["accuracy"] and row["oof_n"] == 36
+    assert row["oof_probe_accuracy"] == pooled["probe_accuracy"] and row["oof_over_probe"] == pooled["over_probe"]
     assert row[["test_accuracy", "size_mb_int8"]].notna().all() and np.isnan(row["accuracy"])
     assert table.loc[["fold=1", "fold=2"], ["shipped", "test_accuracy", "oof_accuracy"]].isna().all(axis=None)
     assert table.loc[["fold=1", "fold=2"], "accuracy"].notna().all()
@@ -295,6 +296,8 @@ def test_terminal_and_report_say_which_model_is_shipped_and_what_to_expect(swept
     for text, ship, word in zip([output[0], *output[2:]], ("refit", "ensemble", "fold"), words, strict=True):
         page = (house / f"{ship}.html").read_text().replace("&#39;", "'")
         assert word in text and word in page and "expected accuracy: 0." in text
+        line = next(line for line in text.splitlines() if line.startswith("Compared with frozen features: accuracy 0."))
+        assert line in page and "frozen 0." in page
         assert ("The shipped model" in page) == (ship != "fold")
         assert f'href="{"fold%3D1" if ship == "fold" else f"ship%3D{ship}"}/06_test_accuracy.html"' in page
         assert "is missing" not in page
