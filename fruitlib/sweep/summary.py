@@ -123,7 +123,8 @@ def _beside_probe(run: Run, chosen: str, pooled: pd.DataFrame, study: Study) -> 
         numbers, candidates = pooled.set_index("combination").loc[chosen].to_dict(), len(pooled)
     else:
         numbers, candidates = run.read_json("metrics.json"), len(study.results)
-    return sweep_answers.beside_probe_summary(numbers, run.config.head, candidates, run.config.group_word)
+    is_probe = run.config.head == "logistic" and run.config.weights != "none"
+    return sweep_answers.beside_probe_summary(numbers, is_probe, candidates, run.config.group_word)
 
 
 def _settings(plan: Sweep) -> dict[str, dict]:

@@ -171,25 +171,25 @@ BETTER |= {"over_probe_low": 0.02, "over_probe_high": 0.18, "over_probe_p": 0.01
 
 
 @pytest.mark.parametrize(
-    ("numbers", "head", "candidates", "said", "unsaid"),
+    ("numbers", "is_probe", "candidates", "said", "unsaid"),
     [
-        (BETTER, "linear", 1, "better on new groups", "picked"),
+        (BETTER, False, 1, "better on new groups", "picked"),
         (
             BETTER,
-            "linear",
+            False,
             8,
             "better on new groups; it was picked out of 8 by its results, which makes p too small",
             "none",
         ),
-        (BETTER | {"over_probe_p": 0.5}, "linear", 8, "nothing shows that the network is worth more", "picked"),
-        (BETTER | {"over_probe": -0.1}, "svm", 8, "frozen features are better on new groups", "picked"),
-        ({"accuracy": 0.9}, "logistic", 8, "Itself a logistic regression on frozen features", "Compared"),
+        (BETTER | {"over_probe_p": 0.5}, False, 8, "nothing shows that the network is worth more", "picked"),
+        (BETTER | {"over_probe": -0.1}, False, 8, "frozen features are better on new groups", "picked"),
+        ({"accuracy": 0.9}, True, 8, "Itself a logistic regression on frozen features", "Compared"),
     ],
 )
-def test_the_chosen_one_is_compared_in_one_line(numbers, head, candidates, said, unsaid):
-    text = sweep_answers.beside_probe_summary(numbers, head, candidates)
+def test_the_chosen_one_is_compared_in_one_line(numbers, is_probe, candidates, said, unsaid):
+    text = sweep_answers.beside_probe_summary(numbers, is_probe, candidates)
     assert said in text and unsaid not in text and "\n" not in text
 
 
 def test_a_chosen_run_that_nobody_compared_gets_no_line():
-    assert sweep_answers.beside_probe_summary({"accuracy": 0.9}, "linear", 8) == ""
+    assert sweep_answers.beside_probe_summary({"accuracy": 0.9}, False, 8) == ""
