@@ -64,6 +64,7 @@ def test_a_rooms_docstring_lists_its_modules_and_it_holds_nothing_else(room):
     assert sorted(listed) == sorted(path.stem for path in MODULES if path.parent.name == room)
 
 
+SKLEARN = ("leakage", "calibration", "baselines")
 SCIPY = ("calibration", "crossed", "intervals", "learning_curve", "significance")
 
 
@@ -82,7 +83,7 @@ SCIPY = ("calibration", "crossed", "intervals", "learning_curve", "significance"
         ("filelock", {"core.files"}),
         ("cv2", {"data.preprocess", "data.augment", "data.rgb"}),
         ("imagehash", {"data.photo_checks"}),
-        ("sklearn", {"data.stratify", "evaluation.leakage", "evaluation.calibration", "evaluation.baselines"}),
+        ("sklearn", {"data.stratify", "training.heads", *(f"evaluation.{name}" for name in SKLEARN)}),
         ("cleanlab", {"evaluation.label_errors"}),
         ("scipy", {f"evaluation.{name}" for name in SCIPY}),
         ("imblearn", {"data.balance"}),

@@ -21,6 +21,7 @@ from fruitlib.core.progress import OnProgress
 from fruitlib.data import decoding, preprocess, rgb, sources
 
 KEEP_DAYS = 7  # a file not used for so long is removed when another is made
+KINDS = ("*.npy", "*.npz", "*.probe.csv")  # of files: decoded photos, features of them, predictions by features
 CHUNK = 16  # photos a thread decodes at a time: handing out small ones one by one costs more than decoding them
 
 
@@ -104,11 +105,21 @@ def identity(folder: Path, paths: list[str], keys: list[str], config: Config) ->
     """Twelve hex digits that change with the photos' bytes, boxes or order, the settings and the code that decodes."""
     content = hashlib.sha256()
     for path, key in zip(paths, keys, strict=True):
-        file, box = sources.locate(folder, path)
-        content.update(f"{key or _sha256(file)} {box}\n".encode())
+        content.update(photo_key(folder, path, key).encode())
+    return files.fingerprint(content.hexdigest(), *preparation(config))
+
+
+def photo_key(folder: Path, path: str, sha256: str = "") -> str:
+    """A line that changes with a photo's bytes or box; `sha256` is that of the bytes, "" where not known."""
+    file, box = sources.locate(folder, path)
+    return f"{sha256 or _sha256(file)} {box}\n"
+
+
+def preparation(config: Config) -> list:
+    """All that decides how a photo's bytes become the pixels that models see: settings, code, libraries."""
     settings = {name: getattr(config, name) for name in PREPROCESS_SETTINGS}
     code = [source_code.module_fingerprint(module.__name__) for module in (rgb, decoding, preprocess)]
-    return files.fingerprint(content.hexdigest(), settings, *code, preprocess.LIBRARIES)
+    return [settings, *code, preprocess.LIBRARIES]
 
 
 def _sha256(file: Path) -> str:
@@ -206,7 +217,7 @@ def tidy(cache_dir: Path) -> None:
     """Remove what killed writers left behind, and files that were not used for `KEEP_DAYS`."""
     remove_partials(cache_dir)
     long_ago = time.time() - KEEP_DAYS * 24 * 3600
-    for file in list(cache_dir.glob("*.npy")):
+    for file in [file for kind in KINDS for file in cache_dir.glob(kind)]:
         with suppress(OSError):
             if file.stat().st_mtime < long_ago:
                 file.unlink()

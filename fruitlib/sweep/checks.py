@@ -17,8 +17,12 @@ def possible_configs(plan: Sweep) -> list[Config]:
     return plan.search.corners if plan.search else list(plan.runs.values())
 
 
-def check_plan(plan: Sweep) -> None:
-    """Refuse a sweep whose notebooks or weights are missing, or whose settings this machine cannot use."""
+def check_plan(plan: Sweep) -> list[str]:
+    """Refuse a sweep whose notebooks or weights are missing, or whose settings this machine cannot use.
+
+    Returns:
+        a line for each of the weights that its runs start from: where they come from, and what proves them.
+    """
     for stage in (*worker.SWEEP_STAGES, *RUN_STAGES, TEST_STAGE):
         if not notebook_path(stage).is_file():
             raise InputError(f"{notebook_path(stage)}: no such notebook; set FRUITLIB_HOME to the project folder")
@@ -26,23 +30,26 @@ def check_plan(plan: Sweep) -> None:
     for config in possible_configs(plan):
         if config.base_weights and not files.resolve(config.base_weights).is_file():
             raise InputError(f"base_weights {config.base_weights}: no such file; params/base_model.yaml trains one")
-        if config.weights not in ("none", "DEFAULT") and not files.resolve(config.weights).is_file():
-            raise InputError(f"weights {config.weights}: no such file; wanted none, DEFAULT or a checkpoint")
-    _check_with_torch(plan)
+        named = config.weights in ("none", "DEFAULT", "package")
+        if not named and not files.resolve(config.weights).is_file():
+            wanted = "set none, DEFAULT, package or the path of a file"
+            raise InputError(f"weights {config.weights}: no such file; {wanted}", "weights")
+    return _check_with_torch(plan)
 
 
-def _check_with_torch(plan: Sweep) -> None:
+def _check_with_torch(plan: Sweep) -> list[str]:
     """Check what needs torch, and so some seconds to import it."""
     all_configs = possible_configs(plan)
     starts = {(c.model, c.weights, c.base_weights): c for c in all_configs if c.weights != "none" or c.base_weights}
     lower = [config for config in all_configs if config.precision in ("bf16", "fp16")]
-    if starts or lower:
-        from fruitlib.training import models, precision
+    if not (starts or lower):
+        return []
+    from fruitlib.training import models, precision
 
-        for config in starts.values():
-            models.check_start_weights(config)
-        for config in lower:
-            precision.check_precision(config, machine.device())
+    origins = [f"{config.model}: {models.check_start_weights(config)}" for config in starts.values()]
+    for config in lower:
+        precision.check_precision(config, machine.device())
+    return origins
 
 
 def check_classes(plan: Sweep, progress) -> None:

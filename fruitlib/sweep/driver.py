@@ -46,10 +46,12 @@ def run_sweep(params_file: Path, data: str | None = None, options: Options = Opt
     folder.refuse_other_results(plan, sweep_dir)
     if (known := folder.earlier_data(plan, sweep_dir)) != plan.config.data:
         plan = read_params(params_file, {"data": known})
-    checks.check_plan(plan)
+    origins = checks.check_plan(plan)
     count = plan.search.trials if plan.search else len(plan.runs)
     number = f"{count} {'trial' if plan.search else 'run'}{'s' * (count > 1)}"
     show(f"{plan.title}\n{number} in {files.display_path(sweep_dir)}, photos: {plan.config.data}")
+    for line in origins:
+        show(line)
     with Terminal(plan, sweep_dir) as progress:
         checks.check_classes(plan, progress.photos)
         executor, placed = _executor(plan, options, count, progress)

@@ -9,6 +9,7 @@ from fruitlib.data import dataset
 from fruitlib.data.dataset import Photos
 from fruitlib.training import models
 from fruitlib.training.models import Base, End2End, Ensemble, Normalized
+from fruitlib.training.timm_zoo import TimmNet
 from fruitlib.training.zoo import HEADS
 
 
@@ -34,11 +35,18 @@ def freeze_blocks(model: Normalized, config: Config, epoch: int = 1) -> list[str
 def set_modes(model: Normalized) -> None:
     """Training mode for what trains; frozen blocks in eval mode.
 
-    Their BatchNorm then uses its statistics without changing them, and dropout is off.
+    Their BatchNorm then uses its statistics without changing them, and dropout is off. What holds blocks, and may
+    itself drop features, trains where one of them does.
     """
     model.train()
-    for block in blocks_of(model).values():
-        block.train(any(p.requires_grad for p in block.parameters()))
+    for module in model.net.modules():
+        module.training = _learns(module)
+    for part in (*blocks_of(model).values(), models.head_of(model)):
+        part.train(_learns(part))
+
+
+def _learns(part: nn.Module) -> bool:
+    return any(p.requires_grad for p in part.parameters())
 
 
 @torch.no_grad()  # not inference_mode: the head trains on these
@@ -58,23 +66,20 @@ def backbone_features(model: Normalized, photos: Photos, batch_size: int = 64) -
     return torch.cat(features)
 
 
-CONTAINERS = (
-    "features",
-    "trunk_output",
-    "base",
-)  # children that hold parts in a row, in torchvision's networks and in End2End
+CONTAINERS = ("features", "trunk_output", "base")  # of parts in a row, in torchvision's networks and in End2End
 CAM_LAYERS = 4
 
 
 def blocks_of(model: Normalized) -> dict[str, nn.Module]:
     """The backbone, from input to output: a block for each resolution, or for each layer of our own small networks.
 
-    Each of the backbone's weights and BatchNorms is in exactly one block. Divided by resolution, blocks are
-    comparable between families, whose parts number from 6 (ResNet) to 37 (VGG).
+    A transformer whose resolution stays is divided evenly. Each of the backbone's weights and BatchNorms is in exactly
+    one block. Divided by resolution, blocks are comparable between families, whose parts number from 6 (ResNet) to 37
+    (VGG).
     """
     blocks = {}
     for stage in _stages(model.net):
-        name = _block_name([name for name, part in stage.items() if _has_weights(part)])
+        name = _block_name([name for name, part in stage.items() if name and _has_weights(part)])
         blocks[name] = next(iter(stage.values())) if len(stage) == 1 else nn.ModuleList(stage.values())
     return blocks
 
@@ -82,19 +87,23 @@ def blocks_of(model: Normalized) -> dict[str, nn.Module]:
 def target_layers(model: Normalized) -> dict[str, nn.Module]:
     """The layers Grad-CAM looks at, first to last: our convolutions; of larger networks the ends of the last 4 blocks.
 
+    They give (N, C, H, W), of timm also (N, H, W, C) or (N, tokens, C).
+
     Raises:
         InputError: an ensemble, which has no layers that all members share.
     """
     if isinstance(model, Ensemble):
         raise InputError(f"an ensemble of {len(model.members)} models: Grad-CAM looks at single networks, at a run's")
+    if isinstance(model.net, TimmNet):
+        return dict(list(model.net.cam_layers().items())[-CAM_LAYERS:])
     ends = [list(stage.items())[-1] for stage in _stages(model.net)]
     return dict([(name, part) for name, part in ends if not isinstance(part, nn.Linear)][-CAM_LAYERS:])
 
 
 def _stages(net: nn.Module) -> list[dict[str, nn.Module]]:
     """The backbone's parts in running order, divided where a part lowers the resolution; only stages with weights."""
-    stages: list[dict[str, nn.Module]] = []
-    for name, part in _parts(net).items():
+    stages: list[dict[str, nn.Module]] = net.stages() if isinstance(net, TimmNet) else []
+    for name, part in _parts(net).items() if not stages else ():
         if not stages or isinstance(net, (Base, End2End)) or _lowers_resolution(part):
             stages.append({})
         stages[-1][name] = part
@@ -121,9 +130,10 @@ def _has_weights(part: nn.Module) -> bool:
 
 
 def _block_name(names: list[str]) -> str:
-    """`layer1`, or `features6-8` for several parts; `stem` for a convolution and its BatchNorm."""
+    """`layer1`, or `features6-8`, `blocks.4-5` for several parts; `stem` for a convolution and its BatchNorm."""
     if len(names) == 1:
         return names[0]
     if names in (["conv1", "bn1"], ["conv0", "norm0"]):
         return "stem"
-    return f"{names[0]}-{names[-1].removeprefix('features')}"
+    within = "".join(names[0].rpartition(".")[:2]) or "features"
+    return f"{names[0]}-{names[-1].removeprefix(within)}"

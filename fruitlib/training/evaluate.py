@@ -12,6 +12,8 @@ from fruitlib.data.dataset import Photos
 from fruitlib.evaluation import metrics
 from fruitlib.training import group, models, precision
 
+KEPT_VALUES = 2**25  # probabilities of all epochs, 64 MB; where there are more, choosing an epoch adds nothing
+
 
 class Tally:
     """Loss and confusion matrix of an epoch's training batches, this process's share; `row` sums all shares."""
@@ -50,10 +52,10 @@ class Tally:
         return _row(prefix, sums[0].item() / self.images, matrix)
 
 
-def validation_row(logits: torch.Tensor, labels: torch.Tensor, loss_of: Callable) -> dict[str, float]:
-    """val_loss, val_accuracy … of logits (n, C) for labels (n,)."""
+def logits_row(prefix: str, logits: torch.Tensor, labels: torch.Tensor, loss_of: Callable) -> dict[str, float]:
+    """<prefix>_loss, _accuracy … of logits (n, C) for labels (n,)."""
     matrix = metrics.confusion_matrix(labels.numpy(), logits.argmax(1).numpy(), logits.shape[1])
-    return _row("val", loss_of(logits, labels), matrix)
+    return _row(prefix, loss_of(logits, labels), matrix)
 
 
 def half_probs(logits: torch.Tensor) -> torch.Tensor:
@@ -81,15 +83,22 @@ def predict(model: torch.nn.Module, photos: Photos, batch_size: int = 64) -> tor
     return torch.cat(parts)
 
 
-def predict_shared(model: torch.nn.Module, photos: Photos, features: torch.Tensor | None = None) -> torch.Tensor:
+@torch.inference_mode()
+def of_features(model: torch.nn.Module, features: np.ndarray) -> torch.Tensor:
+    """Logits float32 (n, C) on the CPU of features (n, views, D) by the model's head: the mean over the views."""
+    head, device = models.head_of(model).eval(), next(model.parameters()).device
+    logits = [head(torch.from_numpy(features[:, view]).to(device)) for view in range(features.shape[1])]
+    return torch.stack(logits).mean(0).float().cpu()
+
+
+def predict_shared(model: torch.nn.Module, photos: Photos, features: np.ndarray | None = None) -> torch.Tensor:
     """`predict` with the photos divided among the processes, each photo to exactly one; all get all logits.
 
     (torch's DistributedSampler would repeat photos to make the shares equal, and count some of them twice.)
-    Where their features (n, D) are given, only the head is computed.
+    Where their features (n, views, D) are given, only the head is computed.
     """
     if features is not None:
-        with torch.inference_mode():
-            return models.head_of(model).eval()(features.to(next(model.parameters()).device)).float().cpu()
+        return of_features(model, features)
     if not dist.is_initialized():
         return predict(model, photos)
     for buffer in model.buffers():  # BatchNorm's statistics differ by process; rank 0's are kept

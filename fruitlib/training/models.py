@@ -7,7 +7,6 @@ and a head, which turns the backbone's features (N, D) into logits. torchvision'
 """
 
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,8 @@ from fruitlib.core import files
 from fruitlib.core.config import NETWORK_SETTINGS, PREPROCESS_SETTINGS, Config, make
 from fruitlib.core.errors import InputError
 from fruitlib.core.model_names import BASE_CLASSES, OURS
-from fruitlib.training import packaged, views, zoo
+from fruitlib.training import downloads, heads, start, views, weight_files, zoo
+from fruitlib.training.weight_files import WeightFile
 from fruitlib.training.weights import Origin, load_checkpoint, take_weights
 from fruitlib.training.zoo import head_name
 
@@ -104,43 +104,28 @@ def build(config: Config, num_classes: int) -> Normalized:
 
     `weights`: none; DEFAULT, the library's own, from its cache or downloaded into it; package, those of an installed
     package; or a path, to a checkpoint of the same model (its head is taken where it has the same shape) or to a file
-    of weights. Fresh weights are drawn from torch's global generator. `.origin` says what was loaded.
+    of weights (`weight_files`). Fresh weights are drawn from torch's global generator. `.origin` says what was loaded,
+    and what proves it (`proof`).
 
     Raises:
         InputError: weights that cannot be loaded or belong to another model, a base model for other than five classes.
     """
-    path, content = _start_weights(config)
-    ours = "network" in content
+    file = _start_weights(config)
+    ours = file is not None and file.is_ours
     if config.model in OURS:
         model = _ours(config, num_classes)
-        if content and not ours:
-            raise InputError(f"weights {path}: not a checkpoint of {config.model} written by fruitlib; name a best.pt")
+        if file and not ours:
+            where = f"weights {file.path}"
+            raise InputError(f"{where}: not a checkpoint of {config.model} written by fruitlib; name a best.pt")
     else:
+        if config.weights == "DEFAULT":
+            downloads.check(config.model)
         net = zoo.create(config.model, published=config.weights == "DEFAULT")
-        origin = _take(net, config, path, {} if ours else content)
-        model = Normalized(zoo.with_head(net, config, num_classes), origin, config.views)
+        origin = start.take(net, config, None if ours else file)
+        model = Normalized(zoo.with_head(net, config, num_classes, keep=bool(origin.taken)), origin, config.views)
     if ours:
-        model.origin = _load_own(model, content, path)
+        model.origin = _load_own(model, file)
     return model
-
-
-def _take(net: nn.Module, config: Config, path: Path, state: dict[str, torch.Tensor]) -> Origin:
-    """Load the weights that the settings name into the library's network, with its own head; where they come from."""
-    facts = zoo.facts(config.model)
-    origin = Origin(mean=facts.mean, std=facts.std)
-    if config.weights == "none":
-        return origin
-    known = {"licence": facts.licence, "taken": len(net.state_dict())}
-    if config.weights == "DEFAULT":
-        return replace(origin, summary=f"weights {facts.url}, fresh head", source="DEFAULT", file=facts.url, **known)
-    source = "file"
-    if config.weights == "package":
-        source, (path, state) = "package", packaged.load(config.model, net.state_dict())
-    if not state:
-        return origin
-    take_weights(net, state, f"weights {path}", f"{zoo.head_name(net)}.")
-    where = files.display_path(path)
-    return replace(origin, summary=f"weights from {where}, fresh head", source=source, file=where, **known)
 
 
 def _ours(config: Config, num_classes: int) -> Normalized:
@@ -161,30 +146,35 @@ def _ours(config: Config, num_classes: int) -> Normalized:
     return Normalized(End2End(base, num_classes), Origin(origin))
 
 
-def check_start_weights(config: Config) -> None:
+def check_start_weights(config: Config) -> str:
     """Refuse weights that cannot be loaded, before anything is trained; DEFAULT ones are downloaded now.
+
+    Returns:
+        the line on where they come from.
 
     Raises:
         InputError: as `build` does.
     """
-    _start_weights(config)
     if config.base_weights:
-        _ours(config, num_classes=2)
-    if config.weights in ("DEFAULT", "package"):
-        build(config, num_classes=2)
+        return _ours(config, num_classes=2).origin.summary
+    file = _start_weights(config)
+    if file is not None and file.is_ours:  # its head is taken or not by the number of classes, which nobody knows yet
+        return f"weights from {files.display_path(file.path)} (classes {', '.join(file.content['class_names'])})"
+    with torch.random.fork_rng(devices=[]):
+        return build(config, num_classes=2).origin.summary
 
 
-def _start_weights(config: Config) -> tuple[Path, dict]:
-    """The file that `weights` names and what it holds: a checkpoint of ours of this model, a state_dict, or nothing."""
+def _start_weights(config: Config) -> WeightFile | None:
+    """The file that `weights` names, a checkpoint of ours of this model or weights; None where it names no file."""
     if config.weights in ("none", "DEFAULT", "package"):
-        return Path(), {}
+        return None
     path = files.resolve(config.weights)
     if not path.is_file():
         raise InputError(f"weights {path}: no such file; set none, DEFAULT, package or the path of a file")
-    content = load_checkpoint(path)
-    if content and all(isinstance(value, torch.Tensor) for value in content.values()):
-        return path, content
-    return path, _own_checkpoint(content, config.model, f"weights {path}")
+    file = weight_files.read(path)
+    if file.is_ours:
+        _own_checkpoint(file.content, config.model, f"weights {path}")
+    return file
 
 
 def _own_checkpoint(content: dict, model: str, where: str) -> dict:
@@ -198,8 +188,9 @@ def _own_checkpoint(content: dict, model: str, where: str) -> dict:
     return content
 
 
-def _load_own(model: Normalized, content: dict, path: Path) -> Origin:
+def _load_own(model: Normalized, file: WeightFile) -> Origin:
     """Load a checkpoint's weights, its head only if all shapes match; returns where they come from."""
+    path, content = file.path, file.content
     own, state, head_prefix = model.state_dict(), content["state_dict"], f"net.{head_name(model.net)}."
     heads = {name for name in {*own, *state} if name.startswith(head_prefix)}
     same = all(name in own and name in state and own[name].shape == state[name].shape for name in heads)
@@ -208,7 +199,8 @@ def _load_own(model: Normalized, content: dict, path: Path) -> Origin:
     part, rest = ("all weights", "") if same else ("backbone", ", fresh head: the file's has another shape")
     where, normal = files.display_path(path), (tuple(buffer.flatten().tolist()) for buffer in (model.mean, model.std))
     summary = f"{part} from {where} (classes {', '.join(content['class_names'])}){rest}"
-    return Origin(summary, *normal, source="checkpoint", file=where, taken=len(kept))
+    left = tuple(name for name in state if name not in kept)
+    return Origin(summary, *normal, "checkpoint", where, file.sha256, len(kept), left)
 
 
 def checkpoint(model: Normalized | Ensemble, config: Config, class_names: list[str], **facts: Any) -> dict:
@@ -242,7 +234,9 @@ def restore(path: Path) -> tuple[Normalized | Ensemble, dict]:
     members = []
     with torch.random.fork_rng(devices=[]):  # drawing fresh weights, soon replaced, must not change the random state
         for state in states:
-            members.append(build(make(content["network"], str(path)), len(content["class_names"])))
+            network = make(content["network"] | {"image_size": content["image_size"]}, str(path))
+            members.append(build(network, len(content["class_names"])))
+            heads.resize(members[-1], state)
             take_weights(members[-1], state, str(path))
     for member in members:
         member.origin = Origin(f"all weights from {files.display_path(path)}", source="checkpoint")

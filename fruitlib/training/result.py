@@ -9,6 +9,9 @@ def training_answer(run: Run) -> tuple[str, dict[str, float]]:
     trained, rows = run.record("train"), run.predictions("val")
     which = "the last" if trained["keep"] == "last" else f"the best of {trained['epochs']}"
     ended = f"epoch {trained['kept_epoch']} is kept, {which}; {trained['seconds']:.0f} s of training"
+    if head := trained.get("head"):
+        chosen = f" with {head['word']} = {head['strength']:g}" if head["word"] else ""
+        ended = f"head {head['kind']}, fitted on frozen features{chosen}; {trained['seconds']:.0f} s"
     numbers = {"n": len(rows), "seconds": trained["seconds"], "kept_epoch": trained["kept_epoch"]}
     if rows.empty:
         return f"Trained on all {len(run.rows('train'))} photos, none validate; {ended}", numbers

@@ -17,17 +17,20 @@ from torch.nn.parallel import DistributedDataParallel
 from fruitlib.core import files, machine
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
+from fruitlib.core.model_names import FITTED_HEADS
 from fruitlib.core.progress import duration, meter
 from fruitlib.data import balance, dataset, loader
 from fruitlib.data.dataset import Photos
 from fruitlib.evaluation import metrics
-from fruitlib.explain import gradcam
 from fruitlib.runs.run import UNFINISHED, Run, clear_run, refuse_stopped
 from fruitlib.training import (
     blocks,
+    cams,
     checkpoint,
     distributed,
     evaluate,
+    features,
+    fitted,
     group,
     losses,
     messages,
@@ -41,8 +44,6 @@ from fruitlib.training.checkpoint import TrainingState
 from fruitlib.training.distributed import OnEpoch
 from fruitlib.training.messages import say
 
-CAM_PHOTOS_PER_CLASS = 2
-KEPT_VALUES = 2**25  # probabilities of all epochs, 64 MB; where there are more, choosing an epoch adds nothing
 CHECK_LOSS_EVERY = 50  # batches; looking at each would make a GPU wait for the CPU every time
 
 
@@ -70,6 +71,7 @@ def fit(run: Run, on_epoch: OnEpoch | None = None) -> pd.DataFrame:
             say(summary)
         del unfinished  # as large as the network, and `train` reads it again
         start = distributed.launch if run.config.processes > 1 else train
+        start = fitted.train_head if run.config.head in FITTED_HEADS else start
         try:
             start(run, on_epoch or (lambda history: None))
         except torch.OutOfMemoryError:
@@ -104,13 +106,15 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     model = models.build(config, num_classes).to(device, memory_format=speed.memory_format)
     initial_weights = models.fingerprint(model)
     trained_blocks = blocks.freeze_blocks(model, config)
+    if config.head_start == "logistic" and not unfinished:
+        say(fitted.start_head(run, model, train_photos))
     precision.compile_model(model, config)
     say(speed.summary, model.origin.summary)
 
     # Batches, loss and optimizer.
     if config.features_once:
         learner, feed = models.head_of(model), feature_feed(model, train_photos, config, device)
-        val_features = features_of(model, val_photos)
+        val_features = features.of_photos(model, val_photos, config.views).values
     else:
         learner, feed, val_features = model, loader.Feed(train_photos, config, device, rank, world_size), None
     weights = balance.class_weights(train_photos.labels, num_classes) if config.balance == "class_weights" else None
@@ -176,7 +180,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
             better, logits = None, torch.empty(0, num_classes)
             if len(val_photos):
                 logits = evaluate.predict_shared(eval_model, val_photos, val_features)
-                row |= evaluate.validation_row(logits, val_photos.labels, validation_loss)
+                row |= evaluate.logits_row("val", logits, val_photos.labels, validation_loss)
                 if not math.isfinite(row["val_loss"]):
                     raise diverged(config, f"at epoch {epoch}, on validation photos")
                 better = update_best(state, row, config)
@@ -186,7 +190,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
             state.epoch = epoch
             kept = is_kept(config, state, better)
             state.kept_epoch = epoch if kept else state.kept_epoch
-            if config.epochs * logits.numel() <= KEPT_VALUES:
+            if config.epochs * logits.numel() <= evaluate.KEPT_VALUES:
                 state.val_probs.append(evaluate.half_probs(logits))
             row["seconds"] = seconds_before + time.perf_counter() - started
             state.history.append(row | meters.read())
@@ -199,7 +203,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
             if kept:
                 keep_weights(run, eval_model, epoch, logits)
             if config.cam_every and len(val_photos) and (epoch % config.cam_every == 0 or epoch in (1, config.epochs)):
-                keep_cams(run, eval_model, val_photos, epoch)
+                cams.keep_cams(run, eval_model, val_photos, epoch)
             checkpoint.save(run, identity, state, parts, speed.names)
             best_so_far = 0 if config.keeps_last else state.kept_epoch
             messages.epoch_done(progress_line(state.history, config.epochs, best_so_far))
@@ -289,20 +293,16 @@ def is_kept(config: Config, state: TrainingState, better: bool | None) -> bool:
     return better
 
 
-def features_of(model: torch.nn.Module, photos: Photos) -> torch.Tensor | None:
-    """A frozen backbone's features (n, D) of these photos; None without photos."""
-    with precision.uncompiled(model):
-        return blocks.backbone_features(model, photos) if len(photos) else None
-
-
 def feature_feed(
     model: torch.nn.Module, train_photos: Photos, config: Config, device: torch.device
 ) -> loader.FeatureFeed:
     """Batches of a frozen backbone's features of the training photos, computed once; with SMOTE's where that is set."""
-    features, labels = features_of(model, train_photos), train_photos.labels
+    found = features.of_photos(model, train_photos)
+    say(found.summary)
+    values, labels = torch.from_numpy(found.values[:, 0]), train_photos.labels
     if config.balance == "smote":
-        features, labels = balance.smote(features, labels, config.seed)
-    return loader.FeatureFeed(features.to(device), labels, config, machine.rank(), machine.world_size())
+        values, labels = balance.smote(values, labels, config.seed)
+    return loader.FeatureFeed(values.to(device), labels, config, machine.rank(), machine.world_size())
 
 
 def keep_weights(run: Run, model: torch.nn.Module, epoch: int, logits: torch.Tensor) -> None:
@@ -313,28 +313,6 @@ def keep_weights(run: Run, model: torch.nn.Module, epoch: int, logits: torch.Ten
     with files.replacing(run.path / checkpoint.NEXT_BEST[0]) as partial:
         torch.save(models.checkpoint(model, run.config, run.class_names, epoch=epoch), partial)
     run.write_predictions("val.next", {"torch": metrics.softmax(logits.numpy().astype(np.float64))}, run.rows("val"))
-
-
-def cam_photos(val_photos: Photos) -> Photos:
-    """The validation photos whose heatmaps are followed through training: the first few of each class."""
-    labels = val_photos.labels.numpy()
-    rank_in_class = pd.Series(labels).groupby(labels).cumcount()
-    return val_photos.pick(np.flatnonzero(rank_in_class < CAM_PHOTOS_PER_CLASS))
-
-
-def keep_cams(run: Run, model: torch.nn.Module, val_photos: Photos, epoch: int) -> None:
-    """Write this epoch's heatmaps of the `cam_photos`, for each photo's true class, to `cams/epoch_NNNN.npz`."""
-    photos = cam_photos(val_photos)
-    pixels = dataset.to_float(photos.images, next(model.parameters()).device)
-    with precision.uncompiled(model):
-        maps = gradcam.heatmaps(model, pixels, blocks.target_layers(model), targets=photos.labels.tolist())
-    gradcam.save_heatmaps(run.path / "cams" / f"epoch_{epoch:04d}.npz", maps, paths=np.array(photos.paths))
-
-
-def kept_cams(run: Run) -> dict[int, gradcam.Heatmaps]:
-    """The heatmaps kept during training, by epoch; empty when `cam_every` is 0."""
-    paths = sorted((run.path / "cams").glob("epoch_*.npz"))
-    return {int(path.stem[-4:]): gradcam.load_heatmaps(path)[0] for path in paths}
 
 
 def progress_line(history: list[dict], epochs: int, best: int = 0) -> str:

@@ -18,7 +18,8 @@ class Facts:
     """What a library says about a network's published weights.
 
     `mean` and `std` normalise images in [0, 1]; `side` is in pixels, `center` the share of it that their evaluation
-    kept; `licence` is "" where the library names none; `url` says where they come from.
+    kept; `licence` is "" where the library names none; `url` says where they come from, `choice` which of several
+    they are.
     """
 
     mean: Triple = MEAN
@@ -27,6 +28,7 @@ class Facts:
     center: float = 1.0
     licence: str = ""
     url: str = ""
+    choice: str = ""
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,13 @@ class Origin:
         return asdict(self)
 
 
-def take_weights(module: nn.Module, state: dict[str, torch.Tensor], where: str, head_prefix: str | tuple = ()) -> None:
+def take_weights(
+    module: nn.Module, state: dict[str, torch.Tensor], where: str, head_prefix: str | tuple = ()
+) -> tuple[str, ...]:
     """Load `state` into `module`: what fits of its head, and all of the rest.
+
+    Returns:
+        the names of entries that were left: of a head for other classes.
 
     Raises:
         InputError: a tensor is missing, unknown or of another shape: these are another network's weights.
@@ -65,8 +72,10 @@ def take_weights(module: nn.Module, state: dict[str, torch.Tensor], where: str, 
     excused = [name for name in {*own, *state} if name.startswith(head_prefix) or name.endswith("num_batches_tracked")]
     if wrong := sorted({*own, *state} - {*fit, *excused}):
         reason = "is missing" if wrong[0] not in state else "is unknown" if wrong[0] not in own else "has another shape"
-        raise InputError(f"{where}: weights of another network ({wrong[0]} {reason}); name a file of this model")
+        count = f"{len(fit)} of {len(own)} entries fit, {wrong[0]} {reason}"
+        raise InputError(f"{where}: weights of another network ({count}); name a file of this model")
     module.load_state_dict(own | fit)
+    return tuple(name for name in state if name not in fit)
 
 
 def load_checkpoint(path: Path) -> dict:

@@ -12,10 +12,11 @@ from torchvision.models import VGG, ConvNeXt, SqueezeNet
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.core.model_names import TIMM
-from fruitlib.training import timm_zoo
+from fruitlib.training import heads, timm_zoo
 from fruitlib.training.weights import Facts
 
 HEADS = ("head", "fc", "classifier")  # what torchvision and End2End call the last part
+LICENCE = "bsd-3-clause"  # torchvision's; it says of none of these weights that they have another
 GAP_DROPOUT = 0.5  # of the gap_bn head with `dropout: auto`
 
 
@@ -26,7 +27,8 @@ def facts(model: str) -> Facts:
     published = torchvision.models.get_model_weights(model).DEFAULT
     transforms = published.transforms()
     side = transforms.crop_size[0]
-    return Facts(transforms.mean, transforms.std, side, side / transforms.resize_size[0], "", published.url)
+    center = side / transforms.resize_size[0]
+    return Facts(tuple(transforms.mean), tuple(transforms.std), side, center, LICENCE, published.url)
 
 
 def create(model: str, published: bool = False) -> nn.Module:
@@ -57,9 +59,17 @@ def load_published(name: str, weights: torchvision.models.WeightsEnum) -> nn.Mod
         ) from None
 
 
-def with_head(net: nn.Module, config: Config, num_classes: int) -> nn.Module:
-    """The network with the head that the settings describe, whose input is features (N, D)."""
+def with_head(net: nn.Module, config: Config, num_classes: int, keep: bool = True) -> nn.Module:
+    """The network for images of `config.image_size`, with the head of the settings, whose input is features (N, D).
+
+    Args:
+        keep: whether its weights matter; fresh ones are drawn again where a network must be made again for its size.
+
+    Raises:
+        InputError: a network of timm that cannot take images of that size, or whose weights cannot.
+    """
     if config.model.startswith(TIMM):
+        net = timm_zoo.for_side(net, config.model.removeprefix(TIMM), config.image_size, keep)
         net = timm_zoo.TimmNet(net)
         net.head = _one(_new_head([nn.Linear(net.width, num_classes)], net.width, config, num_classes))
         return net
@@ -99,7 +109,10 @@ def _new_head(parts: list[nn.Module], width: int, config: Config, num_classes: i
     """The head `config.head`; `parts` are the library's own, `width` the features that come in."""
     if config.head == "gap_bn":
         return _gap_bn_head(width, config, num_classes)
-    return _linear_head(parts, config.dropout, num_classes)
+    parts = _linear_head(parts, config.dropout, num_classes)
+    if config.head == "knn":
+        parts[-1] = heads.Knn(parts[-1].in_features, num_classes)
+    return parts
 
 
 def _linear_head(parts: list[nn.Module], dropout: float | str, num_classes: int) -> list[nn.Module]:

@@ -124,12 +124,16 @@ def test_the_same_decoded_photos_wherever_they_are_kept(make_run):
     assert first[VALUES].equals(second[VALUES])
 
 
-def test_a_frozen_backbone_sees_each_photo_once(make_run, base, monkeypatch):
+def test_a_frozen_backbone_sees_each_photo_once(make_run, base, monkeypatch, tmp_path):
+    """In all runs together, whatever is trained on its features."""
     seen = []
     real = models.Base.forward
+    monkeypatch.setenv("FRUITLIB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(models.Base, "forward", lambda self, images: seen.append(len(images)) or real(self, images))
     run = make_run(freeze="backbone", base_weights=base, augment="none", epochs=5)
     train.fit(run)
+    assert sum(seen) == len(run.rows("train")) + len(run.rows("val"))
+    train.fit(make_run("other", freeze="backbone", base_weights=base, augment="none", lr=0.01, seed=1))
     assert sum(seen) == len(run.rows("train")) + len(run.rows("val"))
 
 

@@ -20,7 +20,7 @@ import torch
 from support import launch_by_fork
 
 from fruitlib.runs.run import Run
-from fruitlib.training import checkpoint, train, weights
+from fruitlib.training import cams, checkpoint, train, weights
 
 TIMES = [
     "seconds",
@@ -102,7 +102,7 @@ def assert_bit_for_bit(run, other) -> None:
     assert all(np.array_equal(*parts) for parts in zip(run.epoch_probs(), other.epoch_probs(), strict=True))
     assert len(run.epoch_probs()[1]) == len(history)
     assert run.record("train")["kept_epoch"] == other.record("train")["kept_epoch"] == expected["epoch"]
-    assert sorted(train.kept_cams(run)) == sorted(train.kept_cams(other))
+    assert sorted(cams.kept_cams(run)) == sorted(cams.kept_cams(other))
     leftovers = [
         path.name for path in run.path.iterdir() if path.name.startswith(".") and not path.name.endswith(".lock")
     ]

@@ -28,7 +28,7 @@ from fruitlib.core.errors import InputError
 from fruitlib.data import dataset
 from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Busy, Run
-from fruitlib.training import distributed, evaluate, group, messages, models, train, weights
+from fruitlib.training import cams, distributed, evaluate, group, messages, models, train, weights
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1", "lr"]
 
@@ -87,7 +87,7 @@ def test_two_processes_give_the_numbers_of_one_whoever_connects(make_run):
     train.fit(two, on_epoch=connect)
     assert_same_training(two, one)
     assert seen == [1, 2, 3]
-    assert len(train.kept_cams(two)) == 3  # epochs 1, 2 and 3, drawn by rank 0
+    assert len(cams.kept_cams(two)) == 3  # epochs 1, 2 and 3, drawn by rank 0
     assert two.record("train")["processes"] == 2
     assert not private_folders(os.getpid())
 

@@ -16,7 +16,7 @@ from fruitlib.data import dataset, splits
 from fruitlib.data.batch import Batch
 from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Run, create_run
-from fruitlib.training import checkpoint, evaluate, micro_batch, models, train
+from fruitlib.training import cams, checkpoint, evaluate, micro_batch, models, train
 from fruitlib.training.checkpoint import TrainingState
 from fruitlib.training.result import training_answer
 from fruitlib.training.weights import load_checkpoint
@@ -73,7 +73,7 @@ def test_validation_predictions_of_every_epoch_are_kept(make_run, keep):
 
 
 def test_predictions_of_epochs_that_would_be_large_are_not_kept(make_run, monkeypatch):
-    monkeypatch.setattr(train, "KEPT_VALUES", 3 * 12 * 3 - 1)
+    monkeypatch.setattr(evaluate, "KEPT_VALUES", 3 * 12 * 3 - 1)
     run = make_run(epochs=3)
     train.fit(run)
     assert len(run.rows("val")) == 12 and run.epoch_predictions()[1].shape == (0, 12) and run.is_complete("train")
@@ -108,13 +108,13 @@ def test_a_trained_run_is_not_trained_again_unless_its_settings_change(make_run,
 def test_cams_are_kept_for_the_same_photos_at_the_epochs_asked_for(make_run):
     run = make_run(epochs=5, cam_every=2)
     train.fit(run)
-    kept = train.kept_cams(run)
+    kept = cams.kept_cams(run)
     assert list(kept) == [1, 2, 4, 5]
-    assert {cams.heatmap.shape for cams in kept.values()} == {(6, 3, 32, 32)}
-    assert {tuple(cams.targets) for cams in kept.values()} == {(0, 0, 1, 1, 2, 2)}
+    assert {one.heatmap.shape for one in kept.values()} == {(6, 3, 32, 32)}
+    assert {tuple(one.targets) for one in kept.values()} == {(0, 0, 1, 1, 2, 2)}
     silent = make_run("silent", cam_every=0)
     train.fit(silent)
-    assert train.kept_cams(silent) == {}
+    assert cams.kept_cams(silent) == {}
 
 
 def test_base_then_end2end(make_run, shapes, tmp_path, tiny):
