@@ -166,7 +166,7 @@ def test_frozen_features_stand_beside_the_network(executed):
     right = (probe["label"] == probe["predicted"]).mean()
     assert run.read_json("metrics.json")["probe_accuracy"] == pytest.approx(right)
     printed = "".join(o.text for o in outputs(executed / "03_metrics.ipynb") if o.output_type == "stream")
-    assert "frozen features: logistic regression on frozen features of " in printed
+    assert "baseline: logistic regression on frozen features of " in printed
     assert f"compared with frozen features: accuracy {headline_accuracy(executed):.3f} against {right:.3f}, " in printed
 
 
