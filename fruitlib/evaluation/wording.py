@@ -237,7 +237,7 @@ def probe_text(numbers: Mapping, word: str = "group") -> str:
     where = f"on new {plural_of(word) if numbers.get('groups', 0) > 0 else 'photos'}"
     verdict = f"not significant {where}: nothing shows that the network is worth more than {FROZEN}"
     if p < 0.05:
-        worse = f"{FROZEN} are better {where}: take them (head: logistic)"
+        worse = f"{FROZEN} are better {where}: take them (head: logistic, as in params/pretrained.yaml)"
         verdict = f"the network is better {where}" if value > 0 else worse
     return f"{text}{_signed_interval((value, low, high))}, p = {p:.2g}; {f1}: {verdict}"
 

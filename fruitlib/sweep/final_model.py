@@ -22,6 +22,7 @@ from fruitlib.core import config as configs
 from fruitlib.core import files
 from fruitlib.core.config import FOLD_SETTINGS, Config
 from fruitlib.core.errors import InputError
+from fruitlib.core.model_names import FITTED_HEADS
 from fruitlib.runs.run import Run, create_run
 from fruitlib.sweep.params import Sweep, run_name
 
@@ -128,6 +129,8 @@ def origin_summary(plan: Sweep, run: Run, folds: list[Run]) -> str:
         return f"the first fold's model as it is, which learnt from {len(run.rows('train'))} of {pool} photos"
     if plan.ship == "ensemble":
         return f"the mean probabilities of the {len(folds)} folds' models, which learnt from all {photos} between them"
+    if run.config.head in FITTED_HEADS:
+        return f"its head fitted once more, on all {photos}; no photo is left to validate on"
     epochs = f"{run.config.epochs} epoch{'s' * (run.config.epochs > 1)}"
     if folds[0].config.patience:
         epochs += ", the median of the epochs that the folds kept; the schedule runs over these"

@@ -30,7 +30,7 @@ CASES = [
         range(20, 40),
         TWO,
         None,
-        "frozen features are better on new photos: take them (head: logistic)",
+        "frozen features are better on new photos: take them (head: logistic, as in params",
         "better",
     ),
     (

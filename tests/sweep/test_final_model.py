@@ -83,6 +83,9 @@ def test_a_refit_has_the_settings_of_the_folds(trained, tmp_path):
     assert {name for name in ours if ours[name] != theirs[name]} == {"fold"}
     assert (ours["fold"], run.name, final_model.stages(run)) == (0, "ship=refit", ("02_train", "05_quantize"))
     assert "all 36 photos of the folds, for 2 epochs; the last is kept" in final_model.origin_summary(plan, run, folds)
+    _, folds, run = folds_of(trained, tmp_path, "refit", model="resnet18", head="knn")
+    made = final_model.origin_summary(plan, run, folds)
+    assert made == "its head fitted once more, on all 36 photos of the folds; no photo is left to validate on"
 
 
 @pytest.mark.parametrize(("best", "epochs"), [([3, 9], 6), ([4, 9], 7), ([1, 1], 1)])
