@@ -8,7 +8,7 @@ and tables; `wording` alone puts them into sentences. Read `metrics` and `interv
     significance    two models on the same photos: McNemar, sign flips of groups; Holm
     crossed         differences on new seeds and new groups at once
     selection       how optimistic the best of many runs and epochs looks for having been chosen
-    baselines       what a result has to beat: the commonest class, the mean colour
+    baselines       what a result has to beat: the commonest class, the mean colour, frozen features
     prevalence      other class shares than the photos': where the model is used, what training had
     calibration     confidence against accuracy: gap, reliability, calibration error, temperature; thresholds
     crossval        folds pooled: every photo predicted by a model that never saw it

@@ -1,6 +1,13 @@
-"""What a result has to beat: always the commonest class, and a classifier that sees each photo's mean colour only."""
+"""What a result has to beat: the commonest class, each photo's mean colour, frozen features of a pretrained network.
+
+The last is called the probe. Its predictions come from outside this room, since features take torch.
+"""
+
+from collections.abc import Sequence
 
 import numpy as np
+
+from fruitlib.evaluation import metrics, significance
 
 
 def majority(train_labels: np.ndarray, photos: int) -> np.ndarray:
@@ -39,3 +46,23 @@ def colours(photos: np.ndarray) -> np.ndarray:
         pixels = photo.reshape(-1, 3) / 255
         features[row] = np.concatenate([pixels.mean(0), pixels.std(0)])
     return features
+
+
+def beside_probe(
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    probe: np.ndarray,
+    num_classes: int,
+    groups: Sequence[str] | None = None,
+) -> dict[str, float]:
+    """A model's predictions beside the probe's for the same photos, all class indexes (n,).
+
+    Returns:
+        probe_accuracy and probe_macro_f1; over_probe, by how much the model's accuracy is above the probe's, with the
+        ends of its 95 % interval and its p (`significance.accuracy_difference`; NaN with fewer than six groups).
+    """
+    own = metrics.scores(metrics.confusion_matrix(labels, probe, num_classes))
+    found = significance.accuracy_difference(probe == labels, predicted == labels, groups)
+    numbers = {"probe_accuracy": own["accuracy"], "probe_macro_f1": own["macro_f1"]}
+    numbers |= {"over_probe": found.value, "over_probe_low": found.low, "over_probe_high": found.high}
+    return numbers | {"over_probe_p": found.p}

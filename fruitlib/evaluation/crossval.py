@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from fruitlib.core import files
-from fruitlib.evaluation import intervals, metrics
+from fruitlib.evaluation import baselines, intervals, metrics
 from fruitlib.runs.run import POOLED, Run
 
 
@@ -16,8 +16,9 @@ def pool_folds(
     """Write `predictions_oof.csv`: the validation predictions of every combination all of whose folds are trained.
 
     Columns combination, run, trained (the training's identity), repeat, fold, epoch, path, label, predicted,
-    p_<class>…, backend; in every combination each photo of the pool appears once per repeat. Without any, no file is
-    left.
+    p_<class>…, backend; in every combination each photo of the pool appears once per repeat. `probe` is what a logistic
+    regression on frozen features predicts, trained on the same photos: once 03 was executed on all folds of the
+    combination, and where it had such a baseline. Without any combination, no file is left.
 
     Where runs keep their best epoch, a fold's photos are predicted by the epoch that is best in the mean curve of the
     *other* folds of its repeat (`epoch_by_others`), so that no photo has a say in its own epoch. Each fold's own files,
@@ -64,10 +65,22 @@ def _pooled(combination: str, folds: list[Run]) -> tuple[pd.DataFrame, str]:
         for position, (name, value) in enumerate(places.items()):
             own.insert(position, name, value)
         tables.append(own)
+    probes = [_probe_of(run, table["path"]) for run, table in zip(folds, tables, strict=True)]
+    if all(probe is not None for probe in probes):
+        tables = [table.assign(probe=probe) for table, probe in zip(tables, probes, strict=True)]
     table = pd.concat(tables, ignore_index=True)
     if (twice := table.duplicated(["repeat", "path"])).any():
         return pd.DataFrame(), f"{combination}: {table.loc[twice, 'path'].iloc[0]} was predicted by two folds: {remedy}"
     return table, ""
+
+
+def _probe_of(run: Run, paths: pd.Series) -> np.ndarray | None:
+    """The class that the run's probe predicts for each of these photos; None unless 03 was executed with one."""
+    path = run.path / "predictions_probe.csv"
+    if "probe_accuracy" not in run.read_json("metrics.json") or not path.is_file():
+        return None
+    predicted = run.predictions("probe").drop_duplicates("path").set_index("path")["predicted"].reindex(paths)
+    return None if predicted.isna().any() else predicted.to_numpy()
 
 
 def _predicted_by_others_choice(run: Run, folds: list[Run]) -> tuple[int, pd.DataFrame]:
@@ -121,7 +134,8 @@ def _a_fold(run: Run) -> Run:
 def pooled_results(pooled: pd.DataFrame, class_names: list[str], groups: dict[str, str]) -> pd.DataFrame:
     """A row per combination: n photos, accuracy and macro_f1 with their intervals, balanced_accuracy; of pooled labels.
 
-    With repeats the numbers are means over the repeats; n stays the number of photos. Columns as in `metrics.json`.
+    With repeats the numbers are means over the repeats; n stays the number of photos. Columns as in `metrics.json`,
+    those of the probe too where every photo of the combination has its prediction.
     The intervals take each photo's prediction as made by itself. The models of the folds share most of their training
     photos, so they are slightly too narrow:
 
@@ -145,12 +159,32 @@ def pooled_results(pooled: pd.DataFrame, class_names: list[str], groups: dict[st
         row["macro_f1_low"], row["macro_f1_high"] = _macro_f1_ends(table, class_names, groups)
         row |= {"accuracy": share.value, "accuracy_low": share.low, "accuracy_high": share.high}
         row |= {"groups": share.groups, "correlation": share.correlation}
-        rows.append(row | {"same_low": share.same_low, "same_high": share.same_high})
+        row |= {"same_low": share.same_low, "same_high": share.same_high}
+        rows.append(row | _beside_probe(table, class_names, groups))
     return pd.DataFrame(rows)
 
 
 def _macro_f1_ends(table: pd.DataFrame, class_names: list[str], groups: dict[str, str]) -> tuple[float, float]:
-    """The interval of macro-F1; the predictions of one photo in several repeats belong together as a group's do."""
+    """The interval of macro-F1."""
     labels, predicted = (table[name].map(class_names.index).to_numpy() for name in ("label", "predicted"))
-    together = [groups.get(path, "") or f"photo {path}" for path in table["path"]]
-    return intervals.macro_f1_interval(labels, predicted, len(class_names), together)
+    return intervals.macro_f1_interval(labels, predicted, len(class_names), _together(table, groups))
+
+
+def _together(table: pd.DataFrame, groups: dict[str, str]) -> list[str]:
+    """A group for each row: the predictions of one photo in several repeats belong together as a group's do."""
+    return [groups.get(path, "") or f"photo {path}" for path in table["path"]]
+
+
+def _beside_probe(table: pd.DataFrame, class_names: list[str], groups: dict[str, str]) -> dict[str, float]:
+    """A combination beside its probe, photo by photo (`baselines.beside_probe`); empty where a photo has none."""
+    if "probe" not in table or not table["probe"].isin(class_names).all():
+        return {}
+    labels, predicted, probe = (
+        table[name].map(class_names.index).to_numpy() for name in ("label", "predicted", "probe")
+    )
+    by_repeat = [
+        metrics.scores(metrics.confusion_from_names(part["label"], part["probe"], class_names))["macro_f1"]
+        for _, part in table.groupby("repeat")
+    ]
+    numbers = baselines.beside_probe(labels, predicted, probe, len(class_names), _together(table, groups))
+    return numbers | {"probe_macro_f1": float(np.mean(by_repeat))}

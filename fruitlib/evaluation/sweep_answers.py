@@ -3,6 +3,7 @@
 A sweep writes `insight.csv` by the same function as it goes on; the report's index and the terminal read it.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
@@ -70,6 +71,23 @@ def interactions_summary(table: pd.DataFrame, word: str = "group", at_most: int 
     significant = table[table["significant"]].sort_values("holm_p").head(at_most)
     count = f"interactions asked about: {len(table)}, significant: {table['significant'].sum()}"
     return "\n".join([count, *(effects_wording.effect_summary(row, word) for row in significant.to_dict("records"))])
+
+
+def beside_probe_summary(numbers: Mapping, is_probe: bool, candidates: int, word: str = "group") -> str:
+    """Whether the chosen run is worth more than frozen features; empty where neither is known.
+
+    Args:
+        numbers: those of the run, or of the combination, as in `metrics.json`.
+        is_probe: whether the run is itself a logistic regression on frozen features; said where nothing was compared.
+        candidates: among how many it was chosen by its results.
+    """
+    text = wording.probe_text(numbers, word)
+    if not text:
+        itself = "Itself a logistic regression on frozen features, which a trained network has to beat"
+        return itself if is_probe else ""
+    better = numbers["over_probe"] > 0 and numbers.get("over_probe_p", 1) < 0.05
+    caveat = f"; it was picked out of {candidates} by its results, which makes p too small"
+    return f"Compared with frozen features: {text}{caveat if better and candidates > 1 else ''}"
 
 
 def write_insight(study: Study, table: pd.DataFrame, interactions: pd.DataFrame, optimism: SelectionOptimism) -> Answer:

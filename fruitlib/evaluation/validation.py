@@ -17,6 +17,7 @@ from fruitlib.runs.run import Run
 
 METRICS_FILE = "metrics.json"
 NETWORK, COLOUR, MAJORITY = "network", "mean-colour baseline", "majority baseline"
+PROBE = "frozen-features baseline"  # where a pretrained network is at hand
 Row = tuple[float, float, float]  # a value with the ends of its 95 % interval
 
 
@@ -51,6 +52,12 @@ class ValidationScores:
     temperature: float  # fitted on these photos, weighted likewise; above 1 the network is overconfident; no unit
     majority_accuracy: float  # of always predicting the most frequent class of the training photos
     colour_macro_f1: float  # of a logistic regression on each photo's mean colour
+    probe_accuracy: float = math.nan  # of a logistic regression on frozen features of a pretrained network, if any
+    probe_macro_f1: float = math.nan
+    over_probe: float = math.nan  # accuracy less probe_accuracy, on the same photos
+    over_probe_low: float = math.nan  # its 95 % interval, for new groups where photos come in groups
+    over_probe_high: float = math.nan
+    over_probe_p: float = math.nan  # of the paired test (`significance.accuracy_difference`)
 
     def record(self) -> dict[str, float]:
         """The numbers by name, without those that are NaN."""
@@ -67,10 +74,13 @@ class ValidationScores:
         return Share(self.correct, self.n, self.accuracy_low, self.accuracy_high, self.groups, self.correlation, *same)
 
     def summary(self, word: str = "group") -> str:
-        """Accuracy and macro-F1 with their intervals, and what the mean colour alone reaches; `word`: a group's."""
+        """Accuracy and macro-F1 with their intervals, beside the strongest baseline's macro-F1; `word`: a group's."""
         macro_f1 = wording.macro_f1_text(self.macro_f1, self.macro_f1_low, self.macro_f1_high, word)
         accuracy = wording.share_text(self.share, word)
-        return f"Accuracy {accuracy}. Macro-F1 {macro_f1}; the mean colour alone {self.colour_macro_f1:.3f}"
+        baselines_own = {"the mean colour": self.colour_macro_f1, wording.FROZEN: self.probe_macro_f1}
+        strongest = max(baselines_own, key=lambda name: np.nan_to_num(baselines_own[name], nan=-1))
+        beside = f"the strongest baseline, {strongest}, reaches {baselines_own[strongest]:.3f}"
+        return f"Accuracy {accuracy}. Macro-F1 {macro_f1}; {beside}"
 
 
 def baseline_predictions(train_images: np.ndarray, train_labels: np.ndarray, val_images: np.ndarray) -> dict:
@@ -81,6 +91,17 @@ def baseline_predictions(train_images: np.ndarray, train_labels: np.ndarray, val
     }
 
 
+def probe_guess(predictions: pd.DataFrame | None, paths: Sequence[str], class_names: Sequence[str]) -> dict:
+    """What the probe predicts for the photos `paths`, class indexes (n,), by its name; empty where there is no probe.
+
+    `predictions` has path and predicted (the name of a class) of each of them; None: there is no probe.
+    """
+    if predictions is None:
+        return {}
+    named = predictions.set_index("path")["predicted"].loc[list(paths)]
+    return {PROBE: named.map(list(class_names).index).to_numpy(int)}
+
+
 def evaluate_validation(
     labels: np.ndarray,
     probs: np.ndarray,
@@ -88,7 +109,7 @@ def evaluate_validation(
     groups: Sequence[str] | None = None,
     shares: np.ndarray | None = None,
 ) -> ValidationScores:
-    """All numbers of `metrics.json`; `guesses` are those of `baseline_predictions`.
+    """All numbers of `metrics.json`; `guesses` are those of `baseline_predictions`, and that of `probe_guess`.
 
     `shares` (C,) are those where the model is used (`prevalence.deploy_shares`); None: those of the photos.
     """
@@ -116,6 +137,7 @@ def evaluate_validation(
         temperature=calibration.fit_temperature(probs, labels, weights),
         majority_accuracy=by_guessing[MAJORITY]["accuracy"],
         colour_macro_f1=by_guessing[COLOUR]["macro_f1"],
+        **(baselines.beside_probe(labels, predicted, guesses[PROBE], num_classes, groups) if PROBE in guesses else {}),
     )
 
 
@@ -131,7 +153,8 @@ def beside_baselines(
         f"accuracy, {NETWORK}": (scores.accuracy, scores.accuracy_low, scores.accuracy_high),
         f"macro-F1, {NETWORK}": (scores.macro_f1, scores.macro_f1_low, scores.macro_f1_high),
     }
-    for name, guess in guesses.items():
+    for name in sorted(guesses, key=lambda name: name != PROBE):  # the one to beat stands next to the network
+        guess = guesses[name]
         own, share = _scores(labels, guess, num_classes), intervals.share_of(guess == labels, groups)
         rows[f"accuracy, {name}"] = (share.value, share.low, share.high)
         rows[f"macro-F1, {name}"] = (own["macro_f1"], *intervals.macro_f1_interval(labels, guess, num_classes, groups))
@@ -159,6 +182,8 @@ def learned_summary(
     by_looks = intervals.found_by_looks(groups or [])
     text = wording.difference_text(found, ("the mean colour", "the network"), group_word, by_looks)
     lines = [f"compared with the mean colour alone: {text}"]
+    if PROBE in guesses:
+        lines.append(_probe_line(labels, predicted, guesses[PROBE], len(class_names), groups, group_word))
     if len(set(predicted)) == 1:
         lines.append(
             f"it predicts {class_names[predicted[0]]} for every photo: it has not learned to tell classes apart"
@@ -167,6 +192,23 @@ def learned_summary(
         chance = 1 / len(class_names)
         lines.append(f"its training labels were shuffled: a score well above chance, {chance:.2f}, would mean a leak")
     return "\n".join(lines)
+
+
+def _probe_line(
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    probe: np.ndarray,
+    num_classes: int,
+    groups: Sequence[str] | None,
+    group_word: str,
+) -> str:
+    """Whether the network is worth more than frozen features; where it is open, which difference would be found."""
+    found = significance.accuracy_difference(probe == labels, predicted == labels, groups)
+    numbers = _scores(labels, predicted, num_classes) | {"groups": found.groups}
+    numbers |= baselines.beside_probe(labels, predicted, probe, num_classes, groups)
+    line = f"compared with {wording.FROZEN}: {wording.probe_text(numbers, group_word)}"
+    open_question = not found.significant and not found.too_few
+    return f"{line}. {wording.detectable_text(found, group_word)}" if open_question else line
 
 
 def _scores(labels: np.ndarray, predicted: np.ndarray, num_classes: int) -> dict[str, float]:

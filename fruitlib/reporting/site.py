@@ -23,7 +23,7 @@ from fruitlib.core.files import fingerprint, is_disk_failure, os_error_text, rea
 from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.selection import SelectionOptimism
 from fruitlib.evaluation.sweep_answers import INSIGHT
-from fruitlib.evaluation.wording import choice_text, plural_of
+from fruitlib.evaluation.wording import choice_text, plural_of, probe_mark
 from fruitlib.reporting import pages as notebooks
 from fruitlib.reporting.pages import Page
 from fruitlib.runs.status import read_sweep
@@ -120,7 +120,7 @@ def _names_a_folder(name: str) -> bool:
 def _template() -> jinja2.Template:
     loader = jinja2.PackageLoader("fruitlib.reporting", "assets")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"quote": quote, "fixed": _fixed}
+    environment.filters |= {"quote": quote, "fixed": _fixed, "beside_probe": _beside_probe}
     environment.globals |= {"EXPECTED": EXPECTED, "NONE": NONE}
     return environment.get_template("report.html.j2")
 
@@ -134,6 +134,11 @@ def _number(value) -> float:
 
 def _fixed(value, digits: int) -> str:
     return f"{_number(value):.{digits}f}" if math.isfinite(_number(value)) else NONE
+
+
+def _beside_probe(row: dict) -> str:
+    """Whether the row of a results table beats frozen features, in a few words; empty where that was not asked."""
+    return probe_mark({name: _number(row.get(name)) for name in ("over_probe", "over_probe_p", "probe_accuracy")})
 
 
 # ---------------------------------------------------------------- the pages of a folder

@@ -104,7 +104,7 @@ class Run:
         return files.read_csv(path) if path.is_file() else pd.DataFrame()
 
     def predictions(self, split: str) -> pd.DataFrame:
-        """path, label, predicted, p_<class>…, backend of `val` or `test`."""
+        """path, label, predicted, p_<class>…, backend of `val` or `test`; of `probe`: 03's baseline on `val`."""
         path = self.path / f"predictions_{split}.csv"
         if not path.is_file():
             raise InputError(f"{files.display_path(path)}: not there yet; execute 02_train on this run first")

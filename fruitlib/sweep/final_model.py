@@ -22,6 +22,7 @@ from fruitlib.core import config as configs
 from fruitlib.core import files
 from fruitlib.core.config import FOLD_SETTINGS, Config
 from fruitlib.core.errors import InputError
+from fruitlib.core.model_names import FITTED_HEADS
 from fruitlib.runs.run import Run, create_run
 from fruitlib.sweep.params import Sweep, run_name
 
@@ -128,6 +129,8 @@ def origin_summary(plan: Sweep, run: Run, folds: list[Run]) -> str:
         return f"the first fold's model as it is, which learnt from {len(run.rows('train'))} of {pool} photos"
     if plan.ship == "ensemble":
         return f"the mean probabilities of the {len(folds)} folds' models, which learnt from all {photos} between them"
+    if run.config.head in FITTED_HEADS:
+        return f"its head fitted once more, on all {photos}; no photo is left to validate on"
     epochs = f"{run.config.epochs} epoch{'s' * (run.config.epochs > 1)}"
     if folds[0].config.patience:
         epochs += ", the median of the epochs that the folds kept; the schedule runs over these"
@@ -140,7 +143,7 @@ def expected(plan: Sweep, run: str, combination: str, pooled: pd.DataFrame) -> d
     """What the results say of the shipped run besides its own numbers: `shipped`, and what may be expected of it.
 
     That is what its combination reached out of fold (oof_n, oof_accuracy, oof_low, oof_high …), under names of its
-    own, since it judges the folds' models. Empty without folds.
+    own, since it judges the folds' models; and the probe beside it, where there is one. Empty without folds.
     """
     if not plan.config.folds:
         return {}
@@ -148,6 +151,7 @@ def expected(plan: Sweep, run: str, combination: str, pooled: pd.DataFrame) -> d
     names = {"oof_n": "n", "oof_accuracy": "accuracy", "oof_low": "accuracy_low", "oof_high": "accuracy_high"}
     names |= {"oof_macro_f1": "macro_f1", "oof_groups": "groups"}
     names |= {"oof_same_low": "same_low", "oof_same_high": "same_high"}
+    names |= {f"oof_{name}": name for name in pooled_row.index if "probe" in name and pooled_row.notna()[name]}
     row = {new: pooled_row[old] for new, old in names.items()}
     agreement = {} if run in plan.runs else {"agreement_on": "training photos"}
     return {"shipped": plan.ship, "combination": combination, **row, **agreement}

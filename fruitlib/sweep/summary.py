@@ -60,13 +60,14 @@ def write_summary(
 
     Args:
         chosen: the combination that was chosen in the end. Then `sweep.json` says, under `optimism`, what choosing adds
-            to its score (`SelectionOptimism.record`).
+            to its score (`SelectionOptimism.record`), and under `beside_probe` whether it beats frozen features, in a
+            sentence.
         total: how many runs there will be in the end, where a search has not proposed all of them yet.
 
     Returns:
         what `sweep.json` holds; a line for each combination that cannot be pooled.
     """
-    expected, problems = {}, []
+    expected, problems, pooled = {}, [], pd.DataFrame()
     if plan.config.folds:
         pooled, problems = crossval.pool_folds(work, plan.combinations(), sweep_dir)
         groups = _groups(pooled, next(iter(work.values())))
@@ -79,6 +80,7 @@ def write_summary(
     sweep = sweep_record(plan, work, states) | {"chosen": chosen, "shipped": shipped}
     if chosen and study:
         sweep["optimism"] = _optimism(study)
+        sweep["beside_probe"] = _beside_probe(folds_of(plan, work, chosen)[0], chosen, pooled, study)
     sweep["total"] = max(total, len(work))
     if shipped and work[shipped].is_complete("test"):
         sweep["test_remarks"] = work[shipped].record("test").get("summary", [])
@@ -113,6 +115,16 @@ def _optimism(study: Study) -> dict:
         return selection.optimism_of_study(study).record()
     except (OSError, ValueError, KeyError):  # pandas' errors and InputError are ValueErrors
         return {}
+
+
+def _beside_probe(run: Run, chosen: str, pooled: pd.DataFrame, study: Study) -> str:
+    """Whether the chosen combination, which `run` is of, is worth more than frozen features; "" if not compared."""
+    if run.config.folds:
+        numbers, candidates = pooled.set_index("combination").loc[chosen].to_dict(), len(pooled)
+    else:
+        numbers, candidates = run.read_json("metrics.json"), len(study.results)
+    is_probe = run.config.head == "logistic" and run.config.weights != "none"
+    return sweep_answers.beside_probe_summary(numbers, is_probe, candidates, run.config.group_word)
 
 
 def _settings(plan: Sweep) -> dict[str, dict]:

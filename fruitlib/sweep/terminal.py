@@ -133,6 +133,8 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         show(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
     if summary.get("population"):
         show(f"\n{summary['population']}")
+    if summary.get("beside_probe"):
+        show(f"\n{summary['beside_probe']}")
     for line in leading_effects_text(load_effects(sweep_dir), plan.choose_by):
         show("\n" + line.replace("\n", "\n    "))
     if summary["shipped"] in set(table["run"]):  # another sweep on this folder may have written the table since

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fruitlib.core import config
+from fruitlib.core import config, files
 from fruitlib.data import splits
 from fruitlib.evaluation import crossval, metrics, wording
 from fruitlib.runs.run import Run, create_run
@@ -128,6 +128,32 @@ def test_folds_that_do_not_start_from_the_same_fresh_weights_are_refused(trained
     pooled, problems = crossval.pool_folds(work, combinations, folder)
     assert pooled.empty and not (folder / crossval.POOLED).exists()
     assert "did not start from the same fresh weights: remove the folders" in problems[0]
+
+
+def write_probe(run, claimed: bool = True, rows: int | None = None) -> None:
+    """What 03 leaves in a fold's folder where it had a probe: one that always says the first class."""
+    val = run.rows("val")
+    probs = np.tile([0.8, 0.1, 0.1], (len(val), 1))[:rows]
+    run.write_predictions("probe", {"probe": probs}, val[:rows])
+    files.write_json(run.path / "metrics.json", {"probe_accuracy": 0.3} if claimed else {})
+
+
+@pytest.mark.parametrize("lacking", ["", "file", "claim", "photo"])
+def test_probes_are_pooled_once_03_has_one_for_every_photo(trained, lacking):
+    work, combinations, folder = trained
+    for name, run in work.items():
+        last = name == "fold=3"
+        write_probe(run, not (last and lacking == "claim"), 3 if last and lacking == "photo" else None)
+    if lacking == "file":
+        (work["fold=3"].path / "predictions_probe.csv").unlink()
+    pooled, problems = crossval.pool_folds(work, combinations, folder)
+    for run in work.values():
+        (run.path / "metrics.json").unlink()
+    row = crossval.pooled_results(pooled, work["fold=1"].class_names, {}).iloc[0]
+    assert problems == [] and ("probe" in pooled) == ("probe_accuracy" in row) == (not lacking)
+    if not lacking:
+        assert row["probe_accuracy"] == pytest.approx((pooled["label"] == work["fold=1"].class_names[0]).mean())
+        assert set(files.read_csv(folder / crossval.POOLED)["probe"]) == {work["fold=1"].class_names[0]}
 
 
 def test_an_incomplete_combination_is_not_pooled(trained):

@@ -289,6 +289,29 @@ def test_what_makes_the_test_result_doubtful_stands_beside_it(sweep):
     assert remark in read(sweep / "index.html").text
 
 
+@pytest.mark.parametrize(
+    ("over", "p", "mark"), [(0.1, 0.01, "beaten"), (-0.1, 0.01, "better"), (0.1, 0.2, "not beaten")]
+)
+def test_the_index_says_which_runs_beat_frozen_features(sweep, over, p, mark):
+    sentence = "Compared with frozen features: accuracy <b>0.9</b> against 0.7"
+    sweep_file(sweep, beside_probe=sentence)
+    results(sweep, over_probe=[None, over], over_probe_p=[None, p], probe_accuracy=[None, 0.7])
+    site.build_site(sweep)
+    text = read(sweep / "index.html").text
+    assert f"{sentence}." in text and f"frozen 0.700: {mark}" in text
+    assert text.count("frozen 0") == 1 and "by the paired test" in text
+
+
+@pytest.mark.parametrize(
+    "odd", [{}, {"over_probe": ["<b>", "x"]}, {"over_probe": [0.1, 0.2]}, {"probe_accuracy": [1.0, 1.0]}]
+)
+def test_numbers_about_frozen_features_that_are_odd_or_missing_break_nothing(sweep, odd):
+    results(sweep, **odd)
+    site.build_site(sweep)
+    text = read(sweep / "index.html").text
+    assert "frozen 0" not in text and "frozen nan" not in text and "0.933 (0.79–0.98)" in text
+
+
 def test_openings_are_listed(sweep):
     pd.DataFrame({"when": ["Monday", "Tuesday"], "run": [BEST, WORSE]}).to_csv(sweep / "test_openings.csv", index=False)
     site.build_site(sweep)

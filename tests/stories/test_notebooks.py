@@ -159,6 +159,21 @@ def test_the_numbers_on_top_are_those_in_the_files(executed):
     assert set(test["path"]) == set(run.rows("test")["path"])
 
 
+def test_frozen_features_stand_beside_the_network(executed):
+    run = open_run(executed / "run")
+    network, probe = run.predictions("val"), run.predictions("probe")
+    assert probe["path"].tolist() == network["path"].tolist() and set(probe["backend"]) == {"probe"}
+    right = (probe["label"] == probe["predicted"]).mean()
+    assert run.read_json("metrics.json")["probe_accuracy"] == pytest.approx(right)
+    printed = "".join(o.text for o in outputs(executed / "03_metrics.ipynb") if o.output_type == "stream")
+    assert "baseline: logistic regression on frozen features of " in printed
+    assert f"compared with frozen features: accuracy {headline_accuracy(executed):.3f} against {right:.3f}, " in printed
+
+
+def headline_accuracy(executed: Path) -> float:
+    return headline(executed / "03_metrics.ipynb")["numbers"]["accuracy"]
+
+
 def test_the_exported_file_says_what_its_photos_must_be(executed):
     run = open_run(executed / "run")
     output = json.loads(predict.read_metadata(run.path / "model.int8.onnx")["preprocess"])

@@ -83,6 +83,9 @@ def test_a_refit_has_the_settings_of_the_folds(trained, tmp_path):
     assert {name for name in ours if ours[name] != theirs[name]} == {"fold"}
     assert (ours["fold"], run.name, final_model.stages(run)) == (0, "ship=refit", ("02_train", "05_quantize"))
     assert "all 36 photos of the folds, for 2 epochs; the last is kept" in final_model.origin_summary(plan, run, folds)
+    _, folds, run = folds_of(trained, tmp_path, "refit", model="resnet18", head="knn")
+    made = final_model.origin_summary(plan, run, folds)
+    assert made == "its head fitted once more, on all 36 photos of the folds; no photo is left to validate on"
 
 
 @pytest.mark.parametrize(("best", "epochs"), [([3, 9], 6), ([4, 9], 7), ([1, 1], 1)])
@@ -200,6 +203,10 @@ def test_what_is_expected_of_it_is_its_combinations_out_of_fold_numbers(trained,
     assert (found["shipped"], found["oof_n"], found["oof_accuracy"]) == ("refit", 36, pytest.approx(right))
     assert found["oof_low"] < right < found["oof_high"] and found["agreement_on"] == "training photos"
     assert "accuracy" not in found  # nothing measured on itself
+    assert not [name for name in found if "probe" in name]
+    beside = crossval.pooled_results(table.assign(probe=table["label"]), run.class_names, {})
+    found = final_model.expected(plan, run.name, "run", beside)
+    assert found["oof_probe_accuracy"] == 1 and found["oof_over_probe"] == pytest.approx(right - 1)
 
 
 # ---- a whole sweep, three times: its folds are trained once
@@ -279,6 +286,7 @@ def test_the_results_name_the_shipped_run_with_its_test_and_its_expectation(swep
     assert list(table.index) == ["fold=1", "fold=2", f"ship={ship}"] and (table["state"] == "complete").all()
     row, pooled = table.loc[f"ship={ship}"], pd.read_csv(house / "executed/story/results_oof.csv").iloc[0]
     assert row["shipped"] == ship and row["oof_accuracy"] == pooled["accuracy"] and row["oof_n"] == 36
+    assert row["oof_probe_accuracy"] == pooled["probe_accuracy"] and row["oof_over_probe"] == pooled["over_probe"]
     assert row[["test_accuracy", "size_mb_int8"]].notna().all() and np.isnan(row["accuracy"])
     assert table.loc[["fold=1", "fold=2"], ["shipped", "test_accuracy", "oof_accuracy"]].isna().all(axis=None)
     assert table.loc[["fold=1", "fold=2"], "accuracy"].notna().all()
@@ -291,6 +299,8 @@ def test_terminal_and_report_say_which_model_is_shipped_and_what_to_expect(swept
     for text, ship, word in zip([output[0], *output[2:]], ("refit", "ensemble", "fold"), words, strict=True):
         page = (house / f"{ship}.html").read_text().replace("&#39;", "'")
         assert word in text and word in page and "expected accuracy: 0." in text
+        line = next(line for line in text.splitlines() if line.startswith("Compared with frozen features: accuracy 0."))
+        assert line in page and ": better</small>" in page
         assert ("The shipped model" in page) == (ship != "fold")
         assert f'href="{"fold%3D1" if ship == "fold" else f"ship%3D{ship}"}/06_test_accuracy.html"' in page
         assert "is missing" not in page
