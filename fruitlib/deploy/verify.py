@@ -117,6 +117,9 @@ class Export:
         return f"{self.verdict.summary}; {cost}; {saved}"
 
 
+MOST_TRIED = 100  # training photos
+
+
 def export_run(run: Run) -> Export:
     """Build both ONNX files, check them against torch, measure them, write `export.json`: the `export` stage.
 
@@ -175,7 +178,7 @@ def photos_to_try(run: Run) -> tuple[Photos, bool]:
     """The photos both files are tried on, and whether these are validation photos.
 
     A model trained on the photos of all folds has no validation photos. It is tried on the training photos that did
-    not calibrate it, or on all of them where every one did.
+    not calibrate it, or on all of them where every one did; on `MOST_TRIED` of them, which show as much as all.
     """
     val_photos = dataset.load_photos(run, "val")
     if len(val_photos):
@@ -183,7 +186,7 @@ def photos_to_try(run: Run) -> tuple[Photos, bool]:
     train_photos = dataset.load_photos(run, "train")
     used = set(model_files.calibration_photos(run).paths)
     others = [position for position, path in enumerate(train_photos.paths) if path not in used]
-    return (train_photos.pick(others) if others else train_photos), False
+    return dataset.spread(train_photos.pick(others) if others else train_photos, MOST_TRIED), False
 
 
 def load_export_record(run: Run) -> ExportRecord:

@@ -33,7 +33,7 @@ IDLE = 600.0  # seconds
 LOOK = 5.0  # seconds between two looks at the path of its socket
 # What notebooks and the processes that execute them import. Left out: onnxruntime, which starts a thread, and
 # matplotlib's inline backend, which looks for its kernel when it is imported.
-PRELOADED = """torch torchvision pandas matplotlib.pyplot seaborn scipy.stats sklearn
+PRELOADED = """torch torchvision timm pandas matplotlib.pyplot seaborn scipy.stats sklearn
 sklearn.linear_model cv2 onnx onnxscript torch.onnx._internal.exporter._core pytorch_grad_cam ipykernel.kernelapp
 ipykernel.ipkernel ipykernel.zmqshell ipykernel.debugger IPython.core.completerlib IPython.core.debugger
 IPython.extensions.storemagic tornado.platform.asyncio nbclient papermill sklearn.metrics

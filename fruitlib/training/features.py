@@ -5,6 +5,7 @@ sweeps and notebooks share them, and only new photos are computed. A file holds 
 """
 
 import hashlib
+import importlib.metadata
 import os
 from collections.abc import Sequence
 from contextlib import suppress
@@ -17,7 +18,7 @@ import torch
 import torchvision
 from torch import nn
 
-from fruitlib.core import files, source_code
+from fruitlib.core import files, machine, source_code
 from fruitlib.core.progress import OnProgress, meter
 from fruitlib.data import cache, dataset
 from fruitlib.data.dataset import Photos
@@ -96,11 +97,13 @@ def compute(
     name, device = zoo.head_name(model.net), next(model.parameters()).device
     head, own_views = models.head_of(model), model.views
     batch_size = max(4, min(64, 64 * 224**2 // photos.store.config.image_size**2))
+    threads = torch.get_num_threads()
     rows: list[list[np.ndarray]] = [[] for _ in parts]
     model.eval()
     try:
         setattr(model.net, name, nn.Identity())
         model.views = "one"
+        torch.set_num_threads(max(threads, machine.usable_cores()))  # the other runs of a sweep wait for these, too
         with precision.uncompiled(model):
             for start, pixels in enumerate(dataset.in_parts(photos, batch_size, device)):
                 for part, (kind, number) in enumerate(parts):
@@ -110,6 +113,7 @@ def compute(
     finally:
         setattr(model.net, name, head)
         model.views = own_views
+        torch.set_num_threads(threads)
     return [np.concatenate(values) for values in rows]
 
 
@@ -139,9 +143,7 @@ def _identity(model: Normalized, photos: Photos) -> str:
 def _timm_version(model: Normalized) -> str:
     if not isinstance(model.net, zoo.timm_zoo.TimmNet):
         return ""
-    import timm
-
-    return timm.__version__
+    return importlib.metadata.version("timm")
 
 
 def _keys(photos: Photos) -> np.ndarray:

@@ -219,14 +219,15 @@ def test_int8_is_what_the_docstring_says(int8):
     made_by = {output: node for node in graph.node for output in node.output}
     types = {tensor.name: tensor.data_type for tensor in graph.initializer}
     shapes = {tensor.name: tensor.dims for tensor in graph.initializer}
-    heavy = [node for node in graph.node if node.op_type in quantize.OP_TYPES]
-    assert len(heavy) == 3 and not any(node.op_type == "BatchNormalization" for node in graph.node)
+    *heavy, head = [node for node in graph.node if node.op_type in quantize.WITH_WEIGHTS]
+    assert len(heavy) == 2 and not any(node.op_type == "BatchNormalization" for node in graph.node)
     for node in heavy:
         activation, weight = (made_by[name] for name in node.input[:2])
         assert activation.op_type == weight.op_type == "DequantizeLinear"
         assert types[activation.input[2]] == onnx.TensorProto.UINT8
         assert types[weight.input[0]] == onnx.TensorProto.INT8
         assert list(shapes[weight.input[1]]) == [max(3, shapes[weight.input[0]][0])]
+    assert types[head.input[1]] == onnx.TensorProto.FLOAT
     sigmoid = next(node for node in graph.node if node.op_type == "Sigmoid")
     product = next(node for node in graph.node if sigmoid.output[0] in node.input)
     assert product.op_type == "Mul"
@@ -234,7 +235,7 @@ def test_int8_is_what_the_docstring_says(int8):
 
 def test_metadata_survives_quantizing(fp32, int8):
     metadata = predict.read_metadata(int8)
-    assert "Conv/Gemm/MatMul" in metadata.pop("quantization") and metadata == predict.read_metadata(fp32)
+    assert "Conv/Gemm/MatMul/Relu/Clip" in metadata.pop("quantization") and metadata == predict.read_metadata(fp32)
 
 
 def test_order_and_batches_of_calibration_images_do_not_matter(fp32, tmp_path):
