@@ -49,13 +49,15 @@ def heatmaps(
     target_layers: dict[str, torch.nn.Module],
     targets=None,
     batch_size: int = 32,
+    all_views: bool = True,
 ) -> Heatmaps:
     """Grad-CAM of `images` (n, 3, S, S) in [0, 1], all `target_layers` in one forward and backward pass.
 
     `targets`: a class index per image; by default each image's predicted class. A layer gives what `Layout.maps`
     takes, and runs once per pass. Of a model that averages `views` the maps are those of the image itself, while
-    `predicted` and `probs` are the model's. Frozen models and callers in `inference_mode` are fine. Selvaraju et al.
-    2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization", equations 1 and 2.
+    `predicted` and `probs` are the model's; without `all_views`, which is quicker, they too are those of the image.
+    Frozen models and callers in `inference_mode` are fine. Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from
+    Deep Networks via Gradient-based Localization", equations 1 and 2.
 
     Raises:
         InputError: images, layers or targets do not fit the model.
@@ -63,7 +65,7 @@ def heatmaps(
     _check_inputs(model, images, target_layers)
     targets = None if targets is None else _checked_targets(targets, len(images))
     with torch.inference_mode(False), torch.enable_grad(), _frozen_in_eval_mode(model):
-        voted = _voted_logits(model, images, batch_size)
+        voted = _voted_logits(model, images, batch_size) if all_views else None
         if targets is None and voted is not None:
             targets = voted.argmax(1).numpy()
         with _one_view(model):

@@ -96,7 +96,13 @@ def _config(run: Run) -> Config:
     model, weights = _network(run)
     if not _is_pretrained(run.config):
         settings["image_size"] = model_names.own_view(model)[0]
-    return configs.make(settings | {"model": model, "weights": weights, "head": "logistic", "cache": "stream"})
+    fixed = {"head": "logistic", "cache": "stream", "views": _views(run)}
+    return configs.make(settings | {"model": model, "weights": weights} | fixed)
+
+
+def _views(run: Run) -> str:
+    """Those that the run's network averages, if it is the baseline's too; another's are one."""
+    return run.config.views if _is_pretrained(run.config) else "one"
 
 
 def _identity(run: Run) -> str:
@@ -108,7 +114,7 @@ def _identity(run: Run) -> str:
     code = source_code.closure_fingerprint([__name__])
     rows = pd.concat([run.rows(split).assign(split=split) for split in ("train", "val")])
     content = rows[["path", "sha256", "label", "group", "split"]].to_csv(index=False).encode()
-    parts = [_network(run), cache.preparation(prepared), code, libraries, run.class_names, content]
+    parts = [_network(run), _views(run), cache.preparation(prepared), code, libraries, run.class_names, content]
     return f"probe-{files.fingerprint(*parts, weights if weights.is_file() else '')}"
 
 
@@ -141,11 +147,11 @@ def _predict(run: Run) -> np.ndarray:
     train_photos, val_photos = dataset.load_photos(divided, "train"), dataset.load_photos(divided, "val")
     with torch.random.fork_rng(devices=[]):
         model = models.build(config, len(run.class_names)).to(machine.device())
-    found = features.of_photos(model, train_photos)
+    found = features.of_photos(model, train_photos, config.views)
     head = fitted.fit_last(divided, model, train_photos, found.values, "logistic")
     fitted.put_last(model, head.module.to(machine.device()))
     say_from_any_rank(f"baseline: {_name(run)}", found.summary, head.summary)
-    logits = evaluate.of_features(model, features.of_photos(model, val_photos).values)
+    logits = evaluate.of_features(model, features.of_photos(model, val_photos, config.views).values)
     return metrics.softmax(logits.numpy().astype(np.float64))
 
 
