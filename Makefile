@@ -1,13 +1,13 @@
-# make demo | test | lab | bench | coverage | soak | example | insight | help.  The first use makes .venv and installs the locked versions into it.
+# make demo | test | lab | bench | coverage | soak | example | insight | finetune | help.  The first use makes .venv and installs the locked versions into it.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lab bench coverage soak example insight help
+.PHONY: demo test lab bench coverage soak example insight finetune help
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
 
-demo: .venv/installed ## four small runs on the practice photographs, and their report
+demo: .venv/installed ## four small runs and a pretrained one on the practice photographs, and their report
 	@$(BIN)/fruitlib sweep params/demo.yaml
 
 test: .venv/installed ## the tests; PYTEST adds options, such as PYTEST="-k splits" or PYTEST="-m 'slow or not slow'"
@@ -30,7 +30,7 @@ soak: .venv/installed ## fifty kills, at random, over sweeps: none lost, none do
 
 example: demo ## the demo's report as kept in git, executed/example (pages and tables, no models)
 	@mkdir -p executed/example
-	@rm -rf executed/example/lr=* executed/example/assets executed/example/*.html executed/example/*.csv executed/example/*.json
+	@rm -rf executed/example/lr=* executed/example/head=* executed/example/assets executed/example/*.html executed/example/*.csv executed/example/*.json
 	@cd executed/demo && find . -name '*.html' -o -name '*.css' -o -name results.csv -o -name sweep.json | \
 		tar cf - -T - | tar xf - -C ../example
 	@echo "executed/example holds the demo's report; README.md quotes its results.csv"
@@ -42,6 +42,11 @@ insight: .venv/installed ## four claims put to the test, an hour:  make insight 
 	@$(BIN)/python -c 'from pathlib import Path; from fruitlib.reporting import site; \
 		site.write_folder(Path("executed/example/insight"), "Example", "insight")'
 	@rm executed/example/insight/08_insight.ipynb
+
+finetune: .venv/installed ## frozen features, fine-tuned, from scratch, half an hour:  make finetune DATA=folder-of-photos
+	@$(BIN)/fruitlib sweep params/finetune.yaml --data $(DATA) --out finetune
+	@mkdir -p executed/example/finetune
+	@cp executed/finetune/results_oof.csv executed/example/finetune/
 
 # Bytecode is compiled at once: without it every notebook pays for it again where Python may not write it.
 # The package is installed as a path (compat): by setuptools' other way, Python takes a clone named fruitlib for the package

@@ -32,8 +32,30 @@ def rows(results: pd.DataFrame) -> list[str]:
 
 def test_the_results_table_is_the_examples():
     expected = rows(pd.read_csv(EXAMPLE / "results.csv"))
-    found = [line for line in README.splitlines() if line.startswith("| lr=")]
+    found = [line for line in README.splitlines() if line.startswith(("| lr=", "| head="))]
     assert found == expected
+
+
+WAYS = {"head=": "frozen features, logistic regression", "epochs=4": "trained further", "epochs=30": "from scratch"}
+
+
+def finetuned_rows(results: pd.DataFrame) -> list[str]:
+    """The README's table of params/finetune.yaml, from `results_oof.csv`: a row per way and seed."""
+    lines = []
+    for row in results.to_dict("records"):
+        name = row["combination"]
+        way = next(words for start, words in WAYS.items() if name.startswith(start))
+        way += f", seed {seed[1]}" if (seed := re.search(r"seed=(\d)", name)) else ""
+        accuracy = f"{row['accuracy']:.3f} ({row['accuracy_low']:.2f}–{row['accuracy_high']:.2f})"
+        points = [100 * row[f"over_probe{end}"] for end in ("", "_low", "_high")]
+        beside = "{:+.1f} points ({:+.1f} to {:+.1f})".format(*points) if points[0] == points[0] else "–"
+        lines.append(f"| {way} | {accuracy} | {row['macro_f1']:.3f} | {beside} |")
+    return lines
+
+
+def test_the_table_of_pretrained_networks_is_what_was_measured():
+    expected = finetuned_rows(pd.read_csv(EXAMPLE / "finetune" / "results_oof.csv"))
+    assert len(expected) == 7 and set(expected) <= set(README.splitlines())
 
 
 def test_what_choosing_adds_is_the_examples():
