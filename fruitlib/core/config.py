@@ -268,8 +268,14 @@ class Config(BaseModel):
             raise InputError(
                 f"head_width = {self.head_width}: head {self.head} has no hidden layer; set head: gap_bn", "head_width"
             )
-        if self.head_start != "fresh" and self.head != "linear":
-            raise InputError(f"head_start = {self.head_start}: starts head linear, not {self.head}", "head_start")
+        if self.head_start != "fresh" and (self.head != "linear" or self.model in OURS):
+            what = f"model {self.model}" if self.model in OURS else f"head {self.head}"
+            raise InputError(
+                f"head_start = {self.head_start}: starts the linear head of a pretrained network, not {what}",
+                "head_start",
+            )
+        if self.head in FITTED_HEADS and self.lr_find:
+            raise InputError(f"lr_find = {self.lr_find}: head {self.head} is fitted without a learning rate", "lr_find")
         if self.head in FITTED_HEADS and not self.features_once:
             raise InputError(
                 f"head = {self.head} is fitted on a frozen network: set freeze: backbone, augment: none, mixing: none",
