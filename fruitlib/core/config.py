@@ -271,7 +271,7 @@ class Config(BaseModel):
         if self.head_start != "fresh" and (self.head != "linear" or self.model in OURS):
             what = f"model {self.model}" if self.model in OURS else f"head {self.head}"
             raise InputError(
-                f"head_start = {self.head_start}: starts the linear head of a pretrained network, not {what}",
+                f"head_start = {self.head_start}: starts head linear of a pretrained network, not {what}",
                 "head_start",
             )
         if self.head in FITTED_HEADS and self.lr_find:
