@@ -32,11 +32,12 @@ def freeze_blocks(model: Normalized, config: Config, epoch: int = 1) -> list[str
     return [*blocks, "head"][frozen:]
 
 
-def set_modes(model: Normalized) -> None:
+def set_modes(model: Normalized, config: Config) -> None:
     """Training mode for what trains; frozen blocks in eval mode.
 
     Their BatchNorm then uses its statistics without changing them, and dropout is off. What holds blocks, and may
-    itself drop features, trains where one of them does.
+    itself drop features, trains where one of them does. With `head_start: logistic` BatchNorm keeps its statistics
+    everywhere: batches of few photos would replace them by others, to which the head was not fitted.
     """
     model.train()
     for module in model.net.modules():
@@ -44,6 +45,10 @@ def set_modes(model: Normalized) -> None:
             module.training = _learns(module)
     for part in (*blocks_of(model).values(), models.head_of(model)):
         part.train(_learns(part))
+    if config.head_start == "logistic":  # that head was fitted to features by the pretrained statistics
+        for module in model.net.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.eval()
 
 
 def _learns(part: nn.Module) -> bool:

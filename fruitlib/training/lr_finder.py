@@ -53,7 +53,7 @@ def find_lr(run: Run, steps: int) -> pd.DataFrame:
         blocks.freeze_blocks(model, config)
         if config.head_start == "logistic":
             fitted.start_head(run, model, train_photos)
-        blocks.set_modes(model)
+        blocks.set_modes(model, config)
         weights = balance.class_weights(train_photos.labels, num_classes) if config.balance == "class_weights" else None
         objective, optimizer = losses.build(config, weights), optim.build(config, model)
         ratios = [group["lr"] / config.lr for group in optimizer.param_groups]

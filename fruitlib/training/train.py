@@ -152,7 +152,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
             if network is None or now_trained != trained_blocks:
                 trained_blocks = now_trained
                 network = DistributedDataParallel(learner) if world_size > 1 else learner
-            blocks.set_modes(model)
+            blocks.set_modes(model, config)
 
             # Train: every process takes its share of each batch, in parts that fit its device. The loss is the mean
             # over the whole batch, so that gradients depend on neither.

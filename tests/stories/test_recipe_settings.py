@@ -86,7 +86,7 @@ def test_batchnorm_of_a_frozen_backbone_stays_as_it_is():
     model = models.Normalized(torchvision.models.resnet18(weights=None, num_classes=3))
     blocks.freeze_blocks(model, cfg)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    blocks.set_modes(model)
+    blocks.set_modes(model, cfg)
     assert model.net.fc.training
     model(torch.rand(4, 3, 64, 64)).sum().backward()
     assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())

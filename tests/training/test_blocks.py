@@ -105,7 +105,7 @@ def test_what_learns_depends_on_the_epoch_alone(small, freeze, every, epochs):
 def step(model: models.Normalized, cfg: config.Config) -> None:
     """One step of the optimizer, in which everything that may change does."""
     optimizer = optim.build(cfg, model)
-    blocks.set_modes(model)
+    blocks.set_modes(model, cfg)
     torch.manual_seed(0)
     torch.nn.functional.cross_entropy(model(torch.rand(4, 3, 64, 64)), torch.tensor([0, 1, 2, 0])).backward()
     optimizer.step()
@@ -133,19 +133,28 @@ def test_a_step_changes_what_learns_and_nothing_else(name, settings):
             assert {key for key in tensors if key.endswith("running_mean")} <= changed
 
 
+def test_batchnorm_keeps_the_statistics_that_a_fitted_head_was_fitted_to():
+    model, cfg = fresh("resnet18", weights="x.pt", head_start="logistic")
+    blocks.freeze_blocks(model, cfg)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    step(model, cfg)
+    assert all(torch.equal(before[name], buffer) for name, buffer in model.named_buffers())
+    assert model.training and all(p.requires_grad for p in model.parameters())
+
+
 def test_frozen_blocks_drop_nothing_and_the_head_does():
     """EfficientNet leaves out whole layers at random while it learns (stochastic depth)."""
     model, cfg = fresh("efficientnet_b0", freeze="backbone")
     images = torch.rand(4, 3, 64, 64)
     settled(model, images)
     blocks.freeze_blocks(model, cfg)
-    blocks.set_modes(model)
+    blocks.set_modes(model, cfg)
     seen: list[torch.Tensor] = []
     models.head_of(model).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].clone()))
     first, second = model(images), model(images)
     assert torch.equal(*seen) and not torch.equal(first, second)
-    thawed, _ = fresh("efficientnet_b0")
-    blocks.set_modes(thawed)
+    thawed, free = fresh("efficientnet_b0")
+    blocks.set_modes(thawed, free)
     assert not torch.equal(thawed(images), thawed(images)) and all(m.training for m in thawed.modules())
 
 

@@ -108,7 +108,7 @@ def test_sgd_without_momentum_is_plain():
 
 
 def a_step(cfg, model, optimizer) -> None:
-    blocks.set_modes(model)
+    blocks.set_modes(model, cfg)
     model(torch.rand(4, 3, 64, 64)).square().sum().backward()
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)

@@ -263,7 +263,7 @@ def test_frozen_blocks_and_what_holds_them_drop_nothing(freeze):
     net = zoo.with_head(timm.create_model("vit_tiny_patch16_224", drop_path_rate=0.5, proj_drop_rate=0.5), cfg, 3)
     model = models.Normalized(net)
     learning = blocks.freeze_blocks(model, cfg)
-    blocks.set_modes(model)
+    blocks.set_modes(model, cfg)
     for name, block in blocks.blocks_of(model).items():
         dropouts = [module for module in block.modules() if "Drop" in type(module).__name__]
         assert {module.training for module in dropouts} == {name in learning}
