@@ -192,7 +192,7 @@ class Config(BaseModel):
     def _no_truth_values(cls, values):
         """YAML's true and yes would pass as the number 1; no setting is a truth value, so refuse them."""
         for name, value in values.items() if isinstance(values, dict) else ():
-            if isinstance(value, bool):
+            if isinstance(value, bool) and name in cls.model_fields:
                 wanted = setting_kind(name, cls.model_fields)
                 raise InputError(f"{name} = {str(value).lower()}: a truth value, where {wanted} is wanted", name)
         return values
@@ -271,11 +271,11 @@ class Config(BaseModel):
         if self.head_start != "fresh" and (self.head != "linear" or self.model in OURS):
             what = f"model {self.model}" if self.model in OURS else f"head {self.head}"
             raise InputError(
-                f"head_start = {self.head_start}: starts head linear of a pretrained network, not {what}",
+                f"head_start = {self.head_start}: starts the linear head of pretrained ones, not {what}",
                 "head_start",
             )
         if self.head in FITTED_HEADS and self.lr_find:
-            raise InputError(f"lr_find = {self.lr_find}: head {self.head} is fitted without a learning rate", "lr_find")
+            raise InputError(f"lr_find = {self.lr_find}: head {self.head} has no lr; set lr_find: 0", "lr_find")
         if self.head in FITTED_HEADS and not self.features_once:
             raise InputError(
                 f"head = {self.head} is fitted on a frozen network: set freeze: backbone, augment: none, mixing: none",
@@ -290,6 +290,8 @@ class Config(BaseModel):
 
     @model_validator(mode="after")
     def _recipe_fits_together(self):
+        if self.head in FITTED_HEADS:
+            return self  # it has no epochs
         if self.warmup_epochs >= self.epochs:
             raise InputError(
                 f"warmup_epochs = {self.warmup_epochs}: fewer than epochs = {self.epochs} are needed", "warmup_epochs"
@@ -343,7 +345,7 @@ class Config(BaseModel):
             )
         if self.balance == "smote" and not self.features_once:
             raise InputError(
-                "balance = smote mixes frozen features: set freeze: backbone with weights: DEFAULT (or base_weights), "
+                "balance = smote mixes frozen features: set freeze: backbone with weights: package (or base_weights), "
                 "augment: none and mixing: none",
                 "balance",
             )

@@ -7,6 +7,7 @@ from fruitlib.core.model_names import FITTED_HEADS
 TRAINING_LOOP = ["dropout", "layer_decay", "lr", "optimizer", "momentum", "weight_decay", "scheduler", "warmup_epochs"]
 TRAINING_LOOP += ["batch_size", "micro_batch", "clip_norm", "ema", "epochs", "loss", "label_smoothing", "monitor"]
 TRAINING_LOOP += ["focal_ratio", "focal_gamma", "patience", "min_delta", "keep"]
+TRAINING_LOOP += ["precision", "memory_format", "compile", "processes", "unfreeze_every"]
 
 
 def settings_without_effect(config: Config) -> set[str]:
@@ -22,4 +23,5 @@ def settings_without_effect(config: Config) -> set[str]:
     }
     if config.head in FITTED_HEADS:
         used |= dict.fromkeys(TRAINING_LOOP, False)
+        used["balance"] = config.head != "prototypes" or config.balance == "smote"
     return {name for name, has_effect in used.items() if not has_effect}

@@ -5,6 +5,7 @@ from typing import Any
 from fruitlib.core import config
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
+from fruitlib.core.model_names import FITTED_HEADS
 from fruitlib.core.setting_errors import nearest
 from fruitlib.core.source_code import assigned_names
 
@@ -22,6 +23,9 @@ def from_notebook(cells: dict[str, Any]) -> Config:
         raise InputError("overrides: wanted a mapping such as {'weight_decay': 0.01}")
     check_injected(cells)
     settings = {name: cells[name] for name in Config.model_fields if name in cells}
+    if settings.get("head") in FITTED_HEADS:  # the cell's defaults are for heads that are trained
+        defaults = {name: Config.model_fields[name].default for name in ("freeze", "augment")}
+        settings = {name: value for name, value in settings.items() if defaults.get(name, ...) != value}
     return config.make({**settings, **overrides}, "parameters")
 
 

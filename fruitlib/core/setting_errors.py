@@ -9,6 +9,7 @@ from fruitlib.core.errors import InputError
 # What other libraries call them
 ALIASES = {"learning_rate": "lr", "early_stopping": "patience", "bs": "batch_size", "wd": "weight_decay"}
 ALIASES |= {"gradient_clip_val": "clip_norm", "ema_decay": "ema", "smoothing": "label_smoothing", "arch": "model"}
+ALIASES |= {"pretrained": "weights", "backbone": "model", "tta": "views"}
 ALIASES |= {"max_epochs": "epochs", "accumulate_grad_batches": "micro_batch", "img_size": "image_size"}
 
 

@@ -21,7 +21,8 @@ from fruitlib.core.progress import OnProgress
 from fruitlib.data import decoding, preprocess, rgb, sources
 
 KEEP_DAYS = 7  # a file not used for so long is removed when another is made
-KINDS = ("*.npy", "*.npz", "*.probe.csv")  # of files: decoded photos, features of them, predictions by features
+# Of files: decoded photos, features of them, predictions by features, proofs of weights
+KINDS = ("*.npy", "*.npz", "*.probe.csv", "proofs/*.json")
 CHUNK = 16  # photos a thread decodes at a time: handing out small ones one by one costs more than decoding them
 
 

@@ -6,6 +6,7 @@ without weights; those of the model at hand are filled in, and the result must c
 
 import hashlib
 import json
+import logging
 import time
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
@@ -59,7 +60,13 @@ def exported(model: torch.nn.Module, images: torch.Tensor) -> onnx.ModelProto:
     names = {"input_names": ["images"], "output_names": ["logits"]}
     batch = ({0: torch.export.Dim("batch")},)
     how = {"dynamo": True, "external_data": False, "opset_version": OPSET, "verbose": False, "optimize": False}
-    return torch.onnx.export(model, (images,), dynamic_shapes=batch, **names, **how).model_proto
+    shapes = logging.getLogger("torch.fx.experimental.symbolic_shapes")  # prints whole graphs of a knn head
+    level = shapes.level
+    shapes.setLevel(logging.ERROR)
+    try:
+        return torch.onnx.export(model, (images,), dynamic_shapes=batch, **names, **how).model_proto
+    finally:
+        shapes.setLevel(level)
 
 
 def finished(proto: onnx.ModelProto) -> onnx.ModelProto:
@@ -149,7 +156,7 @@ def _computes(proto: onnx.ModelProto, model: torch.nn.Module, images: torch.Tens
 def _tidy(folder: Path) -> None:
     """Remove graphs that were not used for `KEEP_DAYS`."""
     long_ago = time.time() - KEEP_DAYS * 24 * 3600
-    for file in [*folder.glob("*.onnx"), *folder.glob("*.lock")]:
+    for file in list(folder.glob("*.onnx")):
         with suppress(OSError):
             if file.stat().st_mtime < long_ago:
                 file.unlink()

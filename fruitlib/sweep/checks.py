@@ -3,7 +3,7 @@
 from fruitlib.core import files, machine, texts
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
-from fruitlib.core.model_names import BASE_CLASSES
+from fruitlib.core.model_names import BASE_CLASSES, TIMM
 from fruitlib.data import sources
 from fruitlib.evaluation import prevalence
 from fruitlib.runs.stages import notebook_path
@@ -40,7 +40,12 @@ def check_plan(plan: Sweep) -> list[str]:
 def _check_with_torch(plan: Sweep) -> list[str]:
     """Check what needs torch, and so some seconds to import it."""
     all_configs = possible_configs(plan)
-    starts = {(c.model, c.weights, c.base_weights): c for c in all_configs if c.weights != "none" or c.base_weights}
+    starts = {}
+    for config in all_configs:
+        of_timm = config.model.startswith(TIMM)  # which may take some sizes only
+        if of_timm or config.weights != "none" or config.base_weights:
+            key = (config.model, config.weights, config.base_weights, config.image_size if of_timm else 0)
+            starts.setdefault(key, config)
     lower = [config for config in all_configs if config.precision in ("bf16", "fp16")]
     if not (starts or lower):
         return []
@@ -49,7 +54,7 @@ def _check_with_torch(plan: Sweep) -> list[str]:
     origins = [f"{config.model}: {models.check_start_weights(config)}" for config in starts.values()]
     for config in lower:
         precision.check_precision(config, machine.device())
-    return origins
+    return list(dict.fromkeys(origins))
 
 
 def check_classes(plan: Sweep, progress) -> None:

@@ -36,7 +36,8 @@ def check_final(plan: Sweep) -> None:
     Raises:
         InputError: a refit by a schedule that follows validation, of which a refit has none.
     """
-    watching = any(config.scheduler == "plateau" for config in plan.runs.values())
+    trained = [config for config in plan.runs.values() if config.head not in FITTED_HEADS]
+    watching = any(config.scheduler == "plateau" for config in trained)
     if plan.config.folds and plan.ship == "refit" and watching:
         raise InputError(
             f"{plan.source}: ship: refit trains on the photos of all folds, which leaves scheduler: plateau none to "

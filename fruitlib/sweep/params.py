@@ -108,7 +108,7 @@ def _plan(content: dict, settings: dict[str, Any], path: Path) -> Sweep:
     _check_names(content)
     meta = {key: content.pop(key) for key in SWEEP_KEYS if key in content}
     fixed = {**content, **settings}
-    config = make(fixed)
+    config = make(_first_model(meta) | fixed)
     search = _search(meta, fixed)
     if "ship" in meta and not config.folds:
         raise InputError("ship says which model goes out after folds; set folds: 5, or remove it", "ship")
@@ -179,6 +179,15 @@ def _search(meta: dict, fixed: dict) -> Search | None:
         raise InputError(f"search: {pair}: this looks for the worst runs; set the other direction", key, chosen[key])
     storage, tried = str(wanted.get("storage") or ""), _corners(space, fixed)
     return Search(space, trials, seed=seed, storage=storage, fixed=fixed, corners=tried, **chosen)
+
+
+def _first_model(meta: dict) -> dict[str, Any]:
+    """The first model of the grid or list, for the settings that all runs share: they are judged with one of them."""
+    grid, entries = meta.get("grid"), meta.get("list")
+    listed = grid.get("model") if isinstance(grid, dict) else None
+    if isinstance(entries, list) and entries and isinstance(entries[0], dict) and not listed:
+        listed = [entries[0]["model"]] if "model" in entries[0] else None
+    return {"model": listed[0]} if isinstance(listed, list) and listed and isinstance(listed[0], str) else {}
 
 
 def _check_count(where: str, key: str, value: Any, least: int = 0) -> None:

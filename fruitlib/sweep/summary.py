@@ -6,6 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from fruitlib.core import files
+from fruitlib.core.model_names import FITTED_HEADS
 from fruitlib.data import splits
 from fruitlib.evaluation import crossval, selection, sweep_answers, wording
 from fruitlib.evaluation.study import Study, build_study
@@ -141,7 +142,8 @@ def sweep_record(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
     settings = _settings(plan)
     listed = [{"name": name, "settings": settings.get(name, {}), **states[name]} for name in work]
     for run in listed:
-        run["epochs"] = work[run["name"]].config.epochs
+        config = work[run["name"]].config
+        run["epochs"] = 1 if config.head in FITTED_HEADS else config.epochs
         run |= {} if run["name"] in plan.runs else {"stages": final_model.stages(work[run["name"]])}
     return {
         "title": plan.title,

@@ -1,12 +1,9 @@
-"""A network's blocks: which of them train in which epoch, and the features of a backbone that does not train."""
+"""A network's blocks: which of them train in which epoch, and which layers Grad-CAM looks at."""
 
-import torch
 from torch import nn
 
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
-from fruitlib.data import dataset
-from fruitlib.data.dataset import Photos
 from fruitlib.training import models
 from fruitlib.training.models import Base, End2End, Ensemble, Normalized
 from fruitlib.training.timm_zoo import TimmNet
@@ -53,23 +50,6 @@ def set_modes(model: Normalized, config: Config) -> None:
 
 def _learns(part: nn.Module) -> bool:
     return any(p.requires_grad for p in part.parameters())
-
-
-@torch.no_grad()  # not inference_mode: the head trains on these
-def backbone_features(model: Normalized, photos: Photos, batch_size: int = 64) -> torch.Tensor:
-    """The backbone's features of these photos, in eval mode: float32 (n, D) on the CPU."""
-    features: list[torch.Tensor] = []
-    hook = models.head_of(model).register_forward_pre_hook(
-        lambda module, inputs: features.append(inputs[0].float().cpu())
-    )
-    device = next(model.parameters()).device
-    model.eval()
-    try:
-        for pixels in dataset.in_parts(photos, batch_size, device):
-            model(pixels)
-    finally:
-        hook.remove()
-    return torch.cat(features)
 
 
 CONTAINERS = ("features", "trunk_output", "base")  # of parts in a row, in torchvision's networks and in End2End

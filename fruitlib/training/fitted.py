@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fruitlib.core import files, machine
+from fruitlib.core.errors import InputError
 from fruitlib.core.progress import meter
 from fruitlib.data import dataset
 from fruitlib.data.dataset import Photos
@@ -60,6 +61,8 @@ def train_head(run: Run, on_epoch: OnEpoch) -> None:
     head = fit_last(run, model, train_photos, train_features.values, config.head)
     put_last(model, head.module.to(device))
     say(head.summary)
+    if model.origin.source == "fresh":
+        say("weights = none: the frozen network is random; weights: package or DEFAULT would be pretrained ones")
 
     # Evaluate, as the model does: the mean over the views.
     loss_of = losses.build_validation_loss(config)
@@ -74,6 +77,8 @@ def train_head(run: Run, on_epoch: OnEpoch) -> None:
 
     # Keep.
     tracking.write_history(run, [row])
+    with tracking.Mirrors(run, []) as mirrors:
+        mirrors.log(row)
     run.write_predictions("val", {"torch": metrics.softmax(logits.numpy().astype(np.float64))}, run.rows("val"))
     epochs = 1 if logits.numel() <= evaluate.KEPT_VALUES else 0
     run.write_epoch_predictions(evaluate.half_probs(logits).numpy()[None][:epochs])
@@ -119,8 +124,10 @@ def fit_last(run: Run, model: Normalized, photos: Photos, values: np.ndarray, ki
         device = next(model.parameters()).device
         with torch.no_grad():
             flat = torch.cat([before(part.to(device)).cpu() for part in flat.split(4096)])
-    values = flat.reshape(*values.shape[:2], -1).numpy()
-    config, method = run.config, run.config.balance
+    values, config, method = flat.reshape(*values.shape[:2], -1).numpy(), run.config, run.config.balance
+    if not np.isfinite(values).all():
+        what = f"weights {config.weights}: the network's features are NaN or infinite"
+        raise InputError(f"{what}; name another file, or another model", "weights")
     if config.head != kind and method != "none":  # the start of a training, whatever it does in its batches
         method = "class_weights"
     groups = run.groups(photos.paths)

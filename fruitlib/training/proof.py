@@ -18,7 +18,7 @@ from fruitlib.core import files
 from fruitlib.core.errors import InputError
 from fruitlib.training.weights import MEAN, STD, Facts, Triple
 
-VERSION = 1  # of what is proven: kept verdicts of another version are not used
+VERSION = 2  # of what is proven: kept verdicts of another version are not used
 # ImageNet's classes for what the photos show, and for what looks like it
 BUILDING = {442: "bell cote", 449: "boathouse", 483: "castle", 497: "church", 538: "dome", 663: "monastery"}
 BUILDING |= {668: "mosque", 698: "palace", 832: "stupa", 858: "tile roof", 975: "lakeside"}
@@ -233,7 +233,7 @@ def _best_normalisation(distances: dict[tuple, float], own: tuple) -> tuple[str,
     best = min(distances, key=distances.__getitem__)
     if distances[best] > FIT:
         return "none", own, f"BatchNorm fits no normalisation, the nearest is {distances[best]} off"
-    if distances[own] > max(FIT / 2, CLEAR * distances[best]):
+    if distances[own] > FIT or distances[own] > max(FIT / 2, CLEAR * distances[best]):
         text = f"BatchNorm fits {_said(best)} ({distances[best]} off) and not {_said(own)} ({distances[own]} off)"
         return "other", best, text
     next_best = min(value for tried, value in distances.items() if tried != own)

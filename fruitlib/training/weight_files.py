@@ -112,9 +112,12 @@ def _is_safetensors(data: bytes) -> bool:
 
 
 def _safetensors(path: Path, data: bytes) -> State:
-    from safetensors import SafetensorError
-    from safetensors.torch import load
-
+    try:
+        from safetensors import SafetensorError
+        from safetensors.torch import load
+    except ImportError:
+        remedy = "pip install 'fruitlib[weights]'"
+        raise InputError(f"weights {path}: safetensors, which reads it, is not installed: {remedy}") from None
     try:
         return load(data)
     except (SafetensorError, json.JSONDecodeError, ValueError, KeyError) as problem:

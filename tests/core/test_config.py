@@ -49,7 +49,7 @@ ROOT = Path(__file__).parents[2]
         ({"head": "logistic"}, ["torchvision's and timm's models", "end2end"]),
         ({"model": "resnet18", "head": "svm", "augment": "full"}, ["head = svm", "augment: none"]),
         ({"model": "resnet18", "head": "knn", "balance": "oversample"}, ["balance = oversample", "class_weights"]),
-        ({"model": "resnet18", "head": "knn", "lr_find": 100}, ["lr_find = 100", "without a learning rate"]),
+        ({"model": "resnet18", "head": "knn", "lr_find": 100}, ["lr_find = 100", "set lr_find: 0"]),
         ({"model": "resnet18", "head": "svm", "head_start": "logistic"}, ["head_start = logistic", "not head svm"]),
         ({"head_start": "logistic"}, ["head_start = logistic", "not model end2end"]),
         ({"warmup_epochs": 20}, ["warmup_epochs = 20", "epochs = 20"]),

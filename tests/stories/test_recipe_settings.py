@@ -9,7 +9,7 @@ import torchvision
 
 from fruitlib.core import config
 from fruitlib.data import dataset
-from fruitlib.training import blocks, evaluate, models, train, weights
+from fruitlib.training import blocks, evaluate, features, models, train, weights
 
 VALUES = ["train_loss", "train_accuracy", "train_macro_f1", "val_loss", "val_accuracy", "val_macro_f1"]
 
@@ -115,7 +115,7 @@ def test_the_head_of_the_features_is_the_model(name, make_run):
     model = models.build(config.make({"model": name}), 3)
     photos = dataset.load_photos(make_run(), "val")
     with torch.no_grad():
-        logits = models.head_of(model.eval())(blocks.backbone_features(model, photos))
+        logits = models.head_of(model.eval())(torch.from_numpy(features.compute(model, photos)[0]))
         torch.testing.assert_close(logits, evaluate.predict(model, photos), atol=1e-5, rtol=1e-4)
 
 
