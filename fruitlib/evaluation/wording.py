@@ -222,8 +222,8 @@ def _signed_interval(row: tuple[float, float, float]) -> str:
 def probe_text(numbers: Mapping, word: str = "group") -> str:
     """Whether a network is worth more than frozen features, from numbers named as in `ValidationScores`.
 
-    `accuracy 0.823 against 0.790, +3.3 points (95 % interval 0.4 to 6.2), p = 0.03; macro-F1 0.794 against 0.761: the
-    network is better on new varieties`; empty where there was no probe.
+    `accuracy 0.823 against 0.790, +3.3 points (95 % interval 0.4 to 6.2), p = 0.03; macro-F1 0.794 against 0.761: this
+    run is better on new varieties`; empty where there was no probe.
     """
     value = numbers.get("over_probe", math.nan)
     if math.isnan(value):

@@ -24,7 +24,7 @@ GROUPS = [f"variety {photo // 6}" for photo in range(60)]  # ten varieties
 FEW = [f"variety {photo // 15}" for photo in range(60)]  # four
 EVERY_SIXTH, TWELVE, TWO = range(0, 60, 6), range(12), range(2)
 CASES = [
-    ("better", TWO, range(20, 40), None, "the network is better on new photos", "beaten"),
+    ("better", TWO, range(20, 40), None, "this run is better on new photos", "beaten"),
     (
         "worse",
         range(20, 40),
@@ -38,11 +38,11 @@ CASES = [
         TWELVE,
         range(10, 23),
         None,
-        "not significant on new photos: nothing shows that the network",
+        "not significant on new photos: nothing shows that this run",
         "not beaten",
     ),
     ("alike", TWELVE, TWELVE, None, "not significant on new photos", "not beaten"),
-    ("in groups", [], EVERY_SIXTH, GROUPS, "the network is better on new varieties", "beaten"),
+    ("in groups", [], EVERY_SIXTH, GROUPS, "this run is better on new varieties", "beaten"),
     ("one group", [], range(6), GROUPS, "not significant on new varieties", "not beaten"),
     ("few groups", [], EVERY_SIXTH, FEW, "too few varieties to tell (at least six are needed)", "not beaten"),
 ]
@@ -181,9 +181,9 @@ BETTER |= {"over_probe_low": 0.02, "over_probe_high": 0.18, "over_probe_p": 0.01
             "better on new groups; it was picked out of 8 by its results, which makes p too small",
             "none",
         ),
-        (BETTER | {"over_probe_p": 0.5}, False, 8, "nothing shows that the network is worth more", "picked"),
+        (BETTER | {"over_probe_p": 0.5}, False, 8, "nothing shows that this run is worth more", "picked"),
         (BETTER | {"over_probe": -0.1}, False, 8, "frozen features are better on new groups", "picked"),
-        ({"accuracy": 0.9}, True, 8, "Itself a logistic regression on frozen features", "Compared"),
+        ({"accuracy": 0.9}, True, 8, "is itself a logistic regression on frozen features", "Compared"),
     ],
 )
 def test_the_chosen_one_is_compared_in_one_line(numbers, is_probe, candidates, said, unsaid):

@@ -299,7 +299,7 @@ def test_the_index_says_which_runs_beat_frozen_features(sweep, over, p, mark):
     site.build_site(sweep)
     text = read(sweep / "index.html").text
     assert f"{sentence}." in text and f"frozen 0.700: {mark}" in text
-    assert text.count("frozen 0") == 1 and "by the paired test" in text
+    assert text.count("frozen 0") == 1 and "paired test on the same photos" in text
 
 
 @pytest.mark.parametrize(

@@ -490,7 +490,7 @@ def test_restore_gives_back_the_model(tmp_path, name, settings):
     before = torch.get_rng_state()
     restored, content = models.restore(tmp_path / "best.pt")
     assert torch.equal(before, torch.get_rng_state())
-    images = torch.rand(2, 3, 64, 64)
+    images, model = torch.rand(2, 3, 64, 64), model.to(memory_format=torch.channels_last)
     assert torch.equal(restored(images), model(images)) and not restored.training
     assert (content["class_names"], content["epoch"], content["image_size"]) == (list("abcde"), 7, 64)
     network = {"head": "linear", "head_width": 0, "dropout": "auto", "views": "one", "model": name} | settings
