@@ -58,6 +58,15 @@ def test_the_table_of_pretrained_networks_is_what_was_measured():
     assert len(expected) == 7 and set(expected) <= set(README.splitlines())
 
 
+def test_02_says_what_was_measured():
+    results = pd.read_csv(EXAMPLE / "finetune" / "results_oof.csv")["accuracy"].tolist()
+    further, scratch = results[1:4], results[4:]
+    said = (ROOT / "notebooks" / "02_train.ipynb").read_text(encoding="utf-8")
+    assert f"is right on {results[0]:.2f} of the photos" in said
+    assert f"trained further from there, on {min(further):.2f} to {max(further):.2f} by seed" in said
+    assert f"from scratch, on {min(scratch):.2f} to {max(scratch):.2f}." in said
+
+
 def test_what_choosing_adds_is_the_examples():
     points = 100 * json.loads((EXAMPLE / "sweep.json").read_text(encoding="utf-8"))["optimism"]["points"]
     assert f"flatters its validation accuracy by about {points:.0f} points" in README.replace("\n", " ")
