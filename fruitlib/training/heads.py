@@ -27,7 +27,7 @@ STRENGTHS |= {"knn": (40, 20, 10, 5, 3, 1), "prototypes": (0,)}
 USUAL = {"logistic": 1.0, "svm": 0.01, "knn": 5, "prototypes": 0}  # where nothing can be compared
 WORDS = {"logistic": "C", "svm": "C", "knn": "k", "prototypes": ""}
 FOLDS = 5
-# Rows of features that strengths are compared on; with more, a sample of them
+# TrainingSet of features that strengths are compared on; with more, a sample of them
 MOST_COMPARED = {"logistic": 1000, "svm": 500, "knn": 2000, "prototypes": 300}
 WORSE = 2
 ALIKE = 1.02  # the weakest penalty whose log-loss is within 2 % of the least is taken: see `_choose`
@@ -90,7 +90,7 @@ def resize(model: nn.Module, state: dict[str, torch.Tensor]) -> None:
 
 
 @dataclass(frozen=True)
-class Teaching:
+class TrainingSet:
     """What a head learns from: features, a row for each view of each photo, and how classes are balanced.
 
     `rows` (m, r) are the standardised features in an orthonormal `basis` (D, r) of their own span, or as they are
@@ -110,7 +110,7 @@ class Teaching:
     basis: np.ndarray | None
 
     def balanced(self, rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Rows and labels, with SMOTE's where that is set."""
+        """TrainingSet and labels, with SMOTE's where that is set."""
         if self.balance != "smote":
             return rows, labels
         more, names = balance.smote(torch.from_numpy(rows), torch.from_numpy(labels), self.seed)
@@ -165,25 +165,25 @@ def fit(
     Raises:
         InputError: SMOTE with a class of one row.
     """
-    teaching = _teaching(kind, features, labels, groups, num_classes, method, seed)
-    present = np.unique(teaching.labels)
+    training = _training_set(kind, features, labels, groups, num_classes, method, seed)
+    present = np.unique(training.labels)
     if len(present) == 1:
-        layer = teaching.linear(np.zeros((1, teaching.rows.shape[1])), np.zeros(1), present)
+        layer = training.linear(np.zeros((1, training.rows.shape[1])), np.zeros(1), present)
         return Fitted(layer, kind, USUAL[kind], f"head {kind}: one class has photos, and it is always the answer")
-    strength, factor, table, how = _choose(teaching)
-    rows, names = teaching.balanced(teaching.rows, teaching.labels)
+    strength, factor, table, how = _choose(training)
+    rows, names = training.balanced(training.rows, training.labels)
     if kind == "knn":
-        module = _knn(teaching, rows, names, strength)
+        module = _knn(training, rows, names, strength)
     else:
-        model = _estimator(teaching, rows, names, strength, FINAL)
-        module = teaching.linear(model.coef_ * factor, model.intercept_ * factor, present)
+        model = _estimator(training, rows, names, strength, FINAL)
+        module = training.linear(model.coef_ * factor, model.intercept_ * factor, present)
     photos = f"{len(features):,} photos" + (f", {features.shape[1]} views each" if features.shape[1] > 1 else "")
     balanced = {"class_weights": ", all classes weigh alike", "smote": ", rare classes topped up by SMOTE"}
     chosen = f"{WORDS[kind]} = {strength:g}, {how}" if WORDS[kind] else "covariance within classes shrunken by OAS"
     return Fitted(module, kind, strength, f"head {kind}: fitted on {photos}{balanced.get(method, '')}; {chosen}", table)
 
 
-def _teaching(kind, features, labels, groups, num_classes: int, method: str, seed: int) -> Teaching:
+def _training_set(kind, features, labels, groups, num_classes: int, method: str, seed: int) -> TrainingSet:
     photos = np.arange(len(features)).repeat(features.shape[1])
     names = [group or f"\0{place}" for place, group in enumerate(groups)]
     of_group = np.unique(names, return_inverse=True)[1]
@@ -194,7 +194,9 @@ def _teaching(kind, features, labels, groups, num_classes: int, method: str, see
         basis, right = np.linalg.qr(rows.T)
         rows = np.ascontiguousarray(right.T)
     labels = np.asarray(labels)
-    return Teaching(kind, rows, labels[photos], photos, of_group[photos], num_classes, method, seed, mean, scale, basis)
+    return TrainingSet(
+        kind, rows, labels[photos], photos, of_group[photos], num_classes, method, seed, mean, scale, basis
+    )
 
 
 def _standard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -212,19 +214,21 @@ def _standard(rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return scaler.mean_, np.where(scale > 0, scale, 1.0)
 
 
-def _estimator(teaching: Teaching, rows: np.ndarray, labels: np.ndarray, strength: float, tolerance: float, warm=None):
+def _estimator(
+    training: TrainingSet, rows: np.ndarray, labels: np.ndarray, strength: float, tolerance: float, warm=None
+):
     """scikit-learn's fitted estimator; logistic regression starts from `warm`, that of another strength."""
     from sklearn.linear_model import LogisticRegression
     from sklearn.svm import LinearSVC
 
-    if teaching.kind == "prototypes":
+    if training.kind == "prototypes":
         return Prototypes(rows, labels)
-    if teaching.kind == "svm":
-        model = LinearSVC(C=strength, tol=10 * COMPARED, max_iter=10_000, random_state=teaching.seed)
+    if training.kind == "svm":
+        model = LinearSVC(C=strength, tol=10 * COMPARED, max_iter=10_000, random_state=training.seed)
     else:
         model = warm or LogisticRegression(max_iter=10_000, warm_start=True)
         model.set_params(C=strength, tol=tolerance)
-    return model.fit(rows, labels, sample_weight=teaching.weights(labels))
+    return model.fit(rows, labels, sample_weight=training.weights(labels))
 
 
 class Prototypes:
@@ -249,19 +253,19 @@ class Prototypes:
         return rows @ self.coef_.T + self.intercept_
 
 
-def _knn(teaching: Teaching, rows: np.ndarray, labels: np.ndarray, k: int) -> Knn:
+def _knn(training: TrainingSet, rows: np.ndarray, labels: np.ndarray, k: int) -> Knn:
     """The votes of these rows, for plain features."""
-    plain = rows if teaching.basis is None else rows @ teaching.basis.T
-    module = Knn(len(teaching.mean), teaching.num_classes, len(rows))
-    module.mean.copy_(torch.from_numpy(teaching.mean))
-    module.scale.copy_(torch.from_numpy(teaching.scale))
+    plain = rows if training.basis is None else rows @ training.basis.T
+    module = Knn(len(training.mean), training.num_classes, len(rows))
+    module.mean.copy_(torch.from_numpy(training.mean))
+    module.scale.copy_(torch.from_numpy(training.scale))
     module.directions.copy_(nn.functional.normalize(torch.from_numpy(plain)))
-    module.votes[np.arange(len(rows)), labels] = torch.from_numpy(teaching.weights(labels)).float()
+    module.votes[np.arange(len(rows)), labels] = torch.from_numpy(training.weights(labels)).float()
     module.k.fill_(min(k, len(rows)))
     return module
 
 
-def _choose(teaching: Teaching) -> tuple[float, float, list[dict], str]:
+def _choose(training: TrainingSet) -> tuple[float, float, list[dict], str]:
     """The strength with the least log-loss, the factor that makes its scores logits, all compared, and how, in words.
 
     The log-loss is taken with the scores multiplied by the factor that suits them best, so that it compares what a
@@ -270,16 +274,16 @@ def _choose(teaching: Teaching) -> tuple[float, float, list[dict], str]:
     photos of another collection, on which it was not chosen, the two were alike (.829 and .826).
     Features are scaled by all training photos, which tells no labels.
     """
-    sample, folds, how = _division(teaching)
-    strengths = STRENGTHS[teaching.kind]
+    sample, folds, how = _division(training)
+    strengths = STRENGTHS[training.kind]
     if not folds:
-        return USUAL[teaching.kind], 1.0, [], how
+        return USUAL[training.kind], 1.0, [], how
     table: list[dict] = []
     warm: list[Any] = [None] * len(folds)
     for strength in strengths:
-        logits, labels = _unseen(teaching, sample, folds, strength, warm)
-        factor, loss = _scaled(logits, labels, teaching)
-        hits = np.average(logits.argmax(1) == labels, weights=teaching.weights(labels))
+        logits, labels = _unseen(training, sample, folds, strength, warm)
+        factor, loss = _scaled(logits, labels, training)
+        hits = np.average(logits.argmax(1) == labels, weights=training.weights(labels))
         row = {"strength": strength, "log_loss": loss, "accuracy": float(hits), "factor": factor}
         table.append(row)
         limit = ALIKE * min(row["log_loss"] for row in table)
@@ -291,40 +295,40 @@ def _choose(teaching: Teaching) -> tuple[float, float, list[dict], str]:
     return best["strength"], best["factor"], table, how
 
 
-def _division(teaching: Teaching) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]], str]:
-    """The rows on which strengths are compared, folds of these rows (learn, judge), and what to say of it.
+def _division(training: TrainingSet) -> tuple[np.ndarray, list[tuple[np.ndarray, np.ndarray]], str]:
+    """The rows on which strengths are compared, folds of these rows (train, held out), and what to say of it.
 
-    No folds where a class has fewer than two groups, of which one could learn and one judge.
+    No folds where a class has fewer than two groups, of which one could train and one be held out.
     """
     from sklearn.model_selection import StratifiedGroupKFold
 
-    sample, how = np.arange(len(teaching.rows)), ""
-    if len(sample) > (most := MOST_COMPARED[teaching.kind]):
-        count = max(most // int((teaching.photos == 0).sum()), 2 * teaching.num_classes)  # all views of a photo
-        chosen = _sample(teaching, count)
-        sample, how = np.flatnonzero(np.isin(teaching.photos, chosen)), f", on {len(chosen):,} of them"
-    labels, groups = teaching.labels[sample], teaching.groups[sample]
+    sample, how = np.arange(len(training.rows)), ""
+    if len(sample) > (most := MOST_COMPARED[training.kind]):
+        count = max(most // int((training.photos == 0).sum()), 2 * training.num_classes)  # all views of a photo
+        chosen = _sample(training, count)
+        sample, how = np.flatnonzero(np.isin(training.photos, chosen)), f", on {len(chosen):,} of them"
+    labels, groups = training.labels[sample], training.groups[sample]
     classes, groups_of_each = np.unique(np.unique([labels, groups], axis=1)[0], return_counts=True)
     count = min(FOLDS, groups_of_each.min())
     folds = []
     if count > 1:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of classes with fewer rows than folds
-            divide = StratifiedGroupKFold(count, shuffle=True, random_state=teaching.seed)
+            divide = StratifiedGroupKFold(count, shuffle=True, random_state=training.seed)
             folds = list(divide.split(sample, labels, groups))
-    needed = 2 if teaching.balance == "smote" else 1
-    whole = [(np.bincount(labels[learn], minlength=classes[-1] + 1)[classes] >= needed).all() for learn, _ in folds]
+    needed = 2 if training.balance == "smote" else 1
+    whole = [(np.bincount(labels[train], minlength=classes[-1] + 1)[classes] >= needed).all() for train, _ in folds]
     if not folds or not all(whole):
         return sample, [], "the usual value, since a class has too few groups to compare strengths"
     return sample, folds, how
 
 
-def _sample(teaching: Teaching, count: int) -> np.ndarray:
+def _sample(training: TrainingSet, count: int) -> np.ndarray:
     """About `count` photos: of every class some, in proportion, from as many groups as can be."""
-    photos, first = np.unique(teaching.photos, return_index=True)
-    order = np.random.default_rng(teaching.seed).permutation(len(photos))
-    order = order[np.argsort(_rank(teaching.groups[first][order]), kind="stable")]  # a photo of every group first
-    labels = teaching.labels[first][order]
+    photos, first = np.unique(training.photos, return_index=True)
+    order = np.random.default_rng(training.seed).permutation(len(photos))
+    order = order[np.argsort(_rank(training.groups[first][order]), kind="stable")]  # a photo of every group first
+    labels = training.labels[first][order]
     rank, size = _rank(labels), np.bincount(labels)[labels]
     turn = np.where(rank < FOLDS, rank - FOLDS, rank / size)  # what the folds need, then each class alike
     return photos[order[np.argsort(turn, kind="stable")][:count]]
@@ -335,41 +339,41 @@ def _rank(names: np.ndarray) -> np.ndarray:
     return pd.Series(names).groupby(names).cumcount().to_numpy()
 
 
-def _unseen(teaching: Teaching, sample: np.ndarray, folds: list, strength: float, warm: list[Any]):
+def _unseen(training: TrainingSet, sample: np.ndarray, folds: list, strength: float, warm: list[Any]):
     """Scores (n, classes) of the sample's photos, by heads that did not learn from them, and labels (n,).
 
     `warm` holds each fold's estimator of the strength before, and then that of this one.
     """
-    rows, labels = teaching.rows[sample], teaching.labels[sample]
+    rows, labels = training.rows[sample], training.labels[sample]
     classes, places = np.unique(labels, return_inverse=True)
     scores = np.empty((len(rows), len(classes)))
-    for number, (learn, judge) in enumerate(folds):
-        centre = rows[learn].mean(0)  # that of all rows would give away the mean of those held out
-        taught, names = teaching.balanced(rows[learn] - centre, labels[learn])
-        asked = rows[judge] - centre
-        if teaching.kind == "knn":
-            scores[judge] = _votes(teaching, taught, names, asked, strength)[:, classes]
+    for number, (train, held_out) in enumerate(folds):
+        centre = rows[train].mean(0)  # that of all rows would give away the mean of those held out
+        train_rows, names = training.balanced(rows[train] - centre, labels[train])
+        asked = rows[held_out] - centre
+        if training.kind == "knn":
+            scores[held_out] = _votes(training, train_rows, names, asked, strength)[:, classes]
             continue
-        warm[number] = _estimator(teaching, taught, names, strength, COMPARED, warm[number])
+        warm[number] = _estimator(training, train_rows, names, strength, COMPARED, warm[number])
         found = warm[number].decision_function(asked)
-        scores[judge] = found if found.ndim == 2 else _two(found[None]).T
-    photos, first = np.unique(teaching.photos[sample], return_index=True)
+        scores[held_out] = found if found.ndim == 2 else _two(found[None]).T
+    photos, first = np.unique(training.photos[sample], return_index=True)
     views = len(rows) // len(photos)  # a photo's rows follow one another
     return scores.reshape(len(photos), views, -1).mean(1), places[first]
 
 
-def _votes(teaching: Teaching, taught: np.ndarray, names: np.ndarray, asked: np.ndarray, k: int) -> np.ndarray:
-    module = Knn(taught.shape[1], teaching.num_classes, len(taught)).double()
-    module.directions.copy_(nn.functional.normalize(torch.from_numpy(taught)))
-    module.votes[np.arange(len(taught)), names] = torch.from_numpy(teaching.weights(names))
-    module.k.fill_(min(k, len(taught)))
+def _votes(training: TrainingSet, train_rows: np.ndarray, names: np.ndarray, asked: np.ndarray, k: int) -> np.ndarray:
+    module = Knn(train_rows.shape[1], training.num_classes, len(train_rows)).double()
+    module.directions.copy_(nn.functional.normalize(torch.from_numpy(train_rows)))
+    module.votes[np.arange(len(train_rows)), names] = torch.from_numpy(training.weights(names))
+    module.k.fill_(min(k, len(train_rows)))
     return module(torch.from_numpy(asked)).numpy()
 
 
-def _scaled(logits: np.ndarray, labels: np.ndarray, teaching: Teaching) -> tuple[float, float]:
+def _scaled(logits: np.ndarray, labels: np.ndarray, training: TrainingSet) -> tuple[float, float]:
     """The factor on scores (n, classes) with the least log-loss, and that; 1 where they are logits already."""
-    factors = np.ones(1) if teaching.kind == "knn" else SCALES
-    weights, losses = teaching.weights(labels), []
+    factors = np.ones(1) if training.kind == "knn" else SCALES
+    weights, losses = training.weights(labels), []
     for factor in factors:
         scores = logits * factor
         largest = scores.max(1)
