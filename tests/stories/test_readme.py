@@ -67,6 +67,15 @@ def test_02_says_what_was_measured():
     assert f"from scratch, on {min(scratch):.2f} to {max(scratch):.2f}." in said
 
 
+def test_what_was_tried_with_other_networks_is_what_was_measured():
+    results = pd.read_csv(EXAMPLE / "models" / "results_oof.csv")
+    by_model = {row["combination"]: f"{row['accuracy']:.2f}"[1:] for row in results.to_dict("records")}
+    order = ["lite1,", "lite2,", "squeezenet1_1", "lite0,weights=none", "lite0,weights=package"]
+    *others, best = [next(value for name, value in by_model.items() if part in name) for part in order]
+    tried = (ROOT / "executed" / "README.md").read_text(encoding="utf-8")
+    assert f"| {', '.join(others)} | {best} with Lite0 |" in tried
+
+
 def test_what_choosing_adds_is_the_examples():
     points = 100 * json.loads((EXAMPLE / "sweep.json").read_text(encoding="utf-8"))["optimism"]["points"]
     assert f"flatters its validation accuracy by about {points:.0f} points" in README.replace("\n", " ")
