@@ -104,9 +104,9 @@ def _sha256(state: State) -> str:
 
 def _head_prefixes(net: nn.Module) -> tuple[str, ...]:
     """What the names of the head's entries begin with: in timm's networks as timm says, else by its usual name."""
-    said = (getattr(net, "pretrained_cfg", None) or {}).get("classifier")
-    if said:
-        return tuple(f"{name}." for name in ([said] if isinstance(said, str) else said))
+    heads = (getattr(net, "pretrained_cfg", None) or {}).get("classifier")
+    if heads:
+        return tuple(f"{name}." for name in ([heads] if isinstance(heads, str) else heads))
     return (f"{zoo.head_name(net)}.",)
 
 
@@ -131,7 +131,7 @@ def _fitted(net: nn.Module, file: WeightFile) -> tuple[State, tuple[str, ...], s
 def _refuse(verdict: Verdict, origin: Origin, config: Config) -> None:
     """Refuse weights that the photos speak against.
 
-    A network's published weights are right where its library says so: that a photo is not named is then only said.
+    A network's published weights are right where its library says so: an unnamed photo is then no error.
     """
     where = f"weights {config.weights}" if origin.source != "file" else f"weights {origin.file}"
     wrong = {"package": ("other", "unsure"), "DEFAULT": ("other",)}
