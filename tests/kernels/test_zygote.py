@@ -626,18 +626,23 @@ def test_what_an_import_took_from_the_environment_is_taken_from_its_own(full, tm
 
 
 @contextlib.contextmanager
-def kernel():
-    """A kernel that is about to answer: its manager and a client."""
-    manager = KernelManager(kernel_name=NAME)
-    manager.start_kernel(stderr=subprocess.DEVNULL)
-    client = manager.client()
-    client.start_channels()
-    try:
-        yield manager, client
-    finally:
-        client.stop_channels()
-        manager.shutdown_kernel(now=True)
-        manager.cleanup_resources()
+def kernel(**options):
+    """A kernel that is about to answer: its manager and a client. A failure shows what the kernel wrote."""
+    with tempfile.TemporaryFile("w+") as log:
+        manager = KernelManager(kernel_name=NAME, **options)
+        manager.start_kernel(stderr=log)
+        client = manager.client()
+        client.start_channels()
+        try:
+            yield manager, client
+        except RuntimeError as problem:
+            log.seek(0)
+            problem.add_note(log.read())
+            raise
+        finally:
+            client.stop_channels()
+            manager.shutdown_kernel(now=True)
+            manager.cleanup_resources()
 
 
 def execute(client, code: str) -> list:
@@ -686,9 +691,11 @@ def test_a_kernel_does_what_kernels_do(full):
         assert gone(stand_in, again) and psutil.pid_exists(zygote)
 
 
-def test_eight_kernels_at_once(full):
+def test_eight_kernels_at_once(full, short):
+    """Over sockets on disk, as sweeps have them: a port that was free may be another process's when a kernel binds it."""
     with contextlib.ExitStack() as stack:
-        clients = [stack.enter_context(kernel())[1] for _ in range(8)]
+        files = [f"{short}/kernel-{number}.json" for number in range(8)]
+        clients = [stack.enter_context(kernel(transport="ipc", connection_file=file))[1] for file in files]
         output = []
         for client in clients:
             client.wait_for_ready(timeout=60)
