@@ -275,9 +275,11 @@ def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> np.ndarray:
 def cost_measures(results: pd.DataFrame) -> tuple[list[str], bool]:
     """The costs worth a panel, and whether they vary between runs; where none does, one that is known.
 
+    Known of more than half of the runs: with `pages: best`, few are exported and have a size and a latency.
+
     A latency that is measured differs between twins too, so where size and parameters do not vary it does not count.
     """
-    known = [name for name in COSTS if name in results and results[name].notna().any()]
+    known = [name for name in COSTS if name in results and results[name].notna().mean() > 0.5]
     varying = [name for name in known if np.ptp(results[name].dropna()) > 0.01 * results[name].abs().max()]
     if set(varying) - {"latency_ms_int8"}:
         return varying, True

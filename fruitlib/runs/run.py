@@ -214,7 +214,7 @@ class Run:
         if stage == "test":
             parts.append(splits.fingerprint(self.manifest, ("test",)))
             parts.append(splits.sealed_files(self.config, self.manifest))
-        if stage == "03_metrics" and self.config.probe == "auto":
+        if stage == "metrics" and self.config.probe == "auto":
             parts.append([name for name in PROBE_PACKAGES if importlib.util.find_spec(name)])
         if stage in ("03_metrics", "05_quantize") and self.config.folds:
             parts.append(self.pooled()[["run", "trained"]].drop_duplicates().values.tolist())

@@ -39,10 +39,11 @@ STAGES = {
     ),
     "test": Stage(entry="fruitlib.deploy.test_set", after="export", outputs=("predictions_test.csv",)),
     "02_train": Stage(configs.SHOW_SETTINGS, after="train", notebook=True),
+    "metrics": Stage(configs.REPORT_SETTINGS, "fruitlib.training.scores", after="train", outputs=("metrics.json",)),
     "03_metrics": Stage(
         configs.REPORT_SETTINGS,
-        after="train",
-        outputs=("metrics.json", "answering.json", "doubtful_labels.csv"),
+        after="metrics",
+        outputs=("answering.json", "doubtful_labels.csv"),
         notebook=True,
     ),
     "04_gradcam": Stage(after="train", notebook=True),

@@ -10,7 +10,8 @@ from fruitlib.core import files
 from fruitlib.core.errors import InputError
 from fruitlib.runs.run import WORKING
 
-SHARES = {"02_train": 0.7, "03_metrics": 0.08, "04_gradcam": 0.1, "05_quantize": 0.12}  # of a small run's time
+# The stages' shares of a small run's time. metrics is computed where there is no 03, or within it.
+SHARES = {"02_train": 0.7, "metrics": 0.0, "03_metrics": 0.08, "04_gradcam": 0.1, "05_quantize": 0.12}
 STALE = 20.0  # seconds after which an untouched marker shows that its process was killed
 COLUMNS = ("run", "state", "epoch", "val", "left")
 

@@ -1,5 +1,5 @@
-"""A params file -> executed notebooks: one folder per combination, 02 to 05 in each, 06 for the model that is shipped,
-07 and 08 over all of them.
+"""A params file -> executed notebooks: one folder per combination, 02 to 05 in each (of many, in the best), 06 for the
+model that is shipped, 07 and 08 over all of them.
 
 What is complete is not repeated, a run that failed keeps its notebook with the error, and the other runs continue. Each
 run is a process of its own (`worker`), several at a time, on this machine or others (`executors`). This module decides
@@ -17,7 +17,7 @@ from fruitlib.core.texts import show
 from fruitlib.data import splits
 from fruitlib.runs.run import OUTCOME, Run
 from fruitlib.sweep import checks, executors, final_model, folder, search, summary, worker
-from fruitlib.sweep.final_model import RUN_STAGES, TEST_STAGE
+from fruitlib.sweep.final_model import NUMBER_STAGES, RUN_STAGES, TEST_STAGE
 from fruitlib.sweep.params import Sweep, read_params
 from fruitlib.sweep.queue import Engine, Outcome, PlacementLost, Task
 from fruitlib.sweep.terminal import Terminal, print_results
@@ -105,7 +105,8 @@ class Driver:
                 self.trials = trials
                 self._execute_runs()
             chosen = final_model.choose(self.plan, self.work, self.states, self.sweep_dir)
-            shipped = self._make_final_model(chosen)
+            shipped = self._add_final_model(chosen)
+            self._execute_pages(shipped)
             self._execute_tests(shipped)
             self._publish(chosen, shipped)
             self._run_comparisons()
@@ -166,7 +167,7 @@ class Driver:
     def _add_run(self, name: str, known: str = "pending", run: Run | None = None) -> None:
         """Add a run to the sweep, in the state that its folder shows."""
         self.work[name] = run = run or Run(self.sweep_dir / name, self.plan.runs[name])
-        state = "complete" if _is_complete(run) else known if known in ("pruned", "failed") else "pending"
+        state = "complete" if self._is_complete(run) else known if known in ("pruned", "failed") else "pending"
         error = run.read_json(OUTCOME).get("error", known) if state in ("pruned", "failed") else None
         self.states[name] = {"state": state, "error": error}
 
@@ -176,7 +177,8 @@ class Driver:
     def _submit_runs(self, names: list[str]) -> None:
         """Submit runs. All folds of a combination are trained before 03 is executed, which needs the predictions on all
         photos."""
-        stages = RUN_STAGES[:1] if self.plan.config.folds else RUN_STAGES
+        every = RUN_STAGES[:1] if self.plan.config.folds else RUN_STAGES
+        stages = every if self.plan.pages == "every" else NUMBER_STAGES
         for name in names:
             self._submit(name, stages)
 
@@ -202,7 +204,7 @@ class Driver:
                 self.progress.say(f"{task.name}: {outcome.error}")
             return
         run, state = self.work[task.name], self.states[task.name]
-        complete = _is_complete(run)
+        complete = self._is_complete(run)
         if outcome.state != "complete":  # if only the test failed, the run's validation results hold
             ended = outcome.state if outcome.state == "pruned" else "failed"
             state.update(state="complete" if complete else ended, error=outcome.error)
@@ -216,7 +218,7 @@ class Driver:
             self.progress.say(f"{task.name}: {changed}")
         self._report_trial(task.name, outcome.state)
         self._pause_search_after_failures(outcome)
-        if self.plan.config.folds and task.stages == RUN_STAGES[:1]:
+        if task.name in self._folds_of and task.stages == RUN_STAGES[:1]:
             self._pool_trained_folds(task.name)
 
     def _pause_search_after_failures(self, outcome: Outcome) -> None:
@@ -242,7 +244,7 @@ class Driver:
         if not self.engine.names & set(names):
             self._write_summary()
             for fold in names:  # also folds of an earlier sweep: their pooled numbers may have changed
-                if self.states[fold]["state"] != "failed" and not _is_complete(self.work[fold]):
+                if self.states[fold]["state"] != "failed" and not self._is_complete(self.work[fold]):
                     self.states[fold]["state"] = "pending"
                     self._submit(fold, RUN_STAGES)
 
@@ -309,15 +311,17 @@ class Driver:
                 self._say_once(problem)
         return self._summary
 
-    def _finish(self, name: str, stages: tuple[str, ...]) -> None:
-        """Execute a run's stages and wait for them."""
+    def _submit_missing(self, name: str, stages: tuple[str, ...]) -> None:
         if not all(self.work[name].is_complete(stage) for stage in stages):
             self._submit(name, stages)
+
+    def _wait(self) -> None:
+        """Wait until all that was submitted has ended."""
         for task, outcome in self.engine.outcomes(self._update):
             self._record_outcome(task, outcome)
 
-    def _make_final_model(self, chosen: str | None) -> str | None:
-        """The run whose model is shipped; a refit or an ensemble is made now and added to the runs."""
+    def _add_final_model(self, chosen: str | None) -> str | None:
+        """The run whose model is shipped; a refit or an ensemble is added to the runs."""
         if chosen is None:
             return None
         folds = summary.folds_of(self.plan, self.work, chosen)
@@ -331,10 +335,27 @@ class Driver:
         except InputError as problem:
             self.states[run.name] = {"state": "failed", "error": str(problem)}
             return run.name
-        if _is_complete(run):
+        if self._is_complete(run):
             self.progress.before.add(run.name)
-        self._finish(run.name, final_model.stages(run))
         return run.name
+
+    def _execute_pages(self, shipped: str | None) -> None:
+        """Execute what the model that is shipped still lacks, and the pages of the best runs.
+
+        Their 05 comes first: what INT8 costs the shipped model is judged on all photos of folds exported by then.
+        """
+        ranking = final_model.ranked(self.plan, self.work, self.states, self.sweep_dir)
+        paged = final_model.with_pages(self.plan, ranking)
+        waves = [dict.fromkeys(paged, ("05_quantize",)), dict.fromkeys(paged, ("03_metrics", "04_gradcam"))]
+        if shipped and shipped not in self.plan.runs:
+            stages = final_model.stages(self.work[shipped])
+            waves[0][shipped], waves[1][shipped] = stages[:-1], stages[-1:]
+        for wave in waves:
+            failed = {name for name in wave if self.states[name]["error"]}
+            for name, stages in wave.items():
+                if name not in failed:
+                    self._submit_missing(name, stages)
+            self._wait()
 
     def _execute_tests(self, shipped: str | None) -> None:
         """Evaluate the shipped run, or every run, on the test photos, if there are any."""
@@ -342,7 +363,12 @@ class Driver:
             return
         for name in list(self.work) if self.plan.test == "every" else [shipped]:
             if self.states[name]["state"] == "complete":
-                self._finish(name, (TEST_STAGE,))
+                self._submit_missing(name, (TEST_STAGE,))
+        self._wait()
+
+    def _is_complete(self, run: Run) -> bool:
+        """Whether all that a run has to have before it is compared is complete."""
+        return all(run.is_complete(stage) for stage in final_model.stages(run, self.plan.pages))
 
     def _run_comparisons(self) -> None:
         """Execute the notebooks that compare runs, if there are at least two to compare."""
@@ -355,17 +381,14 @@ class Driver:
                     self._record_outcome(task, outcome)
 
 
-def _is_complete(run: Run) -> bool:
-    """Whether all of a run's notebooks before the test are complete."""
-    return all(run.is_complete(stage) for stage in final_model.stages(run))
-
-
 def _result(run: Run, stages: tuple[str, ...]) -> str:
     """The result of a run's stages in a few words, for the terminal."""
     if stages == (TEST_STAGE,):
         numbers = run.read_json("test.json")["numbers"]
         accuracy, low, high, n = (numbers[f"test_{name}"] for name in ("accuracy", "low", "high", "n"))
         return f"test accuracy {accuracy:.3f} ({low:.2f}–{high:.2f}, n = {n})"
+    if "02_train" not in stages:
+        return " and ".join(stages)
     metrics = run.read_json("metrics.json")
     if not metrics:
         return "complete"

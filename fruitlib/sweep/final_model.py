@@ -27,6 +27,8 @@ from fruitlib.runs.run import Run, create_run
 from fruitlib.sweep.params import Sweep, run_name
 
 RUN_STAGES = ("02_train", "03_metrics", "04_gradcam", "05_quantize")
+NUMBER_STAGES = ("02_train", "metrics")  # of a run that gets no pages beyond 02: what 03 shows, computed without it
+BEST = 3  # combinations that get pages with `pages: best`
 TEST_STAGE = "06_test_accuracy"
 
 
@@ -46,17 +48,35 @@ def check_final(plan: Sweep) -> None:
 
 
 def choose(plan: Sweep, work: dict[str, Run], states: dict, sweep_dir: Path) -> str | None:
-    """The combination that is best on validation: without folds a complete run, ties going to the lower loss.
+    """The combination that is best on validation; None where none is complete."""
+    return next(iter(ranked(plan, work, states, sweep_dir)), None)
 
-    With folds, the one that is best on its pooled out-of-fold predictions, of those all of whose runs are complete.
+
+def ranked(plan: Sweep, work: dict[str, Run], states: dict, sweep_dir: Path) -> list[str]:
+    """The combinations, best on validation first: without folds the complete runs, ties going to the lower loss.
+
+    With folds they are ranked by their pooled out-of-fold predictions, of those all of whose runs are complete.
     """
-    complete = [name for name in work if states[name]["state"] == "complete"]
+    complete = [name for name in plan.runs if name in work and states[name]["state"] == "complete"]
     if not plan.config.folds:
-        return max(complete, key=lambda name: _score(work[name], plan.choose_by), default=None)
+        return sorted(complete, key=lambda name: _score(work[name], plan.choose_by), reverse=True)
     path = sweep_dir / "results_oof.csv"
     scores = files.read_csv(path).set_index("combination")[plan.choose_by] if path.is_file() else {}
     whole = [name for name, names in plan.combinations().items() if name in scores and set(names) <= set(complete)]
-    return max(whole, key=lambda name: scores[name], default=None)
+    return sorted(whole, key=lambda name: scores[name], reverse=True)
+
+
+def with_pages(plan: Sweep, ranking: list[str]) -> list[str]:
+    """The runs that get 03, 04 and 05 after all are ranked, given their combinations, best first.
+
+    `pages: chosen`: the first run (with folds the first fold) of the best one. `pages: best`: all runs of the best
+    one, and the first of each that follows. None with `pages: every`, where each run has got them already.
+    """
+    if plan.pages == "every":
+        return []
+    runs = [plan.combinations()[name] for name in ranking[: 1 if plan.pages == "chosen" else BEST]]
+    firsts = [names[0] for names in runs]
+    return firsts if plan.pages == "chosen" else [*dict.fromkeys([*(runs[0] if runs else []), *firsts])]
 
 
 def _score(run: Run, choose_by: str) -> tuple[float, float]:
@@ -86,10 +106,10 @@ def _without_stopping(config: Config, folds: list[Run]) -> dict[str, int]:
     return {"epochs": epochs, "patience": 0, "warmup_epochs": min(config.warmup_epochs, epochs - 1)}
 
 
-def stages(run: Run) -> tuple[str, ...]:
-    """The notebooks of a complete run: 02 to 05, or those that ask for no validation photos where it has none."""
+def stages(run: Run, pages: str = "every") -> tuple[str, ...]:
+    """The stages of a complete run; of one without validation photos those that ask for none."""
     if run.config.fold:
-        return RUN_STAGES
+        return RUN_STAGES if pages == "every" else NUMBER_STAGES
     return ("05_quantize",) if run.members else ("02_train", "05_quantize")
 
 

@@ -2,8 +2,8 @@
 
 The top level sets settings; `grid:` maps settings to lists of values, of which every combination is a run (`lr` may
 have a list for each optimizer); `list:` names combinations one by one; `random:` draws some from a space; `search:` has
-Optuna propose them, one after the other. `title`, `test`, `choose_by` and `ship` belong to the sweep as a whole. With
-`folds`, every combination is trained once per fold and repeat, each time from fresh weights.
+Optuna propose them, one after the other. `title`, `test`, `choose_by`, `ship` and `pages` belong to the sweep as a
+whole. With `folds`, every combination is trained once per fold and repeat, each time from fresh weights.
 
     random: {runs: 20, seed: 0, space: {lr: {low: 0.0001, high: 0.03, log: true}, optimizer: [adam, sgd]}}
     search: {trials: 40, metric: macro_f1, sampler: tpe, pruner: median, seed: 0, space: {…}}
@@ -27,7 +27,8 @@ from fruitlib.sweep import space as spaces
 from fruitlib.sweep.space import Space
 
 MOST_RUNS = 10_000  # of one sweep: a folder each, and a row in every table
-SWEEP_KEYS = ("title", "test", "choose_by", "ship", "grid", "list", "random", "search")
+MOST_WITH_PAGES = 12  # runs that all get pages, unless `pages` says otherwise
+SWEEP_KEYS = ("title", "test", "choose_by", "ship", "pages", "grid", "list", "random", "search")
 METRICS = ("macro_f1", "accuracy", "balanced_accuracy")
 SAMPLERS = ("tpe", "random", "gp", "qmc")
 PRUNERS = ("none", "median", "successive_halving", "hyperband")
@@ -59,6 +60,7 @@ class Sweep:
     test: str
     choose_by: str
     ship: str
+    pages: str  # which runs get 03, 04 and 05 besides their numbers: every | best | chosen
     config: Config
     runs: dict[str, Config]  # a search adds to these as it goes
     differs: dict[str, dict[str, Any]]
@@ -136,11 +138,23 @@ def _plan(content: dict, settings: dict[str, Any], path: Path) -> Sweep:
         test=_choice(meta, "test", ("chosen", "every")),
         choose_by=_choice(meta, "choose_by", METRICS, default=metric),
         ship=_choice(meta, "ship", ("refit", "ensemble", "fold")),
+        pages=_pages(meta, search.trials if search else len(runs)),
         config=config,
         runs=runs,
         differs=differs,
         search=search,
     )
+
+
+def _pages(meta: dict, runs: int) -> str:
+    """Which runs get pages; where the file does not say: every one of a few, the best of many."""
+    wanted = _choice(meta, "pages", ("auto", "every", "best", "chosen"))
+    if meta.get("test") == "every" and wanted in ("best", "chosen"):
+        needed = "test: every needs the files that 05 writes for each run"
+        raise InputError(f"{needed}: set pages: every, not {wanted}", "pages")
+    if wanted != "auto":
+        return wanted
+    return "every" if runs <= MOST_WITH_PAGES or meta.get("test") == "every" else "best"
 
 
 def _search(meta: dict, fixed: dict) -> Search | None:

@@ -11,6 +11,7 @@ from fruitlib.data import splits
 from fruitlib.evaluation import crossval, selection, sweep_answers, wording
 from fruitlib.evaluation.study import Study, build_study
 from fruitlib.runs.run import Run
+from fruitlib.runs.stages import STAGES
 from fruitlib.sweep import final_model
 from fruitlib.sweep.final_model import TEST_STAGE
 from fruitlib.sweep.params import Sweep
@@ -38,7 +39,9 @@ def results_table(plan: Sweep, work: dict[str, Run], states: dict, shipped: dict
         if name in combination_of:
             row["combination"] = combination_of[name]
         if states[name]["state"] == "complete":
-            row |= run.read_json("metrics.json") | run.read_json("export.json")
+            row |= run.read_json("metrics.json")
+            if plan.pages == "every" or run.is_complete("05_quantize"):
+                row |= run.read_json("export.json")
             trained = run.record("train")
             row |= {new: trained.get(old) for new, old in RECORDED.items()}
             if run.is_complete(TEST_STAGE):
@@ -135,7 +138,11 @@ def _settings(plan: Sweep) -> dict[str, dict]:
 
 
 def sweep_record(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
-    """The sweep, its runs and where they ran; a run that was made to be shipped lists its notebooks as `stages`."""
+    """The sweep, its runs and where they ran.
+
+    `stages` of a run are the notebooks it has to have; a run is no `candidate` that was made to be shipped after the
+    others had been compared.
+    """
     stages = ("02_train", "05_quantize", TEST_STAGE)
     finished = [run.record(stage).get("finished", "") for run in work.values() for stage in stages]
     params = next((run.params for run in work.values() if (run.path / "params.yaml").is_file()), {"record": {}})
@@ -144,7 +151,9 @@ def sweep_record(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
     for run in listed:
         config = work[run["name"]].config
         run["epochs"] = 1 if config.head in FITTED_HEADS else config.epochs
-        run |= {} if run["name"] in plan.runs else {"stages": final_model.stages(work[run["name"]])}
+        needed = final_model.stages(work[run["name"]], plan.pages)
+        run["stages"] = [stage for stage in needed if STAGES[stage].notebook]
+        run["candidate"] = run["name"] in plan.runs
     return {
         "title": plan.title,
         "params_file": files.display_path(Path(plan.source).resolve()),

@@ -28,7 +28,7 @@ from pathlib import Path
 from fruitlib.core import config as configs
 from fruitlib.core import files
 from fruitlib.core.config import Config
-from fruitlib.core.errors import InputError
+from fruitlib.core.errors import InputError, first_line
 from fruitlib.data import splits
 from fruitlib.kernels import kernelspec, launcher
 from fruitlib.runs.run import OUTCOME, STOP, WORKING, Busy, Run, create_run
@@ -127,6 +127,9 @@ def _execute_stage(run: Run, stage: str, kernel: str, marker: "_Marker") -> None
     if run.is_complete("train"):  # notebooks after 02 read the settings from params.yaml, and some may be new
         create_run(run.path, run.config)
     marker.begins(stage)
+    if stage == "metrics":
+        _compute_metrics(run)
+        return
     identity = run.identity(stage)
     facts = execute_notebook(
         stage, run.path / f"{stage}.ipynb", run.config, kernel, run_dir=files.display_path(run.path)
@@ -136,6 +139,22 @@ def _execute_stage(run: Run, stage: str, kernel: str, marker: "_Marker") -> None
     run.complete(stage, identity, **facts)
     if stage == "02_train":
         (run.path / STOP).unlink(missing_ok=True)  # it came too late
+
+
+def _compute_metrics(run: Run) -> None:
+    """The numbers that 03 shows, without its page.
+
+    Raises:
+        InputError: they could not be computed; the message begins with the kind of the error.
+    """
+    from fruitlib.training import scores  # after the settings and the lock: torch takes seconds to import
+
+    try:
+        scores.of_run(run)
+    except (InputError, OSError, MemoryError):
+        raise
+    except Exception as problem:
+        raise InputError(f"metrics: {type(problem).__name__}: {first_line(problem)}") from problem
 
 
 def cut_off(run: Run) -> int:

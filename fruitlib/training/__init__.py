@@ -29,6 +29,7 @@ Read `train` first: the recipe from first line to last.
     lr_finder     which learning rate? a range test
     fitted        the recipe of a run whose head is fitted on features
     train         the recipe
+    scores        metrics.json: a run on its validation photos, beside its baselines
     probe         a baseline: logistic regression on frozen features of a pretrained network
     result        the answer of 02
 """

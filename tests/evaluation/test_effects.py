@@ -292,7 +292,7 @@ def folder(tmp_path):
     names = ["lr=0.01,seed=0", "lr=0.01,seed=1", "lr=0.1,seed=0", "lr=0.1,seed=1"]
     states = ["complete", "complete", "complete", "failed"]
     runs = [{"name": n, "settings": {"lr": float(n[3:].split(",")[0]), "seed": int(n[-1])}} for n in names]
-    runs.append({"name": "refit", "settings": {}, "stages": ["train"]})
+    runs.append({"name": "refit", "settings": {}, "candidate": False})
     (tmp_path / "sweep.json").write_text(json.dumps({"choose_by": "accuracy", "runs": runs}))
     rows = [{"run": name, "state": state, "n": 10} for name, state in zip(names, states, strict=True)]
     rows = [row | {"accuracy": 0.9, "macro_f1": 0.8} for row in rows]

@@ -692,7 +692,7 @@ def test_a_kernel_does_what_kernels_do(full):
 
 
 def test_eight_kernels_at_once(full, short):
-    """Over sockets on disk, as sweeps have them: a port that was free may be another process's when a kernel binds it."""
+    """Over sockets on disk, as sweeps have them: a free port may be another process's when a kernel binds it."""
     with contextlib.ExitStack() as stack:
         files = [f"{short}/kernel-{number}.json" for number in range(8)]
         clients = [stack.enter_context(kernel(transport="ipc", connection_file=file))[1] for file in files]

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -176,6 +177,20 @@ def test_a_member_that_cannot_be_read_is_named(trained, tmp_path):
         final_model.assemble(Run(folder / "another", config.make(folds[0].config.model_dump())), [folds[0], broken])
 
 
+# ---- which runs get pages
+
+
+def test_with_pages_best_all_folds_of_the_best_combination_get_them_and_one_of_the_next_two(tmp_path):
+    plan = plan_of(tmp_path, pages="best", grid={"lr": [0.1, 0.2, 0.3, 0.4]})
+    ranking = ["lr=0.3", "lr=0.1", "lr=0.4", "lr=0.2"]
+    assert sorted(plan.combinations()) == sorted(ranking)
+    found = final_model.with_pages(plan, ranking)
+    assert found == ["fold=1,lr=0.3", "fold=2,lr=0.3", "fold=1,lr=0.1", "fold=1,lr=0.4"]
+    assert final_model.with_pages(replace(plan, pages="chosen"), ranking) == ["fold=1,lr=0.3"]
+    assert final_model.with_pages(replace(plan, pages="every"), ranking) == []
+    assert final_model.with_pages(plan, []) == []  # nothing is complete
+
+
 # ---- the sentences about it
 
 
@@ -214,17 +229,15 @@ def test_what_is_expected_of_it_is_its_combinations_out_of_fold_numbers(trained,
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory, shapes):
-    """What the same two folds end in by refit, refit again, ensemble and fold: (house, what was printed, times).
+    """What the same two folds end in by fold, refit, refit again, and ensemble: (house, what was printed, times).
 
-    In this process, which has imported already what each of four commands would have to. 07 and 08 look back on folds
-    in the first sweep; later they are empty, for they would show the same runs again.
+    In this process, which has imported already what each of four commands would have to. The first sweep makes pages
+    of one fold. 07 and 08 look back on folds in the second one; else they are empty: they would show the same again.
     """
     house, output, times = tmp_path_factory.mktemp("house"), [], []
-    link_notebooks(house)
-    for number, ship in enumerate(("refit", "refit", "ensemble", "fold")):
-        if number == 2:
-            link_notebooks(house, empty=worker.COMPARISON_STAGES)
-        plan_of(house, data=str(shapes), ship=ship)
+    for ship, pages in (("fold", "chosen"), ("refit", "every"), ("refit", "every"), ("ensemble", "every")):
+        link_notebooks(house, empty=() if ship == "refit" else worker.COMPARISON_STAGES)
+        plan_of(house, data=str(shapes), ship=ship, pages=pages)
         with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
             patch.setenv("FRUITLIB_HOME", str(house))
             assert run_sweep(house / "story.yaml") == 0, printed.getvalue()
@@ -241,23 +254,32 @@ def swept(tmp_path_factory, shapes):
 
 def test_what_is_complete_is_not_repeated(swept):
     _, output, times = swept
-    assert times[0] == times[1] and output[0].split("\n\n")[1:] == output[1].split("\n\n")[1:]
-    assert times[0].items() <= times[2].items() <= times[3].items()
+    assert times[1] == times[2] and output[1].split("\n\n")[1:] == output[2].split("\n\n")[1:]
+    assert times[0].items() <= times[1].items() <= times[3].items()
+
+
+def test_pages_of_the_chosen_run_alone_leave_the_others_their_numbers(swept):
+    house, output, times = swept
+    executed = {(path.parent.name, path.stem) for path in times[0] if path.suffix == ".ipynb"}
+    of_folds = {("fold=1", stage) for stage in (*final_model.RUN_STAGES, "06_test_accuracy")} | {("fold=2", "02_train")}
+    assert {found for found in executed if found[0].startswith("fold=")} == of_folds
+    first, second = (pd.read_csv(house / f"{ship}.csv").set_index("run") for ship in ("fold", "refit"))
+    numbers = ["accuracy", "accuracy_low", "macro_f1", "val_loss", "temperature", "probe_accuracy", "over_probe_p"]
+    folds = ["fold=1", "fold=2"]
+    pd.testing.assert_frame_equal(first.loc[folds, numbers], second.loc[folds, numbers])  # with 03 and without
+    assert first["size_mb_int8"].notna().tolist() == [True, False] and second["size_mb_int8"].notna().all()
+    assert "fold=1: 03_metrics and 04_gradcam" in output[0] and "is missing" not in (house / "fold.html").read_text()
 
 
 def test_the_shipped_run_has_its_notebooks_and_is_the_only_one_tested(swept):
     house, _, times = swept
     notebooks = [{p.stem for p in found if p.parent.name == "ship=refit" and p.suffix == ".ipynb"} for found in times]
-    assert notebooks[0] == {"02_train", "05_quantize", "06_test_accuracy"}
-    made = {path.relative_to(house / "executed/story") for path in times[2].keys() - times[0].keys()}
+    assert notebooks[1] == {"02_train", "05_quantize", "06_test_accuracy"}
+    made = {path.relative_to(house / "executed/story") for path in times[3].keys() - times[1].keys()}
     names = ("05_quantize.ipynb", "06_test_accuracy.ipynb", "best.pt", "model.fp32.onnx", "model.int8.onnx")
     assert made == {Path("ship=ensemble", name) for name in names}
-    assert {path.name for path in times[3].keys() - times[2].keys()} == {"06_test_accuracy.ipynb"}
-    assert pd.read_csv(house / "executed/story/test_openings.csv")["run"].tolist() == [
-        "ship=refit",
-        "ship=ensemble",
-        "fold=1",
-    ]
+    openings = pd.read_csv(house / "executed/story/test_openings.csv")
+    assert openings["run"].tolist() == ["fold=1", "ship=refit", "ship=ensemble"]
 
 
 def test_05_claims_no_accuracy_on_photos_it_has_learnt_from(swept):
@@ -288,7 +310,7 @@ def test_the_results_name_the_shipped_run_with_its_test_and_its_expectation(swep
     assert row["shipped"] == ship and row["oof_accuracy"] == pooled["accuracy"] and row["oof_n"] == 36
     assert row["oof_probe_accuracy"] == pooled["probe_accuracy"] and row["oof_over_probe"] == pooled["over_probe"]
     assert row[["test_accuracy", "size_mb_int8"]].notna().all() and np.isnan(row["accuracy"])
-    assert table.loc[["fold=1", "fold=2"], ["shipped", "test_accuracy", "oof_accuracy"]].isna().all(axis=None)
+    assert table.loc[["fold=1", "fold=2"], ["shipped", "oof_accuracy"]].isna().all(axis=None)
     assert table.loc[["fold=1", "fold=2"], "accuracy"].notna().all()
 
 
@@ -296,7 +318,8 @@ def test_terminal_and_report_say_which_model_is_shipped_and_what_to_expect(swept
     house, output, _ = swept
     words = ["trained once more, on all 36 photos", "the mean probabilities of the 2 folds' models"]
     words += ["the first fold's model as it is"]
-    for text, ship, word in zip([output[0], *output[2:]], ("refit", "ensemble", "fold"), words, strict=True):
+    shown = [output[2], output[3], output[0]]
+    for text, ship, word in zip(shown, ("refit", "ensemble", "fold"), words, strict=True):
         page = (house / f"{ship}.html").read_text().replace("&#39;", "'")
         assert word in text and word in page and "expected accuracy: 0." in text
         line = next(line for line in text.splitlines() if line.startswith("Compared with frozen features: accuracy 0."))
@@ -311,7 +334,8 @@ def test_a_shipped_run_that_failed_is_listed_and_not_praised(swept, tmp_path):
     folder = tmp_path / "sweep"
     folder.mkdir()
     listed = [{"name": f"fold={n}", "state": "complete"} for n in (1, 2)]
-    listed += [{"name": "ship=refit", "state": "failed", "error": "02_train: Diverged: no number", "stages": []}]
+    listed += [{"name": "ship=refit", "state": "failed", "error": "02_train: Diverged: no number"}]
+    listed[-1] |= {"stages": [], "candidate": False}
     found = {"title": "t", "choose_by": "macro_f1", "chosen": "run", "shipped": "ship=refit", "runs": listed}
     (folder / "sweep.json").write_text(json.dumps(found | {"made": "trained once more"}))
     for name in ("results_oof.csv", "results.csv"):

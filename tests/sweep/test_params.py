@@ -208,6 +208,16 @@ def test_combinations_that_read_alike_stay_apart_with_folds(tmp_path):
     assert [len(names) for names in plan.combinations().values()] == [2, 2]
 
 
+def test_every_one_of_a_few_runs_gets_pages_and_the_best_of_many(tmp_path):
+    few, many = "grid: {seed: [1, 2]}\n", f"grid: {{seed: {list(range(13))}}}\n"
+    assert params.read_params(story(tmp_path, few)).pages == "every"
+    assert params.read_params(story(tmp_path, many)).pages == "best"
+    assert params.read_params(story(tmp_path, f"{many}test: every\n")).pages == "every"
+    assert params.read_params(story(tmp_path, f"{few}pages: chosen\n")).pages == "chosen"
+    with pytest.raises(InputError, match="test: every needs the files that 05 writes"):
+        params.read_params(story(tmp_path, f"{few}pages: best\ntest: every\n"))
+
+
 def test_ship_without_folds_is_refused(tmp_path):
     with pytest.raises(InputError, match="ship says which model goes out after folds"):
         params.read_params(story(tmp_path, "ship: refit\n"))
