@@ -2,8 +2,11 @@
 
 predict       an exported file in use; needs neither torch nor pandas
 graphs        a model as an ONNX graph, exported once for all runs of a network
-export        ONNX fp32, parity with torch; latency and size
+export        the graph in fp32, its parity with torch; latency and size
 quantize      INT8 by static quantization
+photo_input   the part of a graph that turns a photo into the network's image
+heat          where the network looked, as an output of its graph
+photo_files   the file others use: a photo in, probabilities and heat out
 model_files   both files of a run
 int8_verdict  is INT8 broken, and what does it cost in accuracy at most?
 verify        export.json: both files checked against torch and measured

@@ -1,7 +1,7 @@
-"""The trained model as a file that runs without torch: ONNX in fp32, parity with torch, size, latency.
+"""The trained network as an ONNX graph: images in, logits out; its parity with torch, size, latency.
 
-A file written here is usable alone: weights inside, class names and image size in its metadata. Parity is checked
-before use: fp32 that differs from torch is an error.
+`photo_files` makes of it the file that others use, which takes photos. Parity is checked before use: fp32 that differs
+from torch is an error.
 """
 
 import copy
@@ -15,9 +15,9 @@ import onnx
 import torch
 
 from fruitlib.core.errors import InputError, first_line
-from fruitlib.core.files import replacing
-from fruitlib.deploy import graphs
-from fruitlib.deploy.predict import check_images, in_batches, open_session
+from fruitlib.core.files import display_path, replacing
+from fruitlib.deploy import graphs, predict
+from fruitlib.deploy.predict import in_batches, open_session
 
 RESERVED = {"class_names", "image_size", "quantization"}
 
@@ -60,19 +60,31 @@ def export_onnx(
     return path
 
 
-def add_metadata(path: Path, values: dict[str, str]) -> None:
-    """Add text by name to the metadata of an ONNX file; what it computes stays.
+def run_graph(path: Path, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    """Logits (n, C) float32 of `images` (n, 3, S, S) float32 in [0, 1], by a graph that `export_onnx` wrote.
 
     Raises:
-        InputError: a reserved name.
+        InputError: images of another shape, type or range than the graph takes.
     """
-    if clash := RESERVED & values.keys():
-        raise InputError(f"values: the metadata keys {sorted(clash)} are reserved; rename them")
-    proto = onnx.load(path)
-    kept = {entry.key: entry.value for entry in proto.metadata_props}
-    onnx.helper.set_model_props(proto, kept | values)
-    with replacing(path) as partial:
-        onnx.save(proto, partial)
+    session = open_session(path)
+    images = check_images(path, session, images, "images")
+    return np.concatenate([session.run(["logits"], {"images": part})[0] for part in in_batches(images, batch_size)])
+
+
+def check_images(path: Path, session, images: np.ndarray, name: str) -> np.ndarray:
+    """`images` as an array that a graph takes; `name` is what the error calls them.
+
+    Raises:
+        InputError: images of another shape, type or range than the graph takes.
+    """
+    images, shape = np.asarray(images), tuple(session.get_inputs()[0].shape[1:])
+    if images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
+        raise InputError(f"{name}: shape {images.shape}; {display_path(path)} takes (n > 0, *{shape})")
+    if images.dtype != np.float32:
+        raise InputError(f"{name}: {images.dtype}; convert them to float32 in [0, 1]")
+    if not (images.min() >= 0 and images.max() <= 1):  # NaN is refused, too
+        raise InputError(f"{name}: values from {images.min():g} to {images.max():g}; scale them to [0, 1]")
+    return images
 
 
 def _graph(model: torch.nn.Module, images: torch.Tensor, recipe: dict | None) -> onnx.ModelProto:
@@ -149,11 +161,14 @@ def size_mb(path: Path) -> float:
     return Path(path).stat().st_size / 1e6
 
 
-def onnx_runner(path: Path, image: np.ndarray, threads: int = 1) -> Callable[[], np.ndarray]:
-    """For `latency_ms`: a call that runs the file on `image` (1, 3, S, S)."""
+def onnx_runner(path: Path, photos: np.ndarray, threads: int = 1) -> Callable[[], np.ndarray]:
+    """For `latency_ms`: a call that gives the logits of a file of `photos` uint8 (n, S, S, 3), of a graph of images."""
     session = open_session(path, threads)
-    feed = {"images": check_images(path, session, image, "image")}
-    return lambda: session.run(["logits"], feed)[0]
+    if session.get_inputs()[0].name == "photos":
+        photos = predict.check_photos(path, photos)
+    else:
+        photos = check_images(path, session, photos, "images")
+    return lambda: predict.outputs(session, photos, ("logits",))[0]
 
 
 def torch_runner(model: torch.nn.Module, image: np.ndarray) -> Callable[[], np.ndarray]:

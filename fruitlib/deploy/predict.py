@@ -1,11 +1,14 @@
-"""An exported file in use: its class names, its logits. Needs NumPy and onnxruntime only.
+"""An exported file in use: its class names, its answers. Needs NumPy and onnxruntime only.
 
 `pip install fruitlib` installs what this module needs, and neither torch nor pandas:
 
+    import numpy as np
+    from PIL import Image
     from fruitlib.deploy import predict
 
     names = predict.class_names("model.int8.onnx")
-    logits = predict.run_onnx("model.int8.onnx", images)  # images: float32 (n, 3, S, S) in [0, 1]
+    photo = np.asarray(Image.open("photo.jpg").convert("RGB"))  # uint8 (height, width, 3), of any size
+    logits = predict.run_onnx("model.int8.onnx", photo[None])
     print([names[i] for i in logits.argmax(1)])
 """
 
@@ -36,12 +39,13 @@ def open_session(path: Path, threads: int = 0) -> onnxruntime.InferenceSession:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The file's metadata: "class_names" (a JSON list), "image_size", and the `extra` of `export.export_onnx`.
+    """The file's metadata, text by name.
 
-    In files of 05 also "preprocess" (JSON: how a photo becomes an image; in photos of more than 8 bits a channel,
-    2**deep_bits - 1 is white), "answer_above" (the confidence above which the model may answer alone, or "none"),
-    "max_error" (the share wrong that this allows) and "conformal" (JSON: class -> probability that puts it into a
-    photo's set).
+    `class_names` (a JSON list), `image_size`; `input`, `output` and `heat` in words; `preprocess` (JSON: how a photo
+    becomes the network's image; in photos of more than 8 bits a channel, 2**deep_bits - 1 is white); `temperature`;
+    `answer_above` (the probability above which the model may answer alone, or "none"), `max_error` (the share wrong
+    that this allows), `conformal` (JSON: class -> probability that puts it into a photo's set), `class_shares` (JSON:
+    those of the photos that all this was found on); `settings` (JSON), `data`, `licence`, `versions`, `quantization`.
     """
     return open_session(path).get_modelmeta().custom_metadata_map
 
@@ -58,32 +62,35 @@ def class_names(path: Path) -> list[str]:
     return json.loads(metadata["class_names"])
 
 
-def run_onnx(path: Path, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """Logits (n, C) float32 of `images` (n, 3, S, S) float32 in [0, 1], by ONNX Runtime on the CPU.
+def run_onnx(path: Path, photos: np.ndarray, batch_size: int = 64) -> np.ndarray:
+    """Logits (n, C) float32 of `photos` uint8 (n, height, width, 3), RGB, by ONNX Runtime on the CPU.
 
     Raises:
-        InputError: images of another shape, type or range than the file takes.
+        InputError: no such file, not one that takes photos, photos of another shape or type.
     """
     session = open_session(path)
-    images = check_images(path, session, images, "images")
-    parts = [session.run(["logits"], {"images": batch})[0] for batch in in_batches(images, batch_size)]
-    return np.concatenate(parts)
+    parts = in_batches(check_photos(path, photos), batch_size)
+    return np.concatenate([outputs(session, part, ("logits",))[0] for part in parts])
 
 
-def check_images(path: Path, session: onnxruntime.InferenceSession, images: np.ndarray, name: str) -> np.ndarray:
-    """`images` as an array that the file takes; `name` is what the error calls them.
+def outputs(session: onnxruntime.InferenceSession, photos: np.ndarray, names: tuple[str, ...]) -> list[np.ndarray]:
+    """The outputs `names` of one batch; what they do not need, such as heat, is not computed."""
+    options = onnxruntime.RunOptions()
+    options.only_execute_path_to_fetches = True
+    return session.run(list(names), {session.get_inputs()[0].name: photos}, options)
+
+
+def check_photos(path: Path, photos: np.ndarray) -> np.ndarray:
+    """`photos` as an array that files take.
 
     Raises:
-        InputError: images of another shape, type or range than the file takes.
+        InputError: photos of another shape or type.
     """
-    images, shape = np.asarray(images), tuple(session.get_inputs()[0].shape[1:])
-    if images.ndim != 4 or images.shape[1:] != shape or len(images) == 0:
-        raise InputError(f"{name}: shape {images.shape}; {display_path(path)} takes (n > 0, *{shape})")
-    if images.dtype != np.float32:
-        raise InputError(f"{name}: {images.dtype}; convert them to float32 in [0, 1]")
-    if not (images.min() >= 0 and images.max() <= 1):  # NaN is refused, too
-        raise InputError(f"{name}: values from {images.min():g} to {images.max():g}; scale them to [0, 1]")
-    return images
+    photos = np.asarray(photos)
+    if photos.dtype != np.uint8 or photos.ndim != 4 or photos.shape[-1] != 3 or 0 in photos.shape:
+        given = f"{photos.dtype} {photos.shape}"
+        raise InputError(f"photos: {given}; {display_path(path)} takes RGB photos as uint8 (n, height, width, 3)")
+    return photos
 
 
 def in_batches(images: np.ndarray, batch_size: int) -> list[np.ndarray]:

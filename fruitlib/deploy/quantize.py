@@ -8,7 +8,8 @@ from onnxruntime import quantization as ort
 
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.core.files import folder_beside, replacing
-from fruitlib.deploy.predict import check_images, in_batches, open_session, read_metadata
+from fruitlib.deploy.export import check_images
+from fruitlib.deploy.predict import in_batches, open_session, read_metadata
 
 OP_TYPES = ("Conv", "Gemm", "MatMul", "Relu", "Clip")
 WITH_WEIGHTS = ("Conv", "Gemm", "MatMul")

@@ -33,10 +33,11 @@ def predict_test_photos(run: Run) -> pd.DataFrame:
     print(*summary, sep="\n", end="\n" if summary else "")
     run.record_test_opening(len(rows))
     model, _ = models.restore(run.path / "best.pt")
-    photos = dataset.to_array(dataset.load_photos(run, "test", rows=rows).images)
+    images = dataset.load_photos(run, "test", rows=rows).images
+    pictures = dataset.to_pictures(images)
     files, not_made = {"fp32": FP32, "int8": INT8}, run.record("export").get("not_made", ())
-    logits = {"torch": run_torch(model, photos)}
-    logits |= {name: run_onnx(run.path / file, photos) for name, file in files.items() if file not in not_made}
+    logits = {"torch": run_torch(model, dataset.to_array(images))}
+    logits |= {name: run_onnx(run.path / file, pictures) for name, file in files.items() if file not in not_made}
     table = run.write_predictions("test", {name: metrics.softmax(values) for name, values in logits.items()}, rows)
     run.complete("test", identity, summary=summary)
     return table

@@ -11,7 +11,7 @@ from fruitlib.data import dataset
 from fruitlib.data.dataset import Photos
 from fruitlib.deploy import export, int8_verdict, model_files, predict
 from fruitlib.deploy.int8_verdict import Int8Verdict
-from fruitlib.evaluation import answering, intervals
+from fruitlib.evaluation import intervals
 from fruitlib.evaluation.intervals import Share
 from fruitlib.runs.run import Run
 from fruitlib.training import models
@@ -129,20 +129,17 @@ def export_run(run: Run) -> Export:
     identity = run.identity("export")
     model, checkpoint = models.restore(run.path / "best.pt")
     paths, no_int8 = model_files.build_model_files(run, model, checkpoint)
-    metadata = answering.metadata(run)
-    for path in paths.values():
-        export.add_metadata(path, metadata)
     photos, on_validation = photos_to_try(run)
-    images = dataset.to_array(photos.images)
+    images, pictures = dataset.to_array(photos.images), dataset.to_pictures(photos.images)
     logits = {"torch": export.run_torch(model, images)}
-    logits |= {backend: predict.run_onnx(path, images) for backend, path in paths.items()}
+    logits |= {backend: predict.run_onnx(path, pictures) for backend, path in paths.items()}
     parity = {backend: export.parity(logits["torch"], logits[backend]) for backend in paths}
     export.check_parity(parity["fp32"], export.tolerance(logits["torch"]))
     labels = photos.labels.numpy()
     verdict = _judged(run, photos, logits, on_validation, no_int8)
     groups = run.groups(photos.paths)
     shares = {backend: intervals.share_of(values.argmax(1) == labels, groups) for backend, values in logits.items()}
-    times = _latencies(model, paths, images[:1])
+    times = _latencies(model, paths, images[:1], pictures[:1])
     record = ExportRecord(
         **{f"size_mb_{backend}": export.size_mb(path) for backend, path in paths.items()},
         **{f"latency_ms_{backend}": time["least"] for backend, time in times.items()},
@@ -206,8 +203,8 @@ def parity_table(export_result: Export) -> pd.DataFrame:
     return pd.DataFrame(export_result.parity).T
 
 
-def _latencies(model, paths: dict, image) -> dict[str, dict]:
-    """Least and median milliseconds for one photo (1, 3, S, S), by backend."""
+def _latencies(model, paths: dict, image: np.ndarray, picture: np.ndarray) -> dict[str, dict]:
+    """Least and median milliseconds for one photo, by backend: torch as an image (1, 3, S, S), else (1, S, S, 3)."""
     runners = {"torch": export.torch_runner(model, image)}
-    runners |= {backend: export.onnx_runner(path, image) for backend, path in paths.items()}
+    runners |= {backend: export.onnx_runner(path, picture) for backend, path in paths.items()}
     return export.latency_ms(runners)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from fruitlib.core import files
-from fruitlib.evaluation import crossval, intervals, prevalence
+from fruitlib.evaluation import calibration, crossval, intervals, prevalence
 from fruitlib.runs.run import Run
 
 ANSWERING_FILE = "answering.json"
@@ -219,6 +219,7 @@ class RunAnswering:
     alone: Answering
     conformal: Conformal | None
     pooled: bool  # out-of-fold predictions of its combination, else its own validation predictions
+    temperature: float  # of the exported files' probabilities; here no photo's own label had a part in it
     photo_shares: dict[str, float]  # class shares of these photos, of which all of it speaks
     deploy_shares: dict[str, float]
 
@@ -231,11 +232,12 @@ class RunAnswering:
         """Write it to the run's `answering.json`."""
         conformal = asdict(self.conformal) if self.conformal else None
         content = self.alone.record() | {"pooled": self.pooled, "photo_shares": self.photo_shares}
+        content["temperature"] = self.temperature
         files.write_json(run.path / ANSWERING_FILE, content | {"conformal": conformal})
 
 
 def evaluate(run: Run) -> RunAnswering | None:
-    """The threshold and the conformal sets of a run, of its out-of-fold or validation predictions.
+    """The threshold and the conformal sets of a run, of its out-of-fold or validation predictions, calibrated.
 
     Of repeated folds the first repeat counts, so that each photo does once.
 
@@ -249,17 +251,22 @@ def evaluate(run: Run) -> RunAnswering | None:
         return None
     (probs, labels), names = run.probs(predictions), run.class_names
     groups = run.groups(predictions["path"])
-    there = prevalence.class_shares(labels, len(names))
-    shares = [dict(zip(names, of.round(3).tolist(), strict=True)) for of in (there, prevalence.deploy_shares(run))]
+    there, used = prevalence.class_shares(labels, len(names)), prevalence.deploy_shares(run)
+    shares = [dict(zip(names, of.round(3).tolist(), strict=True)) for of in (there, used)]
+    weights = prevalence.photo_weights(labels, used)
+    temperature = calibration.fit_temperature(probs, labels, weights)
+    probs = calibration.cross_fitted_probs(probs, labels, groups, weights)
     alone = answer_alone(probs, labels, run.config.max_error, groups)
-    return RunAnswering(alone, conformal_sets(probs, labels, names), pooled, *shares)
+    return RunAnswering(alone, conformal_sets(probs, labels, names), pooled, temperature, *shares)
 
 
 def metadata(run: Run) -> dict[str, str]:
-    """What goes into the exported files: `answer_above`, `max_error`, `conformal` (a JSON object by class).
+    """What goes into the exported files: `temperature`, `answer_above`, `max_error`, `conformal`, `class_shares`.
+
+    The last two are JSON objects by class; `class_shares` those of the photos that the others were found on.
 
     `answer_above` is "none" where no confidence is proven: a person should look at every answer. Empty where the run
-    has no predictions on photos it did not learn from. Of torch's probabilities; INT8's differ a little.
+    has no predictions on photos it did not learn from. Of torch's calibrated probabilities; INT8's differ a little.
     """
     found = evaluate(run)
     if found is None:
@@ -267,4 +274,6 @@ def metadata(run: Run) -> dict[str, str]:
     above = f"{found.alone.above:.6f}" if found.alone.proven else NONE
     thresholds = found.conformal.thresholds if found.conformal else {}
     conformal = json.dumps(thresholds, ensure_ascii=False)
-    return {"answer_above": above, "max_error": f"{found.alone.max_error:g}", "conformal": conformal}
+    shares = json.dumps(found.photo_shares, ensure_ascii=False)
+    texts = {"answer_above": above, "max_error": f"{found.alone.max_error:g}", "conformal": conformal}
+    return texts | {"temperature": f"{found.temperature:.6g}", "class_shares": shares}

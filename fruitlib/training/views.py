@@ -4,6 +4,8 @@ import torch
 from torch.nn.functional import interpolate
 
 CROP = 7 / 8  # side of a crop, as a share of the photo's (224 of 256: Krizhevsky et al. 2012, section 4.1)
+COUNT = {"one": 1, "flip": 2, "five": 5}  # views of a photo, by `Config.views`
+SHOWN = {"one": 0, "flip": 0, "five": 4}  # the view that shows the photo as it is, or its centre
 
 
 def of(images: torch.Tensor, views: str) -> list[torch.Tensor]:

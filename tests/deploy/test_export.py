@@ -110,7 +110,7 @@ def test_fp32_computes_what_torch_computes(name, tmp_path):
     for images in (noise, structured(size), noise[:1], structured(size)[4:5]):
         with torch.no_grad():
             reference = model(torch.from_numpy(images)).numpy()
-        parity = export.parity(reference, predict.run_onnx(path, images))
+        parity = export.parity(reference, export.run_graph(path, images))
         assert parity["max_abs_diff"] < 1e-4 and parity["agreement"] == 1 and parity["n"] == len(images)
     assert np.ptp(reference) > 0
     np.testing.assert_allclose(export.run_torch(model, images, batch_size=2), reference, atol=1e-5)
@@ -124,7 +124,7 @@ def test_views_are_averaged_inside_the_files_which_hold_the_network_once(views, 
     fp32 = export.export_onnx(model, tmp_path / "fp32.onnx", 32, [*"abcde"])
     images = np.concatenate([structured(32), np.random.default_rng(0).random((4, 3, 32, 32), np.float32)])
     for some in (images, images[:1]):
-        parity = export.parity(export.run_torch(model, some), predict.run_onnx(fp32, some))
+        parity = export.parity(export.run_torch(model, some), export.run_graph(fp32, some))
         assert parity["max_abs_diff"] < 1e-4
     each = torch.stack([model.net((view - model.mean) / model.std) for view in seen.of(torch.tensor(images), views)])
     np.testing.assert_allclose(export.run_torch(model, images), each.mean(0).detach(), atol=1e-5)
@@ -198,13 +198,13 @@ def test_a_failed_export_keeps_the_earlier_file(tmp_path):
 
 def test_int8_is_smaller_and_agrees(trained, fp32, int8):
     images, labels = separable(200, 900)
-    reference, logits = export.run_torch(trained, images), predict.run_onnx(int8, images)
+    reference, logits = export.run_torch(trained, images), export.run_graph(int8, images)
     assert (reference.argmax(1) == labels).mean() > 0.9
     parity = export.parity(reference, logits)
     assert parity["agreement"] >= 0.97
     assert 0 < parity["mean_abs_diff"] < 0.1 * reference.std()
     assert export.size_mb(int8) < export.size_mb(fp32)
-    single = np.concatenate([predict.run_onnx(int8, images[i : i + 1]) for i in range(5)])
+    single = np.concatenate([export.run_graph(int8, images[i : i + 1]) for i in range(5)])
     np.testing.assert_allclose(single, logits[:5], atol=1e-5)
 
 
@@ -244,8 +244,8 @@ def test_order_and_batches_of_calibration_images_do_not_matter(fp32, tmp_path):
     other = quantize.quantize(fp32, tmp_path / "other.onnx", images[::-1], batch_size=7)
     darker = quantize.quantize(fp32, tmp_path / "darker.onnx", images / 4)
     test_images, _ = separable(20, 4)
-    np.testing.assert_allclose(predict.run_onnx(one, test_images), predict.run_onnx(other, test_images), atol=1e-6)
-    assert np.abs(predict.run_onnx(one, test_images) - predict.run_onnx(darker, test_images)).max() > 0.1
+    np.testing.assert_allclose(export.run_graph(one, test_images), export.run_graph(other, test_images), atol=1e-6)
+    assert np.abs(export.run_graph(one, test_images) - export.run_graph(darker, test_images)).max() > 0.1
 
 
 def test_quantizing_is_quiet_and_leaves_nothing_behind(fp32, tmp_path, monkeypatch, capfd, caplog):
@@ -276,17 +276,17 @@ def test_images_that_do_not_fit_are_refused(fp32, tmp_path, spoil):
     with pytest.raises(InputError, match="calibration_images"):
         quantize.quantize(fp32, tmp_path / "model.onnx", spoil(separable(2, 0)[0]))
     with pytest.raises(InputError, match="images"):
-        predict.run_onnx(fp32, spoil(separable(2, 0)[0]))
+        export.run_graph(fp32, spoil(separable(2, 0)[0]))
     assert not list(tmp_path.iterdir())
 
 
 def test_missing_and_broken_files_are_named(tmp_path):
     images, _ = separable(1, 0)
     with pytest.raises(InputError, match=r"gone\.onnx: no such file"):
-        predict.run_onnx(tmp_path / "gone.onnx", images)
+        export.run_graph(tmp_path / "gone.onnx", images)
     (tmp_path / "broken.onnx").write_bytes(b"not a model")
     with pytest.raises(InputError, match=r"broken\.onnx: not a readable"):
-        predict.run_onnx(tmp_path / "broken.onnx", images)
+        export.run_graph(tmp_path / "broken.onnx", images)
 
 
 # ---- the gate ----
@@ -305,14 +305,14 @@ def test_parity_is_what_it_says():
 def test_a_broken_file_is_caught(trained, fp32, tmp_path):
     images, _ = separable(50, 6)
     reference = export.run_torch(trained, images)
-    good = export.parity(reference, predict.run_onnx(fp32, images))
+    good = export.parity(reference, export.run_graph(fp32, images))
     export.check_parity(good)
     proto = onnx.load(fp32)
     bias = next(tensor for tensor in proto.graph.initializer if tensor.name.endswith("10.bias"))
     moved = onnx.numpy_helper.to_array(bias) + np.array([0, 0.002, 0], np.float32)
     bias.CopyFrom(onnx.numpy_helper.from_array(moved, bias.name))
     onnx.save(proto, tmp_path / "nudged.onnx")
-    nudged = export.parity(reference, predict.run_onnx(tmp_path / "nudged.onnx", images))
+    nudged = export.parity(reference, export.run_graph(tmp_path / "nudged.onnx", images))
     with pytest.raises(export.ExportError, match=r"off by 0\.002"):
         export.check_parity(nudged)
     export.check_parity(nudged, tolerance=0.01)

@@ -5,10 +5,8 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from scipy.stats import beta
 
-from fruitlib.deploy import export, predict
 from fruitlib.evaluation import answering, run_wording
 from tests.simulations import answering as simulation
 
@@ -113,14 +111,8 @@ def test_the_threshold_goes_into_the_file(judged, tmp_path):
     content = judged.read_json("answering.json")
     assert content["above"] == found.alone.above and content["pooled"] is False
     assert found.other_shares and "where the model is used they are" in run_wording.answering_text(found)
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 3))
-    path = export.export_onnx(model, tmp_path / "model.onnx", 8, names)
-    images = np.full((2, 3, 8, 8), 0.5, np.float32)
-    before = predict.run_onnx(path, images)
-    export.add_metadata(path, answering.metadata(judged))
-    metadata = predict.read_metadata(path)
+    metadata = answering.metadata(judged)
     assert float(metadata["answer_above"]) == pytest.approx(found.alone.above) and metadata["max_error"] == "0.05"
     assert json.loads(metadata["conformal"]) == found.conformal.thresholds
-    assert predict.class_names(path) == names and (predict.run_onnx(path, images) == before).all()
-    with pytest.raises(ValueError, match="reserved"):
-        export.add_metadata(path, {"class_names": "x"})
+    assert float(metadata["temperature"]) == pytest.approx(found.temperature, rel=1e-5)
+    assert json.loads(metadata["class_shares"]) == found.photo_shares

@@ -17,7 +17,7 @@ from support import link_notebooks
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset, splits
-from fruitlib.deploy import export, predict, quantize
+from fruitlib.deploy import export, quantize
 from fruitlib.evaluation import crossval, metrics
 from fruitlib.reporting import site
 from fruitlib.runs.run import Run, clear_run, create_run, open_run
@@ -139,7 +139,7 @@ def test_an_ensembles_onnx_files_answer_as_it_does(ensemble, tmp_path):
     fp32 = export.export_onnx(model, tmp_path / "fp32.onnx", run.config.image_size, run.class_names)
     int8 = quantize.quantize(fp32, tmp_path / "int8.onnx", photos)
     logits = export.run_torch(model, photos)
-    parity = [export.parity(logits, predict.run_onnx(path, photos)) for path in (fp32, int8)]
+    parity = [export.parity(logits, export.run_graph(path, photos)) for path in (fp32, int8)]
     export.check_parity(parity[0])
     assert parity[1]["agreement"] >= run.config.int8_agreement, parity
 

@@ -1,0 +1,130 @@
+"""A file takes photos and says where it looked: what it gives is what its graph and its network give."""
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from fruitlib.core import config
+from fruitlib.core.errors import InputError
+from fruitlib.deploy import export, heat, photo_files, predict, quantize
+from fruitlib.evaluation.metrics import softmax
+from fruitlib.explain import gradcam
+from fruitlib.training import blocks, models
+
+NAMES = ["apple", "cherry", "tomato"]
+SIDE = 64
+SETTINGS = ("image_size", "resize", "center", "brightness", "contrast", "saturation", "sharpness")
+PREPROCESS = config.make({"image_size": SIDE}).model_dump(include=set(SETTINGS))
+
+
+@pytest.fixture(scope="module")
+def photos():
+    """Some (n, S, S, 3) with a bright square in one place each."""
+    pixels = np.random.default_rng(0).integers(0, 90, (6, SIDE, SIDE, 3), np.uint8)
+    for i in range(6):
+        pixels[i, 8 * i : 8 * i + 20, 30 : 30 + 5 * i] = (250, 40 * i, 60)
+    return pixels
+
+
+def made(folder, model, images=None) -> tuple:
+    """The file of a model, its INT8 version where `images` calibrate one, and how its heat follows."""
+    graph_path = export.export_onnx(model, folder / "graph.onnx", SIDE, NAMES)
+    graph = onnx.load(graph_path)
+    found = heat.add_features(graph, model)
+    onnx.save(graph, graph_path)
+    files = [photo_files.write(graph, folder / "fp32.onnx", PREPROCESS, 1.5, found, {"class_names": "[]"})]
+    if images is not None:
+        int8 = quantize.quantize(graph_path, folder / "graph8.onnx", images)
+        files.append(photo_files.write(onnx.load(int8), folder / "int8.onnx", PREPROCESS, 1.5, found))
+    return found, files
+
+
+def as_images(photos: np.ndarray) -> np.ndarray:
+    return (photos.transpose(0, 3, 1, 2) / np.float32(255)).astype(np.float32)
+
+
+def network(name: str, **settings) -> models.Normalized:
+    torch.manual_seed(0)
+    return models.build(config.make({"model": name, "image_size": SIDE, **settings}), len(NAMES)).eval()
+
+
+def test_logits_are_torchs_and_probabilities_calibrated(photos, tmp_path):
+    model = network("end2end")
+    _, (file,) = made(tmp_path, model)
+    logits = predict.run_onnx(file, photos)
+    np.testing.assert_allclose(logits, export.run_torch(model, as_images(photos)), atol=1e-4)
+    (probs,) = predict.outputs(predict.open_session(file), photos, ("probabilities",))
+    np.testing.assert_allclose(probs, softmax(logits / 1.5), atol=1e-6)
+    metadata = predict.read_metadata(file)
+    assert metadata["temperature"] == "1.5" and "uint8" in metadata["input"] and metadata["heat"] == heat.CLASS_MAP
+
+
+@pytest.mark.parametrize("name", ["resnet18", "timm:tf_efficientnet_lite0"])
+def test_a_class_activation_map_adds_up_to_the_logits(name, photos, tmp_path):
+    """Its mean over places, less that of another photo, is the difference of their logits, in fp32 and INT8."""
+    found, files = made(tmp_path, network(name), as_images(photos))
+    assert found.kind == heat.CLASS_MAP and found.weights.shape[0] == len(NAMES)
+    for file in files:
+        logits, maps = predict.outputs(predict.open_session(file), photos, ("logits", "heat"))
+        means = maps.mean((2, 3))
+        np.testing.assert_allclose(means - means[:1], logits - logits[:1], atol=1e-3)
+
+
+def test_of_our_own_network_it_adds_up_where_the_slopes_are_the_same(photos, tmp_path):
+    """Bent at five base logits, the map is exact up to the part that the bend moves into the bias."""
+    model = network("end2end")
+    found, (file,) = made(tmp_path, model)
+    logits, maps = predict.outputs(predict.open_session(file), photos, ("logits", "heat"))
+    base = model.net.base(normalised(model, photos)).detach()
+    slopes = torch.where(base > 0, 1.0, found.slope).numpy()
+    bias = (slopes * found.bias) @ found.weights.T + model.net.head.bias.detach().numpy()
+    np.testing.assert_allclose(maps.sum((2, 3)) + bias, logits, atol=1e-4)
+
+
+def normalised(model: models.Normalized, photos: np.ndarray) -> torch.Tensor:
+    return (torch.from_numpy(as_images(photos)) - model.mean) / model.std
+
+
+def test_it_agrees_with_grad_cam(photos, tmp_path):
+    """Grad-CAM of the layer before the pooling is that map, cut at zero and scaled."""
+    model = network("resnet18")
+    _, (file,) = made(tmp_path, model)
+    (maps,) = predict.outputs(predict.open_session(file), photos, ("heat",))
+    layer = dict([list(blocks.target_layers(model).items())[-1]])
+    targets = [0, 1, 2, 0, 1, 2]
+    found = gradcam.heatmaps(model, torch.from_numpy(as_images(photos)), layer, targets=targets).heatmap[:, 0]
+    own = np.maximum(maps[np.arange(6), targets], 0)
+    for ours, theirs in zip(own, found, strict=True):
+        enlarged = torch.nn.functional.interpolate(
+            torch.from_numpy(ours)[None, None], theirs.shape, mode="bilinear", align_corners=False
+        )[0, 0].numpy()
+        if enlarged.max() > 0 and theirs.max() > 0:
+            assert np.corrcoef(enlarged.ravel(), theirs.ravel())[0, 1] > 0.95
+
+
+def test_heads_that_are_not_linear_show_strength_and_transformers_nothing(tmp_path, photos):
+    found, (file,) = made(tmp_path, network("convnext_tiny"))
+    assert found.kind == heat.STRENGTH
+    (maps,) = predict.outputs(predict.open_session(file), photos, ("heat",))
+    assert maps.shape[:2] == (6, 1) and (maps >= 0).all()
+    (tmp_path / "vit").mkdir()
+    found, (file,) = made(tmp_path / "vit", network("timm:vit_tiny_patch16_224"))
+    assert found is None and "heat" not in [output.name for output in predict.open_session(file).get_outputs()]
+
+
+def test_of_several_views_heat_shows_the_photo_as_it_is(photos, tmp_path):
+    one = made(tmp_path, network("resnet18"))[1][0]
+    (tmp_path / "flip").mkdir()
+    flip = made(tmp_path / "flip", network("resnet18", views="flip"))[1][0]
+    (maps,), (same,) = (predict.outputs(predict.open_session(file), photos, ("heat",)) for file in (one, flip))
+    np.testing.assert_allclose(maps, same, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "photos", [np.zeros((1, 3, 8, 8), np.uint8), np.zeros((1, 8, 8, 3), np.float32), np.zeros((8, 8, 3), np.uint8)]
+)
+def test_what_is_no_photo_is_refused(tmp_path, photos):
+    _, (file,) = made(tmp_path, network("end2end"))
+    with pytest.raises(InputError, match=r"takes RGB photos as uint8 \(n, height, width, 3\)"):
+        predict.run_onnx(file, photos)
