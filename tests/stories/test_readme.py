@@ -76,6 +76,16 @@ def test_what_was_tried_with_other_networks_is_what_was_measured():
     assert f"| {', '.join(others)} | {best} with Lite0 |" in tried
 
 
+def test_transfer_says_what_was_measured():
+    results = pd.read_csv(EXAMPLE / "transfer" / "results_oof.csv")
+    said = (ROOT / "params" / "transfer.yaml").read_text(encoding="utf-8")
+    assert " ".join(f"{accuracy:.2f}"[1:] for accuracy in results["accuracy"]) in said
+    probe, *_ = results["probe_accuracy"]
+    assert f"reach {probe:.2f}".replace("0.", ".") in said and (results["over_probe_p"][:5] > 0.05).all()
+    frozen = pd.read_csv(EXAMPLE / "finetune" / "results_oof.csv")["accuracy"][0]
+    assert f"and {frozen:.2f} at 224".replace("0.", ".") in said
+
+
 def test_what_choosing_adds_is_the_examples():
     points = 100 * json.loads((EXAMPLE / "sweep.json").read_text(encoding="utf-8"))["optimism"]["points"]
     assert f"flatters its validation accuracy by about {points:.0f} points" in README.replace("\n", " ")
