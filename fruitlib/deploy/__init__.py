@@ -9,7 +9,9 @@ heat          where the network looked, as an output of its graph
 photo_files   the file others use: a photo in, probabilities and heat out
 model_files   both files of a run
 int8_verdict  is INT8 broken, and what does it cost in accuracy at most?
+gate          a file on photos from disk: its pixels, its labels, and where it looks
 verify        export.json: both files checked against torch and measured
+check_file    an exported file against its card and its run
 test_set      the test photos, opened once, predicted by every file of the model
 test_scores   test.json: what these predictions are worth
 """

@@ -42,7 +42,8 @@ def graph_of(model: torch.nn.Module, images: torch.Tensor, recipe: dict | None) 
     Args:
         recipe: the settings that the network is built from. With them the graph comes from the cache, or is kept there.
     """
-    model = _Whole(model).eval()
+    # Channels last, a layout of memory, would be exported as gathering every value one by one.
+    model = _Whole(model).eval().to(memory_format=torch.contiguous_format)
     if recipe is None:
         return finished(exported(model, images))
     state = {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}

@@ -169,3 +169,9 @@ def _base_steps(heat: Heat, constants: dict[str, np.ndarray]) -> list[tuple[str,
         ("Where", ["heat_is_above", "heat_one", "heat_slope"], "heat_slopes", {}),
         ("Mul", ["heat_base_maps", "heat_slopes"], "heat_bent", {}),
     ]
+
+
+def enlarged(maps: np.ndarray, side: int) -> np.ndarray:
+    """Maps (n, h, w) at `side` x `side`, bilinear."""
+    grown = torch.nn.functional.interpolate(torch.from_numpy(maps)[:, None], (side, side), mode="bilinear")
+    return grown[:, 0].numpy()

@@ -60,7 +60,7 @@ def test_logits_are_torchs_and_probabilities_calibrated(photos, tmp_path):
     assert metadata["temperature"] == "1.5" and "uint8" in metadata["input"] and metadata["heat"] == heat.CLASS_MAP
 
 
-@pytest.mark.parametrize("name", ["resnet18", "timm:tf_efficientnet_lite0"])
+@pytest.mark.parametrize("name", ["resnet18", "timm:test_efficientnet"])
 def test_a_class_activation_map_adds_up_to_the_logits(name, photos, tmp_path):
     """Its mean over places, less that of another photo, is the difference of their logits, in fp32 and INT8."""
     found, files = made(tmp_path, network(name), as_images(photos))
@@ -95,28 +95,25 @@ def test_it_agrees_with_grad_cam(photos, tmp_path):
     targets = [0, 1, 2, 0, 1, 2]
     found = gradcam.heatmaps(model, torch.from_numpy(as_images(photos)), layer, targets=targets).heatmap[:, 0]
     own = np.maximum(maps[np.arange(6), targets], 0)
-    for ours, theirs in zip(own, found, strict=True):
-        enlarged = torch.nn.functional.interpolate(
-            torch.from_numpy(ours)[None, None], theirs.shape, mode="bilinear", align_corners=False
-        )[0, 0].numpy()
-        if enlarged.max() > 0 and theirs.max() > 0:
-            assert np.corrcoef(enlarged.ravel(), theirs.ravel())[0, 1] > 0.95
+    for ours, theirs in zip(heat.enlarged(own, SIDE), found, strict=True):
+        if ours.max() > 0 and theirs.max() > 0:
+            assert np.corrcoef(ours.ravel(), theirs.ravel())[0, 1] > 0.95
 
 
 def test_heads_that_are_not_linear_show_strength_and_transformers_nothing(tmp_path, photos):
-    found, (file,) = made(tmp_path, network("convnext_tiny"))
+    found, (file,) = made(tmp_path, network("timm:test_convnext"))
     assert found.kind == heat.STRENGTH
     (maps,) = predict.outputs(predict.open_session(file), photos, ("heat",))
     assert maps.shape[:2] == (6, 1) and (maps >= 0).all()
     (tmp_path / "vit").mkdir()
-    found, (file,) = made(tmp_path / "vit", network("timm:vit_tiny_patch16_224"))
+    found, (file,) = made(tmp_path / "vit", network("timm:test_vit", image_size=160))
     assert found is None and "heat" not in [output.name for output in predict.open_session(file).get_outputs()]
 
 
 def test_of_several_views_heat_shows_the_photo_as_it_is(photos, tmp_path):
-    one = made(tmp_path, network("resnet18"))[1][0]
+    one = made(tmp_path, network("timm:test_resnet"))[1][0]
     (tmp_path / "flip").mkdir()
-    flip = made(tmp_path / "flip", network("resnet18", views="flip"))[1][0]
+    flip = made(tmp_path / "flip", network("timm:test_resnet", views="flip"))[1][0]
     (maps,), (same,) = (predict.outputs(predict.open_session(file), photos, ("heat",)) for file in (one, flip))
     np.testing.assert_allclose(maps, same, atol=1e-4)
 

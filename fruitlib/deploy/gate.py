@@ -1,0 +1,115 @@
+"""What a delivered file makes of photos as they lie on disk, beside what training makes of them; and where it looks."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+
+from fruitlib.core.errors import InputError
+from fruitlib.data import dataset, decoding, photo_checks, sources
+from fruitlib.data.dataset import Photos
+from fruitlib.deploy import heat, predict
+from fruitlib.deploy.export import ExportError
+from fruitlib.deploy.photo_input import FACTORS
+from fruitlib.explain import gradcam
+from fruitlib.runs.run import Run
+from fruitlib.training import blocks
+
+MOST_PHOTOS = 20  # tried, spread over the classes' photos
+STEPS = 2.0  # of 255 that a pixel may be off: rounding, twice; a factor above 1 enlarges them
+
+
+@dataclass(frozen=True)
+class FileCheck:
+    """How a file treats photos as they lie on disk."""
+
+    n: int  # photos tried
+    pixels_off: float  # the largest difference to training's pixels, in steps of 255; NaN where the reader crops
+    logits_off: float  # the largest difference to the logits of training's pixels
+    same_labels: int  # of the n photos
+
+    @property
+    def summary(self) -> str:
+        """What was found, in a sentence."""
+        if not self.n:
+            return "photos are cropped to their object or box before the file sees them, so that no pixels are compared"
+        pixels = f"pixels at most {self.pixels_off:.1f} of 255 off training's"
+        labels = f"the same label on {self.same_labels} of {self.n}"
+        return f"{self.n} photos straight from their files: {pixels}, logits at most {self.logits_off:.2g}, {labels}"
+
+
+def check_file(run: Run, path: Path, photos: Photos) -> FileCheck:
+    """Give a file whole photos from disk, and compare with the squares that training makes of them.
+
+    Raises:
+        ExportError: a pixel is off by more than `limit`.
+    """
+    pixels, session = _pixels_of(path), predict.open_session(path)
+    off, logits_off, same = [], [], []
+    for position, photo in _whole_photos(run, photos):
+        square = photos.take([position])
+        (images,) = predict.outputs(pixels, photo[None], ("images",))
+        off.append(float(np.abs(255 * images[0].transpose(1, 2, 0) - square[0]).max()))
+        ours, its = (predict.outputs(session, one, ("logits",))[0][0] for one in (square, photo[None]))
+        logits_off.append(float(np.abs(ours - its).max()))
+        same.append(ours.argmax() == its.argmax())
+    if not off:
+        return FileCheck(0, math.nan, math.nan, 0)
+    if not max(off) <= limit(run):
+        which = f"{path.name} makes other pixels of a photo than training did"
+        raise ExportError(f"{which}: {max(off):.1f} of 255 (limit {limit(run):.1f}): use best.pt, and report this")
+    return FileCheck(len(off), max(off), max(logits_off), int(sum(same)))
+
+
+def limit(run: Run) -> float:
+    """By how many steps of 255 a pixel may be off."""
+    return STEPS * math.prod(max(1.0, getattr(run.config, name)) for name in FACTORS)
+
+
+def heat_agreement(run: Run, path: Path, model, photos: Photos) -> float:
+    """The correlation of a file's heat with Grad-CAM of the last layer by torch, for each photo's predicted class.
+
+    The mean over the photos in which both show something; NaN where the file has no heat, or Grad-CAM no layer.
+    """
+    session = predict.open_session(path)
+    if "heat" not in [output.name for output in session.get_outputs()] or not len(photos):
+        return math.nan
+    some = dataset.spread(photos, MOST_PHOTOS)
+    logits, maps = predict.outputs(session, dataset.to_pictures(some.images), ("logits", "heat"))
+    targets = logits.argmax(1)
+    try:
+        last = dict([list(blocks.target_layers(model).items())[-1]])
+        found = gradcam.heatmaps(model, dataset.to_float(some.images), last, targets.tolist(), all_views=False)
+    except InputError:  # no layer that gives maps
+        return math.nan
+    own = maps[np.arange(len(some)), targets if maps.shape[1] > 1 else 0]
+    pairs = zip(heat.enlarged(np.maximum(own, 0), some.images.shape[-1]), found.heatmap[:, 0], strict=True)
+    agreement = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs if a.std() > 0 and b.std() > 0]
+    return float(np.mean(agreement)) if agreement else math.nan
+
+
+def _pixels_of(path: Path) -> onnxruntime.InferenceSession:
+    """A file that also gives the network's images, "images"."""
+    proto = onnx.load(path)
+    shape = ["batch", 3, "side", "side"]
+    proto.graph.output.append(onnx.helper.make_tensor_value_info("images", onnx.TensorProto.FLOAT, shape))
+    return onnxruntime.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+
+
+def _whole_photos(run: Run, photos: Photos) -> Iterator[tuple[int, np.ndarray]]:
+    """Some of the photos as uint8 (h, w, 3), with their positions; without those that the reader crops."""
+    config = photo_checks.with_bits(run.config, run.manifest)
+    bits = 0 if config.deep_bits == "auto" else config.deep_bits
+    folder = sources.root(config.data, config.photos_dir)
+    for position in range(0, len(photos), max(1, len(photos) // MOST_PHOTOS)):
+        file, box = sources.locate(folder, photos.paths[position])
+        if config.crop_to == "object" or (box and config.crop_to == "box"):
+            continue
+        with decoding.contents(file) as content:
+            opened = decoding.opened(content, megapixels=config.max_megapixels, bits=bits, known=True)
+            with opened as photo:
+                yield position, np.asarray(photo.image)
