@@ -27,6 +27,8 @@ SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", "
 SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"}
 SUFFIXES |= {".heic", ".heif"}  # read with an extra; listed in any case, so that `photo_checks` says so
 RECORDS = {"sample.json", fetch.RECORD}
+SEPARATORS = ("__", "_", "-", " ")  # in file names that begin with what the photo shows
+LOOKED_AT = 20_000  # rows, for such beginnings
 
 
 def root(data: str, photos_dir: str = "") -> Path:
@@ -88,6 +90,8 @@ def scan(config: Config) -> tuple[pd.DataFrame, list[str]]:
     elif config.group_pattern and len(rows):
         rows["group"], more = _groups_by_name(rows, config.group_pattern)
         notes += more
+    elif len(rows) and (rows["group"] == "").all():
+        notes += _hint_of_groups(rows.head(LOOKED_AT))
     if listing:
         rows["group"] = tables.join_boxes(rows)
     _check_classes(rows, path, "photos of class" if listing else "class folder")
@@ -135,8 +139,7 @@ def _is_photo(name: str) -> bool:
 def _groups_by_name(rows: pd.DataFrame, template: str) -> tuple[pd.Series, list[str]]:
     """Groups `<label>/<value>` (within a group folder `<label>/<folder>/<value>`) by `group_pattern`; and notes."""
     pattern, field = _pattern(normal(template))
-    names = rows.get("photo", rows["path"]).str.rsplit("/", n=1).str[-1]
-    stems = names.map(normal).str.replace(r"(?<=.)\.[^.]*\Z", "", regex=True)
+    stems = _stems(rows)
     values = stems.str.extract(pattern)[field]
     known = values.notna()
     if not known.any():
@@ -149,6 +152,29 @@ def _groups_by_name(rows: pd.DataFrame, template: str) -> tuple[pd.Series, list[
     notes = [f"{alone} photos do not match group_pattern and stand alone"] * bool(alone)
     notes += [f"{kept} photos do not match group_pattern and keep their folder as group"] * bool(kept)
     return rows["group"].where(~known, parent + "/" + values), notes
+
+
+def _hint_of_groups(rows: pd.DataFrame) -> list[str]:
+    """A note where file names look as if photos that begin alike belonged together, such as `<patient>_<slice>`.
+
+    Most photos share what stands before a separator with others of their class, and each class has three such
+    beginnings and more: one is the class's name, or a camera's.
+    """
+    for separator in SEPARATORS:
+        beginnings = rows.assign(beginning=_stems(rows).str.partition(separator)[0])
+        counts = beginnings.groupby(["label", "beginning"]).size()
+        shared = counts[counts > 1]
+        if shared.sum() >= 0.8 * len(rows) and len(shared) >= 3 * rows["label"].nunique():
+            example = f"{shared.index[0][1]}{separator}…"
+            which = f"most file names begin as others of their class do, in {len(shared)} ways ({example})"
+            return [f"{which}: if such photos show one thing, set group_pattern: <group>{separator}<photo>"]
+    return []
+
+
+def _stems(rows: pd.DataFrame) -> pd.Series:
+    """File names without folder and ending."""
+    names = rows.get("photo", rows["path"]).str.rsplit("/", n=1).str[-1]
+    return names.map(normal).str.replace(r"(?<=.)\.[^.]*\Z", "", regex=True)
 
 
 def _pattern(template: str) -> tuple[str, int]:

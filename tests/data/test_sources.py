@@ -410,3 +410,24 @@ def test_what_spreadsheets_make_is_explained(tmp_path, name, text, words):
     (tmp_path / name).write_text(text)
     with pytest.raises(InputError, match=words):
         scan(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("names", "template"),
+    [
+        ([f"tree{tree}__{view}" for tree in range(3) for view in range(3)], "<group>__<photo>"),
+        ([f"patient{one}_slice{part}" for one in range(4) for part in range(2)], "<group>_<photo>"),
+        ([f"day {day}-{photo}" for day in range(3) for photo in range(4)], "<group>-<photo>"),
+        ([f"IMG_{number}" for number in range(9)], ""),  # a camera's beginning, one for all
+        ([f"apple_{kind}{number}" for kind in "ab" for number in range(5)], ""),
+        ([f"{number}_photo" for number in range(9)], ""),  # each its own
+        ([f"photo{number}" for number in range(9)], ""),
+    ],
+)
+def test_file_names_that_look_like_groups_are_pointed_out(tmp_path, names, template):
+    for label in ("a", "b"):
+        touch(*(tmp_path / label / f"{name}.jpg" for name in names))
+    notes = scan(tmp_path)[1]
+    assert any(f"set group_pattern: {template}" in note for note in notes) if template else not notes
+    if template:
+        assert not any("set group_pattern" in note for note in scan(tmp_path, group_pattern=template)[1])
