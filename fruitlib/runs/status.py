@@ -106,6 +106,8 @@ def load_run_status(folder: Path, known: dict, metric: str) -> RunStatus:
             order = list(SHARES)
             if status.stage in order:
                 status.share = sum(SHARES[stage] for stage in order[: order.index(status.stage)])
+    if status.state == "pending" and (folder / "stages" / "02_train.json").is_file():  # a fold that waits for others
+        status.share = SHARES["02_train"]
     with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
         with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))

@@ -103,7 +103,7 @@ class Terminal:
         status.total = self.total
         elapsed = time.monotonic() - self.started
         now = [run for run in status.runs if run.name not in self.before]
-        done = sum(run.share if run.state == "running" else run.state != "pending" for run in now)
+        done = sum(run.share if run.state in ("running", "pending") else 1 for run in now)
         work = max(self.total, len(status.runs)) - len(self.before)
         parts = [part for part in (status.line, self.doing) if part] + [f"{clock(elapsed)} elapsed"]
         if work > done > 0.02 * work:

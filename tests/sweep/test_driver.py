@@ -214,7 +214,7 @@ def test_the_choice_is_the_best_on_validation_ties_to_the_lower_loss(tmp_path):
         work[name].path.mkdir()
         (work[name].path / "metrics.json").write_text(json.dumps({"macro_f1": score, "val_loss": loss}))
     states = {name: {"state": "complete"} for name in "abc"} | {"d": {"state": "failed"}}
-    plan = params.Sweep("s", "s", "t", "chosen", "macro_f1", "refit", config.Config(), {}, {})
+    plan = params.Sweep("s", "s", "t", "chosen", "macro_f1", "refit", "every", config.Config(), {}, {})
     assert final_model.choose(plan, work, states, tmp_path) == "c"
     assert final_model.choose(plan, work, {name: {"state": "failed"} for name in work}, tmp_path) is None
 
@@ -400,7 +400,7 @@ def test_runs_of_a_list_that_name_different_settings_are_compared_on_all_of_them
 
 
 def test_sweeps_on_other_photos_get_a_folder_of_their_own():
-    plan = params.Sweep("demo", "s", "t", "chosen", "macro_f1", "refit", config.Config(), {}, {})
+    plan = params.Sweep("demo", "s", "t", "chosen", "macro_f1", "refit", "every", config.Config(), {}, {})
     assert folder.sweep_name(plan, None) == "demo"
     assert folder.sweep_name(plan, "/photos/my fruit") == "demo-my fruit"
 
@@ -431,3 +431,6 @@ def test_a_runs_status_is_read_from_its_files(tmp_path):
     assert found.share == pytest.approx(0.7 * 0.2) and 16 < found.left < 30
     os.utime(tmp_path / WORKING, (1, 1))  # whoever touched it was killed
     assert load_run_status(tmp_path, known, "macro_f1").state == "pending"
+    (tmp_path / "stages").mkdir()
+    (tmp_path / "stages" / "02_train.json").write_text("{}")  # a fold that is trained, and waits for the others
+    assert load_run_status(tmp_path, known, "macro_f1").share == 0.7
