@@ -297,11 +297,43 @@ def overlay(image: np.ndarray, heatmap: np.ndarray, alpha: float = 0.7) -> np.nd
     return np.rint(255 * mixed.clip(0, 1)).astype(np.uint8)
 
 
-def central_share(heat: np.ndarray) -> float:
-    """Share of all heat (n, H, W) in the central square of half the side, a quarter of the area; NaN without heat."""
+@dataclass(frozen=True)
+class CentralShares:
+    """How much of each photo's heat lies in the central square of half the side, a quarter of the area."""
+
+    shares: np.ndarray  # (n,) 0 to 1; NaN where a photo has no heat
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The median share of the photos that have heat, how many these are, and how many lie below an even spread."""
+        held = self.shares[~np.isnan(self.shares)]
+        median = {"median_central_share": float(np.median(held))} if len(held) else {}
+        return median | {
+            "n": len(self.shares),
+            "without_heat": len(self.shares) - len(held),
+            "below_even": int((held < 0.25).sum()),
+        }
+
+    @property
+    def summary(self) -> str:
+        """All of it in a sentence."""
+        found = self.numbers
+        empty = f"; without any heat: {found['without_heat']} of {found['n']}" if found["without_heat"] else ""
+        if "median_central_share" not in found:
+            return f"none of {found['n']} validation photos has heat in the last layer"
+        held = found["n"] - found["without_heat"]
+        share = f"half of {held} validation photos have {found['median_central_share']:.0%} of their heat or more"
+        return (
+            f"{share} in the central quarter of the picture, {found['below_even']} less than an even spread has{empty}"
+        )
+
+
+def central_shares(heat: np.ndarray) -> CentralShares:
+    """The share of each map (n, H, W) in its centre; each photo counts the same, however much heat it has."""
     top, left = heat.shape[1] // 4, heat.shape[2] // 4
-    middle = heat[:, top : heat.shape[1] - top, left : heat.shape[2] - left]
-    return float(middle.sum() / heat.sum()) if heat.sum() > 0 else float("nan")
+    middle = heat[:, top : heat.shape[1] - top, left : heat.shape[2] - left].sum((1, 2), dtype=float)
+    whole = heat.sum((1, 2), dtype=float)
+    return CentralShares(np.divide(middle, whole, out=np.full(len(heat), np.nan), where=whole > 0))
 
 
 def save_heatmaps(path: Path, heatmaps: Heatmaps, **meta) -> None:

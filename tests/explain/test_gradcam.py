@@ -357,8 +357,23 @@ def test_overlay_keeps_cold_regions_photograph_in_grey():
 def test_central_share_of_planted_heat():
     spot, even = np.zeros((2, 16, 16)), np.ones((3, 16, 16))
     spot[:, 6:9, 7] = 1
-    assert gradcam.central_share(spot) == 1 and gradcam.central_share(even) == 0.25
-    assert np.isnan(gradcam.central_share(np.zeros((1, 8, 8))))
+    np.testing.assert_array_equal(gradcam.central_shares(spot).shares, [1, 1])
+    np.testing.assert_array_equal(gradcam.central_shares(even).shares, [0.25, 0.25, 0.25])
+    assert np.isnan(gradcam.central_shares(np.zeros((1, 8, 8))).shares[0])
+
+
+def test_each_photo_counts_the_same_and_those_without_heat_are_counted():
+    """A photo with a thousand times the heat of others, all at its edge, moves the median no more than they do."""
+    heat = np.zeros((4, 16, 16))
+    heat[0, 0, :] = 1000
+    heat[1:3, 7, 7] = 1
+    found = gradcam.central_shares(heat)
+    assert found.numbers == {"median_central_share": 1.0, "n": 4, "without_heat": 1, "below_even": 1}
+    assert found.summary.startswith(
+        "half of 3 validation photos have 100% of their heat or more in the central quarter"
+    )
+    assert found.summary.endswith("1 less than an even spread has; without any heat: 1 of 4")
+    assert gradcam.central_shares(heat[3:]).summary == "none of 1 validation photos has heat in the last layer"
 
 
 def test_overlay_refuses_other_shapes():
