@@ -56,7 +56,7 @@ def places(folder: Path, photos: Iterable[Photo]) -> dict[Photo, Path]:
 
 
 def check_folder(folder: Path, named: Iterable[str]) -> None:
-    """Make the folder, if it can be written and does not lie among the photos, where pictures would be taken for photos.
+    """Make the folder, unless it cannot be written or lies among the photos: its pictures would be taken for photos.
 
     Raises:
         InputError: it cannot, or it does.
