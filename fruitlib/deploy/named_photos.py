@@ -45,7 +45,8 @@ def find(arguments: Iterable[str]) -> tuple[list[Photo], list[str]]:
             count += 1
             found.setdefault(os.path.abspath(photo.file), photo)
     twice = count - len(found)
-    return list(found.values()), [f"{twice:,} photos were named twice; each is predicted once"] if twice else []
+    photos = "1 photo was" if twice == 1 else f"{twice:,} photos were"
+    return list(found.values()), [f"{photos} named twice, and predicted once"] if twice else []
 
 
 def _named_by(argument: str) -> list[Photo]:

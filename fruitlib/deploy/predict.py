@@ -12,6 +12,7 @@
     print([names[i] for i in logits.argmax(1)])
 """
 
+import contextlib
 import json
 from pathlib import Path
 
@@ -66,7 +67,11 @@ def names_in(metadata: dict[str, str], path: Path) -> list[str]:
     """`class_names` of a file whose metadata are read already."""
     if "class_names" not in metadata:
         raise InputError(f"{display_path(path)}: has no class names; use a file that fruitlib exported")
-    return json.loads(metadata["class_names"])
+    with contextlib.suppress(ValueError):
+        names = json.loads(metadata["class_names"])
+        if isinstance(names, list) and all(isinstance(name, str) for name in names):
+            return names
+    raise InputError(f"{display_path(path)}: its class names are damaged; export the model again")
 
 
 def run_onnx(path: Path, photos: np.ndarray, batch_size: int = 64) -> np.ndarray:

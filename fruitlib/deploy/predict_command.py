@@ -203,7 +203,7 @@ class _Report:
         read = sum(self._predicted.values())
         unknown = +self._unknown
         if unknown:
-            names = some(sorted(unknown))
-            self._say(f"note: {unknown.total():,} photos have labels that the file does not know: {names}")
+            photos = "1 photo has" if unknown.total() == 1 else f"{unknown.total():,} photos have"
+            self._say(f"note: {photos} a label that the file does not know: {some(sorted(unknown))}")
         if known := read - unknown.total():
             self._say(f"right: {self._right.total():,} of {known:,} ({self._right.total() / known:.1%})")

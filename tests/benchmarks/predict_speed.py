@@ -5,7 +5,8 @@ For 1,000 photos, small and large, prints a table, and as its last line JSON:
     small_cpu, large_cpu    the same of the processor time that all threads take
     memory_mb               by how much 1,000 large photos raise the process's memory above what 100 do
 Alone means: Pillow's decoding and resizing in one thread a core; then the network, in batches of 32 prepared squares,
-by ONNX Runtime as it comes. On a busy machine the ratio of processor time says more. Both sides are measured in turn in one run; medians are shown.
+by ONNX Runtime as it comes. On a busy machine the ratio of processor time says more. Both sides are measured in turn
+in one run; medians are shown.
 
     python tests/benchmarks/predict_speed.py [FOLDER_OF_PHOTOS] [--side 224] [--turns 3]
 """
