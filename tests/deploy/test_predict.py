@@ -85,8 +85,9 @@ def test_the_command_works_in_a_fresh_environment(exported, tmp_path):
     uv = shutil.which("uv", path=f"{bin_of}{os.pathsep}{os.environ['PATH']}")
     if uv is None:
         pytest.skip("uv is not installed")
-    kept = shutil.ignore_patterns(".*", "executed", "data")
-    shutil.copytree(root, tmp_path / "source", ignore=kept)  # the build leaves a folder there
+    shutil.copytree(root / "fruitlib", tmp_path / "source" / "fruitlib")  # the build leaves a folder there
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(root / name, tmp_path / "source")
     subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, folder], check=True)
     install = [uv, "pip", "install", "--quiet", "--python", folder / "bin" / "python"]
     # with what was installed here before, where there is no network
