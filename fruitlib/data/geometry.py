@@ -40,10 +40,18 @@ class Preparation:
         """From a file's `preprocess`, which may name more settings than these.
 
         Raises:
-            KeyError: one that has no default is missing.
+            ValueError: one that has no default is missing, or is of another type.
         """
-        optional = {"crop_to", "crop_margin", "deep_bits"} - settings.keys()
-        return cls(**{field.name: settings[field.name] for field in fields(cls) if field.name not in optional})
+        found = {field.name: settings[field.name] for field in fields(cls) if field.name in settings}
+        try:
+            made = cls(**found)
+            numbers = [made.image_size, made.center, made.crop_margin, *(getattr(made, name) for name in ENHANCERS)]
+            fits = isinstance(made.image_size, int) and made.image_size > 0 and all(number >= 0 for number in numbers)
+        except TypeError as problem:
+            raise ValueError(f"preprocess: {problem}") from None
+        if not fits or made.resize not in ("crop", "squash", "pad"):
+            raise ValueError(f"preprocess: {dict(settings)}")
+        return made
 
 
 def bits(how) -> int:

@@ -80,7 +80,7 @@ def open_model(path: Path, threads: int = 0) -> Model:
     try:
         preparation = geometry.Preparation.of(json.loads(metadata["preprocess"]))
         above = _threshold(metadata.get("answer_above", ""))
-    except (KeyError, ValueError, TypeError) as problem:
+    except (AttributeError, TypeError, ValueError) as problem:
         raise InputError(f"{where}: its metadata are damaged ({problem}); {AGAIN}") from None
     if preparation.crop_to == "object":
         _check_opencv(where)

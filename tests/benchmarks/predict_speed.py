@@ -8,7 +8,7 @@ Alone means: Pillow's decoding and resizing in one thread a core; then the netwo
 by ONNX Runtime as it comes. On a busy machine the ratio of processor time says more. Both sides are measured in turn
 in one run; medians are shown.
 
-    python tests/benchmarks/predict_speed.py [FOLDER_OF_PHOTOS] [--side 224] [--turns 3]
+    python tests/benchmarks/predict_speed.py [FOLDER_OF_PHOTOS] [--network resnet18] [--side 224] [--turns 3]
 """
 
 import argparse
@@ -42,10 +42,10 @@ from fruitlib.training import models
 COUNT, BATCH = 1000, 32
 
 
-def exported(folder: Path, side: int) -> Path:
-    """A resnet18 of three classes as a file that takes photos."""
+def exported(folder: Path, network: str, side: int) -> Path:
+    """A network of three classes as a file that takes photos."""
     torch.manual_seed(0)
-    settings = config.make({"model": "resnet18", "weights": "none", "image_size": side})
+    settings = config.make({"model": network, "weights": "none", "image_size": side})
     model = models.build(settings, 3).eval()
     graph = onnx.load(export.export_onnx(model, folder / "graph.onnx", side, ["apple", "cherry", "tomato"]))
     preprocess = settings.model_dump(include=set(config.PREPROCESS_SETTINGS))
@@ -133,16 +133,19 @@ def memory(model: Path, files: list[Path]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", nargs="?", type=Path)
+    parser.add_argument("--network", default="resnet18")
     parser.add_argument("--side", type=int, default=224)
     parser.add_argument("--turns", type=int, default=3)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
-        model = exported(place, options.side)
+        model = exported(place, options.network, options.side)
         photos = sorted(options.folder.rglob("*.jpg")) if options.folder else drawn(place / "drawn")
         sets = {"small": repeated(place / "small", photos), "large": repeated(place / "large", photos, 1600)}
         found = {"memory_mb": round(memory(model, sets["large"]), 1)}
-        print(f"{COUNT} photos, resnet18 at {options.side}, {machine.hardware()}, {os.getloadavg()[0]:.1f} processes")
+        print(
+            f"{COUNT} photos, {options.network} at {options.side}, {machine.hardware()}, {os.getloadavg()[0]:.1f} processes"
+        )
         for name, files in sets.items():
             turns = [(*ours(model, place / name), *alone(model, files, options.side)) for _ in range(options.turns)]
             mine, _, decoding, running, _ = (statistics.median(column) for column in zip(*turns, strict=True))
