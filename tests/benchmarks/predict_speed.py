@@ -143,9 +143,8 @@ def main() -> None:
         photos = sorted(options.folder.rglob("*.jpg")) if options.folder else drawn(place / "drawn")
         sets = {"small": repeated(place / "small", photos), "large": repeated(place / "large", photos, 1600)}
         found = {"memory_mb": round(memory(model, sets["large"]), 1)}
-        print(
-            f"{COUNT} photos, {options.network} at {options.side}, {machine.hardware()}, {os.getloadavg()[0]:.1f} processes"
-        )
+        load = f"{machine.hardware()}, {os.getloadavg()[0]:.1f} processes"
+        print(f"{COUNT} photos, {options.network} at {options.side}, {load}")
         for name, files in sets.items():
             turns = [(*ours(model, place / name), *alone(model, files, options.side)) for _ in range(options.turns)]
             mine, _, decoding, running, _ = (statistics.median(column) for column in zip(*turns, strict=True))
