@@ -44,7 +44,7 @@ def run(request: Request) -> int:
     Raises:
         InputError: bad input or an output that cannot be written; before the work begins, wherever that can be known.
     """
-    if not request.photos and not request.html:
+    if not request.photos and (request.csv or request.cam or not request.html):
         raise InputError("no photos: name files, folders, patterns such as 'photos/*.jpg', or a CSV file of paths")
     if request.threads < 0:
         raise InputError(f"--threads {request.threads}: a number of threads is wanted, 0 for as many as cores")

@@ -107,8 +107,17 @@ def test_photos_are_named_by_folders_files_patterns_and_csvs(photos, tmp_path):
 # ---- what is said of each
 
 
-def test_photos_are_prepared_as_in_training(file, photos, settings):
-    model = answers.open_model(file)
+@pytest.mark.parametrize("change", [{}, {"deep_bits": 10}, {"crop_to": "object", "crop_margin": 0.2}], ids=str)
+def test_photos_are_prepared_as_in_training(make_file, photos, settings, change):
+    deep = np.random.default_rng(6).integers(0, 4096, (40, 60)).astype(np.uint16)
+    Image.fromarray(deep).save(photos / "deep.png")
+    framed = np.full((50, 70, 3), 240, np.uint8)
+    framed[10:30, 20:50] = (200, 30, 30)
+    Image.fromarray(framed).save(photos / "framed.png")
+    model, settings = (
+        answers.open_model(make_file(name="prepared.onnx", change=change)),
+        settings.model_copy(update=change),
+    )
     found, _ = named_photos.find([str(photos)])
     for answer in answers.answers(model, found, heat=True):
         expected = preprocess.decode(photos, answer.photo.below, settings)
@@ -320,6 +329,7 @@ def same_names(folder):
     ("options", "said"),
     [
         (lambda at: {"photos": []}, "no photos: name files"),
+        (lambda at: {"photos": [], "html": at / "page.html", "csv": at / "out.csv"}, "no photos: name files"),
         (lambda at: {"photos": [f"{at}/gone"]}, "gone: no such file or folder"),
         (lambda at: {"photos": [f"{at}/*.xyz"]}, "no file matches"),
         (lambda at: {"photos": [f"{at}/empty"]}, "empty: no photos in this folder"),
