@@ -1,4 +1,4 @@
-"""`fruitlib sweep | compare | check | report | data`. Bad input ends in one clear line and exit code 2."""
+"""`fruitlib sweep | compare | check | report | predict | data`. Bad input ends in one clear line and exit code 2."""
 
 import argparse
 import contextlib
@@ -21,6 +21,11 @@ def main(arguments: list[str] | None = None) -> int:
         return options.command(options)
     except InputError as problem:
         show(f"fruitlib: {problem}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as problem:
+        if (problem.name or "fruitlib").partition(".")[0] == "fruitlib":
+            raise
+        show(f"fruitlib: {problem.name} is not installed: pip install 'fruitlib[lab]'", file=sys.stderr)
         return 2
     except NotADirectoryError as problem:
         show(f"fruitlib: {problem.filename}: is a file where a folder is needed", file=sys.stderr)
@@ -62,6 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("sweep", help="a folder of executed/, such as executed/demo")
     check.set_defaults(command=_check)
 
+    _add_predict(commands)
     _add_data(commands)
     return parser
 
@@ -78,6 +84,23 @@ def _add_compare(commands) -> None:
         named = "what its CSV calls them: path=file,label=truth,predicted=answer,p_apple=apple"
         compare.add_argument(f"--columns-{side}", default="", metavar="NAMES", help=named)
     compare.set_defaults(command=_compare)
+
+
+def _add_predict(commands) -> None:
+    words = "classify new photos with an exported file; needs no more than `pip install fruitlib` brings"
+    codes = "Exit code: 0 every photo was read, 1 some were skipped, 2 bad input, 130 stopped."
+    predict = commands.add_parser("predict", help=words, description=words, epilog=codes)
+    predict.add_argument("model", type=Path, help="an exported file, such as model.int8.onnx")
+    photos = "files, folders with all below them, patterns such as 'photos/*.jpg', or a CSV file with a column path"
+    predict.add_argument("photos", nargs="*", metavar="PHOTOS", help=photos)
+    rows = "write a row per photo: path, predicted, confidence, p_CLASS..., state (answer, unsure, skipped), reason"
+    predict.add_argument("--csv", type=Path, metavar="FILE", help=rows)
+    predict.add_argument("--cam", type=Path, metavar="FOLDER", help="write a picture per photo: where the model looked")
+    predict.add_argument("--html", type=Path, metavar="FILE", help="write a page that runs the model in a browser")
+    right = "say how many answers are right: a photo's folder, or the CSV's column label, names its class"
+    predict.add_argument("--labels", action="store_true", help=right)
+    predict.add_argument("--threads", type=int, default=0, help="threads to work with (default: one per core)")
+    predict.set_defaults(command=_predict)
 
 
 def _add_data(commands) -> None:
@@ -152,6 +175,13 @@ def _check(options: argparse.Namespace) -> int:
     if not check.alarming:
         print(f"{check.n} photos read: no validation or test photo is in training, and none has changed")
     return int(check.alarming)
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from fruitlib.deploy import predict_command
+
+    wanted = {name: value for name, value in vars(options).items() if name != "command"}
+    return predict_command.run(predict_command.Request(**wanted))
 
 
 def _draw(options: argparse.Namespace) -> int:

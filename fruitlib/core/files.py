@@ -176,13 +176,23 @@ _MARKED = re.compile(f"{_START}'({_FORMULA})", re.IGNORECASE)
 _MAY_BE = re.compile(r"['=+@\uff0b\uff0d\uff1d\uff20\s-]|[^;\t\r\n]*[;\t\r\n]")  # quick: what most texts are not
 
 
+def guarded(text: str) -> str:
+    """The text with an apostrophe in front of what a spreadsheet would compute."""
+    return _BARE.sub(r"'\1", text) if _MAY_BE.match(text) else text
+
+
+def unguarded(text: str) -> str:
+    """What `guarded` was given."""
+    return _MARKED.sub(r"\1", text) if _MAY_BE.match(text) else text
+
+
 def write_csv(path: str | os.PathLike, table) -> None:
     """Write a table (a pandas DataFrame) without its index, atomically; `read_csv` reads it.
 
     A text that a spreadsheet would compute, such as a class named `=1+2`, has an apostrophe in front in the file, also
     as the name of a column, and also behind a `;`, where some divide columns. Numbers stay, and texts that are numbers.
     """
-    table = _with_texts(table, lambda text: _BARE.sub(r"'\1", text))
+    table = _with_texts(table, guarded)
     broken = any("\r" in text for _, values in _text_columns(table) for text in values if isinstance(text, str))
     quoting = csv.QUOTE_NONNUMERIC if broken else csv.QUOTE_MINIMAL  # a lone \r would end the row
     with replacing(path) as partial:
@@ -195,7 +205,7 @@ def read_csv(path: str | os.PathLike, **options):
 
     table = pd.read_csv(path, **options)
     table = table.copy() if table.shape[1] > 99 else table  # in one piece: pandas warns of a hundred pieces and more
-    return _with_texts(table, lambda text: _MARKED.sub(r"\1", text))
+    return _with_texts(table, unguarded)
 
 
 def _text_columns(table) -> list[tuple[int, list]]:

@@ -27,6 +27,8 @@ Read `sources` first, then `splits`; a training's batches come from `loader`.
     duplicates       copies and near-copies -> groups; label conflicts
     stratify         shares, folds and subsets; groups never divided, two million rows in seconds
     splits           the manifest: train, val, test, folds; what could not be met; what leaks
+    objects          where the object is on a plain background
+    geometry         a decoded photo -> the square that models see: cut out, resized, enhanced
     preprocess       one photo -> the square of bytes a model sees
     cache            photos decoded once: a mapped file shared by all processes, or streamed
     augment          policies as data by (seed, epoch, slot); mixup, cutmix

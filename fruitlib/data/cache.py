@@ -18,7 +18,7 @@ from fruitlib.core import files, source_code
 from fruitlib.core.config import PREPROCESS_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
-from fruitlib.data import decoding, preprocess, rgb, sources
+from fruitlib.data import decoding, geometry, objects, preprocess, rgb, sources
 
 KEEP_DAYS = 7  # a file not used for so long is removed when another is made
 # Of files: decoded photos, features of them, predictions by features, proofs of weights
@@ -119,7 +119,8 @@ def photo_key(folder: Path, path: str, sha256: str = "") -> str:
 def preparation(config: Config) -> list:
     """All that decides how a photo's bytes become the pixels that models see: settings, code, libraries."""
     settings = {name: getattr(config, name) for name in PREPROCESS_SETTINGS}
-    code = [source_code.module_fingerprint(module.__name__) for module in (rgb, decoding, preprocess)]
+    modules = rgb, decoding, preprocess, geometry, objects
+    code = [source_code.module_fingerprint(module.__name__) for module in modules]
     return [settings, *code, preprocess.LIBRARIES]
 
 

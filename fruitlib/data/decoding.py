@@ -31,9 +31,15 @@ FULL_SCALE = 89_000_000  # pixels; larger photos are read at a half, a quarter o
 MOST_MEGAPIXELS = 2000  # the upper end of the setting max_megapixels
 CUT_OFF = "cut off: the end of the picture is missing"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")  # no EPS: it runs code
-NAMED = {"jpg": "JPEG", "jpeg": "JPEG", "jfif": "JPEG", "png": "PNG", "webp": "WEBP", "gif": "GIF", "bmp": "BMP"}
+NAMED = dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), "JPEG") | {
+    "png": "PNG",
+    "webp": "WEBP",
+    "gif": "GIF",
+    "bmp": "BMP",
+}
 NAMED |= {"tif": "TIFF", "tiff": "TIFF", "avif": "AVIF", "jp2": "JPEG2000", "j2k": "JPEG2000"}
 NAMED |= {"heic": "HEIF", "heif": "HEIF"} | dict.fromkeys(("ppm", "pgm", "pbm", "pnm"), "PPM")
+ENDINGS = {f".{ending}" for ending in NAMED}  # HEIC, too, which needs an extra: so that it is said
 SAME_KIND = {"MPO": "JPEG", "DIB": "BMP"}
 ORIENTATION = 0x0112  # the EXIF tag; 2 to 8 say how to turn a photo upright (Exif 2.3, 4.6.4)
 TURNS = dict(
@@ -79,6 +85,11 @@ class Decoded:
         x, y, width, height = box
         scale = self.image.width / self.size[0]
         return scale * x, scale * y, scale * (x + width), scale * (y + height)
+
+
+def is_photo(name: str) -> bool:
+    """Whether a file is a photo by its name."""
+    return os.path.splitext(name)[1].lower() in ENDINGS
 
 
 @contextlib.contextmanager

@@ -2,11 +2,10 @@
 
 import contextlib
 import functools
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-
-import psutil
 
 from fruitlib.core.errors import InputError
 
@@ -50,7 +49,7 @@ FILES, PIXELS = Memory(1 / 16), Memory(3 / 16)
 @functools.cache
 def total() -> int:
     """The bytes of memory that this machine, or its container, has."""
-    most = psutil.virtual_memory().total
+    most = _of_machine()[0]
     with contextlib.suppress(OSError, ValueError):
         most = min(most, int(CGROUP.read_text()))
     return most
@@ -59,4 +58,26 @@ def total() -> int:
 @functools.cache
 def _available() -> int:
     """The bytes that are available when the first photo is read; at least a gigabyte, so that the shares are of use."""
-    return max(2**30, min(psutil.virtual_memory().available, total()))
+    return max(2**30, min(_of_machine()[1], total()))
+
+
+def _of_machine() -> tuple[int, int]:
+    """The bytes of memory that the machine has, and that are available; without psutil, which is an extra, as well as
+    its system says, and 4 GiB where that says nothing.
+    """
+    try:
+        import psutil
+
+        memory = psutil.virtual_memory()
+        return memory.total, memory.available
+    except ImportError:
+        pass
+    try:
+        page, pages = os.sysconf("SC_PAGE_SIZE"), os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows
+        return 4 * 2**30, 4 * 2**30
+    try:
+        free = os.sysconf("SC_AVPHYS_PAGES")
+    except (OSError, ValueError):  # macOS
+        free = pages // 2
+    return page * pages, page * free

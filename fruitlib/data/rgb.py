@@ -4,11 +4,12 @@ Transparent parts are shown on white. Values of more than 8 bits are scaled by t
 bits writes 0 to 1,023 into a file of 16, which would else be nearly black.
 """
 
+import io
 import math
 import re
+import sys
 from collections.abc import Callable, Iterator
 
-import cv2
 import numpy as np
 from PIL import Image, ImageCms
 
@@ -93,20 +94,40 @@ def _grey_depth(photo: Image.Image, raw: str, bits: int) -> tuple[int, list[str]
 def _deep_colours(photo: Image.Image, content: bytes, bits: int) -> tuple[Image.Image, list[str], int]:
     """A photo whose channels hold 16 bits, with 8; that in words; and how many bits the values use.
 
-    Pillow keeps the upper 8 of the 16. OpenCV reads them all, so it does where the values leave upper bits unused.
+    Pillow keeps the upper 8 of the 16. All are read where the values leave upper bits unused.
     """
     highest = max(high for _, high in photo.getextrema()[:3])
     wanted = bits or 8 + highest.bit_length()
-    deep = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_UNCHANGED) if wanted < 16 else None
-    readable = deep is not None and deep.dtype == np.uint16 and deep.ndim == 3 and deep.shape[1::-1] == photo.size
-    if not readable or photo.mode not in ("RGB", "RGBA"):
+    lower = _lower_bytes(photo, content) if wanted < 16 and photo.mode in ("RGB", "RGBA") else None
+    if lower is None:
         return photo, [_depth_in_words(16, 16)], 16
-    colours, alpha = deep[..., 2::-1], deep[..., 3:]
+    colours = np.asarray(photo)[..., :3].astype(np.uint16) << 8 | np.asarray(lower)[..., :3]
     used = max(8, int(colours.max()).bit_length())
     image = _shifted(colours, (bits or used) - 8)
-    if alpha.size:
-        image.putalpha(Image.fromarray((alpha[..., 0] >> 8).astype(np.uint8)))
+    if photo.mode == "RGBA":
+        image.putalpha(photo.getchannel("A"))
+    elif isinstance(key := photo.info.get("transparency"), tuple):  # the colour that a PNG file says is transparent
+        image.putalpha(Image.fromarray(np.where((colours == key).all(2), 0, 255).astype(np.uint8)))
     return image, [_depth_in_words(16, used)], used
+
+
+def _lower_bytes(photo: Image.Image, content: bytes) -> Image.Image | None:
+    """The lower 8 of 16 bits a channel: Pillow keeps what it takes for the upper byte, so it is told the other order.
+
+    None where it unpacks the pixels in some other way.
+    """
+    with Image.open(io.BytesIO(content), formats=(photo.format,)) as other:
+        tiles = [(tile, tile.args if isinstance(tile.args, str) else tile.args[0]) for tile in other.tile]
+        if not all(re.fullmatch("RGB[AX]?;16[LBN]", mode) for _, mode in tiles):
+            return None
+        swapped = {"B": "L", "L": "B", "N": "B" if sys.byteorder == "little" else "L"}
+        changed = []
+        for tile, mode in tiles:
+            mode = mode[:-1] + swapped[mode[-1]]
+            changed.append(tile._replace(args=mode if isinstance(tile.args, str) else (mode, *tile.args[1:])))
+        other.tile = changed
+        other.load()
+        return other
 
 
 def _depth_in_words(holds: int, used: int) -> str:

@@ -6,7 +6,6 @@ holds photos that belong together (one variety, one tree, one session) and must 
 validation or test.
 """
 
-import os
 import re
 from pathlib import Path
 
@@ -17,15 +16,12 @@ from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
 from fruitlib.core.texts import normal, printable
-from fruitlib.data import annotations, fetch, labels, layouts, photo_paths, practice_photos, tables
+from fruitlib.data import annotations, decoding, fetch, labels, layouts, photo_paths, practice_photos, tables
 from fruitlib.data.tables import ROW
 from fruitlib.data.tree import on_disk
 
 SAMPLES = {"sample": False, "sample5": True}
 NAMES = (*SAMPLES, *fetch.DATASETS)
-SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif", ".avif"}
-SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k"}
-SUFFIXES |= {".heic", ".heif"}  # read with an extra; listed in any case, so that `photo_checks` says so
 RECORDS = {"sample.json", fetch.RECORD}
 SEPARATORS = ("__", "_", "-", " ")  # in file names that begin with what the photo shows
 LOOKED_AT = 20_000  # rows, for such beginnings
@@ -82,7 +78,7 @@ def scan(config: Config) -> tuple[pd.DataFrame, list[str]]:
     folder = root(config.data, config.photos_dir)
     path = folder if config.data in NAMES else files.resolve(config.data)
     listing = annotations.kind(path) if config.data not in NAMES else ""
-    rows, notes = annotations.read(listing, path, folder, config, _is_photo) if listing else _from_folder(path)
+    rows, notes = annotations.read(listing, path, folder, config, decoding.is_photo) if listing else _from_folder(path)
     if config.columns and listing != "table":
         notes.append("columns was not used: data is not a table")
     if config.group_pattern and listing and (rows["group"] != "").any():
@@ -101,7 +97,7 @@ def scan(config: Config) -> tuple[pd.DataFrame, list[str]]:
 def _from_folder(folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """Rows of a folder of class folders; where it is none, the error says what else it may be."""
     try:
-        return layouts.read_folder(folder, _is_photo, RECORDS)
+        return layouts.read_folder(folder, decoding.is_photo, RECORDS)
     except InputError as problem:
         table_named = " (here lies " in str(problem)  # a table in the folder
         raise InputError(f"{problem}{'' if table_named else annotations.hint(folder)}") from None
@@ -127,10 +123,6 @@ def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:
             listed = "add some, or leave the class out everywhere, or leave all splits empty, so that all are divided"
             way = layouts.WAY_ON if what == "class folder" else listed
             raise InputError(f"{place}: the {split} part has no {what} {missing[0]}{more}: {way}")
-
-
-def _is_photo(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in SUFFIXES
 
 
 # ---- groups by file name

@@ -14,4 +14,11 @@ verify        export.json: both files checked against torch and measured
 check_file    an exported file against its card and its run
 test_set      the test photos, opened once, predicted by every file of the model
 test_scores   test.json: what these predictions are worth
+
+New photos, by `fruitlib predict`, where only what `pip install fruitlib` brings is installed:
+
+named_photos     the photos that a person names
+answers          these, through a file, in batches
+heat_pictures    where the file looked, as pictures
+predict_command  the command
 """

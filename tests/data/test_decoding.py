@@ -1,11 +1,14 @@
 """Photos of more than 8 bits, large photos, memory, HEIC; what is odd about files is in test_photo_checks."""
 
+import struct
 import threading
 import types
+import zlib
 
 import cv2
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 from PIL import Image
 
@@ -105,6 +108,33 @@ def test_what_runs_load_is_scaled_by_the_manifest(tmp_path, monkeypatch):
     run = types.SimpleNamespace(config=settings, class_names=["a"], manifest=manifest)
     val = manifest[manifest["split"] == "val"]
     assert dataset.load_photos(run, "val", rows=val).images.unique().tolist() == [127]
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("a.png", [])] + [(f"{kind}.tif", [cv2.IMWRITE_TIFF_COMPRESSION, kind]) for kind in (1, 5, 8)],
+)
+def test_all_sixteen_bits_are_read_as_opencv_reads_them(tmp_path, name, options, channels):
+    values = noise(channels=channels, top=1024, kind=np.uint16)
+    values[..., 3:] = np.where(values[..., 3:] > 300, 65535, 0)
+    cv2.imwrite(str(tmp_path / name), values, options)
+    read = cv2.imread(str(tmp_path / name), cv2.IMREAD_UNCHANGED)
+    shown = np.where(read[..., 3:].any(2, keepdims=True) | (channels == 3), read[..., 2::-1] >> 2, 255)
+    with decoding.opened((tmp_path / name).read_bytes()) as photo:
+        assert photo.bits == 10 and np.array_equal(np.asarray(photo.image), shown)
+
+
+def test_the_colour_that_a_deep_png_calls_transparent_is_white(tmp_path):
+    values = noise(channels=3, top=1020, kind=np.uint16)
+    values[:5] = clear = (3, 260, 1021)
+    write_deep(tmp_path / "a.png", values)
+    content = (tmp_path / "a.png").read_bytes()
+    chunk = b"tRNS" + struct.pack(">3H", *clear)
+    chunk = struct.pack(">I", 6) + chunk + struct.pack(">I", zlib.crc32(chunk))
+    with decoding.opened(content.replace(content[33:], chunk + content[33:])) as photo:  # behind the header
+        pixels = np.asarray(photo.image)
+    assert (pixels[:5] == 255).all() and np.array_equal(pixels[5:], values[5:] >> 2)
 
 
 def test_transparent_deep_colours_are_shown_on_white(tmp_path):
@@ -213,8 +243,8 @@ def test_what_needs_more_memory_than_the_machine_has_is_not_begun(tmp_path, monk
 
 
 def test_no_photo_is_quarantined_because_others_take_the_memory(tmp_path, monkeypatch):
-    free = memory.psutil.virtual_memory()._replace(available=10)
-    monkeypatch.setattr(memory.psutil, "virtual_memory", lambda: free)
+    free = psutil.virtual_memory()._replace(available=10)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     Image.fromarray(noise((3000, 2000))).save(tmp_path / "a.png")
     assert photo_checks.inspect(tmp_path / "a.png")[0] == "ok"
 

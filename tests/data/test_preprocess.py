@@ -1,12 +1,13 @@
 """A photo becomes the same upright square of bytes on every call, cropped and enhanced as the settings say."""
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
-from fruitlib.data import preprocess
+from fruitlib.data import geometry, objects, preprocess
 
 
 def settings(**values):
@@ -57,6 +58,17 @@ def test_crop_keeps_the_centre_squash_and_pad_keep_everything(tmp_path, wide):
     assert (pad[16, 9:23] == [255, 0, 0]).all() and (pad[16, :7] == [0, 0, 255]).all()
 
 
+@pytest.mark.parametrize("size", [(60, 31), (31, 60), (7, 300)])
+def test_padding_is_opencvs_replicated_border(size):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
+    ours = np.asarray(geometry.square(picture, (0, 0, *size), "pad", 32))
+    inner = max(1, round(32 * size[0] / max(size))), max(1, round(32 * size[1] / max(size)))
+    resized = np.asarray(picture.resize(inner, Image.Resampling.BILINEAR, reducing_gap=3))
+    left, top = (32 - inner[0]) // 2, (32 - inner[1]) // 2
+    edges = top, 32 - inner[1] - top, left, 32 - inner[0] - left
+    assert np.array_equal(ours, cv2.copyMakeBorder(resized, *edges, cv2.BORDER_REPLICATE))
+
+
 def test_shrinking_averages_instead_of_picking_pixels(tmp_path):
     board = (np.indices((640, 640)).sum(0) % 2 * 255).astype(np.uint8)
     name = save(Image.fromarray(board), tmp_path / "board.png")
@@ -86,7 +98,7 @@ def test_an_object_on_a_plain_background_is_located(size):
     rng = np.random.default_rng(0)
     for background in ("white", "black", (90, 120, 60)):
         pixels = np.asarray(fruit_on(background, size, at, "red"), dtype=int) + rng.integers(-6, 7, (*size[::-1], 3))
-        extent = preprocess.find_object(pixels.clip(0, 255).astype(np.uint8))
+        extent = objects.find_object(pixels.clip(0, 255).astype(np.uint8))
         assert np.abs(np.subtract(extent, at)).max() <= factor + 1
 
 
@@ -97,8 +109,8 @@ def test_without_a_plain_background_the_whole_photo_is_kept(tmp_path):
     grainy = (flat + rng.integers(-8, 9, flat.shape)).astype(np.uint8)
     speck = np.asarray(fruit_on("white", (80, 80), (40, 40, 44, 44)))
     framed = np.asarray(fruit_on("white", (80, 80), (1, 1, 79, 79)))  # all but a line around it
-    assert [preprocess.find_object(p) for p in (noise, flat, grainy, speck)] == [None] * 4
-    assert preprocess.find_object(framed) == (1, 1, 79, 79)
+    assert [objects.find_object(p) for p in (noise, flat, grainy, speck)] == [None] * 4
+    assert objects.find_object(framed) == (1, 1, 79, 79)
     name = save(Image.fromarray(noise), tmp_path / "noise.png")
     assert np.array_equal(
         preprocess.decode(tmp_path, name, settings(crop_to="object")),

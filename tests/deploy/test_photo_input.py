@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from fruitlib.core import config
-from fruitlib.data import preprocess
+from fruitlib.data import geometry
 from fruitlib.deploy import photo_input
 
 SIDE = 64
@@ -27,8 +27,8 @@ def session(cfg: config.Config) -> onnxruntime.InferenceSession:
 
 def apart(run: onnxruntime.InferenceSession, cfg: config.Config, picture: Image.Image) -> np.ndarray:
     """How far each pixel of the graph is from ours, in steps of 255."""
-    area = preprocess.central((0, 0, *picture.size), cfg)
-    ours = preprocess.enhance(preprocess.square(picture, area, cfg.resize, SIDE), cfg)
+    area = geometry.central((0, 0, *picture.size), cfg)
+    ours = geometry.enhance(geometry.square(picture, area, cfg.resize, SIDE), cfg)
     images = run.run(None, {"photos": np.asarray(picture)[None]})[0]
     return np.abs(255 * images[0].transpose(1, 2, 0) - np.asarray(ours, float))
 

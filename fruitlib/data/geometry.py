@@ -1,0 +1,143 @@
+"""A decoded photo -> the square that models see: cut out, resized, enhanced. Needs NumPy and Pillow only.
+
+`how` is whatever has the settings as attributes: a `Config`, or the `Preparation` that an exported file names.
+OpenCV is needed by `crop_to: object` alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+ENHANCERS = {  # in the order in which they are applied
+    "brightness": ImageEnhance.Brightness,
+    "contrast": ImageEnhance.Contrast,
+    "saturation": ImageEnhance.Color,
+    "sharpness": ImageEnhance.Sharpness,
+}
+Area = tuple[float, float, float, float]  # left, top, right, bottom in pixels
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """The settings of the same names of `core.config.Config`, where that is not installed: in an exported file."""
+
+    image_size: int
+    resize: str
+    center: float
+    brightness: float
+    contrast: float
+    saturation: float
+    sharpness: float
+    crop_to: str = "none"
+    crop_margin: float = 0.0
+    deep_bits: int | str = "auto"
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Preparation":
+        """From a file's `preprocess`, which may name more settings than these.
+
+        Raises:
+            ValueError: one that has no default is missing, or is of another type.
+        """
+        found = {field.name: settings[field.name] for field in fields(cls) if field.name in settings}
+        try:
+            made = cls(**found)
+            numbers = [made.image_size, made.center, made.crop_margin, *(getattr(made, name) for name in ENHANCERS)]
+            fits = isinstance(made.image_size, int) and made.image_size > 0 and all(number >= 0 for number in numbers)
+        except TypeError as problem:
+            raise ValueError(f"preprocess: {problem}") from None
+        if not fits or made.resize not in ("crop", "squash", "pad"):
+            raise ValueError(f"preprocess: {dict(settings)}")
+        return made
+
+
+def bits(how) -> int:
+    """`deep_bits` as `decoding.opened` takes it: 0 where each photo's own range counts."""
+    return 0 if how.deep_bits == "auto" else how.deep_bits
+
+
+def prepared(photo: Image.Image, boxed: Area | None, how) -> np.ndarray | None:
+    """The photo as models see it, uint8 (S, S, 3), the same bytes on every call; None where `boxed` lies outside."""
+    left, top, right, bottom = area = region(photo, boxed, how)
+    if right - left < 1 or bottom - top < 1:
+        return None
+    return np.array(enhance(square(photo, central(area, how), how.resize, how.image_size), how))
+
+
+def region(photo: Image.Image, boxed: Area | None, how) -> Area:
+    """The part of the photo that `crop_to` keeps: its box or the object with a margin, else all of it."""
+    whole = (0, 0, photo.width, photo.height)
+    if how.crop_to == "none":
+        return whole
+    inside = whole
+    if boxed:
+        if how.crop_to == "box":
+            return widened(boxed, how.crop_margin, whole)
+        inside = widened(boxed, 0, whole)  # a photo of several boxes has an object in each
+    if how.crop_to == "object" and inside[2] > inside[0] and inside[3] > inside[1]:
+        from fruitlib.data import objects
+
+        extent = objects.find_object(np.asarray(photo.crop(inside)))
+        if extent:
+            shifted = (extent[0] + inside[0], extent[1] + inside[1], extent[2] + inside[0], extent[3] + inside[1])
+            return widened(shifted, how.crop_margin, inside)
+    return inside
+
+
+def central(area: Area, how) -> Area:
+    """The middle of the area: of each side the share `center`; with `resize: crop`, of the square that it keeps."""
+    if how.center == 1:
+        return area
+    left, top, right, bottom = area
+    across, down = right - left, bottom - top
+    if how.resize == "crop":
+        across = down = min(across, down)
+    x, y, half = (left + right) / 2, (top + bottom) / 2, how.center / 2
+    return x - half * across, y - half * down, x + half * across, y + half * down
+
+
+def widened(area: Area, margin: float, limit: Area) -> Area:
+    """The area with each edge moved outwards by `margin` times the side across it, and cut off at `limit`."""
+    left, top, right, bottom = area
+    across, down = margin * (right - left), margin * (bottom - top)
+    return (
+        max(left - across, limit[0]),
+        max(top - down, limit[1]),
+        min(right + across, limit[2]),
+        min(bottom + down, limit[3]),
+    )
+
+
+def square(photo: Image.Image, area: Area, how: str, side: int) -> Image.Image:
+    """The area of the photo as a square of `side` pixels, each the mean over the pixels it covers.
+
+    `crop` keeps the central square, `squash` everything out of proportion, `pad` everything in proportion, with the
+    outermost pixels repeated beside it (a reflection would show parts of a second fruit).
+    """
+    left, top, right, bottom = area
+    width, height = right - left, bottom - top
+    size = (side, side)
+    if how == "crop":
+        kept = min(width, height)
+        x, y = left + (width - kept) / 2, top + (height - kept) / 2
+        area = (x, y, min(x + kept, right), min(y + kept, bottom))
+    if how == "pad":
+        longer = max(width, height)
+        size = max(1, round(side * width / longer)), max(1, round(side * height / longer))
+    resized = photo.resize(size, Image.Resampling.BILINEAR, box=area, reducing_gap=3)
+    if size == (side, side):
+        return resized
+    across, down = side - size[0], side - size[1]
+    edges = (down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0)
+    return Image.fromarray(np.pad(np.asarray(resized), edges, mode="edge"))
+
+
+def enhance(picture: Image.Image, how) -> Image.Image:
+    """The picture with its brightness, contrast, saturation and sharpness multiplied; a factor of 1 is left out."""
+    for name, enhancer in ENHANCERS.items():
+        if (factor := getattr(how, name)) != 1:
+            picture = enhancer(picture).enhance(factor)
+    return picture
