@@ -63,8 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
 
     _add_compare(commands)
-    check = commands.add_parser("check", help="is a test photo found in training? are the photos still the same?")
-    check.add_argument("sweep", help="a folder of executed/, such as executed/demo")
+    words = "of a sweep: is a test photo found in training? are the photos still the same? Of an exported file: is it whole?"
+    check = commands.add_parser("check", help=words, description=words)
+    check.add_argument("what", help="a folder of executed/, such as executed/demo, or a file such as model.int8.onnx")
     check.set_defaults(command=_check)
 
     _add_predict(commands)
@@ -166,9 +167,15 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
+    if options.what.endswith(".onnx"):
+        from fruitlib.deploy import check_file
+
+        lines, well = check_file.check(Path(options.what).resolve())
+        show("\n".join(lines))
+        return int(not well)
     from fruitlib.evaluation import leakage, wording
 
-    check = leakage.check_sweep(Path(options.sweep).resolve(), progress.meter("photos read"))
+    check = leakage.check_sweep(Path(options.what).resolve(), progress.meter("photos read"))
     for words, lines in (("ALARM", wording.alarm_lines(check)), ("look at", wording.note_lines(check))):
         for line in lines:
             show(f"{words}: {line}")
