@@ -63,7 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     report.set_defaults(command=_report)
 
     _add_compare(commands)
-    words = "of a sweep: is a test photo found in training? are the photos still the same? Of an exported file: is it whole?"
+    words = (
+        "of a sweep: is a test photo found in training, are photos still the same? Of an exported file: is it whole?"
+    )
     check = commands.add_parser("check", help=words, description=words)
     check.add_argument("what", help="a folder of executed/, such as executed/demo, or a file such as model.int8.onnx")
     check.set_defaults(command=_check)
