@@ -10,6 +10,8 @@ photo_files   the file others use: a photo in, probabilities and heat out
 model_files   both files of a run
 int8_verdict  is INT8 broken, and what does it cost in accuracy at most?
 verify        export.json: both files checked against torch and measured
+web_page      a page that runs an exported file in the browser; needs neither torch nor pandas
+model_card    model.md: what a run's files are, what their numbers speak of, how to call them
 test_set      the test photos, opened once, predicted by every file of the model
 test_scores   test.json: what these predictions are worth
 """

@@ -29,6 +29,7 @@ SCRIPTS = ("onnxruntime.js", "runtime.js", "model.js", "try.js")  # in the order
 FOLDER_VARIABLE = "FRUITLIB_ONNXRUNTIME_WEB"
 MOST_BYTES = 300_000_000  # of a model: browsers hold no text of more than about 500 MB
 CUT = "Its training photos were cut to the object: cut yours likewise, or the answer may be wrong."
+LISTED = 8  # classes that the first sentence names, at most
 SECONDS = 300  # that a download may take
 
 
@@ -81,7 +82,7 @@ def _page(facts: dict, assets: str) -> str:
     values = {
         "nonce": nonce,
         "name": html.escape(facts["name"]),
-        "count": f"{len(facts['classes']):,} classes",
+        "classes": html.escape(_listed(facts["classes"])),
         "hint": html.escape(facts["hint"]),
         "assets": html.escape(assets),
         "style": _asset("try.css"),
@@ -89,6 +90,10 @@ def _page(facts: dict, assets: str) -> str:
         "scripts": "\n".join(scripts),
     }
     return Template(_asset("try.html")).substitute(values)
+
+
+def _listed(classes: list[str]) -> str:
+    return ", ".join(classes) if len(classes) <= LISTED else f"{len(classes):,} classes"
 
 
 def _scripts(model: Path, runtime: Path) -> dict[str, str]:

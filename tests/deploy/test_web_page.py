@@ -144,6 +144,15 @@ def browser(tmp_path_factory, runtime):
     browser.close()
 
 
+@pytest.fixture(scope="module")
+def opened(browser, tmp_path_factory):
+    """The browser with a page open, and the page's model."""
+    folder = tmp_path_factory.mktemp("page")
+    model = file_by_colour(folder / "model.onnx")
+    browser.open(web_page.write(model, folder / "a page.html"))
+    return browser, model
+
+
 def as_bytes(picture: Image.Image, folder, name: str, **options) -> bytes:
     picture.save(folder / name, **options)
     return (folder / name).read_bytes()
@@ -161,10 +170,8 @@ def by_python(model, picture: Image.Image) -> np.ndarray:
     return predict.outputs(predict.open_session(model), np.asarray(picture)[None], ("probabilities",))[0][0]
 
 
-def test_the_page_answers_as_python_does_and_asks_no_network(browser, tmp_path):
-    model = file_by_colour(tmp_path / "model.onnx")
-    page = web_page.write(model, tmp_path / "a page.html")
-    browser.open(page)
+def test_the_page_answers_as_python_does_and_asks_no_network(opened, tmp_path):
+    browser, model = opened
     upright = drawn(50, 30)
     turned, exif = upright.transpose(Image.Transpose.ROTATE_90), Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
@@ -175,20 +182,23 @@ def test_the_page_answers_as_python_does_and_asks_no_network(browser, tmp_path):
     photos = {
         "plain.png": (upright, upright, {}),
         "square.png": (drawn(SIDE, SIDE), drawn(SIDE, SIDE), {}),
+        "tall.png": (drawn(2, 5000), drawn(2, 5000), {}),
         "turned.png": (turned, upright, {"exif": exif}),
         "transparent.png": (see_through, on_white.convert("RGB"), {}),
+        "photo.jpg": (upright, None, {"quality": 90}),
         "grey.png": (upright.convert("L"), upright.convert("L").convert("RGB"), {}),
     }
     for name, (picture, seen, options) in photos.items():
-        found, expected = browser.drop(name, as_bytes(picture, tmp_path, name, **options)), by_python(model, seen)
+        found = browser.drop(name, as_bytes(picture, tmp_path, name, **options))
+        seen = seen or Image.open(tmp_path / name)
+        expected = by_python(model, seen)
         assert [found["bars"][label] for label in CLASSES] == pytest.approx(expected.tolist(), abs=1e-3), name
         assert found["shown"] and found["state"].startswith(f"{name}: {seen.width} × {seen.height} pixels.")
     assert browser.asked and all(re.match("file:|blob:|data:", address) for address in browser.asked)
 
 
-def test_a_large_photo_is_averaged_in_blocks_and_that_is_said(browser, tmp_path):
-    model = file_by_colour(tmp_path / "model.onnx")
-    browser.open(web_page.write(model, tmp_path / "page.html"))
+def test_a_large_photo_is_averaged_in_blocks_and_that_is_said(opened, tmp_path):
+    browser, model = opened
     picture = drawn(2801, 1501)
     found = browser.drop("large.png", as_bytes(picture, tmp_path, "large.png", compress_level=1))
     assert "blocks of 2 × 2 pixels" in found["state"]
@@ -196,11 +206,44 @@ def test_a_large_photo_is_averaged_in_blocks_and_that_is_said(browser, tmp_path)
     assert [found["bars"][label] for label in CLASSES] == pytest.approx(expected.tolist(), abs=1e-3)
 
 
+def test_heat_lies_where_the_network_looked(opened, tmp_path):
+    browser, _ = opened
+    picture = Image.new("RGB", (60, 30), "black")
+    picture.paste((255, 0, 0), (15, 0, 30, 30))  # the left half of the central square that the network sees
+    found = browser.drop("left.png", as_bytes(picture, tmp_path, "left.png"))
+    assert found["caption"] == "Bright: what speaks for red."
+    colours = "[5, 22, 40, 55].map(x => [...at('picture').getContext('2d').getImageData(6 * x, 90, 1, 1).data])"
+    outside, hot, cold, beyond = browser.value(colours)
+    assert max(outside[:3]) == 0 and max(beyond[:3]) == 0 and max(cold[:3]) < 20 and min(hot[:2]) > 100
+    browser.value("at('show').click()")  # the picture is six times as large as the photo
+    assert browser.value(colours)[1] == [255, 0, 0, 255]
+
+
+def test_a_photo_may_be_chosen_instead(opened, tmp_path):
+    browser, _ = opened
+    picture = tmp_path / "chosen.png"
+    drawn(9, 9).save(picture)
+    place = browser("Runtime.evaluate", expression="at('file')")["result"]["objectId"]
+    browser("DOM.setFileInputFiles", files=[str(picture)], objectId=place)
+    wait = (
+        "(async () => { while (!at('state').textContent.startsWith('chosen.png: 9')) await new Promise(setTimeout) })()"
+    )
+    browser.value(wait)
+    assert not browser.value("at('result').hidden") and browser.value("document.activeElement.id") == "answer"
+
+
+def test_what_is_no_photo_is_said_and_the_page_goes_on(opened, tmp_path):
+    browser, _ = opened
+    found = browser.drop("a.heic", b"no photo")
+    assert not found["shown"] and found["state"].startswith("a.heic: this browser cannot read it as a photo.")
+    assert browser.drop("b.png", as_bytes(drawn(9, 9), tmp_path, "b.png"))["shown"]
+
+
 @pytest.mark.parametrize(
     ("words", "strength", "title", "reason", "unsure"),
     [
-        ({}, 20, "red", "Above 60.0 % it may answer alone: at most 5.0 %", False),
-        ({}, 0.1, "Unsure; most likely red", "only above 60.0 % may it answer alone", True),
+        ({}, 20, "red", "Above 60 % it may answer alone: at most 5 %", False),
+        ({}, 0.1, "Unsure; most likely red", "only above 60 % may it answer alone", True),
         ({"answer_above": "none"}, 20, "Unsure; most likely red", "A person should look: no probability", True),
         ({"answer_above": ""}, 20, "red", "does not say when it may answer alone", False),
     ],
@@ -214,28 +257,6 @@ def test_it_answers_alone_only_where_the_file_says_so(browser, tmp_path, words, 
     found = browser.drop("red.png", as_bytes(picture, tmp_path, "red.png"))
     assert (found["answer"], found["unsure"]) == (title, unsure) and reason in found["reason"]
     assert found["set"].startswith("Plausible classes: red.")
-
-
-def test_heat_lies_where_the_network_looked(browser, tmp_path):
-    model = file_by_colour(tmp_path / "model.onnx")
-    browser.open(web_page.write(model, tmp_path / "page.html"))
-    picture = Image.new("RGB", (60, 30), "black")
-    picture.paste((255, 0, 0), (15, 0, 30, 30))  # the left half of the central square that the network sees
-    found = browser.drop("left.png", as_bytes(picture, tmp_path, "left.png"))
-    assert found["caption"] == "Bright: what speaks for red."
-    colours = "[5, 22, 40, 55].map(x => [...at('picture').getContext('2d').getImageData(x, 15, 1, 1).data])"
-    outside, hot, cold, beyond = browser.value(colours)
-    assert max(outside[:3]) == 0 and max(beyond[:3]) == 0 and max(cold[:3]) < 20 and min(hot[:2]) > 100
-    browser.value("at('show').click()")
-    assert browser.value(colours)[1] == [255, 0, 0, 255]
-
-
-def test_what_is_no_photo_is_said_and_the_page_goes_on(browser, tmp_path):
-    model = file_by_colour(tmp_path / "model.onnx")
-    browser.open(web_page.write(model, tmp_path / "page.html"))
-    found = browser.drop("a.heic", b"no photo")
-    assert not found["shown"] and found["state"].startswith("a.heic: this browser cannot read it as a photo.")
-    assert browser.drop("b.png", as_bytes(drawn(9, 9), tmp_path, "b.png"))["shown"]
 
 
 def test_text_of_the_file_is_text_and_a_cut_is_hinted_at(runtime, tmp_path):

@@ -4,12 +4,13 @@
 
 const MOST_PIXELS = 4e6; // larger photos are averaged in blocks first
 const ROWS = 10; // classes listed
-const SHOWN = 720; // pixels of the picture's longer side
+const SHOWN = [360, 720]; // pixels of the picture's longer side, at least and at most
 const INFERNO = [[0, 0, 4], [33, 12, 74], [87, 16, 110], [138, 34, 106], [188, 55, 84], [228, 90, 49], [249, 142, 9],
   [249, 203, 53], [252, 255, 164]]; // matplotlib's colours for heat, at equal steps
 const facts = JSON.parse(document.getElementById("facts").textContent);
 const at = (id) => document.getElementById(id);
 const percent = (share) => `${(100 * share).toFixed(1)} %`;
+const limit = (share) => `${Number((100 * share).toFixed(2))} %`;
 let session = null;
 let shown = null; // the last answer with its photo, for drawing it again
 
@@ -45,7 +46,7 @@ function pixelsOf(bitmap, block) {
   const width = Math.ceil(bitmap.width / block);
   const height = Math.ceil(bitmap.height / block);
   const pixels = new Uint8Array(width * height * 3);
-  const rows = Math.max(1, Math.floor(1e6 / bitmap.width / block)); // of the result, in a strip
+  const rows = Math.max(1, Math.floor(Math.min(1e6 / bitmap.width, 2000) / block)); // of the result, in a strip
   const canvas = Object.assign(document.createElement("canvas"), { width: bitmap.width, height: rows * block });
   const pen = canvas.getContext("2d", { willReadFrequently: true });
   for (let top = 0; top < height; top += rows) {
@@ -96,13 +97,13 @@ function verdict({ probabilities, order }) {
   const name = facts.classes[order[0]];
   const probability = probabilities[order[0]];
   const above = Number.parseFloat(facts.answer_above);
-  const wrong = `at most ${percent(facts.max_error)} of its answers are wrong`;
+  const wrong = `at most ${limit(facts.max_error)} of its answers are wrong`;
   if (facts.answer_above === "none") {
     return [false, `Unsure; most likely ${name}`, `${percent(probability)}. A person should look: no probability is proven above which ${wrong}.`];
   }
   if (Number.isNaN(above)) return [true, name, `${percent(probability)}. The file does not say when it may answer alone.`];
-  if (probability > above) return [true, name, `${percent(probability)}. Above ${percent(above)} it may answer alone: ${wrong}.`];
-  return [false, `Unsure; most likely ${name}`, `${percent(probability)}. A person should look: only above ${percent(above)} may it answer alone.`];
+  if (probability > above) return [true, name, `${percent(probability)}. Above ${limit(above)} it may answer alone: ${wrong}.`];
+  return [false, `Unsure; most likely ${name}`, `${percent(probability)}. A person should look: only above ${limit(above)} may it answer alone.`];
 }
 
 function show(found) {
@@ -163,7 +164,8 @@ function region(width, height) {
 
 function draw() {
   const { bitmap, heat, order } = shown;
-  const scale = Math.min(1, SHOWN / Math.max(bitmap.width, bitmap.height));
+  const longer = Math.max(bitmap.width, bitmap.height);
+  const scale = Math.min(Math.max(longer, SHOWN[0]), SHOWN[1]) / longer;
   const canvas = Object.assign(at("picture"), {
     width: Math.max(1, Math.round(scale * bitmap.width)), height: Math.max(1, Math.round(scale * bitmap.height)) });
   const pen = canvas.getContext("2d", { willReadFrequently: true });
@@ -256,12 +258,17 @@ function about() {
   }
 }
 
-at("file").addEventListener("change", (event) => take(event.target.files));
+let last = Promise.resolve(); // photos are looked at one after the other
+const queue = (files) => (last = last.then(() => take(files)));
+at("file").addEventListener("change", (event) => {
+  queue([...event.target.files]);
+  event.target.value = ""; // so that the same file may be chosen again
+});
 for (const name of ["dragover", "dragleave", "drop"]) {
   window.addEventListener(name, (event) => {
     event.preventDefault();
     document.body.classList.toggle("over", name === "dragover");
-    if (name === "drop") take(event.dataTransfer.files);
+    if (name === "drop") queue([...event.dataTransfer.files]);
   });
 }
 at("show").addEventListener("change", draw);
