@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -237,6 +238,18 @@ def test_what_is_no_photo_is_said_and_the_page_goes_on(opened, tmp_path):
     found = browser.drop("a.heic", b"no photo")
     assert not found["shown"] and found["state"].startswith("a.heic: this browser cannot read it as a photo.")
     assert browser.drop("b.png", as_bytes(drawn(9, 9), tmp_path, "b.png"))["shown"]
+
+
+def test_the_model_cards_lines_for_the_browser_answer_alike(opened, tmp_path):
+    browser, model = opened
+    code = (Path(web_page.__file__).parent / "assets" / "use.browser.js").read_text("utf-8")
+    code = code.replace("CLASSES", json.dumps(CLASSES)[1:-1]).replace("function answer", "function lines")
+    picture = drawn(40, 20)
+    content = base64.b64encode(as_bytes(picture, tmp_path, "a.png")).decode()
+    file = f'new Blob([Uint8Array.from(atob("{content}"), c => c.charCodeAt(0))])'
+    name, probability = browser.value(f"{code}\nready.then(() => lines(session, {file}))")
+    expected = by_python(model, picture)
+    assert (name, probability) == (CLASSES[expected.argmax()], pytest.approx(expected.max(), abs=1e-3))
 
 
 @pytest.mark.parametrize(
