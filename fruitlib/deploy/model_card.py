@@ -65,7 +65,7 @@ def write(run: Run) -> Path:
 
 def plain(text: object) -> str:
     """A text from elsewhere, such as a class's name, on one line and without a meaning in Markdown or HTML."""
-    return re.sub(r"([\\`*_\[\]<>|#&~!])", r"\\\1", " ".join(str(text).split()))
+    return re.sub(r"([\\`*\[\]<>|#&~!]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(text).split()))
 
 
 def _title(run: Run, export: ExportRecord) -> str:
@@ -86,8 +86,8 @@ def _what_it_is(run: Run, metadata: dict[str, str]) -> str:
         f"- Output: {plain(metadata.get('output', ''))}; temperature {float(metadata['temperature']):.3g}",
     ]
     if weights.get("source", "fresh") != "fresh":
-        licence = model_names.licence_words(weights.get("licence", ""))
-        lines.append(f"- Weights it was trained from: {plain(weights['summary'])} ({plain(licence)})")
+        lines.append(f"- Weights it was trained from: {plain(weights['summary'])}")
+        lines.append(f"- Of these weights: {plain(model_names.licence_words(weights.get('licence', '')))}")
     elif weights:
         lines.append("- Weights: trained from fresh ones, none of others")
     if "heat" in metadata:
@@ -177,10 +177,8 @@ def _answering(run: Run, metadata: Mapping[str, str]) -> str:
     """From which probability on it may answer alone, and what that speaks of; "" where the file does not say."""
     if "answer_above" not in metadata:
         return ""
-    above, wrong = (
-        metadata["answer_above"],
-        f"at most {100 * float(metadata['max_error']):.3g} % of its answers are wrong",
-    )
+    above, most = metadata["answer_above"], 100 * float(metadata["max_error"])
+    wrong = f"at most {most:.3g} % of its answers are wrong"
     if above == NONE:
         lines = [f"- No probability is proven above which {wrong}: a person should look at every answer."]
     else:

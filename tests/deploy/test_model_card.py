@@ -135,7 +135,7 @@ def test_the_verdict_on_int8_is_in_it(numbers, shown):
         ("green apple", "green apple"),
         ("a\n# b", "a \\# b"),
         ("<script>|[x](y)", "\\<script\\>\\|\\[x\\](y)"),
-        ("_a_b_", "\\_a_b\\_"),
+        ("_a_b_ c_d", "\\_a_b\\_ c_d"),
         ("`*", "\\`\\*"),
     ],
 )
