@@ -15,6 +15,8 @@ from pathlib import Path
 import pandas as pd
 
 from fruitlib.core import files, model_names, texts
+from fruitlib.core.errors import InputError
+from fruitlib.core.files import display_path
 from fruitlib.deploy import model_files, predict, verify
 from fruitlib.deploy.int8_verdict import BROKEN, NOT_MADE
 from fruitlib.deploy.test_scores import TEST_FILE
@@ -48,6 +50,9 @@ def write(run: Run) -> Path:
     export = verify.load_export_record(run)
     made = {backend: run.path / name for backend, name in FILES.items() if (run.path / name).is_file()}
     metadata = predict.read_metadata(run.path / FILES[export.shipped])
+    if "temperature" not in metadata:
+        file = display_path(run.path / FILES[export.shipped])
+        raise InputError(f"{file}: of an earlier version of fruitlib, which took no photos; execute 05_quantize again")
     sections = [
         _title(run, export),
         _what_it_is(run, metadata),

@@ -57,6 +57,8 @@ def write(model: Path, page: Path) -> Path:
 def _facts(model: Path) -> dict:
     """What the page has to know of the file."""
     classes, metadata = predict.class_names(model), predict.read_metadata(model)
+    if "preprocess" not in metadata:
+        raise InputError(f"{display_path(model)}: takes no photos; use a file that this version of fruitlib exported")
     about = {"File": f"{model.name}, {model.stat().st_size / 1e6:.2f} MB", "SHA-256": _sha256(model)}
     about |= {"Classes": ", ".join(classes), "Weights' licence": metadata.get("licence")}
     about |= {"Data": metadata.get("data"), "Input": metadata.get("input")}

@@ -69,11 +69,16 @@ class PhotoTrial:
             raise InputError(f"{name}: {problem}; choose another photo") from None
 
     def _in_words(self, probs: np.ndarray) -> str:
-        """`apple (93%)`; `unsure, most likely apple (93%)` where the model may not answer alone."""
+        """`apple (93%)`, or what a person who looks should know of it.
+
+        `unsure, most likely apple (58%)` where the model may not answer alone, `apple (93%); a person should look`
+        where nothing is proven.
+        """
         best, above = int(probs.argmax()), self.metadata.get("answer_above", "")
-        unsure = above == NONE or (above and probs[best] <= float(above))
         text = f"{label(self.class_names[best])} ({probs[best]:.0%})"
-        return f"unsure, most likely {text}" if unsure else text
+        if above == NONE:
+            return f"{text}; a person should look"
+        return f"unsure, most likely {text}" if above and probs[best] <= float(above) else text
 
     def _heat(self, photo: np.ndarray, maps: np.ndarray, probs: np.ndarray) -> np.ndarray:
         """The heat (C, h, w) of the class predicted, or (1, h, w), over the photo."""

@@ -49,6 +49,15 @@ def file_by_colour(path, strength=6.0, preprocess=PREPROCESS, **words):
     return photo_files.write(core, path, preprocess, 1.0, heat.Heat(heat.CLASS_MAP, weights), metadata)
 
 
+def strip(path, key: str) -> None:
+    """Take a key out of a file's metadata."""
+    model = onnx.load(path)
+    kept = {entry.key: entry.value for entry in model.metadata_props if entry.key != key}
+    del model.metadata_props[:]
+    helper.set_model_props(model, kept)
+    onnx.save(model, path)
+
+
 class Browser:
     """Chromium without a window, spoken to by its DevTools protocol over a pipe."""
 
@@ -257,7 +266,7 @@ def test_the_model_cards_lines_for_the_browser_answer_alike(opened, tmp_path):
     [
         ({}, 20, "red", "Above 60 % it may answer alone: at most 5 %", False),
         ({}, 0.1, "Unsure; most likely red", "only above 60 % may it answer alone", True),
-        ({"answer_above": "none"}, 20, "Unsure; most likely red", "A person should look: no probability", True),
+        ({"answer_above": "none"}, 20, "Perhaps red", "A person should look: no probability", True),
         ({"answer_above": ""}, 20, "red", "does not say when it may answer alone", False),
     ],
     ids=["sure", "unsure", "nothing proven", "unknown"],
@@ -319,8 +328,10 @@ def test_an_archive_that_is_not_the_known_one_is_refused(tmp_path, monkeypatch):
         (lambda folder, patch: patch.setenv(web_page.FOLDER_VARIABLE, str(folder)), "holds no ort.wasm.min.js"),
         (lambda folder, patch: patch.setattr(web_page, "MOST_BYTES", 10), "use the INT8 file"),
         (lambda folder, patch: (folder / "model.onnx").write_text("no"), "not a readable ONNX file"),
+        (lambda folder, patch: strip(folder / "model.onnx", "class_names"), "has no class names"),
+        (lambda folder, patch: strip(folder / "model.onnx", "preprocess"), "takes no photos; use a file that this"),
     ],
-    ids=["wrong folder", "too large", "no model"],
+    ids=["wrong folder", "too large", "no model", "somebody else's", "of an earlier version"],
 )
 def test_what_cannot_become_a_page_is_said_in_a_line(tmp_path, monkeypatch, prepare, reason):
     model = file_by_colour(tmp_path / "model.onnx")

@@ -61,12 +61,20 @@ def test_a_photo_file_is_answered_as_the_prepared_photo_is(exported):
 
 
 @pytest.mark.parametrize(
-    ("above", "unsure"), [("none", True), ("0.999999", True), ("0.000001", False), ("", False)], ids=str
+    ("above", "start", "end"),
+    [
+        ("none", "", "; a person should look"),
+        ("0.999999", "unsure, most likely ", ""),
+        ("0.000001", "", ""),
+        ("", "", ""),
+    ],
+    ids=["nothing proven", "below", "above", "unknown"],
 )
-def test_unsure_is_said_where_the_model_may_not_answer_alone(exported, above, unsure):
+def test_whether_the_model_may_answer_alone_is_said(exported, above, start, end):
     _, square = of_first_photo(exported)
     (answer,) = with_threshold(photo_trial.PhotoTrial(exported), above).answers(square[None])
-    assert answer.text.startswith("unsure, most likely ") == unsure and answer.text.endswith("%)")
+    name = exported.class_names[int(predict.run_onnx(shipped(exported), square[None]).argmax())]
+    assert answer.text.startswith(f"{start}{name} (") and answer.text.endswith(f"%){end}")
 
 
 def test_a_file_without_heat_shows_the_photo(exported, tmp_path):

@@ -99,7 +99,7 @@ function verdict({ probabilities, order }) {
   const above = Number.parseFloat(facts.answer_above);
   const wrong = `at most ${limit(facts.max_error)} of its answers are wrong`;
   if (facts.answer_above === "none") {
-    return [false, `Unsure; most likely ${name}`, `${percent(probability)}. A person should look: no probability is proven above which ${wrong}.`];
+    return [false, `Perhaps ${name}`, `${percent(probability)}. A person should look: no probability is proven above which ${wrong}.`];
   }
   if (Number.isNaN(above)) return [true, name, `${percent(probability)}. The file does not say when it may answer alone.`];
   if (probability > above) return [true, name, `${percent(probability)}. Above ${limit(above)} it may answer alone: ${wrong}.`];
