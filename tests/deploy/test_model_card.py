@@ -153,7 +153,7 @@ def test_a_run_that_was_not_exported_has_no_card_and_a_new_training_removes_it(c
 
 def test_a_file_of_an_earlier_version_has_to_be_exported_again(copied, monkeypatch):
     monkeypatch.setattr(model_card.predict, "read_metadata", lambda path: {"class_names": "[]"})
-    with pytest.raises(InputError, match="model.int8.onnx: of an earlier version .* execute 05_quantize again"):
+    with pytest.raises(InputError, match=r"model.int8.onnx: of an earlier version .* execute 05_quantize again"):
         model_card.write(copied)
 
 
