@@ -139,6 +139,11 @@ def _numbers(run: Run, export: ExportRecord) -> str:
     return "## How good it is\n\n" + "\n".join(lines)
 
 
+def _test_record(run: Run) -> dict:
+    """The content of `test.json`; empty where it is of earlier files, or 06 was not executed."""
+    return run.read_json(TEST_FILE) if run.is_complete("test") else {}
+
+
 def _share(numbers: Mapping) -> Share:
     """Accuracy with its intervals, from numbers named as in `metrics.json`."""
     ends = (float(numbers.get(name, "nan")) for name in ("correlation", "same_low", "same_high"))
@@ -209,7 +214,7 @@ def _limits(run: Run) -> str:
         "- It names one of its classes for every photo, also for one that shows none of them.",
         "- It was tried on photos like those above only; other cameras, light and backgrounds were not tried.",
     ]
-    last = "test" if run.read_json(TEST_FILE) else "val"
+    last = "test" if _test_record(run) else "val"
     if last == "val":
         lines.append("- It was not tried on test photos: 06 was not executed for it.")
     counts = run.rows(last)["label"].value_counts().reindex(run.class_names).fillna(0)

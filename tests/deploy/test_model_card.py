@@ -85,6 +85,9 @@ def test_numbers_stand_there_once_03_and_06_were_executed(copied):
     ):
         assert f"{accuracy:.3f} (95 % interval {low:.2f}–{high:.2f}, n = {n})" in numbers
     assert "From validation predictions: 12 photos cannot show" in card and "06 was not executed" not in card
+    files.write_json(copied.path / "stages" / "test.json", {"identity": "that of other files"})
+    card = model_card.write(copied).read_text("utf-8")
+    assert "Test accuracy" not in card and "06 was not executed" in card
 
 
 def test_a_combination_of_folds_has_its_out_of_fold_accuracy(copied, monkeypatch):

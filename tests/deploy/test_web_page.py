@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -230,6 +231,25 @@ def test_heat_lies_where_the_network_looked(opened, tmp_path):
     assert browser.value(colours)[1] == [255, 0, 0, 255]
 
 
+@pytest.mark.parametrize(
+    ("preprocess", "size", "square"),
+    [
+        ({"resize": "crop", "center": 1}, (60, 30), [15, 0, 30, 30]),
+        ({"resize": "crop", "center": 0.5}, (60, 30), [22.5, 7.5, 15, 15]),
+        ({"resize": "squash", "center": 0.5}, (60, 30), [15, 7.5, 30, 15]),
+        ({"resize": "pad", "center": 1}, (60, 30), [0, -15, 60, 60]),
+        ({"resize": "pad", "center": 0.5}, (30, 60), [0, 15, 30, 30]),
+        ({"resize": "pad", "center": 0.5}, (SIDE, SIDE), [0, 0, SIDE, SIDE]),
+    ],
+    ids=str,
+)
+def test_the_square_that_the_network_sees(opened, preprocess, size, square):
+    browser, _ = opened
+    settings = json.dumps(preprocess | {"image_size": SIDE})
+    script = f"(() => {{ const own = facts.preprocess; facts.preprocess = {settings}; const found = region({size[0]}, "
+    assert browser.value(f"{script}{size[1]}); facts.preprocess = own; return found }})()") == square
+
+
 def test_a_photo_may_be_chosen_instead(opened, tmp_path):
     browser, _ = opened
     picture = tmp_path / "chosen.png"
@@ -280,6 +300,15 @@ def test_it_answers_alone_only_where_the_file_says_so(browser, tmp_path, words, 
     found = browser.drop("red.png", as_bytes(picture, tmp_path, "red.png"))
     assert (found["answer"], found["unsure"]) == (title, unsure) and reason in found["reason"]
     assert found["set"].startswith("Plausible classes: red.")
+
+
+def test_writing_a_page_takes_the_slim_installation_only():
+    check = (
+        "import sys; from fruitlib.deploy import web_page; print(sorted({'torch', 'pandas', 'onnx', 'cv2', 'jinja2',"
+    )
+    check += " 'pydantic', 'psutil'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr
 
 
 def test_text_of_the_file_is_text_and_a_cut_is_hinted_at(runtime, tmp_path):
