@@ -124,7 +124,7 @@ def _row(cells: list[str]) -> str:
 
 def _numbers(run: Run, export: ExportRecord) -> str:
     word, lines = run.config.group_word, []
-    if content := run.read_json(TEST_FILE):
+    if content := _test_record(run):
         share = wording.share_text(_share(_test_numbers(content["numbers"])), word)
         lines.append(
             f"- Test accuracy of {content['shipped']}: {share}. No test photo had a part in training or choosing."

@@ -2,6 +2,10 @@
 
 Browsers load neither models nor WebAssembly from a page's folder that is opened as a file, so both stand as base64 in
 scripts beside the page. They run by onnxruntime-web, on one thread. Needs NumPy and onnxruntime only.
+
+On the same pixels the page gives the probabilities that Python gives: of fp32 within 0.0001 on 42 real photos. INT8
+rounds in every layer, and each runtime in its own way: there up to 0.03, as between ONNX Runtime's own optimization
+levels (0.05), with the same network, a pretrained lite0.
 """
 
 import base64
