@@ -65,7 +65,7 @@ def _facts(model: Path) -> dict:
         raise InputError(f"{display_path(model)}: takes no photos; use a file that this version of fruitlib exported")
     about = {"File": f"{model.name}, {model.stat().st_size / 1e6:.2f} MB", "SHA-256": _sha256(model)}
     about |= {"Classes": ", ".join(classes), "Weights' licence": metadata.get("licence")}
-    about |= {"Data": metadata.get("data"), "Input": metadata.get("input")}
+    about |= {"Fingerprint of its training photos": metadata.get("data"), "Input": metadata.get("input")}
     about |= {"Runs by": f"ONNX Runtime Web {VERSION}, Microsoft, MIT licence"}
     preprocess = json.loads(metadata["preprocess"])
     return {
