@@ -12,6 +12,8 @@ int8_verdict  is INT8 broken, and what does it cost in accuracy at most?
 gate          a file on photos from disk: its pixels, its labels, and where it looks
 verify        export.json: both files checked against torch and measured
 check_file    an exported file against its card and its run
+web_page      a page that runs an exported file in the browser; needs neither torch nor pandas
+model_card    model.md: what a run's files are, what their numbers speak of, how to call them
 test_set      the test photos, opened once, predicted by every file of the model
 test_scores   test.json: what these predictions are worth
 

@@ -12,8 +12,9 @@ In: arrays and tables. Out: figures, which `style.save_figure` saves and shows, 
     effects_figures   08: effects, means, costs, learning curves
     gradcam_sheets    04: heatmaps by layer and by epoch
     row_sheets        sheets of the photos that rows of a table name
+    photo_trial       06: what the file to use says of single photos, and where it looked
     photo_sheets      sheets of photographs, of heatmaps and of feature maps
-    widgets           live curves, the live table, the Grad-CAM browser
+    widgets           live curves, the live table, the Grad-CAM browser, a photo to try
     markup            foreign HTML made harmless
     pictures          foreign pictures checked and made lighter
     pages             an executed notebook -> what its page says

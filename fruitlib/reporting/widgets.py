@@ -1,4 +1,4 @@
-"""What moves in a notebook: live training curves, a sweep under way, a browser over Grad-CAM pictures.
+"""What moves in a notebook: live training curves, a sweep under way, a browser over Grad-CAM pictures, a photo tried.
 
 Reports cannot move, so each widget's notebook shows a still picture of the same thing beside it.
 """
@@ -6,14 +6,16 @@ Reports cannot move, so each widget's notebook shows a still picture of the same
 import html
 import threading
 import time
+from collections.abc import Callable
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import display
-from ipywidgets import HTML, Dropdown, HBox, Image, SelectionSlider, VBox
+from ipywidgets import HTML, Dropdown, FileUpload, HBox, Image, SelectionSlider, VBox
 
 from fruitlib.core import files
+from fruitlib.core.errors import InputError
 from fruitlib.explain import gradcam
 from fruitlib.reporting import training_figures
 from fruitlib.runs.status import COLUMNS, SweepStatus, in_order, load_status
@@ -106,6 +108,30 @@ def cam_browser(cams: dict[int, gradcam.Heatmaps], photos: np.ndarray, names: li
         control.observe(redraw, names="value")
     redraw()
     return VBox([HBox([photo, layer, epoch]), picture])
+
+
+def try_photo(answer_of: Callable) -> VBox:
+    """Choose a photo file of one's own, and see what is answered and where the network looked.
+
+    `answer_of` gives the answer for a file's name and bytes: `photo_trial.PhotoTrial.of_file`.
+    """
+    upload = FileUpload(accept="image/*", description="Choose a photo")
+    said, pictures = HTML(), HBox([])
+
+    def look(_=None) -> None:
+        if not upload.value:
+            return
+        chosen = upload.value[0]
+        try:
+            answer = answer_of(chosen["name"], bytes(chosen["content"]))
+        except InputError as problem:
+            said.value, pictures.children = html.escape(str(problem)), ()
+            return
+        said.value = f"<b>{html.escape(answer.text)}</b> ({html.escape(chosen['name'])})"
+        pictures.children = [Image(value=_png(one), width=320) for one in (answer.photo, answer.heat)]
+
+    upload.observe(look, names="value")
+    return VBox([upload, said, pictures])
 
 
 def _png(picture: np.ndarray) -> bytes:

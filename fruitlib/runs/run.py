@@ -338,6 +338,7 @@ def clear_run(run: Run, kept: Collection[str] = ()) -> None:
         if path.name == WORKING:
             continue
         ours = path.suffix in {".csv", ".json", ".pt", ".onnx", ".log", ".npz"} or path.stem in notebooks
+        ours = ours or path.name == "model.md"
         if ours and path.name not in kept:
             path.unlink()
 
