@@ -260,6 +260,12 @@ def fingerprint(*parts) -> str:
     return digest.hexdigest()[:12]
 
 
+def sha256(path: str | os.PathLike) -> str:
+    """The SHA-256 of a file, as hexadecimal digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def os_error_text(problem: OSError) -> str:
     """The system's message about a file or disk, in one line that names the file."""
     where = f"{display_path(problem.filename)}: " if problem.filename else ""

@@ -1,19 +1,19 @@
 """Is an exported file whole, the one its card describes, and does it still give what its run recorded?"""
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from fruitlib.core import files
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path
 from fruitlib.data import dataset
 from fruitlib.deploy import gate, predict
+from fruitlib.deploy.model_card import CARD_FILE
 from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Run
 
-CARD = "model.md"
 MOST_PHOTOS = 100
 CLOSE = 0.02  # of probability: where the two highest are closer, another processor may round to the other
 
@@ -35,19 +35,15 @@ def check(path: Path) -> tuple[list[str], bool]:
     return lines, _compare_with_run(path, run, lines) and well
 
 
-def sha256(path: Path) -> str:
-    """The file's SHA-256, as hexadecimal digits."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _compare_with_card(path: Path, lines: list[str]) -> bool:
-    card = path.parent / CARD
+    card = path.parent / CARD_FILE
     if not card.is_file():
-        lines.append(f"no {CARD} beside it")
+        lines.append(f"no {CARD_FILE} beside it")
         return True
-    found = sha256(path) in card.read_text(encoding="utf-8")
-    lines.append(f"{CARD} describes this file" if found else f"ALARM: {CARD} describes other files: sha256 differs")
+    found = files.sha256(path) in card.read_text(encoding="utf-8")
+    lines.append(
+        f"{CARD_FILE} describes this file" if found else f"ALARM: {CARD_FILE} describes other files: sha256 differs"
+    )
     return found
 
 

@@ -3,7 +3,6 @@
 Only what the run's files and the sweep's hold is said; what is missing is left out.
 """
 
-import hashlib
 import json
 import math
 import re
@@ -239,9 +238,7 @@ def _files(made: Mapping[str, Path], export: ExportRecord) -> str:
     for backend, path in made.items():
         time = numbers.get(f"latency_ms_{backend}")
         shown = f"{time:.2f} ms" if time else ""
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        lines.append(_row([f"`{path.name}`", f"{path.stat().st_size / 1e6:.2f} MB", shown, f"`{digest}`"]))
+        lines.append(_row([f"`{path.name}`", f"{path.stat().st_size / 1e6:.2f} MB", shown, f"`{files.sha256(path)}`"]))
     return "## Files\n\n" + "\n".join(lines)
 
 

@@ -9,7 +9,6 @@ levels (0.05), with the same network, a pretrained lite0.
 """
 
 import base64
-import hashlib
 import html
 import json
 import os
@@ -63,7 +62,7 @@ def _facts(model: Path) -> dict:
     classes, metadata = predict.class_names(model), predict.read_metadata(model)
     if "preprocess" not in metadata:
         raise InputError(f"{display_path(model)}: takes no photos; use a file that this version of fruitlib exported")
-    about = {"File": f"{model.name}, {model.stat().st_size / 1e6:.2f} MB", "SHA-256": _sha256(model)}
+    about = {"File": f"{model.name}, {model.stat().st_size / 1e6:.2f} MB", "SHA-256": files.sha256(model)}
     about |= {"Classes": ", ".join(classes), "Weights' licence": metadata.get("licence")}
     about |= {"Fingerprint of its training photos": metadata.get("data"), "Input": metadata.get("input")}
     about |= {"Runs by": f"ONNX Runtime Web {VERSION}, Microsoft, MIT licence"}
@@ -122,11 +121,6 @@ def _asset(name: str) -> str:
     return (resources.files("fruitlib.deploy") / "assets" / name).read_text("utf-8")
 
 
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 # ---- onnxruntime-web
 
 
@@ -168,7 +162,7 @@ def _fetch(folder: Path) -> None:
         if archive is None or done is None or done.returncode:
             why = f" ({reason[0]})" if reason else ""
             raise InputError(f"npm could not fetch onnxruntime-web {VERSION}{why}: try again with a network, {remedy}")
-        if _sha256(archive) != ARCHIVE:
+        if files.sha256(archive) != ARCHIVE:
             raise InputError(f"npm fetched another onnxruntime-web than the known {VERSION}: ask who runs the registry")
         _unpack(archive, folder)
 

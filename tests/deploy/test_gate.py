@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import pytest
 
+from fruitlib.core import files
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset
 from fruitlib.deploy import check_file, export, gate, heat, model_files, photo_files, predict
@@ -77,7 +78,7 @@ def test_a_file_is_checked_against_its_card_and_its_run(exported, tmp_path):
     (run.path / "model.md").write_text("a card of another file, sha256 0000")
     lines, well = check_file.check(paths["fp32"])
     assert not well and any("describes other files" in line for line in lines)
-    (run.path / "model.md").write_text(f"sha256 {check_file.sha256(paths['fp32'])}")
+    (run.path / "model.md").write_text(f"sha256 {files.sha256(paths['fp32'])}")
     assert check_file.check(paths["fp32"])[1]
 
 

@@ -1,5 +1,6 @@
 """model.md: every number in it stands in a file of the run; its code runs."""
 
+import hashlib
 import json
 import os
 import re
@@ -65,7 +66,7 @@ def test_an_exported_run_has_a_card_without_the_numbers_that_it_lacks(run):
     assert section(card, "How good it is").count("\n- ") == 1 and "accuracy:" not in card.lower()
     assert "06 was not executed" in card and "Fewer than 10 validation photos each" in card
     for name, digest in re.findall(r"`(model\S+onnx)` \|[^`]*`(\w{64})`", card):
-        assert digest == model_card.hashlib.sha256((run.path / name).read_bytes()).hexdigest()
+        assert digest == hashlib.sha256((run.path / name).read_bytes()).hexdigest()
     assert f"{run.read_json('export.json')['latency_ms_int8']:.2f} ms" in section(card, "Files")
     lines = [code(card, language).strip().splitlines() for language in ("python", "js")]
     assert max(len([line for line in one if line and "import " not in line]) for one in lines) <= 10
