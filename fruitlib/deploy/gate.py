@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 
 from fruitlib.core.errors import InputError
-from fruitlib.data import dataset, decoding, photo_checks, sources
+from fruitlib.data import dataset, decoding, geometry, photo_checks, sources
 from fruitlib.data.dataset import Photos
 from fruitlib.deploy import heat, predict
 from fruitlib.deploy.export import ExportError
@@ -103,13 +103,12 @@ def _pixels_of(path: Path) -> onnxruntime.InferenceSession:
 def _whole_photos(run: Run, photos: Photos) -> Iterator[tuple[int, np.ndarray]]:
     """Some of the photos as uint8 (h, w, 3), with their positions; without those that the reader crops."""
     config = photo_checks.with_bits(run.config, run.manifest)
-    bits = 0 if config.deep_bits == "auto" else config.deep_bits
     folder = sources.root(config.data, config.photos_dir)
     for position in range(0, len(photos), max(1, len(photos) // MOST_PHOTOS)):
         file, box = sources.locate(folder, photos.paths[position])
         if config.crop_to == "object" or (box and config.crop_to == "box"):
             continue
         with decoding.contents(file) as content:
-            opened = decoding.opened(content, megapixels=config.max_megapixels, bits=bits, known=True)
+            opened = decoding.opened(content, megapixels=config.max_megapixels, bits=geometry.bits(config), known=True)
             with opened as photo:
                 yield position, np.asarray(photo.image)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fruitlib.core.errors import InputError
-from fruitlib.data import dataset, decoding, photo_checks, preprocess
+from fruitlib.data import dataset, decoding, geometry, photo_checks
 from fruitlib.deploy import model_files, predict, verify
 from fruitlib.evaluation.answering import NONE
 from fruitlib.explain import gradcam
@@ -59,12 +59,9 @@ class PhotoTrial:
             InputError: not a photo that can be used; the line says why.
         """
         config = photo_checks.with_bits(self.run.config, self.run.manifest)
-        bits = 0 if config.deep_bits == "auto" else config.deep_bits
         try:
-            with decoding.opened(content, megapixels=config.max_megapixels, bits=bits) as photo:
-                area = preprocess.central(preprocess.region(photo.image, None, config), config)
-                square = preprocess.square(photo.image, area, config.resize, config.image_size)
-                return self.answers(np.array(preprocess.enhance(square, config))[None])[0]
+            with decoding.opened(content, megapixels=config.max_megapixels, bits=geometry.bits(config)) as photo:
+                return self.answers(geometry.prepared(photo.image, None, config)[None])[0]
         except InputError as problem:
             raise InputError(f"{name}: {problem}; choose another photo") from None
 
