@@ -213,7 +213,7 @@ def _ranges(graph: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]
 
 
 def _cut(graph: onnx.ModelProto) -> dict[str, str]:
-    """Tensors that a ReLU or Clip alone takes, and what it makes of them: beyond its range, none of their values count."""
+    """Tensors that a ReLU or Clip alone takes, and what it makes of them: its range is theirs."""
     ends = [output.name for output in graph.graph.output]
     users = Counter([*ends, *(name for node in graph.graph.node for name in node.input)])
     cutting = [node for node in graph.graph.node if node.op_type in ("Relu", "Clip")]

@@ -133,7 +133,7 @@ class Export:
 MOST_TRIED = 100  # training photos
 BY_TORCH = 16  # photos that torch computes
 TOGETHER = 32  # photos at once in the latency table
-CELL_SECONDS = 0.3  # that a backend is measured in a cell of it
+CELL_SECONDS = 0.3  # that all backends together are measured, for other cells than that of one photo on one thread
 MOST_SECONDS = 0.6
 
 
@@ -247,8 +247,10 @@ def latency_table(model, paths: dict, dynamic, image: np.ndarray, picture: np.nd
             runners |= {name: export.onnx_runner(path, pictures, threads) for name, path in paths.items()}
             runners |= {name: export.onnx_runner(path, images, threads) for name, path in graphs.items()}
             short = {name: run for name, run in runners.items() if photos * alone.get(name, 0) < 1e3 * MOST_SECONDS}
-            how = {"warmup": 2, "fewest": 8 if threads == 1 else 4} if photos == 1 else {"warmup": 0, "fewest": 1}
-            times = export.latency_ms(short, threads=threads, seconds=CELL_SECONDS * len(short), **how)
+            how = {"seconds": CELL_SECONDS, "warmup": photos == 1, "fewest": 4 if photos == 1 else 1}
+            if photos == threads == 1:  # these are in the record
+                how = {"warmup": 2, "fewest": 8}
+            times = export.latency_ms(short, threads=threads, **how)
             alone = alone or {name: time["least"] for name, time in times.items()}
             rows += [_latency_row(name, photos, threads, time) for name, time in times.items()]
     return pd.DataFrame(rows)
