@@ -95,6 +95,16 @@ class Export:
         return dict(alone[alone["backend"].isin(self.least_ms)].set_index("backend")["p50_ms"])
 
     @property
+    def not_measured(self) -> str:
+        """Which times the latency table lacks, and why; a line each, "" where it is whole."""
+        lines = [f"dynamic quantization: {self.search.no_dynamic}"] if self.search.no_dynamic else []
+        measured = set(self.latency.loc[self.latency["photos"] == TOGETHER, "backend"])
+        slow = [name for name in self.latency["backend"].unique() if name not in measured]
+        if slow:
+            lines.append(f"{', '.join(slow)}: {TOGETHER} photos take more than {MOST_SECONDS:g} s, too long to repeat")
+        return "\n".join(lines)
+
+    @property
     def sizes_mb(self) -> dict[str, float]:
         """The files' sizes in MB, by backend."""
         return {backend: getattr(self.record, f"size_mb_{backend}") for backend in self.parity}
@@ -134,7 +144,7 @@ MOST_TRIED = 100  # training photos
 BY_TORCH = 16  # photos that torch computes
 TOGETHER = 32  # photos at once in the latency table
 CELL_SECONDS = 0.3  # that all backends together are measured, for other cells than that of one photo on one thread
-MOST_SECONDS = 0.6
+MOST_SECONDS = 0.6  # of a call, by the time of one photo on one thread; what takes longer is left out
 
 
 def export_run(run: Run) -> Export:
@@ -234,7 +244,7 @@ def latency_table(model, paths: dict, dynamic, image: np.ndarray, picture: np.nd
     """Milliseconds a call, by backend, photos at once (1, `TOGETHER`) and threads (one, all).
 
     Backends are torch, the run's files, and the graph `dynamic`, if there is one. torch and dynamic take images
-    (1, 3, S, S), the files photos (1, S, S, 3). What would take more than `MOST_SECONDS` a call is left out.
+    (1, 3, S, S), the files photos (1, S, S, 3). Calls above `MOST_SECONDS` are left out.
     """
     rows, alone = [], {}
     with files.folder_beside(paths["fp32"]) as folder:
