@@ -269,10 +269,10 @@ def _side_by_side(plain: onnx.ModelProto, rounded: onnx.ModelProto) -> tuple[onn
     own = {name for node in rounded.graph.node for name in node.output}
     dequantized = {node.output[0] for node in rounded.graph.node if node.op_type == "DequantizeLinear"}
     pairs = {}
-    for node in rounded.graph.node:
+    for place, node in enumerate(rounded.graph.node):
         added = whole.graph.node.add()
         added.CopyFrom(node)
-        added.name = f"int8/{node.name}"
+        added.name = f"int8/{place}"
         added.input[:] = [f"int8/{name}" if name in own else name for name in node.input]
         added.output[:] = [f"int8/{name}" if name else "" for name in node.output]
         exact = _exact(node.input[0]) if node.input else ""

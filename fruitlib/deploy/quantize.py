@@ -1,6 +1,8 @@
 """INT8 by static quantization: what a graph is calibrated to once, and the graph in INT8 by one recipe."""
 
+import contextlib
 import functools
+import logging
 import tempfile
 from collections import Counter
 from dataclasses import dataclass
@@ -101,6 +103,8 @@ def calibrate(fp32: Path, calibration_images: np.ndarray) -> Calibrated:
     with folder_beside(fp32) as folder, explained():
         ort.quant_pre_process(fp32, folder / "prepared.onnx", skip_symbolic_shape=True)
         graph = onnx.load(folder / "prepared.onnx")
+        for place, node in enumerate(graph.graph.node):
+            node.name = node.name or f"node_{place}"  # recipes name those that stay fp32
         return Calibrated(graph, _ranges(graph, images), len(images))
 
 
@@ -117,7 +121,7 @@ def quantized(calibrated: Calibrated, recipe: Recipe) -> onnx.ModelProto:
     data = {name: tuple(values[ends]) for name, values in calibrated.ranges.items()}
     ranges = {name: TensorData(lowest=low, highest=high) for name, (low, high) in data.items()}
     activation = ort.QuantType.QInt8 if recipe.signed else ort.QuantType.QUInt8
-    with explained():
+    with explained(), _quiet():
         quantizer = QDQQuantizer(
             graph,
             per_channel=True,
@@ -150,6 +154,18 @@ def dynamic(calibrated: Calibrated) -> onnx.ModelProto:
         made = onnx.load(path)
         session_of(made)
     return made
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without ONNX Runtime's warnings, to the root logger, of weights that have no channels."""
+    logger = logging.getLogger()
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 class explained:
