@@ -20,7 +20,7 @@ from fruitlib.deploy import export, int8_search
 from fruitlib.training import models
 
 NETWORKS = {  # side of the image
-    "base": 64,
+    "end2end": 64,
     "resnet18": 224,
     "efficientnet_b0": 128,
     "timm:tf_efficientnet_lite0": 224,
