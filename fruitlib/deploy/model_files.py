@@ -15,9 +15,7 @@ from fruitlib.evaluation import answering
 from fruitlib.runs.run import Run
 
 FP32, INT8 = "model.fp32.onnx", "model.int8.onnx"
-
-
-MOST_TRIED = 50  # training photos that INT8 recipes are tried on
+MOST_TRIED = 32  # training photos that INT8 recipes are tried on
 
 
 def calibration_photos(run: Run) -> Photos:
