@@ -36,7 +36,7 @@ class ExportRecord:
     size_mb_fp32: float  # size on disk, MB of 10^6 bytes
     latency_ms_torch: float  # milliseconds for one photo on one CPU thread, the least of many calls
     latency_ms_fp32: float
-    fp32_agreement: float  # share of the photos tried by torch whose label is torch's, 0 to 1
+    fp32_agreement: float  # share of the photos computed by torch whose label is torch's, 0 to 1
     mflops: float  # millions of floating-point operations for one photo
     int8_state: str  # broken | not broken; cost unproven | costs at most the margin (int8_margin) | not made
     int8_why: str | None = None  # why it was not made
@@ -126,7 +126,7 @@ class Export:
     def summary(self) -> str:
         """The verdict on INT8, how many photos it has right (where validation photos measure it), and what it saves."""
         if "int8" not in self.parity:
-            share = f"{self.record.fp32_agreement:.1%} of {self.photos_tried}"
+            share = f"{self.record.fp32_agreement:.1%} of {self.parity['fp32']['n']} photos"
             return f"{self.verdict.summary}; fp32 has the same label as torch on {share}"
         cost = f"same label as torch on {self.record.int8_agreement:.1%} of {self.photos_tried}"
         if self.on_validation:
@@ -159,8 +159,9 @@ def export_run(run: Run) -> Export:
     photos, on_validation = photos_to_try(run)
     images, pictures = dataset.to_array(photos.images), dataset.to_pictures(photos.images)
     logits = {backend: predict.run_onnx(path, pictures, AT_ONCE) for backend, path in paths.items()}
-    logits = {"torch": _by_torch(model, images, logits["fp32"]), **logits}
-    parity = {backend: export.parity(logits["torch"], logits[backend]) for backend in paths}
+    reference, parity = _by_torch(model, images, logits["fp32"])
+    parity |= {backend: export.parity(reference, logits[backend]) for backend in paths if backend != "fp32"}
+    logits = {"torch": reference, **logits}
     labels = photos.labels.numpy()
     verdict = _judged(run, photos, logits, on_validation, search.why)
     groups = run.groups(photos.paths)
@@ -181,18 +182,21 @@ def export_run(run: Run) -> Export:
     return Export(record, parity, verdict, shares, len(images), on_validation, search, latency)
 
 
-def _by_torch(model, images: np.ndarray, fp32: np.ndarray) -> np.ndarray:
-    """torch's logits: computed for `BY_TORCH` of the images, spread over all; fp32's for the others, if these agree.
+def _by_torch(model, images: np.ndarray, fp32: np.ndarray) -> tuple[np.ndarray, dict[str, dict]]:
+    """torch's logits, and fp32's parity with it on those of the images that torch computes.
+
+    Those are `BY_TORCH`, spread over all; for the others fp32 stands for torch.
 
     Raises:
-        ExportError: they do not.
+        ExportError: fp32 does not compute what torch computes.
     """
     places = np.unique(np.linspace(0, len(images) - 1, BY_TORCH).round().astype(int))
     computed = export.run_torch(model, images[places], AT_ONCE)
-    export.check_parity(export.parity(computed, fp32[places]), export.tolerance(computed))
+    parity = export.parity(computed, fp32[places])
+    export.check_parity(parity, export.tolerance(computed))
     logits = fp32.copy()
     logits[places] = computed
-    return logits
+    return logits, {"fp32": parity}
 
 
 def _judged(run: Run, photos: Photos, logits: dict[str, np.ndarray], on_validation: bool, no_int8: str) -> Int8Verdict:
