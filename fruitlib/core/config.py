@@ -167,7 +167,7 @@ class Config(BaseModel):
 
     calibration_images: int = Field(100, ge=1, description="training photos that set the INT8 ranges")
     int8_agreement: float = Field(
-        0.9, ge=0, le=1, description="share of validation photos on which INT8 must predict the label that torch does"
+        0.9, ge=0, le=1, description="share of photos on which INT8 must predict the label that torch does"
     )
     int8_speedup: float = Field(
         1.1, ge=0, description="times as fast as fp32 that INT8 must be to be delivered; 0: however slow, for its size"
