@@ -186,14 +186,34 @@ def last_layers(proto: onnx.ModelProto) -> list[str]:
     for node in proto.graph.node:
         for name in node.input:
             users.setdefault(name, []).append(node)
-    followed: dict[str, bool] = {}  # whether a layer with weights comes after a node
-    last = []
-    for node in reversed(proto.graph.node):  # ONNX lists nodes in an order in which they can run
-        after = [user for name in node.output for user in users.get(name, [])]
-        followed[node.name] = any(user.op_type in WITH_WEIGHTS or followed[user.name] for user in after)
-        if node.op_type in WITH_WEIGHTS and not followed[node.name]:
-            last.append(node.name)
-    return last
+    nodes = list(proto.graph.node)[::-1]  # ONNX lists nodes in an order in which they can run
+    return _ends(nodes, {node.name: [user for name in node.output for user in users.get(name, [])] for node in nodes})
+
+
+def first_layers(proto: onnx.ModelProto) -> list[str]:
+    """The names of the nodes with weights that follow none with weights: what sees the photo itself."""
+    nodes = list(proto.graph.node)
+    makers = {name: node for node in nodes for name in node.output}
+    return _ends(nodes, {node.name: [makers[name] for name in node.input if name in makers] for node in nodes})
+
+
+def _ends(nodes: list[onnx.NodeProto], neighbours: dict[str, list[onnx.NodeProto]]) -> list[str]:
+    """The nodes with weights that none with weights is beyond, where a node's `neighbours` come before it."""
+    beyond: dict[str, bool] = {}
+    for node in nodes:
+        beyond[node.name] = any(other.op_type in WITH_WEIGHTS or beyond[other.name] for other in neighbours[node.name])
+    return [node.name for node in nodes if node.op_type in WITH_WEIGHTS and not beyond[node.name]]
+
+
+def shifted(graph: onnx.ModelProto, shift: np.ndarray) -> onnx.ModelProto:
+    """A copy of a graph whose logits are greater by `shift` (C,)."""
+    copied = onnx.ModelProto()
+    copied.CopyFrom(graph)
+    for node in copied.graph.node:
+        node.output[:] = ["unshifted" if name == "logits" else name for name in node.output]
+    copied.graph.initializer.append(onnx.numpy_helper.from_array(shift.astype(np.float32), "shift"))
+    copied.graph.node.append(onnx.helper.make_node("Add", ["unshifted", "shift"], ["logits"], "shift_logits"))
+    return copied
 
 
 def with_outputs(graph: onnx.ModelProto, names: list[str]) -> onnx.ModelProto:
