@@ -136,7 +136,7 @@ def search(fp32: Path, int8: Path, calibration: np.ndarray, photos: np.ndarray, 
         chosen = tried[-1] if tried[-1].verdict == "passes" else None
         layers = trial.layers(chosen)
         if chosen:
-            note = f"{quantize.note(chosen.recipe, len(calibration))}, tried on a CPU {_cpu()}"
+            note = f"{quantize.note(chosen.recipe, len(calibration))}, mean error taken off, tried on a CPU {_cpu()}"
             quantize.write(onnx.load(trial.path), int8, read_metadata(fp32), note)
     why = "" if chosen else _why(tried, gate, len(photos)) + f"; the search ended after {SECONDS:g} s" * late
     return Search(tried, len(photos), chosen, why, layers, *_dynamic(calibrated))
