@@ -167,7 +167,10 @@ class Config(BaseModel):
 
     calibration_images: int = Field(100, ge=1, description="training photos that set the INT8 ranges")
     int8_agreement: float = Field(
-        0.9, ge=0, le=1, description="share of validation photos on which INT8 must predict the label that torch does"
+        0.9, ge=0, le=1, description="share of photos on which INT8 must predict the label that torch does"
+    )
+    int8_speedup: float = Field(
+        1.1, ge=0, description="times as fast as fp32 that INT8 must be to be delivered; 0: however slow, for its size"
     )
     int8_margin: float = Field(
         0.03, gt=0, le=1, description="accuracy that INT8 may cost at most, to be called proven; a share"
@@ -369,7 +372,7 @@ class Config(BaseModel):
 
 
 SPLIT_SETTINGS = tuple(itertools.takewhile(lambda name: name != "model", Config.model_fields))
-EXPORT_SETTINGS = ("calibration_images",)
+EXPORT_SETTINGS = ("calibration_images", "int8_speedup", "int8_agreement")
 # Verdicts and words
 REPORT_SETTINGS = ("int8_agreement", "int8_margin", "probe", "group_word", "deploy_shares", "max_error")
 PLACE_SETTINGS = ("cache", "track")  # where photos and curves are kept changes no result

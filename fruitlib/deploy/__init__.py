@@ -3,7 +3,8 @@
 predict       an exported file in use; needs neither torch nor pandas
 graphs        a model as an ONNX graph, exported once for all runs of a network
 export        the graph in fp32, its parity with torch; latency and size
-quantize      INT8 by static quantization
+quantize      INT8 by static quantization, by one recipe
+int8_search   the recipe that suits a network, tried under a gate
 photo_input   the part of a graph that turns a photo into the network's image
 heat          where the network looked, as an output of its graph
 photo_files   the file others use: a photo in, probabilities and heat out

@@ -178,9 +178,16 @@ def torch_runner(model: torch.nn.Module, image: np.ndarray) -> Callable[[], np.n
 
 
 def latency_ms(
-    runners: dict[str, Callable[[], object]], repeats: int = 200, warmup: int = 5, threads: int = 1
+    runners: dict[str, Callable[[], object]],
+    repeats: int = 200,
+    warmup: int = 5,
+    threads: int = 1,
+    seconds: float = 1,
+    fewest: int = 10,
 ) -> dict[str, dict]:
-    """Per runner: least and median of ms per call, and n, the calls: `repeats`, or 10 and more if they take a second.
+    """Per runner: least, median and 95th percentile of ms per call, and n, the calls.
+
+    Those are `repeats`, or fewer if all take more than `seconds`, but `fewest` at least.
 
     What else the machine does can only add to a call, so the least of many is the program's own time (the reasoning of
     Python's `timeit`). Beside two trainings on two cores it moved by a tenth, the median up to fourfold. Runners take
@@ -191,10 +198,10 @@ def latency_ms(
         raise InputError(f"repeats: {repeats} measures nothing; give at least 1")
     times, before = {name: [] for name in runners}, torch.get_num_threads()
     torch.set_num_threads(threads)
-    enough = time.perf_counter() + 1
+    enough = time.perf_counter() + seconds
     try:
         for turn in range(warmup + repeats):
-            if turn >= warmup + 10 and time.perf_counter() > enough:
+            if turn >= warmup + fewest and time.perf_counter() > enough:
                 break
             for name in sorted(runners, reverse=turn % 2 == 1):
                 start = time.perf_counter()
@@ -203,7 +210,10 @@ def latency_ms(
     finally:
         torch.set_num_threads(before)
     kept = {name: values[warmup:] for name, values in times.items()}
-    return {name: {"least": min(ms), "median": float(np.median(ms)), "n": len(ms)} for name, ms in kept.items()}
+    return {
+        name: {"least": min(ms), "median": float(np.median(ms)), "p95": float(np.quantile(ms, 0.95)), "n": len(ms)}
+        for name, ms in kept.items()
+    }
 
 
 def mflops(model: torch.nn.Module, image: np.ndarray) -> float:

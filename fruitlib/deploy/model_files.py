@@ -3,30 +3,52 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import onnx
 
 from fruitlib.core import files
 from fruitlib.data import dataset, photo_checks
 from fruitlib.data.dataset import Photos
-from fruitlib.deploy import export, heat, photo_files, quantize
+from fruitlib.deploy import export, heat, int8_search, photo_files
+from fruitlib.deploy.int8_search import Gate, Search
 from fruitlib.evaluation import answering
 from fruitlib.runs.run import Run
 
 FP32, INT8 = "model.fp32.onnx", "model.int8.onnx"
+MOST_TRIED = 32  # training photos that INT8 recipes are tried on
 
 
 def calibration_photos(run: Run) -> Photos:
-    """The training photos that set the INT8 ranges: `calibration_images` of them, spread over all."""
-    return dataset.spread(dataset.load_photos(run, "train"), run.config.calibration_images)
+    """The training photos that set the INT8 ranges: `calibration_images` of them, of each class as many as of others.
+
+    Where a class has too few, the others have more.
+    """
+    photos = dataset.load_photos(run, "train")
+    labels, left = photos.labels.numpy(), run.config.calibration_images
+    classes = sorted((np.flatnonzero(labels == label) for label in np.unique(labels)), key=len)
+    chosen = []
+    for done, places in enumerate(classes):
+        count = min(len(places), -(-left // (len(classes) - done)))
+        chosen.append(places[np.linspace(0, len(places) - 1, count).round().astype(int)])
+        left -= count
+    return photos.pick(np.sort(np.concatenate(chosen)))
 
 
-def build_model_files(run: Run, model, checkpoint: dict) -> tuple[dict[str, Path], str]:
+def photos_beside_calibration(run: Run, most: int) -> Photos:
+    """At most so many training photos that did not calibrate INT8; of all, where every one did."""
+    photos = dataset.load_photos(run, "train")
+    used = set(calibration_photos(run).paths)
+    others = [position for position, path in enumerate(photos.paths) if path not in used]
+    return dataset.spread(photos.pick(others) if others else photos, most)
+
+
+def build_model_files(run: Run, model, checkpoint: dict) -> tuple[dict[str, Path], Search]:
     """Write `model.fp32.onnx` and `model.int8.onnx` from what `models.restore` returns.
 
     Both take photos and hold in their metadata what a user has to know (`predict.read_metadata`).
 
     Returns:
-        their paths by backend, and why there is no INT8 file: "" where there is one.
+        their paths by backend, and what was tried for INT8: where it chose nothing, there is no INT8 file.
 
     Raises:
         ExportError: torch's exporter does not take this network.
@@ -38,18 +60,26 @@ def build_model_files(run: Run, model, checkpoint: dict) -> tuple[dict[str, Path
         side = run.config.image_size
         export.export_onnx(model, graphs["fp32"], side, run.class_names, facts, checkpoint["network"])
         found = _with_features(graphs["fp32"], model)
-        why = ""
-        try:
-            quantize.quantize(graphs["fp32"], graphs["int8"], dataset.to_array(calibration_photos(run).images))
-        except quantize.QuantizeError as problem:
-            why = str(problem)
-            (run.path / INT8).unlink(missing_ok=True)  # of an earlier network
-        paths = {"fp32": run.path / FP32} | ({} if why else {"int8": run.path / INT8})
+        found_int8 = _int8(run, graphs)
+        paths = {"fp32": run.path / FP32} | ({"int8": run.path / INT8} if found_int8.chosen else {})
         for backend, path in paths.items():
             graph = onnx.load(graphs[backend])
             own = {entry.key: entry.value for entry in graph.metadata_props}
             photo_files.write(graph, path, preprocess, temperature, found, own)
-    return paths, why
+    return paths, found_int8
+
+
+def _int8(run: Run, graphs: dict[str, Path]) -> Search:
+    """Search an INT8 graph for the run's network; writes what was tried."""
+    gate = Gate(run.config.int8_agreement, run.config.int8_speedup)
+    photos = (calibration_photos(run), photos_beside_calibration(run, MOST_TRIED))
+    found = int8_search.search(
+        graphs["fp32"], graphs["int8"], *(dataset.to_array(each.images) for each in photos), gate
+    )
+    files.write_csv(run.path / int8_search.TRIED_FILE, found.table)
+    if not found.chosen:
+        (run.path / INT8).unlink(missing_ok=True)  # of an earlier network
+    return found
 
 
 def _with_features(path: Path, model) -> heat.Heat | None:

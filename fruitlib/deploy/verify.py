@@ -1,15 +1,21 @@
-"""A run exported, checked against torch and measured: `export.json`, every key of it, and `int8_photos.csv`."""
+"""A run exported, checked against torch and measured: `export.json`, every key of it, and `int8_photos.csv`.
 
+torch is slow on CPUs: it computes `BY_TORCH` photos, which fp32 must agree with, and fp32 stands for it on the others.
+"""
+
+import itertools
 from dataclasses import asdict, dataclass
 
 import numpy as np
+import onnx
 import pandas as pd
 
-from fruitlib.core import files
+from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset
 from fruitlib.data.dataset import Photos
 from fruitlib.deploy import export, int8_verdict, model_files, predict
+from fruitlib.deploy.int8_search import AT_ONCE, Search
 from fruitlib.deploy.int8_verdict import Int8Verdict
 from fruitlib.evaluation import intervals
 from fruitlib.evaluation.intervals import Share
@@ -30,7 +36,7 @@ class ExportRecord:
     size_mb_fp32: float  # size on disk, MB of 10^6 bytes
     latency_ms_torch: float  # milliseconds for one photo on one CPU thread, the least of many calls
     latency_ms_fp32: float
-    fp32_agreement: float  # share of the photos tried whose label is torch's, 0 to 1
+    fp32_agreement: float  # share of the photos computed by torch whose label is torch's, 0 to 1
     mflops: float  # millions of floating-point operations for one photo
     int8_state: str  # broken | not broken; cost unproven | costs at most the margin (int8_margin) | not made
     int8_why: str | None = None  # why it was not made
@@ -74,12 +80,29 @@ class Export:
     shares: dict[str, Share]  # photos predicted as labelled, by backend: torch, fp32, int8
     n: int  # photos tried
     on_validation: bool  # False for a model trained on all photos: it is tried on training photos
-    median_ms: dict[str, float]  # the median latency, by backend; the record has the least
+    search: Search  # what was tried for INT8
+    latency: pd.DataFrame  # `latency_table`: ms by backend, photos at once and threads
 
     @property
     def least_ms(self) -> dict[str, float]:
         """The least latency in milliseconds, by backend."""
-        return {backend: getattr(self.record, f"latency_ms_{backend}") for backend in self.median_ms}
+        return {backend: getattr(self.record, f"latency_ms_{backend}") for backend in ("torch", *self.parity)}
+
+    @property
+    def median_ms(self) -> dict[str, float]:
+        """The median latency for one photo on one thread, by backend."""
+        alone = self.latency[(self.latency["photos"] == 1) & (self.latency["threads"] == 1)]
+        return dict(alone[alone["backend"].isin(self.least_ms)].set_index("backend")["p50_ms"])
+
+    @property
+    def not_measured(self) -> str:
+        """Which times the latency table lacks, and why; a line each, "" where it is whole."""
+        lines = [f"dynamic quantization: {self.search.no_dynamic}"] if self.search.no_dynamic else []
+        measured = set(self.latency.loc[self.latency["photos"] == TOGETHER, "backend"])
+        slow = [name for name in self.latency["backend"].unique() if name not in measured]
+        if slow:
+            lines.append(f"{', '.join(slow)}: {TOGETHER} photos take more than {MOST_SECONDS:g} s, too long to repeat")
+        return "\n".join(lines)
 
     @property
     def sizes_mb(self) -> dict[str, float]:
@@ -103,7 +126,7 @@ class Export:
     def summary(self) -> str:
         """The verdict on INT8, how many photos it has right (where validation photos measure it), and what it saves."""
         if "int8" not in self.parity:
-            share = f"{self.record.fp32_agreement:.1%} of {self.photos_tried}"
+            share = f"{self.record.fp32_agreement:.1%} of {self.parity['fp32']['n']} photos"
             return f"{self.verdict.summary}; fp32 has the same label as torch on {share}"
         cost = f"same label as torch on {self.record.int8_agreement:.1%} of {self.photos_tried}"
         if self.on_validation:
@@ -118,6 +141,10 @@ class Export:
 
 
 MOST_TRIED = 100  # training photos
+BY_TORCH = 16  # photos that torch computes
+TOGETHER = 32  # photos at once in the latency table
+CELL_SECONDS = 0.3  # that all backends together are measured, for other cells than that of one photo on one thread
+MOST_SECONDS = 0.6  # of a call, by the time of one photo on one thread; what takes longer is left out
 
 
 def export_run(run: Run) -> Export:
@@ -128,31 +155,48 @@ def export_run(run: Run) -> Export:
     """
     identity = run.identity("export")
     model, checkpoint = models.restore(run.path / "best.pt")
-    paths, no_int8 = model_files.build_model_files(run, model, checkpoint)
+    paths, search = model_files.build_model_files(run, model, checkpoint)
     photos, on_validation = photos_to_try(run)
     images, pictures = dataset.to_array(photos.images), dataset.to_pictures(photos.images)
-    logits = {"torch": export.run_torch(model, images)}
-    logits |= {backend: predict.run_onnx(path, pictures) for backend, path in paths.items()}
-    parity = {backend: export.parity(logits["torch"], logits[backend]) for backend in paths}
-    export.check_parity(parity["fp32"], export.tolerance(logits["torch"]))
+    logits = {backend: predict.run_onnx(path, pictures, AT_ONCE) for backend, path in paths.items()}
+    reference, parity = _by_torch(model, images, logits["fp32"])
+    parity |= {backend: export.parity(reference, logits[backend]) for backend in paths if backend != "fp32"}
+    logits = {"torch": reference, **logits}
     labels = photos.labels.numpy()
-    verdict = _judged(run, photos, logits, on_validation, no_int8)
+    verdict = _judged(run, photos, logits, on_validation, search.why)
     groups = run.groups(photos.paths)
     shares = {backend: intervals.share_of(values.argmax(1) == labels, groups) for backend, values in logits.items()}
-    times = _latencies(model, paths, images[:1], pictures[:1])
+    latency = latency_table(model, paths, search.dynamic, images[:1], pictures[:1])
+    times = latency[(latency["photos"] == 1) & (latency["threads"] == 1)].set_index("backend")["least_ms"]
     record = ExportRecord(
         **{f"size_mb_{backend}": export.size_mb(path) for backend, path in paths.items()},
-        **{f"latency_ms_{backend}": time["least"] for backend, time in times.items()},
+        **{f"latency_ms_{backend}": float(times[backend]) for backend in ("torch", *paths)},
         **{f"{backend}_agreement": distance["agreement"] for backend, distance in parity.items()},
         mflops=export.mflops(model, images[:1]),
         int8_state=verdict.state,
         int8_why=verdict.why or None,
-        **{} if no_int8 else {f"int8_{name}": getattr(verdict, name) for name in COUNTED},
+        **{} if search.why else {f"int8_{name}": getattr(verdict, name) for name in COUNTED},
     )
     record.write(run)
-    run.complete("export", identity, **{"not_made": [model_files.INT8]} if no_int8 else {})
-    median_ms = {backend: time["median"] for backend, time in times.items()}
-    return Export(record, parity, verdict, shares, len(images), on_validation, median_ms)
+    run.complete("export", identity, **{"not_made": [model_files.INT8]} if search.why else {})
+    return Export(record, parity, verdict, shares, len(images), on_validation, search, latency)
+
+
+def _by_torch(model, images: np.ndarray, fp32: np.ndarray) -> tuple[np.ndarray, dict[str, dict]]:
+    """torch's logits, and fp32's parity with it on those of the images that torch computes.
+
+    Those are `BY_TORCH`, spread over all; for the others fp32 stands for torch.
+
+    Raises:
+        ExportError: fp32 does not compute what torch computes.
+    """
+    places = np.unique(np.linspace(0, len(images) - 1, BY_TORCH).round().astype(int))
+    computed = export.run_torch(model, images[places], AT_ONCE)
+    parity = export.parity(computed, fp32[places])
+    export.check_parity(parity, export.tolerance(computed))
+    logits = fp32.copy()
+    logits[places] = computed
+    return logits, {"fp32": parity}
 
 
 def _judged(run: Run, photos: Photos, logits: dict[str, np.ndarray], on_validation: bool, no_int8: str) -> Int8Verdict:
@@ -180,10 +224,7 @@ def photos_to_try(run: Run) -> tuple[Photos, bool]:
     val_photos = dataset.load_photos(run, "val")
     if len(val_photos):
         return val_photos, True
-    train_photos = dataset.load_photos(run, "train")
-    used = set(model_files.calibration_photos(run).paths)
-    others = [position for position, path in enumerate(train_photos.paths) if path not in used]
-    return dataset.spread(train_photos.pick(others) if others else train_photos, MOST_TRIED), False
+    return model_files.photos_beside_calibration(run, MOST_TRIED), False
 
 
 def load_export_record(run: Run) -> ExportRecord:
@@ -203,8 +244,32 @@ def parity_table(export_result: Export) -> pd.DataFrame:
     return pd.DataFrame(export_result.parity).T
 
 
-def _latencies(model, paths: dict, image: np.ndarray, picture: np.ndarray) -> dict[str, dict]:
-    """Least and median milliseconds for one photo, by backend: torch as an image (1, 3, S, S), else (1, S, S, 3)."""
-    runners = {"torch": export.torch_runner(model, image)}
-    runners |= {backend: export.onnx_runner(path, picture) for backend, path in paths.items()}
-    return export.latency_ms(runners)
+def latency_table(model, paths: dict, dynamic, image: np.ndarray, picture: np.ndarray) -> pd.DataFrame:
+    """Milliseconds a call, by backend, photos at once (1, `TOGETHER`) and threads (one, all).
+
+    Backends are torch, the run's files, and the graph `dynamic`, if there is one. torch and dynamic take images
+    (1, 3, S, S), the files photos (1, S, S, 3). Calls above `MOST_SECONDS` are left out.
+    """
+    rows, alone = [], {}
+    with files.folder_beside(paths["fp32"]) as folder:
+        graphs = {"dynamic": folder / "dynamic.onnx"} if dynamic else {}
+        for path in graphs.values():
+            onnx.save(dynamic, path)
+        for photos, threads in itertools.product((1, TOGETHER), sorted({1, machine.usable_cores()})):
+            images, pictures = (np.repeat(one, photos, axis=0) for one in (image, picture))
+            runners = {"torch": export.torch_runner(model, images)}
+            runners |= {name: export.onnx_runner(path, pictures, threads) for name, path in paths.items()}
+            runners |= {name: export.onnx_runner(path, images, threads) for name, path in graphs.items()}
+            short = {name: run for name, run in runners.items() if photos * alone.get(name, 0) < 1e3 * MOST_SECONDS}
+            how = {"seconds": CELL_SECONDS, "warmup": photos == 1, "fewest": 4 if photos == 1 else 1}
+            if photos == threads == 1:  # these are in the record
+                how = {"warmup": 2, "fewest": 8}
+            times = export.latency_ms(short, threads=threads, **how)
+            alone = alone or {name: time["least"] for name, time in times.items()}
+            rows += [_latency_row(name, photos, threads, time) for name, time in times.items()]
+    return pd.DataFrame(rows)
+
+
+def _latency_row(backend: str, photos: int, threads: int, time: dict[str, float]) -> dict:
+    found = {"p50_ms": time["median"], "p95_ms": time["p95"], "least_ms": time["least"], "calls": time["n"]}
+    return {"backend": backend, "photos": photos, "threads": threads, **found}

@@ -31,7 +31,7 @@ def run(make_run) -> Run:
 @pytest.fixture
 def exported(run, monkeypatch) -> verify.Export:
     latency = export.latency_ms
-    monkeypatch.setattr(export, "latency_ms", lambda runners: latency(runners, repeats=20))
+    monkeypatch.setattr(export, "latency_ms", lambda runners, **how: latency(runners, repeats=5))
     return verify.export_run(run)
 
 
@@ -79,7 +79,7 @@ def failing(*args, **kwargs):
 
 def test_without_an_int8_file_fp32_is_delivered_and_tested_and_it_is_said(run, monkeypatch):
     (run.path / "model.int8.onnx").write_text("of an earlier network")
-    monkeypatch.setattr(quantize.ort, "quantize_static", failing)
+    monkeypatch.setattr(quantize, "QDQQuantizer", failing)
     exported = verify.export_run(run)
     why = "ONNX Runtime does not quantize this network (NotImplementedError: no kernel for); use fp32"
     assert exported.agreement_summary == f"no INT8 file: {why}" and exported.summary.startswith(f"no INT8 file: {why};")
@@ -114,9 +114,10 @@ def test_a_network_that_the_exporter_does_not_take_is_one_line(run, monkeypatch)
 
 
 def test_int8_that_changes_labels_is_not_shipped(run, monkeypatch):
-    monkeypatch.setattr(export, "latency_ms", lambda runners: {name: {"least": 1, "median": 2} for name in runners})
+    latency = export.latency_ms
+    monkeypatch.setattr(export, "latency_ms", lambda runners, **how: latency(runners, repeats=2))
     run_onnx, signs = predict.run_onnx, {"model.fp32.onnx": 1, "model.int8.onnx": -1}
-    monkeypatch.setattr(predict, "run_onnx", lambda path, images: signs[path.name] * run_onnx(path, images))
+    monkeypatch.setattr(predict, "run_onnx", lambda path, *rest: signs[path.name] * run_onnx(path, *rest))
     exported = verify.export_run(run)
     assert exported.record.int8_state == "broken" and exported.record.shipped == "fp32"
     assert (

@@ -103,7 +103,11 @@ class TestEach:
 def executed(shapes, tmp_path_factory):
     """All notebooks executed in order on tiny settings, as a person's papermill calls would."""
     folder = tmp_path_factory.mktemp("executed")
-    tiny = {"data": str(shapes), "image_size": 32, "overrides": {"val_per_class": 4, "test_per_class": 4}}
+    tiny = {
+        "data": str(shapes),
+        "image_size": 32,
+        "overrides": {"val_per_class": 4, "test_per_class": 4, "int8_speedup": 0},
+    }
     settings = {
         "01_split": {"sweep_dir": str(folder), **tiny, "val_per_class": 4, "test_per_class": 4, "overrides": {}},
         "02_train": {"run_dir": str(folder / "run"), **tiny, "epochs": 4, "batch_size": 8, "lr": 0.003, "cam_every": 2},

@@ -38,7 +38,7 @@ def three_bodies(real_data, tmp_path):
 
 def exported_run(photos, tmp_path) -> Run:
     """Everything that comes before 06, from the split to both ONNX files."""
-    cfg = config.make({"data": str(photos), "epochs": 2, "image_size": 64, "val_per_class": 5})
+    cfg = config.make({"data": str(photos), "epochs": 2, "image_size": 64, "val_per_class": 5, "int8_speedup": 0})
     splits.prepare_manifest(cfg, tmp_path)
     run = create_run(tmp_path / "run", cfg)
     train.fit(run)
