@@ -19,7 +19,8 @@ from fruitlib.explain import gradcam
 from fruitlib.runs.run import Run
 from fruitlib.training import blocks
 
-MOST_PHOTOS = 20  # tried, spread over the classes' photos
+MOST_PHOTOS = 20  # straight from their files
+HEAT_PHOTOS = 8  # compared with Grad-CAM, which takes a pass back through the network
 STEPS = 2.0  # of 255 that a pixel may be off: rounding, twice; a factor above 1 enlarges them
 
 
@@ -70,26 +71,35 @@ def limit(run: Run) -> float:
     return STEPS * math.prod(max(1.0, getattr(run.config, name)) for name in FACTORS)
 
 
-def heat_agreement(run: Run, path: Path, model, photos: Photos) -> float:
-    """The correlation of a file's heat with Grad-CAM of the last layer by torch, for each photo's predicted class.
+def heat_agreement(paths: dict[str, Path], model, photos: Photos) -> dict[str, float]:
+    """The correlation of each file's heat with Grad-CAM of the last layer by torch, for each photo's predicted class.
 
-    The mean over the photos in which both show something; NaN where the file has no heat, or Grad-CAM no layer.
+    The mean over the photos in which both show something. Files without heat are left out, and all where Grad-CAM
+    finds no layer. Grad-CAM gives each channel one weight; of our own networks, whose weights differ by place, the
+    files' heat is the exact map, and Grad-CAM the coarser one.
     """
-    session = predict.open_session(path)
-    if "heat" not in [output.name for output in session.get_outputs()] or not len(photos):
-        return math.nan
-    some = dataset.spread(photos, MOST_PHOTOS)
-    logits, maps = predict.outputs(session, dataset.to_pictures(some.images), ("logits", "heat"))
-    targets = logits.argmax(1)
+    sessions = {backend: predict.open_session(path) for backend, path in paths.items()}
+    with_heat = {name: one for name, one in sessions.items() if "heat" in [part.name for part in one.get_outputs()]}
+    if not with_heat or not len(photos):
+        return {}
+    some = dataset.spread(photos, HEAT_PHOTOS)
+    pictures = dataset.to_pictures(some.images)
+    answers = {name: predict.outputs(one, pictures, ("logits", "heat")) for name, one in with_heat.items()}
+    targets = next(iter(answers.values()))[0].argmax(1)
     try:
         last = dict([list(blocks.target_layers(model).items())[-1]])
         found = gradcam.heatmaps(model, dataset.to_float(some.images), last, targets.tolist(), all_views=False)
     except InputError:  # no layer that gives maps
-        return math.nan
-    own = maps[np.arange(len(some)), targets if maps.shape[1] > 1 else 0]
-    pairs = zip(heat.enlarged(np.maximum(own, 0), some.images.shape[-1]), found.heatmap[:, 0], strict=True)
-    agreement = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs if a.std() > 0 and b.std() > 0]
-    return float(np.mean(agreement)) if agreement else math.nan
+        return {}
+    return {name: _correlation(maps, targets, found.heatmap[:, 0]) for name, (_, maps) in answers.items()}
+
+
+def _correlation(maps: np.ndarray, targets: np.ndarray, reference: np.ndarray) -> float:
+    """The mean correlation of heat (n, C or 1, h, w) of the targets with maps (n, S, S); NaN where nothing is shown."""
+    own = maps[np.arange(len(targets)), targets if maps.shape[1] > 1 else 0]
+    pairs = zip(heat.enlarged(np.maximum(own, 0), reference.shape[-1]), reference, strict=True)
+    found = [np.corrcoef(a.ravel(), b.ravel())[0, 1] for a, b in pairs if a.std() > 0 and b.std() > 0]
+    return float(np.mean(found)) if found else math.nan
 
 
 def _pixels_of(path: Path) -> onnxruntime.InferenceSession:

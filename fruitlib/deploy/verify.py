@@ -14,7 +14,8 @@ from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset
 from fruitlib.data.dataset import Photos
-from fruitlib.deploy import export, int8_verdict, model_files, predict
+from fruitlib.deploy import export, gate, int8_verdict, model_files, predict
+from fruitlib.deploy.gate import FileCheck
 from fruitlib.deploy.int8_search import AT_ONCE, Search
 from fruitlib.deploy.int8_verdict import Int8Verdict
 from fruitlib.evaluation import intervals
@@ -39,6 +40,7 @@ class ExportRecord:
     fp32_agreement: float  # share of the photos computed by torch whose label is torch's, 0 to 1
     mflops: float  # millions of floating-point operations for one photo
     int8_state: str  # broken | not broken; cost unproven | costs at most the margin (int8_margin) | not made
+    pixels_off: float | None = None  # most that pixels of photos from disk differ from training's, in steps of 255
     int8_why: str | None = None  # why it was not made
     size_mb_int8: float | None = None
     latency_ms_int8: float | None = None
@@ -82,6 +84,8 @@ class Export:
     on_validation: bool  # False for a model trained on all photos: it is tried on training photos
     search: Search  # what was tried for INT8
     latency: pd.DataFrame  # `latency_table`: ms by backend, photos at once and threads
+    from_disk: dict[str, FileCheck]  # each file on photos as they lie on disk
+    heat: dict[str, float]  # each file's correlation with Grad-CAM (`gate.heat_agreement`)
 
     @property
     def least_ms(self) -> dict[str, float]:
@@ -103,6 +107,19 @@ class Export:
         if slow:
             lines.append(f"{', '.join(slow)}: {TOGETHER} photos take more than {MOST_SECONDS:g} s, too long to repeat")
         return "\n".join(lines)
+
+    @property
+    def from_disk_summary(self) -> str:
+        """What each file makes of photos as they lie on disk, a line each."""
+        return "\n".join(f"{backend}: {check.summary}" for backend, check in self.from_disk.items())
+
+    @property
+    def heat_summary(self) -> str:
+        """How far each file's heat agrees with Grad-CAM."""
+        if not self.heat:
+            return "the files have no heat that could be compared with Grad-CAM"
+        found = ", ".join(f"{backend} {value:.2f}" for backend, value in self.heat.items())
+        return f"correlation with Grad-CAM of the last layer, mean of at most {gate.HEAT_PHOTOS} photos: {found}"
 
     @property
     def sizes_mb(self) -> dict[str, float]:
@@ -151,7 +168,8 @@ def export_run(run: Run) -> Export:
     """Build both ONNX files, check them against torch, measure them, write `export.json`: the `export` stage.
 
     Raises:
-        ExportError: no fp32 file, or it does not compute what torch computes. The stage is then not complete.
+        ExportError: no fp32 file, or it does not compute what torch computes, or a file makes other pixels of photos
+            than training did. The stage is then not complete.
     """
     identity = run.identity("export")
     model, checkpoint = models.restore(run.path / "best.pt")
@@ -162,6 +180,7 @@ def export_run(run: Run) -> Export:
     reference, parity = _by_torch(model, images, logits["fp32"])
     parity |= {backend: export.parity(reference, logits[backend]) for backend in paths if backend != "fp32"}
     logits = {"torch": reference, **logits}
+    from_disk = {backend: gate.check_file(run, path, photos) for backend, path in paths.items()}
     labels = photos.labels.numpy()
     verdict = _judged(run, photos, logits, on_validation, search.why)
     groups = run.groups(photos.paths)
@@ -173,13 +192,15 @@ def export_run(run: Run) -> Export:
         **{f"latency_ms_{backend}": float(times[backend]) for backend in ("torch", *paths)},
         **{f"{backend}_agreement": distance["agreement"] for backend, distance in parity.items()},
         mflops=export.mflops(model, images[:1]),
+        pixels_off=from_disk["fp32"].pixels_off if from_disk["fp32"].n else None,
         int8_state=verdict.state,
         int8_why=verdict.why or None,
         **{} if search.why else {f"int8_{name}": getattr(verdict, name) for name in COUNTED},
     )
     record.write(run)
     run.complete("export", identity, **{"not_made": [model_files.INT8]} if search.why else {})
-    return Export(record, parity, verdict, shares, len(images), on_validation, search, latency)
+    heat = gate.heat_agreement(paths, model, photos)
+    return Export(record, parity, verdict, shares, len(images), on_validation, search, latency, from_disk, heat)
 
 
 def _by_torch(model, images: np.ndarray, fp32: np.ndarray) -> tuple[np.ndarray, dict[str, dict]]:
