@@ -13,7 +13,8 @@ from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Run
 from fruitlib.training import train
 
-EXPORT_KEYS = [
+EXPORT_KEYS = ["size_mb_fp32", "latency_ms_torch", "latency_ms_fp32", "fp32_agreement", "mflops"]
+EXPORT_KEYS += ["int8_state", "pixels_off"]
     "size_mb_fp32",
     "latency_ms_torch",
     "latency_ms_fp32",
