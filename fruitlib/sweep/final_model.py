@@ -57,7 +57,7 @@ def ranked(plan: Sweep, work: dict[str, Run], states: dict, sweep_dir: Path) -> 
 
     With folds they are ranked by their pooled out-of-fold predictions, of those all of whose runs are complete.
     """
-    complete = [name for name in plan.runs if name in work and states[name]["state"] == "complete"]
+    complete = [name for name in work if states[name]["state"] == "complete"]
     if not plan.config.folds:
         return sorted(complete, key=lambda name: _score(work[name], plan.choose_by), reverse=True)
     path = sweep_dir / "results_oof.csv"

@@ -31,7 +31,7 @@ def exported(tmp_path_factory, shapes) -> Run:
     train.fit(run)
     with pytest.MonkeyPatch.context() as patch:
         latency = export.latency_ms
-        patch.setattr(export, "latency_ms", lambda runners: latency(runners, repeats=5))
+        patch.setattr(export, "latency_ms", lambda runners, **how: latency(runners, **how | {"repeats": 5}))
         verify.export_run(run)
     return run
 

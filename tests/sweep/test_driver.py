@@ -301,7 +301,7 @@ class Recorder:
 
 def test_with_folds_all_of_a_combination_are_trained_before_any_is_looked_at(folded, tmp_path, monkeypatch):
     plan, _, _ = folded
-    monkeypatch.setattr("fruitlib.sweep.driver._is_complete", lambda run: False)
+    monkeypatch.setattr(Driver, "_is_complete", lambda driver, run: False)
     monkeypatch.setattr(worker, "sweep_stage_is_complete", lambda *_: True)
     driver = Driver(plan, tmp_path, terminal.Terminal(plan, tmp_path), engine := Recorder())
     monkeypatch.setattr(driver, "_publish", lambda *_, **__: None)
