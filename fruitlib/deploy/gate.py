@@ -19,7 +19,7 @@ from fruitlib.explain import gradcam
 from fruitlib.runs.run import Run
 from fruitlib.training import blocks
 
-MOST_PHOTOS = 20  # straight from their files
+MOST_PHOTOS = 8  # straight from their files
 HEAT_PHOTOS = 8  # compared with Grad-CAM, which takes a pass back through the network
 STEPS = 2.0  # of 255 that a pixel may be off: rounding, twice; a factor above 1 enlarges them
 

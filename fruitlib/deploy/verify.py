@@ -160,7 +160,7 @@ class Export:
 MOST_TRIED = 100  # training photos
 BY_TORCH = 16  # photos that torch computes
 TOGETHER = 32  # photos at once in the latency table
-CELL_SECONDS = 0.3  # that all backends together are measured, for other cells than that of one photo on one thread
+CELL_SECONDS = 0.15  # that all backends together are measured, for other cells than that of one photo on one thread
 MOST_SECONDS = 0.6  # of a call, by the time of one photo on one thread; what takes longer is left out
 
 
