@@ -15,6 +15,7 @@ from fruitlib.evaluation import answering
 from fruitlib.runs.run import Run
 
 FP32, INT8 = "model.fp32.onnx", "model.int8.onnx"
+PLACES = ("data", "photos_dir", "base_weights", "weights")  # settings that name folders of this machine: not in a file
 MOST_TRIED = 32  # training photos that INT8 recipes are tried on
 
 
@@ -94,9 +95,10 @@ def metadata(run: Run, checkpoint: dict) -> dict[str, str]:
     """What the files say of themselves besides classes, input and output; `temperature` where it is known."""
     bits = photo_checks.with_bits(run.config, run.manifest).deep_bits
     record, weights = run.params["record"], run.record("train").get("weights", {})
+    settings = run.config.model_dump(exclude_defaults=True, exclude=set(PLACES))
     facts = {
         "preprocess": json.dumps(checkpoint["preprocess"] | {"deep_bits": bits}),
-        "settings": json.dumps(run.config.model_dump(exclude_defaults=True), ensure_ascii=False, default=str),
+        "settings": json.dumps(settings, ensure_ascii=False, default=str),
         "data": run.data_fingerprint,
         "licence": weights.get("licence", ""),
         "versions": json.dumps(record.get("versions", {})),
