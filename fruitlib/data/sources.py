@@ -86,7 +86,7 @@ def scan(config: Config) -> tuple[pd.DataFrame, list[str]]:
     elif config.group_pattern and len(rows):
         rows["group"], more = _groups_by_name(rows, config.group_pattern)
         notes += more
-    elif len(rows) and (rows["group"] == "").all():
+    elif len(rows) and (rows["group"] == "").all() and config.data not in NAMES:
         notes += _hint_of_groups(rows.head(LOOKED_AT))
     if listing:
         rows["group"] = tables.join_boxes(rows)

@@ -21,7 +21,7 @@ from fruitlib.training import blocks
 
 MOST_PHOTOS = 8  # straight from their files
 HEAT_PHOTOS = 8  # compared with Grad-CAM, which takes a pass back through the network
-STEPS = 2.0  # of 255 that a pixel may be off: rounding, twice; a factor above 1 enlarges them
+STEPS = 2.0  # of 255 that a pixel may be off: both passes round, ties either way; a factor above 1 enlarges them
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def check_file(run: Run, path: Path, photos: Photos) -> FileCheck:
         same.append(ours.argmax() == its.argmax())
     if not off:
         return FileCheck(0, math.nan, math.nan, 0)
-    if not max(off) <= limit(run):
+    if not max(off) <= limit(run) + 0.01:  # of a step, for float32
         which = f"{path.name} makes other pixels of a photo than training did"
         raise ExportError(f"{which}: {max(off):.1f} of 255 (limit {limit(run):.1f}): use best.pt, and report this")
     return FileCheck(len(off), max(off), max(logits_off), int(sum(same)))
