@@ -38,6 +38,7 @@ class Model:
     preparation: geometry.Preparation
     answer_above: float | None
     has_heat: bool
+    cut_to: str = "none"  # what its training photos were cut to: object, which is done here too, box or none
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,8 @@ def open_model(path: Path, threads: int = 0) -> Model:
         raise InputError(f"{where}: its metadata are damaged ({problem}); {AGAIN}") from None
     if preparation.crop_to == "object":
         _check_opencv(where)
-    return Model(Path(path), session, names, preparation, above, "heat" in outputs)
+    cut = metadata.get("cut_to", "none")
+    return Model(Path(path), session, names, preparation, above, "heat" in outputs, cut)
 
 
 def _threshold(text: str) -> float | None:

@@ -24,8 +24,11 @@ def check(path: Path) -> tuple[list[str], bool]:
     Raises:
         InputError: not a file that fruitlib exported, or not readable.
     """
-    names = predict.class_names(path)
-    outputs = ", ".join(output.name for output in predict.open_session(path).get_outputs())
+    names, session = predict.class_names(path), predict.open_session(path)
+    if [part.name for part in session.get_inputs()] != ["photos"]:
+        again = "of an earlier version of fruitlib, which took no photos; execute 05_quantize again"
+        raise InputError(f"{display_path(path)}: {again}")
+    outputs = ", ".join(output.name for output in session.get_outputs())
     lines = [f"{display_path(path)}: takes photos, gives {outputs}; classes: {', '.join(names)}"]
     well = _compare_with_card(path, lines)
     run = Run(path.parent)

@@ -37,7 +37,7 @@ class FileCheck:
     def summary(self) -> str:
         """What was found, in a sentence."""
         if not self.n:
-            return "photos are cropped to their object or box before the file sees them, so that no pixels are compared"
+            return "photos are cropped, or prepared already, before the file sees them, so that no pixels are compared"
         pixels = f"pixels at most {self.pixels_off:.1f} of 255 off training's"
         labels = f"the same label on {self.same_labels} of {self.n}"
         return f"{self.n} photos straight from their files: {pixels}, logits at most {self.logits_off:.2g}, {labels}"
@@ -114,6 +114,7 @@ def _whole_photos(run: Run, photos: Photos) -> Iterator[tuple[int, np.ndarray]]:
     """Some of the photos as uint8 (h, w, 3), with their positions; without those that the reader crops."""
     config = photo_checks.with_bits(run.config, run.manifest)
     folder = sources.root(config.data, config.photos_dir)
+    changes = config.center != 1 or any(getattr(config, name) != 1 for name in FACTORS)
     for position in range(0, len(photos), max(1, len(photos) // MOST_PHOTOS)):
         file, box = sources.locate(folder, photos.paths[position])
         if config.crop_to == "object" or (box and config.crop_to == "box"):
@@ -121,4 +122,6 @@ def _whole_photos(run: Run, photos: Photos) -> Iterator[tuple[int, np.ndarray]]:
         with decoding.contents(file) as content:
             opened = decoding.opened(content, megapixels=config.max_megapixels, bits=geometry.bits(config), known=True)
             with opened as photo:
+                if changes and photo.image.size == (config.image_size, config.image_size):
+                    continue  # which the file takes as prepared already
                 yield position, np.asarray(photo.image)

@@ -2,9 +2,9 @@
 
 Where logits are a linear function of the means of the last feature maps, each logit is a sum over places, and that sum
 is the map: the class activation map (Zhou et al. 2016, equation 2), exact for every head that is linear in the means,
-whatever it was fitted by. Our own networks are linear in the features place by place, but for one leaky ReLU of the
-five base logits, whose slope is 1 or 0.1; their map is exact, too. Elsewhere heat is how strongly the last maps respond
-at all, the same for every class.
+whatever it was fitted by; where several views are averaged, exact for the view that is shown. Our own networks are
+linear in the features place by place, but for one leaky ReLU of the five base logits, whose slope is 1 or 0.1; their
+map is exact, too. Elsewhere heat is how strongly the last maps respond at all, the same for every class.
 """
 
 from dataclasses import dataclass, replace
@@ -97,9 +97,12 @@ def _pools_places(core: onnx.ModelProto, node: onnx.NodeProto) -> bool:
 def _linear_weights(core: onnx.ModelProto, pooled: str, views: int) -> np.ndarray | None:
     """The matrix (C, K) by which logits follow from the pooled means `pooled`; None where they do not, linearly."""
     try:
-        tail, channels, is_flat = _tail(core, pooled)
+        tail, shape = _tail(core, pooled)
         session = onnxruntime.InferenceSession(tail.SerializeToString(), providers=["CPUExecutionProvider"])
     except Exception:  # the means are used elsewhere too, so that they do not decide alone
+        return None
+    channels, is_flat = shape[1] if len(shape) > 1 else 0, len(shape) == 2
+    if not channels or (not is_flat and shape[2:] != [1, 1]):  # VGG's pooling leaves 7 x 7 places
         return None
 
     def logits(means: np.ndarray) -> np.ndarray:
@@ -113,13 +116,13 @@ def _linear_weights(core: onnx.ModelProto, pooled: str, views: int) -> np.ndarra
     return weights if np.abs(expected - found).max() <= 1e-3 * max(1.0, np.abs(found).max()) else None
 
 
-def _tail(core: onnx.ModelProto, pooled: str) -> tuple[onnx.ModelProto, int, bool]:
-    """The part of a graph behind the means; how many channels they have; whether they are (n, K), not (n, K, 1, 1)."""
+def _tail(core: onnx.ModelProto, pooled: str) -> tuple[onnx.ModelProto, list[int]]:
+    """The part of a graph behind the means, and their shape; 0 where a size is not known."""
     whole = onnx.ModelProto()
     whole.CopyFrom(core)
     whole = onnx.shape_inference.infer_shapes(whole)
     dims = next(info.type.tensor_type.shape.dim for info in whole.graph.value_info if info.name == pooled)
-    return onnx.utils.Extractor(whole).extract_model([pooled], ["logits"]), dims[1].dim_value, len(dims) == 2
+    return onnx.utils.Extractor(whole).extract_model([pooled], ["logits"]), [dim.dim_value for dim in dims]
 
 
 def heat_nodes(heat: Heat) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:

@@ -57,6 +57,13 @@ class Search:
     layers: dict[str, float] = field(default_factory=dict)  # SQNR in dB of each layer in INT8 alone, the lowest first
     dynamic: onnx.ModelProto | None = None  # the graph quantized dynamically, for comparison
     no_dynamic: str = ""  # why there is none
+    apart: bool = True  # none of the photos that it was tried on calibrated
+
+    @property
+    def photos_summary(self) -> str:
+        """On which photos the recipes were tried."""
+        which = "that did not calibrate" if self.apart else "of those that calibrated: there are no others"
+        return f"tried on {self.photos} training photos {which}"
 
     @property
     def table(self) -> pd.DataFrame:
@@ -127,11 +134,10 @@ def search(fp32: Path, int8: Path, calibration: np.ndarray, photos: np.ndarray, 
         trial = _Trial(
             fp32, folder / "tried.onnx", calibrated, calibration[:: -(-len(calibration) // SHIFTING)], photos, gate
         )
-        tried: list[Tried] = []
+        tried, late = [], False
         for recipe in trial.recipes(tried):
             tried.append(trial.of(recipe))
-            late = time.monotonic() > until
-            if tried[-1].verdict == "passes" or late:
+            if tried[-1].verdict == "passes" or (late := time.monotonic() > until):
                 break
         chosen = tried[-1] if tried[-1].verdict == "passes" else None
         layers = trial.layers(chosen)

@@ -61,8 +61,8 @@ def write(run: Run) -> Path:
         _photos(run),
         _numbers(run, export),
         _answering(run, metadata),
-        _limits(run),
-        _files(made, export),
+        _limits(run, metadata),
+        _files(run, made, export),
         _how_to_call(run, FILES[export.shipped]),
     ]
     path = run.path / CARD_FILE
@@ -93,13 +93,19 @@ def _what_it_is(run: Run, metadata: dict[str, str]) -> str:
         f"- Output: {plain(metadata.get('output', ''))}; temperature {float(metadata['temperature']):.3g}",
     ]
     if weights.get("source", "fresh") != "fresh":
-        lines.append(f"- Weights it was trained from: {plain(weights['summary'])}")
+        lines.append(f"- Weights it was trained from: {plain(_without_folder(weights))}")
         lines.append(f"- Of these weights: {plain(model_names.licence_words(weights.get('licence', '')))}")
     elif weights:
         lines.append("- Weights: trained from fresh ones, none of others")
     if "heat" in metadata:
         lines.append(f"- Heat, where it looked: {plain(metadata['heat'])}")
     return "## What it is\n\n" + "\n".join(lines)
+
+
+def _without_folder(weights: Mapping[str, str]) -> str:
+    """Where weights come from, in words; of a file of this machine the name alone."""
+    file = weights.get("file") or ""
+    return weights["summary"].replace(file, Path(file).name) if file else weights["summary"]
 
 
 def _photos(run: Run) -> str:
@@ -177,10 +183,9 @@ def int8_text(numbers: Mapping) -> str:
         return f"There is no INT8 file: {plain(numbers.get('int8_why', 'none was made'))}"
     text = f"INT8: {state}"
     if n := numbers.get("int8_n"):
-        text += f". It predicts what the network does on {numbers['int8_same']:,} of {wording.plural(n, 'photo')} "
-        text += (
-            f"that did not train it, and loses at most {100 * numbers['int8_costs_at_most']:.1f} points of accuracy "
-        )
+        same, which = f"{numbers['int8_same']:,} of {n:,}", plain(numbers.get("int8_photos", "photos"))
+        text += f". It predicts what the network does on {same} {which}, and loses at most "
+        text += f"{100 * numbers['int8_costs_at_most']:.1f} points of accuracy "
         text += "(95 % bound)"
     return f"{text}. Use fp32." if state == BROKEN else f"{text}."
 
@@ -205,13 +210,13 @@ def _answering(run: Run, metadata: Mapping[str, str]) -> str:
     listed = ", ".join(f"{plain(name)} {share:.0%}" for name, share in list(shares.items())[:NAMED])
     more = f" and {len(shares) - NAMED:,} others" if len(shares) > NAMED else ""
     lines.append(
-        f"- Probabilities, temperature and threshold hold for photos with these class shares: {listed}{more}. "
-        "For other shares set `deploy_shares`, and execute 05 again."
+        f"- Threshold and sets hold for photos with these class shares: {listed}{more}. The temperature is fitted for "
+        "the shares that `deploy_shares` names, else for those of the folder."
     )
     return "## When it may answer alone\n\n" + "\n".join(lines)
 
 
-def _limits(run: Run) -> str:
+def _limits(run: Run, metadata: Mapping[str, str]) -> str:
     lines = [
         "- It names one of its classes for every photo, also for one that shows none of them.",
         "- It was tried on photos like those above only; other cameras, light and backgrounds were not tried.",
@@ -226,14 +231,15 @@ def _limits(run: Run) -> str:
         lines.append(
             f"- Fewer than {FEW} {which} photos each, too few to judge a class alone: {texts.some(few, NAMED)}."
         )
-    if run.config.crop_to == "object":
-        lines.append("- Training photos were cut to the object. Cut photos likewise; the file does not.")
+    if (cut := metadata.get("cut_to", "none")) != "none":
+        lines.append(f"- Training photos were cut to their {cut}. Cut photos likewise; the file does not.")
     return "## Limits\n\n" + "\n".join(lines)
 
 
-def _files(made: Mapping[str, Path], export: ExportRecord) -> str:
+def _files(run: Run, made: Mapping[str, Path], export: ExportRecord) -> str:
     """Size, time for a photo and SHA-256 of each file."""
-    numbers, lines = export.record(), [_row(["file", "size", "one photo, one CPU thread", "SHA-256"])]
+    numbers, side = export.record(), run.config.image_size
+    lines = [_row(["file", "size", f"one photo of {side} × {side} pixels, one CPU thread", "SHA-256"])]
     lines.append(_row(["---", "---:", "---:", "---"]))
     for backend, path in made.items():
         time = numbers.get(f"latency_ms_{backend}")

@@ -1,6 +1,8 @@
 """A run's two exported files, from its best weights. The `export` stage depends on this module and what it imports."""
 
+import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -77,10 +79,18 @@ def _int8(run: Run, graphs: dict[str, Path]) -> Search:
     found = int8_search.search(
         graphs["fp32"], graphs["int8"], *(dataset.to_array(each.images) for each in photos), gate
     )
+    found = replace(found, apart=not set(photos[0].paths) & set(photos[1].paths))
     files.write_csv(run.path / int8_search.TRIED_FILE, found.table)
     if not found.chosen:
         (run.path / INT8).unlink(missing_ok=True)  # of an earlier network
     return found
+
+
+def graph_fingerprint(path: Path) -> str:
+    """The fingerprint of what a file computes: INT8's recipe may be another one when it is searched again."""
+    proto = onnx.load(path)
+    del proto.metadata_props[:]
+    return files.fingerprint(hashlib.sha256(proto.SerializeToString(deterministic=True)).hexdigest())
 
 
 def _with_features(path: Path, model) -> heat.Heat | None:
@@ -89,6 +99,13 @@ def _with_features(path: Path, model) -> heat.Heat | None:
     found = heat.add_features(graph, model)
     onnx.save(graph, path)
     return found
+
+
+def _cut_to(run: Run) -> str:
+    """What training photos were cut to before the network saw them: object, box or none. A file cuts nothing."""
+    if run.config.crop_to == "box" and not run.rows("train")["path"].str.contains("#xywh=", regex=False).any():
+        return "none"
+    return run.config.crop_to
 
 
 def metadata(run: Run, checkpoint: dict) -> dict[str, str]:
@@ -101,6 +118,7 @@ def metadata(run: Run, checkpoint: dict) -> dict[str, str]:
         "settings": json.dumps(settings, ensure_ascii=False, default=str),
         "data": run.data_fingerprint,
         "licence": weights.get("licence", ""),
+        "cut_to": _cut_to(run),
         "versions": json.dumps(record.get("versions", {})),
     }
     return facts | answering.metadata(run)

@@ -38,8 +38,8 @@ def write(
     whole = compose.merge_models(_named(input_graph(preprocess), "input/"), core, io_map=[("images", "images")])
     graph = whole.graph
     graph.initializer.append(numpy_helper.from_array(np.float32(temperature), "temperature"))
-    graph.node.append(helper.make_node("Div", ["logits", "temperature"], ["cooled"]))
-    graph.node.append(helper.make_node("Softmax", ["cooled"], ["probabilities"], axis=-1))
+    graph.node.append(helper.make_node("Div", ["logits", "temperature"], ["scaled_logits"]))
+    graph.node.append(helper.make_node("Softmax", ["scaled_logits"], ["probabilities"], axis=-1))
     outputs = [output for output in graph.output if output.name == "logits"]
     shape = [dim.dim_param or dim.dim_value for dim in outputs[0].type.tensor_type.shape.dim]
     outputs.append(helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", shape[-1]]))
@@ -51,7 +51,9 @@ def write(
         outputs.append(helper.make_tensor_value_info("heat", TensorProto.FLOAT, ["batch", maps, "rows", "columns"]))
     del graph.output[:]
     graph.output.extend(outputs)
-    words = {"input": INPUT_RULE, "output": OUTPUT_RULE, "temperature": f"{temperature:.6g}"}
+    side = preprocess["image_size"]
+    rule = f"{INPUT_RULE}; one of exactly {side} x {side} pixels is taken as prepared already"
+    words = {"input": rule, "output": OUTPUT_RULE, "temperature": f"{temperature:.6g}"}
     words |= {"heat": heat.kind} if heat else {}
     helper.set_model_props(whole, (metadata or {}) | words)
     onnx.checker.check_model(whole)

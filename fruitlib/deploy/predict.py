@@ -49,7 +49,8 @@ def read_metadata(path: Path) -> dict[str, str]:
     becomes the network's image; in photos of more than 8 bits a channel, 2**deep_bits - 1 is white); `temperature`;
     `answer_above` (the probability above which the model may answer alone, or "none"), `max_error` (the share wrong
     that this allows), `conformal` (JSON: class -> probability that puts it into a photo's set), `class_shares` (JSON:
-    those of the photos that all this was found on); `settings` (JSON), `data`, `licence`, `versions`, `quantization`.
+    those of the photos that all this was found on); `cut_to` (what photos have to be cut to first: object, box or
+    none); `settings` (JSON), `data`, `licence`, `versions`, `quantization`.
     """
     return open_session(path).get_modelmeta().custom_metadata_map
 

@@ -63,7 +63,7 @@ def run(request: Request) -> int:
         show(files.display_path(web_page.write(request.model, request.html) or request.html))
     if not photos:
         return 0
-    for line in [*notes, *_threshold_notes(model)]:
+    for line in [*notes, *_threshold_notes(model), *_cut_notes(model)]:
         show(f"note: {line}")
     return _predict(request, model, photos, places)
 
@@ -104,6 +104,12 @@ def _threshold_notes(model: Model) -> list[str]:
     if model.answer_above > 1:
         return ["no probability was proven from which on the file may answer alone: every photo is unsure, look at all"]
     return []
+
+
+def _cut_notes(model: Model) -> list[str]:
+    if model.cut_to != "box":
+        return []
+    return ["the training photos were cut to their boxes: cut yours likewise, or the answers may be wrong"]
 
 
 def _meter() -> progress.OnProgress:

@@ -45,6 +45,7 @@ class ExportRecord:
     size_mb_int8: float | None = None
     latency_ms_int8: float | None = None
     int8_agreement: float | None = None
+    int8_photos: str | None = None  # which photos INT8 is judged on, in words
     int8_n: int | None = None  # photos INT8 is judged on: validation photos, with folds those of all folds so far
     int8_same: int | None = None  # of them: INT8 predicts what torch does
     int8_lost: int | None = None  # torch is right and INT8 is not
@@ -195,10 +196,12 @@ def export_run(run: Run) -> Export:
         pixels_off=from_disk["fp32"].pixels_off if from_disk["fp32"].n else None,
         int8_state=verdict.state,
         int8_why=verdict.why or None,
+        int8_photos=None if search.why else verdict.photos,
         **{} if search.why else {f"int8_{name}": getattr(verdict, name) for name in COUNTED},
     )
     record.write(run)
-    run.complete("export", identity, **{"not_made": [model_files.INT8]} if search.why else {})
+    facts = {"graphs": {backend: model_files.graph_fingerprint(path) for backend, path in paths.items()}}
+    run.complete("export", identity, **facts, **{"not_made": [model_files.INT8]} if search.why else {})
     heat = gate.heat_agreement(paths, model, photos)
     return Export(record, parity, verdict, shares, len(images), on_validation, search, latency, from_disk, heat)
 

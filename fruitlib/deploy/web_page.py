@@ -31,7 +31,7 @@ SCRIPT, MODULE, WASM = "ort.wasm.min.js", "ort-wasm-simd-threaded.mjs", "ort-was
 SCRIPTS = ("onnxruntime.js", "runtime.js", "model.js", "try.js")  # in the order in which the page loads them
 FOLDER_VARIABLE = "FRUITLIB_ONNXRUNTIME_WEB"
 MOST_BYTES = 300_000_000  # of a model: browsers hold no text of more than about 500 MB
-CUT = "Its training photos were cut to the object: cut yours likewise, or the answer may be wrong."
+CUT = "Its training photos were cut to their {what}: cut yours likewise, or the answer may be wrong."
 LISTED = 8  # classes that the first sentence names, at most
 SECONDS = 300  # that a download may take
 
@@ -66,7 +66,7 @@ def _facts(model: Path) -> dict:
     about |= {"Classes": ", ".join(classes), "Weights' licence": metadata.get("licence")}
     about |= {"Fingerprint of its training photos": metadata.get("data"), "Input": metadata.get("input")}
     about |= {"Runs by": f"ONNX Runtime Web {VERSION}, Microsoft, MIT licence"}
-    preprocess = json.loads(metadata["preprocess"])
+    preprocess, cut = json.loads(metadata["preprocess"]), metadata.get("cut_to", "none")
     return {
         "name": model.name,
         "sha256": about["SHA-256"],
@@ -76,7 +76,7 @@ def _facts(model: Path) -> dict:
         "conformal": json.loads(metadata.get("conformal") or "{}"),
         "preprocess": {name: preprocess[name] for name in ("image_size", "resize", "center")},
         "about": [[name, text] for name, text in about.items() if text],
-        "hint": CUT if preprocess["crop_to"] == "object" else "",
+        "hint": "" if cut == "none" else CUT.format(what=cut),
     }
 
 

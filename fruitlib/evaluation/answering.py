@@ -271,7 +271,7 @@ def metadata(run: Run) -> dict[str, str]:
     found = evaluate(run)
     if found is None:
         return {}
-    above = f"{found.alone.above:.6f}" if found.alone.proven else NONE
+    above = repr(float(found.alone.above)) if found.alone.proven else NONE
     thresholds = found.conformal.thresholds if found.conformal else {}
     conformal = json.dumps(thresholds, ensure_ascii=False)
     shares = json.dumps(found.photo_shares, ensure_ascii=False)

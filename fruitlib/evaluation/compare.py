@@ -266,7 +266,7 @@ def _ranked(folder: Path) -> tuple[list[str], bool]:
         table, key = files.read_csv(folder / "results_oof.csv"), "combination"
     else:
         table, key = files.read_csv(folder / "results.csv", dtype={"run": str}), "run"
-        made = {run["name"] for run in sweep["runs"] if not run.get("candidate", True)}
+        made = {run["name"] for run in sweep["runs"] if not run.get("candidate", "stages" not in run)}
         table = table[(table["state"] == "complete") & ~table["run"].isin(made)]
     by = str(sweep.get("choose_by", "macro_f1"))
     table = table.sort_values(by, ascending=False, kind="stable") if by in table else table

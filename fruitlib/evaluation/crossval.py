@@ -17,7 +17,7 @@ def pool_folds(
 
     Columns combination, run, trained (the training's identity), repeat, fold, epoch, path, label, predicted,
     p_<class>…, backend; in every combination each photo of the pool appears once per repeat. `probe` is what a logistic
-    regression on frozen features predicts, trained on the same photos: once 03 was executed on all folds of the
+    regression on frozen features predicts, trained on the same photos: once all folds have their `metrics` of the
     combination, and where it had such a baseline. Without any combination, no file is left.
 
     Where runs keep their best epoch, a fold's photos are predicted by the epoch that is best in the mean curve of the

@@ -62,7 +62,7 @@ def load_study(sweep_dir: Path, measure: str = "") -> Study:
     sweep = {}
     if (sweep_dir / "results.csv").is_file() and (sweep_dir / "sweep.json").is_file():
         sweep = read_sweep(sweep_dir)
-        compared = [run for run in sweep["runs"] if run.get("candidate", True)]
+        compared = [run for run in sweep["runs"] if run.get("candidate", "stages" not in run)]
         listed = {run["name"]: run.get("settings", {}) for run in compared}
         table = files.read_csv(sweep_dir / "results.csv", dtype={"run": str})
     else:

@@ -205,7 +205,7 @@ def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
     runs = [run | {"row": rows.get(run["name"], {}), "pages": pages.get(run["name"], [])} for run in sweep["runs"]]
     complete = [run for run in runs if run["state"] == "complete"]
     # a run that was made to be shipped was trained on the validation photos too
-    ranked = _ranked([run for run in complete if run.get("candidate", True)], sweep)
+    ranked = _ranked([run for run in complete if run.get("candidate", "stages" not in run)], sweep)
     shipped = next((run for run in runs if run["name"] == sweep["shipped"]), None)
     pooled.sort(key=lambda row: -_number(row.get(sweep["choose_by"])))
     winners = [row for row in pooled if shipped and row.get("combination") == shipped["row"].get("combination")]

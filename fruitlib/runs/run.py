@@ -212,12 +212,16 @@ class Run:
             records = [one.record("train") for one in self.members]
             parts += [[record.get("identity"), record.get("finished")] for record in records]
         if stage == "test":
+            parts.append(self.record("export").get("graphs"))  # another search may choose another INT8 file
             parts.append(splits.fingerprint(self.manifest, ("test",)))
             parts.append(splits.sealed_files(self.config, self.manifest))
         if stage == "metrics" and self.config.probe == "auto":
             parts.append([name for name in PROBE_PACKAGES if importlib.util.find_spec(name)])
         if stage in ("03_metrics", "05_quantize") and self.config.folds:
             parts.append(self.pooled()[["run", "trained"]].drop_duplicates().values.tolist())
+        if stage == "05_quantize" and self.config.folds and not self.config.fold:
+            exported = (path.parent.name for path in self.sweep_dir.glob("*/int8_photos.csv"))
+            parts.append(sorted(name for name in exported if "ship=" not in name))  # whose photos judge its INT8
         return files.fingerprint(*parts)
 
     def record(self, stage: str) -> dict:

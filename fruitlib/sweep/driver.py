@@ -104,6 +104,7 @@ class Driver:
             ):
                 self.trials = trials
                 self._execute_runs()
+            self._write_summary()  # by which the choice is made; the last one may be older than the last run
             chosen = final_model.choose(self.plan, self.work, self.states, self.sweep_dir)
             shipped = self._add_final_model(chosen)
             self._execute_pages(shipped)
@@ -176,7 +177,7 @@ class Driver:
 
     def _submit_runs(self, names: list[str]) -> None:
         """Submit runs. All folds of a combination are trained before 03 is executed, which needs the predictions on all
-        photos."""
+        photos; with other `pages` than every, that is in the end."""
         every = RUN_STAGES[:1] if self.plan.config.folds else RUN_STAGES
         stages = every if self.plan.pages == "every" else NUMBER_STAGES
         for name in names:
@@ -362,7 +363,7 @@ class Driver:
         if shipped is None or self.work[shipped].rows("test").empty:
             return
         for name in list(self.work) if self.plan.test == "every" else [shipped]:
-            if self.states[name]["state"] == "complete":
+            if self.states[name]["state"] == "complete" and not self.states[name]["error"]:  # else it has no files
                 self._submit_missing(name, (TEST_STAGE,))
         self._wait()
 

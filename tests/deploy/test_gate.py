@@ -62,6 +62,16 @@ def test_heat_from_both_files_agrees_with_grad_cam(made_once):
     assert found["fp32"] > 0.99 and found.get("int8", 1) > 0.9
 
 
+@pytest.mark.parametrize(("side", "compared"), [(32, 12), (40, 0)])
+def test_photos_as_large_as_the_networks_are_left_out_where_preparing_changes_them(made_once, side, compared):
+    """A file takes photos of 40 pixels, which all are, as prepared already if its network takes 40."""
+    run = made_once(epochs=1, cam_every=0, image_size=side, contrast=1.3)
+    train.fit(run)
+    model, checkpoint = models.restore(run.path / "best.pt")
+    paths, _ = model_files.build_model_files(run, model, checkpoint)
+    assert gate.check_file(run, paths["fp32"], dataset.load_photos(run, "val")).n == compared
+
+
 def test_photos_that_the_reader_crops_are_not_compared(exported):
     run, _, _, paths, photos = exported
     cropped = run.config.model_copy(update={"crop_to": "object"})

@@ -107,7 +107,7 @@ def test_a_combination_of_folds_has_its_out_of_fold_accuracy(copied, monkeypatch
     [
         ({"answer_above": "none"}, "No probability is proven above which at most 5 % of its answers are wrong"),
         ({"answer_above": "0.871234"}, "may answer alone where its probability is above 0.871: at most 5 %"),
-        ({"class_shares": '{"bar": 0.5, "cross": 0.3, "disc": 0.2}'}, "bar 50%, cross 30%, disc 20%. For other shares"),
+        ({"class_shares": '{"bar": 0.5, "cross": 0.3, "disc": 0.2}'}, "bar 50%, cross 30%, disc 20%. The temperature"),
         ({"answer_above": None}, None),
     ],
     ids=["nothing proven", "threshold", "shares", "unknown"],

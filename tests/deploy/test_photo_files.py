@@ -110,6 +110,16 @@ def test_heads_that_are_not_linear_show_strength_and_transformers_nothing(tmp_pa
     assert found is None and "heat" not in [output.name for output in predict.open_session(file).get_outputs()]
 
 
+def test_pooling_that_leaves_places_shows_strength(tmp_path, photos):
+    """As VGG's does, to 7 x 7."""
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 5, stride=4), torch.nn.AdaptiveAvgPool2d(3), torch.nn.Flatten())
+    model = models.Normalized(net.append(torch.nn.Linear(72, 3))).eval()
+    found, (file,) = made(tmp_path, model)
+    assert found.kind == heat.STRENGTH
+    np.testing.assert_allclose(predict.run_onnx(file, photos), export.run_torch(model, as_images(photos)), atol=1e-4)
+
+
 def test_of_several_views_heat_shows_the_photo_as_it_is(photos, tmp_path):
     one = made(tmp_path, network("timm:test_resnet"))[1][0]
     (tmp_path / "flip").mkdir()

@@ -16,7 +16,7 @@ from fruitlib.training import train
 EXPORT_KEYS = ["size_mb_fp32", "latency_ms_torch", "latency_ms_fp32", "fp32_agreement", "mflops"]
 EXPORT_KEYS += ["int8_state", "pixels_off"]
 INT8_KEYS = ["size_mb_int8", "latency_ms_int8", "int8_agreement"]
-INT8_KEYS += [f"int8_{name}" for name in ("n", "same", "lost", "won", "costs_at_most")]
+INT8_KEYS += [f"int8_{name}" for name in ("photos", "n", "same", "lost", "won", "costs_at_most")]
 TEST_KEYS = ["test_accuracy", "test_macro_f1", "test_n", "test_low", "test_high", "test_groups"]
 TEST_KEYS += ["test_same_low", "test_same_high", "test_correct_torch", "test_correct_fp32", "test_correct_int8"]
 TEST_KEYS += ["test_macro_f1_low", "test_macro_f1_high"]

@@ -312,11 +312,11 @@ def test_writing_a_page_takes_the_slim_installation_only():
 
 
 def test_text_of_the_file_is_text_and_a_cut_is_hinted_at(runtime, tmp_path):
-    model = file_by_colour(tmp_path / "<b>.onnx", preprocess=PREPROCESS | {"crop_to": "object"})
+    model = file_by_colour(tmp_path / "<b>.onnx", cut_to="object")
     page = web_page.write(model, tmp_path / "page.html")
     text = page.read_text("utf-8")
     assert "<b>.onnx" not in text and "gr</script>een" not in text and "&lt;b&gt;.onnx" in text
-    assert web_page.CUT in text and text.count("</script>") == 1 + len(web_page.SCRIPTS)
+    assert web_page.CUT.format(what="object") in text and text.count("</script>") == 1 + len(web_page.SCRIPTS)
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     web_page.write(model, page)
     assert before == {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

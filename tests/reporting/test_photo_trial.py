@@ -4,6 +4,7 @@ import io
 from datetime import datetime
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import onnx
 import pytest
@@ -94,6 +95,7 @@ def test_stills_show_a_validation_photo_of_each_class(exported):
     assert [name.split(":")[0] for name in shown if ":\n" in name] == exported.class_names
     assert len(figure.axes[0].images) == 2 * len(exported.class_names)
     assert "Validation photos" in figure.axes[0].get_title() + str(figure.get_suptitle())
+    plt.close(figure)
 
 
 def upload(box, name: str, content: bytes) -> None:
