@@ -9,12 +9,12 @@ import numpy as np
 import onnx
 import onnxruntime
 
+from fruitlib.core.config import FACTORS
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset, decoding, geometry, photo_checks, sources
 from fruitlib.data.dataset import Photos
 from fruitlib.deploy import heat, predict
 from fruitlib.deploy.export import ExportError
-from fruitlib.deploy.photo_input import FACTORS
 from fruitlib.explain import gradcam
 from fruitlib.runs.run import Run
 from fruitlib.training import blocks

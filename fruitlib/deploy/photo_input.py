@@ -9,9 +9,10 @@ S x S pixels is taken as prepared already.
 import onnx
 from onnx import parser
 
+from fruitlib.core.config import FACTORS  # in the order in which they are applied
+
 OPSET = 20
 IR = 10
-FACTORS = ("brightness", "contrast", "saturation", "sharpness")  # in the order in which they are applied
 # What an axis of `size` pixels is resampled with: row i of the matrix has the weights of output pixel i. The area
 # begins at `start` and is `length` long; it fills `kept` pixels of S, from pixel `first` on, and its ends are repeated.
 # Where an output pixel covers six pixels and more, Pillow's reducing_gap of 3 averages blocks of `block` pixels first;
