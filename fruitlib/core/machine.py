@@ -11,6 +11,8 @@ import random
 import signal
 from pathlib import Path
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # malloc.h of glibc
+
 
 def rank() -> int:
     """This process's number among those of one training; 0 where it is the only one."""
@@ -47,6 +49,20 @@ def requested_threads(name: str) -> int:
     """The threads that a variable of the environment asks for, such as OMP_NUM_THREADS; 0 if it is not set."""
     first = os.environ.get(name, "").split(",")[0].strip()
     return int(first) if first.isdecimal() else 0
+
+
+def keep_freed_memory() -> bool:
+    """Let this process keep the memory it frees, for its next batch; whether the C library here can be told so.
+
+    glibc gives large blocks back to the system at once, which then clears every page of the next batch again: features
+    of 64 photos by EfficientNet-Lite0 took 2.3 times as long, a training step of resnet18 1.14 times.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return False
+    import ctypes
+
+    mallopt = ctypes.CDLL(None).mallopt
+    return bool(mallopt(M_MMAP_THRESHOLD, 2**30) and mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
 
 
 def seed_everything(seed: int) -> None:

@@ -69,7 +69,7 @@ def open_model(path: Path, threads: int = 0) -> Model:
             are prepared in a way that needs what is not installed.
     """
     where = display_path(path)
-    session = predict.open_session(path, threads, spin=False)
+    session = predict.open_session(path, threads)
     outputs = {output.name: output.shape for output in session.get_outputs()}
     metadata = session.get_modelmeta().custom_metadata_map
     names = predict.names_in(metadata, path)

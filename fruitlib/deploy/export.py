@@ -163,7 +163,7 @@ def size_mb(path: Path) -> float:
 
 def onnx_runner(path: Path, photos: np.ndarray, threads: int = 1) -> Callable[[], np.ndarray]:
     """For `latency_ms`: a call that gives the logits of a file of `photos` uint8 (n, S, S, 3), of a graph of images."""
-    session = open_session(path, threads)
+    session = open_session(path, threads, spin=True)
     if session.get_inputs()[0].name == "photos":
         photos = predict.check_photos(path, photos)
     else:

@@ -9,14 +9,11 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from fruitlib.core import config as configs
 from fruitlib.core import files
-from fruitlib.core.errors import InputError
 from fruitlib.evaluation import intervals
 from fruitlib.evaluation.wording import plural, plural_of
-from fruitlib.runs.run import Run
+from fruitlib.runs.run import INT8_PHOTOS, Run
 
-PHOTOS_FILE = "int8_photos.csv"
 BROKEN, PROVEN, UNPROVEN = "broken", "costs at most the margin", "not broken; cost unproven"
 NOT_MADE = "not made"  # there is no INT8 file
 
@@ -111,7 +108,8 @@ def judge_int8(
 def judge_run(run: Run, tried: pd.DataFrame, on_validation: bool, finite: bool) -> Int8Verdict:
     """The verdict on a run's INT8 file; with folds, on the photos of all folds that were exported before it, too.
 
-    Where the photos it was tried on say alone that it is broken, it is, though they may have trained it.
+    A model without validation photos waits for folds that are exported beside it. Where the photos it was tried on say
+    alone that it is broken, it is, though they may have trained it.
 
     Args:
         tried: path, label, torch and int8 of the photos that this file was tried on.
@@ -124,7 +122,10 @@ def judge_run(run: Run, tried: pd.DataFrame, on_validation: bool, finite: bool) 
     if not finite or own.state == BROKEN:
         return replace(own, state=BROKEN, finite=finite)
     tables = [tried] if on_validation else []
-    tables += [table for fold in sibling_folds(run) if len(table := load_photos(fold))]
+    for fold in (folds := run.sibling_folds()):
+        if not on_validation:
+            fold.wait_for("export")
+    tables += [table for fold in folds if len(table := load_photos(fold))]
     photos = pd.concat(tables, ignore_index=True) if tables else tried[:0]
     if config.folds:
         kind = f"out-of-fold photos of {plural(len(tables), 'fold')}"
@@ -135,36 +136,7 @@ def load_photos(run: Run) -> pd.DataFrame:
     """path, label, torch and int8 of a run that was exported, from `int8_photos.csv`; empty where it was not, or has
     no INT8 file.
     """
-    path = run.path / PHOTOS_FILE
+    path = run.path / INT8_PHOTOS
     if not path.is_file() or not (run.path / "export.json").is_file():
         return pd.DataFrame(columns=["path", "label", "torch", "int8"])
     return files.read_csv(path, dtype=str, keep_default_na=False)
-
-
-def sibling_folds(run: Run) -> list[Run]:
-    """The other folds of a run's combination and repeat, beside it in the sweep; of what is shipped, all folds.
-
-    Their settings are equal but for the fold. An ensemble names its members; a refit has the settings of the
-    first repeat's folds, and other epochs where these stopped early.
-    """
-    if not run.config.folds:
-        return []
-    if run.members:
-        return [member for member in run.members if member.config.repeat == 1]
-    paths = sorted(run.sweep_dir.glob("*/params.yaml"))
-    others = (Run(path.parent) for path in paths if path.parent != run.path)
-    return [other for other in others if _is_fold(run, other)]
-
-
-def _is_fold(run: Run, other: Run) -> bool:
-    """Whether it is a fold of a run's combination and repeat."""
-    try:
-        config = other.config
-    except InputError:  # of another version
-        return False
-    free = {"fold"} if run.config.fold else {"fold", "cam_every", "keep"}
-    if not run.config.fold and config.patience:
-        free |= {"epochs", "patience", "warmup_epochs"}
-    names = (set(configs.SPLIT_SETTINGS) | set(configs.TRAIN_SETTINGS)) - free
-    same = all(getattr(config, name) == getattr(run.config, name) for name in names)
-    return bool(config.fold) and same

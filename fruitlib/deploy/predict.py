@@ -23,10 +23,11 @@ from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path
 
 
-def open_session(path: Path, threads: int = 0, spin: bool = True) -> onnxruntime.InferenceSession:
+def open_session(path: Path, threads: int = 0, spin: bool = False) -> onnxruntime.InferenceSession:
     """ONNX Runtime on the CPU for the file `path`; `threads` 0 leaves their number to ONNX Runtime.
 
-    With `spin` its threads keep their cores busy while they wait, which is quicker where nothing else needs these.
+    With `spin`, ONNX Runtime's own default, its threads keep their cores busy while they wait, which is quicker
+    where nothing else needs these.
 
     Raises:
         InputError: no such file, or not an ONNX file.

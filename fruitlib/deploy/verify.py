@@ -20,7 +20,7 @@ from fruitlib.deploy.int8_search import AT_ONCE, Search
 from fruitlib.deploy.int8_verdict import Int8Verdict
 from fruitlib.evaluation import intervals
 from fruitlib.evaluation.intervals import Share
-from fruitlib.runs.run import Run
+from fruitlib.runs.run import INT8_PHOTOS, Run
 from fruitlib.training import models
 
 EXPORT_FILE = "export.json"
@@ -201,6 +201,7 @@ def export_run(run: Run) -> Export:
     )
     record.write(run)
     facts = {"graphs": {backend: model_files.graph_fingerprint(path) for backend, path in paths.items()}}
+    facts["judged_by"] = run.int8_judges()
     run.complete("export", identity, **facts, **{"not_made": [model_files.INT8]} if search.why else {})
     heat = gate.heat_agreement(paths, model, photos)
     return Export(record, parity, verdict, shares, len(images), on_validation, search, latency, from_disk, heat)
@@ -229,13 +230,13 @@ def _judged(run: Run, photos: Photos, logits: dict[str, np.ndarray], on_validati
     `no_int8` says why there is none to judge; there is then no such table either.
     """
     if no_int8:
-        (run.path / int8_verdict.PHOTOS_FILE).unlink(missing_ok=True)
+        (run.path / INT8_PHOTOS).unlink(missing_ok=True)
         return Int8Verdict.not_made(no_int8)
     names = np.array(run.class_names)
     columns = {"path": photos.paths, "label": names[photos.labels.numpy()]}
     columns |= {backend: names[logits[backend].argmax(1)] for backend in ("torch", "int8")}
     table = pd.DataFrame(columns)
-    files.write_csv(run.path / int8_verdict.PHOTOS_FILE, table)
+    files.write_csv(run.path / INT8_PHOTOS, table)
     return int8_verdict.judge_run(run, table, on_validation, bool(np.isfinite(logits["int8"]).all()))
 
 

@@ -32,6 +32,7 @@ SCRIPTS = ("onnxruntime.js", "runtime.js", "model.js", "try.js")  # in the order
 FOLDER_VARIABLE = "FRUITLIB_ONNXRUNTIME_WEB"
 MOST_BYTES = 300_000_000  # of a model: browsers hold no text of more than about 500 MB
 CUT = "Its training photos were cut to their {what}: cut yours likewise, or the answer may be wrong."
+ROUNDED = "8-bit; browsers round them otherwise than Python, so probabilities may differ by some hundredths"
 LISTED = 8  # classes that the first sentence names, at most
 SECONDS = 300  # that a download may take
 
@@ -65,6 +66,7 @@ def _facts(model: Path) -> dict:
     about = {"File": f"{model.name}, {model.stat().st_size / 1e6:.2f} MB", "SHA-256": files.sha256(model)}
     about |= {"Classes": ", ".join(classes), "Weights' licence": metadata.get("licence")}
     about |= {"Fingerprint of its training photos": metadata.get("data"), "Input": metadata.get("input")}
+    about["Numbers"] = ROUNDED if metadata.get("quantization") else ""
     about |= {"Runs by": f"ONNX Runtime Web {VERSION}, Microsoft, MIT licence"}
     preprocess, cut = json.loads(metadata["preprocess"]), metadata.get("cut_to", "none")
     return {

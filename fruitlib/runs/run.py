@@ -23,6 +23,7 @@ from fruitlib.data import splits
 from fruitlib.runs.stages import STAGES, code_fingerprint
 
 POOLED = "predictions_oof.csv"  # of a sweep with folds; `crossval` writes it
+INT8_PHOTOS = "int8_photos.csv"  # of an exported run: what torch and INT8 predict for each photo tried
 EPOCHS = "predictions_epochs.npz"  # of a run: validation photos after every epoch
 # What a training that was cut off leaves, and is resumed from
 UNFINISHED = ("last.pt", "best.pt", "best.next.pt", "history.csv", "predictions_val.csv", "predictions_val.next.csv")
@@ -100,6 +101,25 @@ class Run:
         """
         rows = splits.part(self.manifest, split, self.config.fold, self.config.repeat)
         return splits.training_rows(rows, self.config) if split == "train" else rows
+
+    def sibling_folds(self) -> list["Run"]:
+        """The other folds of this run's combination and repeat, beside it in the sweep; of what is shipped, all folds.
+
+        Their settings are equal but for the fold. An ensemble names its members; a refit has the settings of the
+        first repeat's folds, and other epochs where these stopped early.
+        """
+        if not self.config.folds:
+            return []
+        if self.members:
+            return [member for member in self.members if member.config.repeat == 1]
+        paths = sorted(self.sweep_dir.glob("*/params.yaml"))
+        others = (Run(path.parent) for path in paths if path.parent != self.path)
+        return [other for other in others if _is_fold(self, other)]
+
+    def int8_judges(self) -> list[list[str]]:
+        """The sibling folds whose photos judge this run's INT8 file by now: [name, identity of its export] of each."""
+        judges = (fold for fold in self.sibling_folds() if (fold.path / INT8_PHOTOS).is_file())
+        return [[fold.name, fold.record("export").get("identity", "")] for fold in judges]
 
     def history(self) -> pd.DataFrame:
         """A row per epoch trained so far; empty before the first."""
@@ -219,9 +239,6 @@ class Run:
             parts.append([name for name in PROBE_PACKAGES if importlib.util.find_spec(name)])
         if stage in ("03_metrics", "05_quantize") and self.config.folds:
             parts.append(self.pooled()[["run", "trained"]].drop_duplicates().values.tolist())
-        if stage == "05_quantize" and self.config.folds and not self.config.fold:
-            exported = (path.parent.name for path in self.sweep_dir.glob("*/int8_photos.csv"))
-            parts.append(sorted(name for name in exported if "ship=" not in name))  # whose photos judge its INT8
         return files.fingerprint(*parts)
 
     def record(self, stage: str) -> dict:
@@ -236,6 +253,8 @@ class Run:
         spec, record = STAGES[stage], self.record(stage)
         outputs = (*spec.outputs, *([f"{stage}.ipynb"] if spec.notebook else []))
         there = all((self.path / name).is_file() for name in outputs if name not in record.get("not_made", ()))
+        if stage == "05_quantize" and self.config.folds and not self.config.fold:
+            there = there and self.record("export").get("judged_by") == self.int8_judges()
         return there and record.get("identity") == self.identity(stage)
 
     def complete(self, stage: str, identity: str, **facts) -> None:
@@ -261,6 +280,12 @@ class Run:
             finally:
                 os.environ.pop("FRUITLIB_LOCK_HELD", None)
 
+    def wait_for(self, stage: str) -> None:
+        """Wait until a stage is complete, for as long as another process works on this run."""
+        while not self.is_complete(stage):
+            with contextlib.suppress(Busy), self._hold(".lock", 0.5, "working on"):
+                return
+
     @contextlib.contextmanager
     def training(self):
         """Hold the lock of the process that writes checkpoints, whoever started it.
@@ -282,6 +307,20 @@ class Run:
             except files.Locked:
                 raise Busy(f"{files.display_path(self.path)}: another process is {doing} this run") from None
             yield
+
+
+def _is_fold(run: Run, other: Run) -> bool:
+    """Whether it is a fold of a run's combination and repeat."""
+    try:
+        config = other.config
+    except InputError:  # of another version
+        return False
+    free = {"fold"} if run.config.fold else {"fold", "cam_every", "keep"}
+    if not run.config.fold and config.patience:
+        free |= {"epochs", "patience", "warmup_epochs"}
+    names = (set(configs.SPLIT_SETTINGS) | set(configs.TRAIN_SETTINGS)) - free
+    same = all(getattr(config, name) == getattr(run.config, name) for name in names)
+    return bool(config.fold) and same
 
 
 def mistakes(predictions: pd.DataFrame) -> pd.DataFrame:

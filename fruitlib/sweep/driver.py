@@ -343,20 +343,15 @@ class Driver:
     def _execute_pages(self, shipped: str | None) -> None:
         """Execute what the model that is shipped still lacks, and the pages of the best runs.
 
-        Their 05 comes first: what INT8 costs the shipped model is judged on all photos of folds exported by then.
+        Of these, 05 comes first: what INT8 costs the shipped model is judged on all photos of folds that are exported,
+        for which its own 05 waits.
         """
         ranking = final_model.ranked(self.plan, self.work, self.states, self.sweep_dir)
-        paged = final_model.with_pages(self.plan, ranking)
-        waves = [dict.fromkeys(paged, ("05_quantize",)), dict.fromkeys(paged, ("03_metrics", "04_gradcam"))]
-        if shipped and shipped not in self.plan.runs:
-            stages = final_model.stages(self.work[shipped])
-            waves[0][shipped], waves[1][shipped] = stages[:-1], stages[-1:]
-        for wave in waves:
-            failed = {name for name in wave if self.states[name]["error"]}
-            for name, stages in wave.items():
-                if name not in failed:
-                    self._submit_missing(name, stages)
-            self._wait()
+        for name in final_model.with_pages(self.plan, ranking):
+            self._submit_missing(name, ("05_quantize", "03_metrics", "04_gradcam"))
+        if shipped and shipped not in self.plan.runs and not self.states[shipped]["error"]:
+            self._submit_missing(shipped, final_model.stages(self.work[shipped]))
+        self._wait()
 
     def _execute_tests(self, shipped: str | None) -> None:
         """Evaluate the shipped run, or every run, on the test photos, if there are any."""

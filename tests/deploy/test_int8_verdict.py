@@ -1,5 +1,7 @@
 """INT8's verdict: the numbers of the published formulas, groups, and the photos of all folds."""
 
+import threading
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -101,18 +103,18 @@ def folds(make_run):
 
 
 def test_folds_find_their_siblings(folds, make_run):
-    assert [run.name for run in int8_verdict.sibling_folds(folds[0])] == ["fold=2", "fold=3"]
-    assert [run.name for run in int8_verdict.sibling_folds(folds[3])] == [] == int8_verdict.sibling_folds(folds[4])
+    assert [run.name for run in folds[0].sibling_folds()] == ["fold=2", "fold=3"]
+    assert [run.name for run in folds[3].sibling_folds()] == [] == folds[4].sibling_folds()
     refit = make_run("refit", folds=3, repeats=2, fold=0, cam_every=0)
-    assert [run.name for run in int8_verdict.sibling_folds(refit)] == ["fold=1", "fold=2", "fold=3"]
+    assert [run.name for run in refit.sibling_folds()] == ["fold=1", "fold=2", "fold=3"]
     other = make_run("other", folds=3, repeats=2, fold=0, epochs=folds[0].config.epochs + 1)
-    assert int8_verdict.sibling_folds(other) == []  # other epochs only where the folds stopped early
+    assert other.sibling_folds() == []  # other epochs only where the folds stopped early
     early = make_run("early", folds=3, repeats=2, fold=1, epochs=9, patience=2, lr=0.25)
     shipped = make_run("shipped", folds=3, repeats=2, fold=0, epochs=4, lr=0.25)
-    assert [run.name for run in int8_verdict.sibling_folds(shipped)] == [early.name]
+    assert [run.name for run in shipped.sibling_folds()] == [early.name]
     ensemble = create_run(folds[0].sweep_dir / "ensemble", refit.config, members=[f.name for f in folds[:2]])
-    assert [run.name for run in int8_verdict.sibling_folds(ensemble)] == ["fold=1", "fold=2"]
-    assert int8_verdict.sibling_folds(make_run("single")) == []
+    assert [run.name for run in ensemble.sibling_folds()] == ["fold=1", "fold=2"]
+    assert make_run("single").sibling_folds() == []
 
 
 def test_a_verdict_rests_on_all_folds_that_were_exported(folds, make_run):
@@ -124,6 +126,32 @@ def test_a_verdict_rests_on_all_folds_that_were_exported(folds, make_run):
     broken = int8_verdict.judge_run(refit, photos(36, moved=30), False, True)
     assert broken.state == BROKEN and "6 of 36 training photos" in broken.summary
     assert "not finite" in int8_verdict.judge_run(refit, photos(36), False, False).summary
+
+
+def test_a_model_without_validation_photos_waits_for_a_fold_that_is_exported_beside_it(folds, make_run):
+    refit, late = make_run("refit", folds=3, repeats=2, fold=0, cam_every=0), folds[2]
+    verdicts = []
+    judge = threading.Thread(target=lambda: verdicts.append(int8_verdict.judge_run(refit, photos(36), False, True)))
+    with files.lock(late.path / ".lock"):
+        judge.start()
+        judge.join(1)
+        assert judge.is_alive()
+        files.write_csv(late.path / "int8_photos.csv", photos(20, lost=2))
+        files.write_json(late.path / "export.json", {})
+    judge.join(60)
+    assert (verdicts[0].n, verdicts[0].photos) == (60, "out-of-fold photos of 3 folds")
+
+
+def test_a_fold_exported_later_makes_the_verdict_on_what_is_shipped_an_old_one(folds, make_run):
+    refit = make_run("refit", folds=3, repeats=2, fold=0, cam_every=0)
+    assert [name for name, _ in refit.int8_judges()] == ["fold=1", "fold=2"]
+    for name in ("05_quantize.ipynb", "export.json"):
+        files.write_text(refit.path / name, "{}")
+    refit.complete("export", refit.identity("export"), judged_by=refit.int8_judges())
+    refit.complete("05_quantize", refit.identity("05_quantize"))
+    assert refit.is_complete("05_quantize")
+    files.write_csv(folds[2].path / "int8_photos.csv", photos(20))
+    assert not refit.is_complete("05_quantize")
 
 
 def test_one_split_rests_on_its_validation_photos(make_run):

@@ -268,7 +268,10 @@ def test_pages_of_the_chosen_run_alone_leave_the_others_their_numbers(swept):
     folds = ["fold=1", "fold=2"]
     pd.testing.assert_frame_equal(first.loc[folds, numbers], second.loc[folds, numbers])  # with 03 and without
     assert first["size_mb_int8"].notna().tolist() == [True, False] and second["size_mb_int8"].notna().all()
-    assert "fold=1: 03_metrics and 04_gradcam" in output[0] and "is missing" not in (house / "fold.html").read_text()
+    assert (
+        "fold=1: 05_quantize and 03_metrics and 04_gradcam" in output[0]
+        and "is missing" not in (house / "fold.html").read_text()
+    )
 
 
 def test_the_shipped_run_has_its_notebooks_and_is_the_only_one_tested(swept):
