@@ -258,14 +258,15 @@ def _steps(heat: Heat) -> tuple[list[Step], dict[str, np.ndarray]]:
 def _base_steps(heat: Heat, constants: dict[str, np.ndarray]) -> list[Step]:
     """What each place adds to the base logits, times the slope at the logit that all places make."""
     count, channels, grid, _ = heat.base.shape
-    constants |= {"heat_base": heat.base.astype(np.float32), "heat_places": np.array([2, 3], np.int64)}
+    by_cell = heat.base.transpose(2, 3, 0, 1).astype(np.float32)  # an order in which Einsum takes half the time
+    constants |= {"heat_base": by_cell, "heat_places": np.array([2, 3], np.int64)}
     constants["heat_cells"] = np.array([-1, channels, grid, heat.cell, grid, heat.cell], np.int64)
     constants["heat_whole"] = np.array([-1, count, grid * heat.cell, grid * heat.cell], np.int64)
     constants |= {"heat_bias": heat.bias[None, :, None, None].astype(np.float32)}
     constants |= {"heat_zero": np.float32(0), "heat_one": np.float32(1), "heat_slope": np.float32(heat.slope)}
     return [
         ("Reshape", ["heat_features", "heat_cells"], "heat_by_cell", {}),
-        ("Einsum", ["heat_by_cell", "heat_base"], "heat_added", {"equation": "nkgyhx,bkgh->nbgyhx"}),
+        ("Einsum", ["heat_base", "heat_by_cell"], "heat_added", {"equation": "ghbk,nkgyhx->nbgyhx"}),
         ("Reshape", ["heat_added", "heat_whole"], "heat_base_maps", {}),
         ("ReduceSum", ["heat_base_maps", "heat_places"], "heat_base_sums", {"keepdims": 1}),
         ("Add", ["heat_base_sums", "heat_bias"], "heat_base_logits", {}),
