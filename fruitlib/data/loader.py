@@ -26,7 +26,7 @@ PREFETCH_BYTES = 32e6  # of decoded photos that a thread prepares at a time
 PREFETCH_BATCHES = 8
 RESIDENT_SHARE = 4  # photos are kept on a GPU where they take at most this part of its free memory: a quarter
 UPLOAD_BYTES = 256e6  # of photos sent there at a time
-GROUP_BYTES = 32e6  # of float images made there at a time: launching kernels for every small batch costs more than they
+GROUP_BYTES = 32e6  # of float images made there at a time: a small batch takes longer to ask for than to make
 
 
 def batches(count: int, batch_size: int, seed: int, epoch: int) -> list[torch.Tensor]:

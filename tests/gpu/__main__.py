@@ -27,12 +27,8 @@ NEEDED = {
     "filelock": "filelock",
     "psutil": "psutil",
 }
-TESTED = {
-    "pytest": "pytest",
-    "matplotlib": "matplotlib",
-    "imagehash": "imagehash",
-    "scipy": "scipy",
-}  # by tests besides
+# And what the tests import besides.
+TESTED = {"pytest": "pytest", "matplotlib": "matplotlib", "imagehash": "imagehash", "scipy": "scipy"}
 ALL_SECONDS, TEST_SECONDS = 450, 170
 NO_TESTS = 5  # pytest's exit code where all tests were skipped or none was found
 

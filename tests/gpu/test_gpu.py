@@ -14,7 +14,11 @@ from fruitlib.data import augment, cache, dataset, loader
 from fruitlib.training import distributed, evaluate, losses, micro_batch, models, optim, precision, tracking, train
 from fruitlib.training.checkpoint import TrainingState
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+    pytest.mark.filterwarnings("default"),  # of another machine's libraries
+]
 
 DEVICE, SIDE, COUNT = torch.device("cuda", 0), 32, 40
 NUMBERS = ["train_loss", "val_loss", "val_accuracy"]
