@@ -206,6 +206,7 @@ class FeatureFeed(_Epochs):
         self, features: torch.Tensor, labels: torch.Tensor, config: Config, rank: int = 0, world_size: int = 1
     ):
         self.features, self.labels, self.config = features, labels, config
+        self.labels_there = labels.to(features.device)  # once: every copy makes a GPU wait
         self.rank, self.world_size = rank, world_size
 
     def slots(self, epoch: int) -> torch.Tensor:
@@ -216,8 +217,8 @@ class FeatureFeed(_Epochs):
         """This process's share of each of the epoch's batches, on the features' device."""
         slots = self.slots(epoch)
         for batch in batches(len(slots), self.config.batch_size, self.config.seed, epoch):
-            mine = slots[batch[self.rank :: self.world_size]].to(self.features.device)
-            yield Batch(self.features[mine], self.labels.to(mine.device)[mine], None, 1.0, len(batch))
+            mine = _sent(slots[batch[self.rank :: self.world_size]], self.features.device)
+            yield Batch(self.features[mine], self.labels_there[mine], None, 1.0, len(batch))
 
 
 def _placed(photos: Photos, config: Config, device: torch.device) -> tuple[bool, str]:

@@ -96,6 +96,12 @@ def test_feeding_never_waits_for_the_gpu(resident, mixing, photos):
         assert sum(len(batch.labels) for batch in feed.epoch(1)) == COUNT
 
 
+def test_feeding_features_never_waits_either(photos):
+    feed = loader.FeatureFeed(torch.randn(COUNT, 8, device=DEVICE), photos.labels, settings())
+    with nothing_waits():
+        assert sum(len(batch.labels) for batch in feed.epoch(1)) == COUNT
+
+
 @pytest.mark.parametrize("name", ["fp32", "bf16"])
 def test_a_training_step_never_waits_for_the_gpu(name, photos):
     cfg = settings(model="end2end", precision=name, balance="class_weights")
