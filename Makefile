@@ -1,8 +1,8 @@
-# make demo | test | lab | bench | coverage | soak | example | insight | finetune | help.  The first use makes .venv and installs the locked versions into it.
+# make demo | test | lab | bench | gpu | coverage | soak | example | insight | finetune | help.  The first use makes .venv and installs the locked versions into it.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lab bench coverage soak example insight finetune help
+.PHONY: demo test lab bench gpu coverage soak example insight finetune help
 
 help: ## what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/'
@@ -21,6 +21,11 @@ bench: .venv/installed ## data path and sweeps against torchvision's and papermi
 	@$(BIN)/python tests/benchmarks/data_path.py
 	@$(BIN)/python tests/benchmarks/sweep_overhead.py
 	@$(BIN)/python tests/benchmarks/scale.py
+
+gpu: ## tests and speed on a GPU, under eight minutes; PYTHON=python3 that has torch is taken as it is, nothing installed
+	@if $(PYTHON) -c 'import sys, importlib.util as u; sys.exit(u.find_spec("torch") is None)' 2>/dev/null; \
+		then $(PYTHON) tests/gpu; \
+		else $(MAKE) --no-print-directory .venv/installed && $(BIN)/python tests/gpu; fi
 
 coverage: .venv/installed ## what intervals and tests hold, simulated: the tables of the docstrings (three minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.simulations

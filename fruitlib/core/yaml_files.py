@@ -11,6 +11,7 @@ from fruitlib.core.errors import InputError, first_line
 
 MOST_BYTES = 2_000_000  # a list of ten thousand runs has half of that
 DEEPEST = 30  # lists and mappings within each other; a params file has about five
+TOO_DEEP = f"nested more than {DEEPEST} deep: write it flat"
 LONGEST_TEXT = 10_000  # characters of one value
 LONGEST_NUMBER = 100  # `1:1:1:…`, sixties in YAML, takes a time that grows with its square; 0xfff… cannot be printed
 MOST_VALUES = 200_000  # once its aliases are written out: a few lines of them may stand for billions
@@ -54,9 +55,10 @@ def read(path: Path, texts: bool = False) -> tuple[Any, "Lines"]:
         raise
     except (yaml.YAMLError, ValueError, TypeError, RecursionError) as problem:  # such as a date that no calendar has
         why = first_line(getattr(problem, "problem", None) or problem)
-        raise InputError(
-            f"not valid YAML ({why})", place=_place(path, getattr(problem, "problem_mark", None))
-        ) from None
+        place = _place(path, getattr(problem, "problem_mark", None))
+        if "nesting depth" in why:  # a limit of libyaml's own (PyYAML 6.0.4), which reads ahead of `_refuse_deep`
+            raise InputError(TOO_DEEP, place=place) from None
+        raise InputError(f"not valid YAML ({why})", place=place) from None
 
 
 def _place(path: Path, mark: Any) -> str:
@@ -69,7 +71,7 @@ def _refuse_deep(text: bytes, path: Path) -> None:
     for event in yaml.parse(text, Loader=_LOADER):
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
-            raise InputError(f"nested more than {DEEPEST} deep: write it flat", place=_place(path, event.start_mark))
+            raise InputError(TOO_DEEP, place=_place(path, event.start_mark))
 
 
 def _count_values(node: yaml.Node, path: Path, known: dict[int, int]) -> int:

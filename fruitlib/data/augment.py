@@ -4,6 +4,7 @@ Warps are homographies in coordinates from -1 to 1 over the picture, leading fro
 taken from; colours are affine maps of RGB in [0, 1]. A slot is a place in an epoch: a photo shown twice has two.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import cv2
@@ -22,8 +23,8 @@ ROWS = 1 << 16
 class Draws:
     """What is done to each of m photos; None where a policy leaves that alone."""
 
-    warps: np.ndarray | None = None  # float64 (m, 3, 3)
-    colours: np.ndarray | None = None  # float64 (m, 3, 4)
+    warps: np.ndarray | torch.Tensor | None = None  # float64 (m, 3, 3)
+    colours: np.ndarray | torch.Tensor | None = None  # float64 (m, 3, 4)
     torchvision_policy: str = ""  # trivial or randaugment; torchvision draws its operations from `seeds`
     seeds: np.ndarray | None = None  # int64 (m,)
 
@@ -31,6 +32,11 @@ class Draws:
         """The draws of these slots."""
         some = [None if part is None else part[slots] for part in (self.warps, self.colours, self.seeds)]
         return Draws(some[0], some[1], self.torchvision_policy, some[2])
+
+    def sent(self, send: Callable[[torch.Tensor], torch.Tensor]) -> "Draws":
+        """Warps and colours as float32 tensors, each on the device where `send` brings it, for `apply_batch`."""
+        parts = [None if part is None else send(torch.from_numpy(part).float()) for part in (self.warps, self.colours)]
+        return Draws(*parts)
 
 
 @dataclass(frozen=True)
@@ -148,20 +154,25 @@ def in_pixels(warps: np.ndarray, side: int) -> np.ndarray:
 
 
 def apply_batch(images: torch.Tensor, draws: Draws) -> torch.Tensor:
-    """`apply` for float images (k, 3, S, S) in [0, 1] on their device, all at once, which is fast on a GPU."""
+    """`apply` for float images (k, 3, S, S) in [0, 1] on their device, all at once, which is fast on a GPU.
+
+    Written out rather than as products of matrices: those a GPU may round to TF32's three digits, which moves pixels,
+    and they round differently with k, while here an image does not depend on the others.
+    """
     side = images.shape[-1]
     if draws.warps is not None:
-        warps = torch.as_tensor(draws.warps, dtype=images.dtype, device=images.device)
+        warps = torch.as_tensor(draws.warps, dtype=images.dtype, device=images.device)[:, None, None]
         ticks = (torch.arange(side, device=images.device, dtype=images.dtype) * 2 + 1) / side - 1
-        down, across = torch.meshgrid(ticks, ticks, indexing="ij")
-        points = torch.stack([across, down, torch.ones_like(across)], -1)
-        moved = torch.einsum("kij,yxj->kyxi", warps, points)
+        across, down = ticks.view(1, 1, side, 1), ticks.view(1, side, 1, 1)
+        moved = warps[..., 0] * across + warps[..., 1] * down + warps[..., 2]
         grid = moved[..., :2] / moved[..., 2:]
         images = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
     if draws.colours is not None:
-        colours = torch.as_tensor(draws.colours, dtype=images.dtype, device=images.device)
-        turned = torch.einsum("kij,kjyx->kiyx", colours[:, :, :3], images)
-        images = (turned + colours[:, :, 3, None, None]).clamp(0, 1)
+        colours = torch.as_tensor(draws.colours, dtype=images.dtype, device=images.device)[..., None, None]
+        turned = colours[:, :, 3]
+        for channel in range(3):
+            turned = turned + colours[:, :, channel] * images[:, channel, None]
+        images = turned.clamp(0, 1)
     return images
 
 

@@ -107,6 +107,17 @@ def to_float(images: torch.Tensor, device: torch.device | None = None) -> torch.
     return images.to(device).float().div_(255).contiguous(memory_format=torch.channels_last)
 
 
+def on_device(photos: Photos, device: torch.device, at_a_time: int) -> torch.Tensor:
+    """All photos in order as uint8 (n, S, S, 3) on a device, sent in parts of about `at_a_time` bytes."""
+    side = photos.store.config.image_size
+    kept = torch.empty((len(photos), side, side, 3), dtype=torch.uint8, device=device)
+    step = max(1, at_a_time // (3 * side**2))
+    for start in range(0, len(photos), step):
+        part = kept[start : start + step]
+        part.copy_(torch.from_numpy(photos.take(range(start, start + len(part)))))
+    return kept
+
+
 def in_parts(photos: Photos, batch_size: int, device: torch.device) -> Iterator[torch.Tensor]:
     """All photos in order, `batch_size` at a time, as a network takes them: float32 (k, 3, S, S) on the device."""
     for start in range(0, len(photos), batch_size):

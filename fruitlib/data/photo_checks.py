@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import imagehash
 import numpy as np
 import pandas as pd
 from PIL import Image
@@ -163,6 +162,8 @@ def looks(small: Image.Image) -> str:
     their median (Zauner, 2010, "Implementation and benchmarking of perceptual image hash functions"). It is the same
     for a yellow apple and a red one, so colour follows: the mean red, green and blue of 3 x 3 cells, a byte each.
     """
+    import imagehash  # here, so that training on checked photos does without it
+
     return str(imagehash.phash(small)) + small.resize((3, 3), Image.Resampling.BOX).tobytes().hex()
 
 

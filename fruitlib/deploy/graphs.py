@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import time
+import warnings
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -65,7 +66,9 @@ def exported(model: torch.nn.Module, images: torch.Tensor) -> onnx.ModelProto:
     level = shapes.level
     shapes.setLevel(logging.ERROR)
     try:
-        return torch.onnx.export(model, (images,), dynamic_shapes=batch, **names, **how).model_proto
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch's, about what its own exporter does (2.11)
+            return torch.onnx.export(model, (images,), dynamic_shapes=batch, **names, **how).model_proto
     finally:
         shapes.setLevel(level)
 

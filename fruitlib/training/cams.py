@@ -1,4 +1,11 @@
-"""Heatmaps of the same few photos, kept while a network trains."""
+"""Heatmaps of the same few photos, kept while a network trains.
+
+What draws them is imported where it is used, so that training without `cam_every` does without pytorch-grad-cam.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -6,9 +13,11 @@ import torch
 
 from fruitlib.data import dataset
 from fruitlib.data.dataset import Photos
-from fruitlib.explain import gradcam
 from fruitlib.runs.run import Run
 from fruitlib.training import blocks, precision
+
+if TYPE_CHECKING:
+    from fruitlib.explain import gradcam
 
 CAM_PHOTOS_PER_CLASS = 2
 
@@ -22,6 +31,8 @@ def cam_photos(val_photos: Photos) -> Photos:
 
 def keep_cams(run: Run, model: torch.nn.Module, val_photos: Photos, epoch: int) -> None:
     """Write this epoch's heatmaps of the `cam_photos`, for each photo's true class, to `cams/epoch_NNNN.npz`."""
+    from fruitlib.explain import gradcam
+
     photos = cam_photos(val_photos)
     pixels = dataset.to_float(photos.images, next(model.parameters()).device)
     with precision.uncompiled(model):
@@ -31,5 +42,7 @@ def keep_cams(run: Run, model: torch.nn.Module, val_photos: Photos, epoch: int) 
 
 def kept_cams(run: Run) -> dict[int, gradcam.Heatmaps]:
     """The heatmaps kept during training, by epoch; empty when `cam_every` is 0."""
+    from fruitlib.explain import gradcam
+
     paths = sorted((run.path / "cams").glob("epoch_*.npz"))
     return {int(path.stem[-4:]): gradcam.load_heatmaps(path)[0] for path in paths}

@@ -39,7 +39,10 @@ def build(config: Config, class_weights: torch.Tensor | None = None) -> Objectiv
     per_image = _per_image(config)
 
     def objective(logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        nonlocal class_weights
         logits = _in_float32(logits)
+        if class_weights is not None:
+            class_weights = class_weights.to(logits)  # once: every copy to a GPU waits for it
         wanted = batch_targets(logits, batch, config.label_smoothing, class_weights)
         return per_image(logits, wanted).sum() / batch.size
 

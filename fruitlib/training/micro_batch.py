@@ -36,14 +36,15 @@ def gradients(
         try:
             return _gradients(network, batch.parts(state.micro_batch), objective, speed, scaler)
         except torch.OutOfMemoryError:
-            state.micro_batch = halve_micro_batch(state.micro_batch or len(batch.labels), config)
-            network.zero_grad(set_to_none=True)
-            torch.cuda.empty_cache()
-            say(f"GPU memory ran out: micro_batch is {state.micro_batch} from now on")
+            pass  # until here the error keeps the attempt's tensors, so that their memory could not be freed
         except ValueError as problem:
             if "more than 1 value per channel" not in str(problem):
                 raise
             raise InputError("BatchNorm needs at least 2 images at a time: raise micro_batch or batch_size") from None
+        state.micro_batch = halve_micro_batch(state.micro_batch or len(batch.labels), config)
+        network.zero_grad(set_to_none=True)
+        torch.cuda.empty_cache()
+        say(f"GPU memory ran out: micro_batch is {state.micro_batch} from now on")
 
 
 def _gradients(network, parts: list[Batch], objective, speed: Speed, scaler) -> tuple[torch.Tensor, torch.Tensor]:

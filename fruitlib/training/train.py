@@ -114,6 +114,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
         val_features = features.of_photos(model, val_photos, config.views).values
     else:
         learner, feed, val_features = model, loader.Feed(train_photos, config, device, rank, world_size), None
+    say(feed.summary)
     weights = balance.class_weights(train_photos.labels, num_classes) if config.balance == "class_weights" else None
     objective, validation_loss = losses.build(config, weights), losses.build_validation_loss(config)
     optimizer = optim.build(config, model)

@@ -128,14 +128,12 @@ def test_one_by_one_and_all_at_once_agree(policy, pictures):
     assert apart.mean() < 0.6 and (apart > 4).mean() < 0.01  # rounding to bytes alone is 0.25 on average
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("policy", OURS)
-def test_a_gpu_makes_the_same_pictures(policy, pictures):
+def test_a_picture_does_not_depend_on_those_augmented_beside_it(policy, pictures):
     draws = augment.draw(policy, 16, seed=5, epoch=3)
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
-    there = augment.apply_batch(images.cuda(), draws).cpu()
-    torch.testing.assert_close(there, augment.apply_batch(images, draws), atol=2e-3, rtol=0)
+    apart = [augment.apply_batch(images[[i]], draws.pick([i])) for i in range(16)]
+    assert torch.equal(augment.apply_batch(images, draws), torch.cat(apart))
 
 
 @pytest.mark.parametrize("policy", ["trivial", "randaugment"])

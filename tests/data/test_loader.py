@@ -1,5 +1,6 @@
 """Photos in order, and batches that depend on (seed, epoch, slot) alone; no thread is left running."""
 
+import re
 import threading
 import time
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from fruitlib.data import augment, balance, cache, dataset, loader
 from fruitlib.data.batch import Batch
 
 SIDE, COUNT = 32, 21
+GPU = torch.device("cuda", 0)
 
 
 def settings(**values):
@@ -215,16 +217,52 @@ def test_what_a_gpu_would_do_looks_the_same(policy, photos):
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("policy", ["none", "full", "trivial"])
-def test_a_gpu_is_fed_the_same(policy, photos):
-    cfg = settings(augment=policy, mixing="mixup")
-    there = loader.Feed(photos, cfg, torch.device("cuda", 0)).epoch(1)
-    for here, batch in zip(feed(photos, cfg).epoch(1), there, strict=True):
-        assert batch.images.device.type == batch.labels.device.type == "cuda"
-        assert torch.equal(here.labels, batch.labels.cpu())
-        assert (here.images - batch.images.cpu()).abs().mean() < 0.6 / 255
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"augment": "none"},
+        {"augment": "none", "mixing": "mixup", "balance": "oversample"},
+        {"augment": "full"},
+        {"augment": "crop", "mixing": "cutmix", "balance": "augment_to", "augment_to": 20},
+    ],
+)
+@pytest.mark.parametrize("group_bytes", [1, 3 * 4 * 8 * 3 * SIDE**2, 1e9], ids=["each batch", "three", "all"])
+def test_photos_kept_on_the_device_make_the_same_batches(values, group_bytes, photos, monkeypatch):
+    """On the CPU by the code that a GPU runs: bit for bit, in however many batches at a time it works."""
+    monkeypatch.setattr(loader, "GROUP_BYTES", group_bytes)
+    monkeypatch.setattr(loader, "UPLOAD_BYTES", 5 * 3 * SIDE**2)  # not a divisor of the photos
+    cfg, some = settings(**values), photos.pick(range(COUNT - 1, -1, -1))
+    for rank, processes in ((0, 1), (0, 2), (1, 2)):
+        host, there = (loader.Feed(some, cfg, "cpu", rank, processes, resident=way) for way in (False, True))
+        host.augment_in_loop = True
+        for expected, batch in zip(host.epoch(2), there.epoch(2), strict=True):
+            assert torch.equal(batch.images, expected.images) and torch.equal(batch.labels, expected.labels)
+            assert (batch.share, batch.size) == (expected.share, expected.size)
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+            if expected.other_labels is not None:
+                assert torch.equal(batch.other_labels, expected.other_labels)
+        assert threads() == []
+
+
+@pytest.mark.parametrize(
+    ("free", "values", "kept", "why"),
+    [
+        (4 * COUNT * 3 * SIDE**2, {}, True, r"photos are kept on the GPU and take 65 kB \(room for 65 kB, a quarter"),
+        (4 * COUNT * 3 * SIDE**2 - 4, {}, False, "come from the host: they take 65 kB"),
+        (1e9, {"cache": "stream"}, False, "come from the host: they are decoded every time"),
+        (1e9, {"augment": "trivial"}, False, "come from the host: augment = trivial"),
+    ],
+)
+def test_a_gpu_keeps_the_photos_where_a_quarter_of_its_memory_holds_them(
+    free, values, kept, why, folder, photos, monkeypatch
+):
+    cfg = settings(**values)
+    store = cache.open_store(folder, photos.paths, [""] * COUNT, cfg, folder)
+    monkeypatch.setattr(loader, "_free_bytes", lambda device: int(free))
+    placed, summary = loader._placed(dataset.Photos(store, photos.index, photos.labels, photos.paths), cfg, GPU)
+    assert placed == kept
+    assert re.search(why, summary)
+    assert loader._placed(photos, cfg, torch.device("cpu")) == (False, "")
 
 
 def threads() -> list[str]:

@@ -1,5 +1,7 @@
 """A kept graph is filled with the weights at hand, and made anew wherever it might compute something else."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -72,3 +74,17 @@ def test_a_damaged_graph_is_made_again(made, tmp_path):
 def test_without_room_for_it_nothing_is_kept(made, tmp_path, monkeypatch):
     (tmp_path / "cache").write_text("a file where the folder would be")
     assert agrees(Small(0), tmp_path / "a.onnx") and len(made) == 1
+
+
+def test_what_torch_warns_of_its_own_exporter_is_not_shown(monkeypatch):
+    real = torch.onnx.export
+
+    def deprecated(*args, **options):
+        warnings.warn("LeafSpec is deprecated", FutureWarning, stacklevel=2)  # as torch 2.11 does
+        return real(*args, **options)
+
+    monkeypatch.setattr(torch.onnx, "export", deprecated)
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always", FutureWarning)
+        assert graphs.exported(Small(1).eval(), torch.zeros(2, 3, 8, 8)).graph.node
+    assert [entry for entry in shown if entry.category is FutureWarning] == []

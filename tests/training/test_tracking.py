@@ -113,19 +113,6 @@ def test_meters_count_a_childs_work_in_percent_of_a_core():
     assert idle["ram_gb"] * 1e9 == pytest.approx(sum(p.memory_info().rss for p in family), rel=0.2)
 
 
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_meters_give_the_peak_of_gpu_memory_since_the_last_read():
-    meters = tracking.Meters(torch.device("cuda", 0))
-    kept = torch.empty(250_000_000, device="cuda")
-    assert meters.read()["gpu_gb"] >= 1
-    del kept
-    meters.read()
-    values = meters.read()
-    assert values["gpu_gb"] < 1
-    assert ("gpu_percent" in values) != bool(meters.summary)
-
-
 def events(folder):
     """{name: {step: values}} as TensorBoard itself reads the folder, and its texts' names."""
     accumulator = importlib.import_module("tensorboard.backend.event_processing.event_accumulator")
