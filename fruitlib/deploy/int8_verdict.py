@@ -122,10 +122,10 @@ def judge_run(run: Run, tried: pd.DataFrame, on_validation: bool, finite: bool) 
     if not finite or own.state == BROKEN:
         return replace(own, state=BROKEN, finite=finite)
     tables = [tried] if on_validation else []
-    for fold in (folds := run.sibling_folds()):
+    for fold in (siblings := run.sibling_folds()):
         if not on_validation:
             fold.wait_for("export")
-    tables += [table for fold in folds if len(table := load_photos(fold))]
+    tables += [table for fold in siblings if len(table := load_photos(fold))]
     photos = pd.concat(tables, ignore_index=True) if tables else tried[:0]
     if config.folds:
         kind = f"out-of-fold photos of {plural(len(tables), 'fold')}"

@@ -176,3 +176,10 @@ def _respelled(side: Predictions, spelling: Mapping[str, str]) -> Predictions:
         raise InputError(f"{side.name}: the columns {' and '.join(same)} are of one class: keep one")
     given = [name for name in ("label", "predicted") if name in table]
     return replace(side, table=table.assign(**{name: table[name].map(spelling) for name in given}))
+
+
+def mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
+    """The wrong predictions, most confident first, with a column `confidence`, the probability of the wrong class."""
+    wrong = predictions[predictions["label"] != predictions["predicted"]]
+    confidence = [row[f"p_{row['predicted']}"] for row in wrong.to_dict("records")]
+    return wrong.assign(confidence=confidence).sort_values("confidence", ascending=False, ignore_index=True)

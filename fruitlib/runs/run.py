@@ -323,13 +323,6 @@ def _is_fold(run: Run, other: Run) -> bool:
     return bool(config.fold) and same
 
 
-def mistakes(predictions: pd.DataFrame) -> pd.DataFrame:
-    """The wrong predictions, most confident first, with a column `confidence`, the probability of the wrong class."""
-    wrong = predictions[predictions["label"] != predictions["predicted"]]
-    confidence = [row[f"p_{row['predicted']}"] for row in wrong.to_dict("records")]
-    return wrong.assign(confidence=confidence).sort_values("confidence", ascending=False, ignore_index=True)
-
-
 def open_run(run_dir: str | os.PathLike) -> Run:
     """The trained run in this folder.
 
@@ -384,18 +377,6 @@ def clear_run(run: Run, kept: Collection[str] = ()) -> None:
         ours = ours or path.name == "model.md"
         if ours and path.name not in kept:
             path.unlink()
-
-
-def refuse_stopped(run: Run, epoch: int) -> None:
-    """Stop a training between two epochs where its folder says so.
-
-    Raises:
-        Pruned: there is a file `stop`; the message ends with its content.
-    """
-    path = run.path / STOP
-    if path.is_file():
-        why = path.read_text(encoding="utf-8").strip() or "as asked"
-        raise Pruned(f"pruned after epoch {epoch} of {run.config.epochs}: {why}")
 
 
 def _time(sweep_dir: Path) -> int:

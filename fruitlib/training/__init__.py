@@ -33,7 +33,3 @@ Read `train` first: the recipe from first line to last.
     probe         a baseline: logistic regression on frozen features of a pretrained network
     result        the answer of 02
 """
-
-from fruitlib.core import machine
-
-machine.keep_freed_memory()

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fruitlib.core import files
+from fruitlib.core import files, machine
 from fruitlib.core.config import NETWORK_SETTINGS, PREPROCESS_SETTINGS, Config, make
 from fruitlib.core.errors import InputError
 from fruitlib.core.model_names import BASE_CLASSES, OURS
@@ -23,6 +23,8 @@ from fruitlib.training.weights import Origin, load_checkpoint, take_weights
 from fruitlib.training.zoo import head_name
 
 FRESH = Origin()
+
+machine.keep_freed_memory()  # of batches, whoever computes them
 
 
 class Base(nn.Module):

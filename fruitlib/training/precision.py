@@ -16,7 +16,7 @@ from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.training import group
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FORMATS = {"channels_last": torch.channels_last, "contiguous": torch.contiguous_format}
 # How many times as fast a training step in bf16 is as one in fp32, on a CPU that computes bf16: AMD EPYC with
 # AVX512-BF16, one thread, torch 2.15, 16 images of 96 pixels (tests/benchmarks/precision.py). From 1.3 it is worth its

@@ -22,7 +22,7 @@ from fruitlib.core.progress import duration, meter
 from fruitlib.data import balance, dataset, loader
 from fruitlib.data.dataset import Photos
 from fruitlib.evaluation import metrics
-from fruitlib.runs.run import UNFINISHED, Run, clear_run, refuse_stopped
+from fruitlib.runs.run import STOP, UNFINISHED, Pruned, Run, clear_run
 from fruitlib.training import (
     blocks,
     cams,
@@ -224,6 +224,18 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
             micro_batch=state.micro_batch or "whole",
         )  # fmt: skip
         (run.path / checkpoint.NAME).unlink(missing_ok=True)
+
+
+def refuse_stopped(run: Run, epoch: int) -> None:
+    """Stop a training between two epochs where its folder says so.
+
+    Raises:
+        Pruned: there is a file `stop`; the message ends with its content.
+    """
+    path = run.path / STOP
+    if path.is_file():
+        why = path.read_text(encoding="utf-8").strip() or "as asked"
+        raise Pruned(f"pruned after epoch {epoch} of {run.config.epochs}: {why}")
 
 
 def check_validation(config: Config, val_photos: Photos) -> None:

@@ -3,12 +3,14 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 import sklearn.metrics
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fruitlib.evaluation import intervals, metrics, wording
+from fruitlib.evaluation.prediction_tables import mistakes
 
 LOGITS = np.array([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [-2.0, 1.0, 4.0]])
 LABELS = np.array([0, 2, 1])
@@ -74,3 +76,10 @@ def test_log_loss_agrees_with_scikit_learn():
     assert probs.sum(1) == pytest.approx(np.ones(3))
     expected = sklearn.metrics.log_loss(LABELS, probs, labels=[0, 1, 2])
     assert metrics.log_loss(probs, LABELS) == pytest.approx(expected)
+
+
+def test_mistakes_come_most_confident_first():
+
+    rows = [("a", "bar", "bar", 0.1, 0.9), ("b", "bar", "disc", 0.6, 0.4), ("c", "disc", "bar", 0.2, 0.8)]
+    table = pd.DataFrame(rows, columns=["path", "label", "predicted", "p_disc", "p_bar"])
+    assert mistakes(table)[["path", "confidence"]].values.tolist() == [["c", 0.8], ["b", 0.6]]

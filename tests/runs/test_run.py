@@ -11,7 +11,7 @@ from fruitlib.core import config, files, machine, source_code
 from fruitlib.core.errors import InputError
 from fruitlib.data import splits
 from fruitlib.runs.headline import _bundle
-from fruitlib.runs.run import Run, clear_run, create_run, mistakes, open_run
+from fruitlib.runs.run import Run, clear_run, create_run, open_run
 from fruitlib.runs.stages import STAGES, notebook_path
 
 
@@ -219,14 +219,6 @@ def test_openings_of_the_test_set_add_up(run):
 def test_opening_a_run_that_is_not_there():
     with pytest.raises(InputError, match="no trained run here yet; execute 02_train first"):
         open_run("executed/never")
-
-
-def test_mistakes_come_most_confident_first(run):
-    import pandas as pd
-
-    rows = [("a", "bar", "bar", 0.1, 0.9), ("b", "bar", "disc", 0.6, 0.4), ("c", "disc", "bar", 0.2, 0.8)]
-    table = pd.DataFrame(rows, columns=["path", "label", "predicted", "p_disc", "p_bar"])
-    assert mistakes(table)[["path", "confidence"]].values.tolist() == [["c", 0.8], ["b", 0.6]]
 
 
 def test_headline_is_escaped_and_carries_its_numbers():

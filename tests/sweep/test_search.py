@@ -12,10 +12,11 @@ import pytest
 
 from fruitlib.core.errors import InputError
 from fruitlib.reporting import pages
-from fruitlib.runs.run import STOP, Pruned, Run, refuse_stopped
+from fruitlib.runs.run import STOP, Pruned, Run
 from fruitlib.sweep import params, search, space
 from fruitlib.sweep.notebook import NotebookFailed, NotebookPruned, execute_notebook
 from fruitlib.training import train
+from fruitlib.training.train import refuse_stopped
 
 ROOT = Path(__file__).parents[2]
 TEXT = """
