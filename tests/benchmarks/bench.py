@@ -1,0 +1,316 @@
+"""How fast we train beside plain torch, timm, fastai, Lightning, and the limit: photos per second, and whole processes.
+
+    python tests/benchmarks/bench.py                 three rounds; compares ratios with those of results.json
+    python tests/benchmarks/bench.py --keep          and writes them there
+    python tests/benchmarks/bench.py --whole 640 5880 --whole-rounds 3        more of whole processes
+    python tests/benchmarks/bench.py --networks resnet18 --whole --peers torch      less of everything
+
+The peers have an environment of their own, `.venv-peers`, made at the first call (some 5 GB) with the versions of
+`peers/requirements.txt`; their scripts and ours are in `peers/`. All train on the same drawn photos (100 x 100 JPEGs),
+with random weights, Adam, a random crop and mirroring, and are told the same number of threads: all cores.
+
+*Photos per second*: of the epochs after the first, training alone. The limit is a plain step on batches in memory. One
+process per peer and network; one after the other; every other round in the opposite order. *Whole processes*: seconds
+from command to end of three epochs of resnet18, training and validation, on a fifth of the photos; peers in fp32, as
+they come, ours as `fruitlib sweep` of one run: trained is when 02 is there, all pages when the report is. "cold": no
+kernel was waiting. Nothing is downloaded but packages.
+
+Exit code: 0 well, 1 a ratio has fallen by more than 15 % or something of ours failed, 2 no environment.
+"""
+
+import argparse
+import datetime
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import bench_figures as figures
+from bench_figures import LIMIT, OURS, Measured
+
+HERE = Path(__file__).resolve().parent
+ROOT, SCRIPTS, RESULTS = HERE.parents[1], HERE / "peers", HERE / "results.json"
+REQUIREMENTS, ENVIRONMENT = SCRIPTS / "requirements.txt", ROOT / ".venv-peers"
+PEERS = {"torch": "with_torch.py", "timm": "with_timm.py", "fastai": "with_fastai.py", "Lightning": "with_lightning.py"}
+NETWORKS = {  # batch; photos and epochs, of which the first is not counted
+    "3-conv": (16, 640, 3),
+    "resnet18": (64, 192, 2),
+    "efficientnet_b0": (64, 192, 2),
+}
+SIDE, VALIDATION, PRECISIONS = 96, 48, ("fp32", "bf16")
+WHOLE_NETWORK, WHOLE_EPOCHS = "resnet18", 3
+TRAINED, ALL_PAGES, COLD = "fruitlib, trained", figures.ALL_PAGES, "fruitlib, all pages, cold"
+LONGEST = 3600  # seconds that one process may take
+BUSY = 1.0  # processes at work before anything starts, on average of a minute
+
+
+class Failed(Exception):
+    """A process failed; the message is the end of what it said."""
+
+
+def environment() -> Path:
+    """The Python of the peers' environment, which is made or renewed where its versions are not those wanted."""
+    marker, wanted = ENVIRONMENT / "installed.txt", REQUIREMENTS.read_text()
+    python = ENVIRONMENT / "bin" / "python"
+    if python.exists() and marker.is_file() and marker.read_text() == wanted:
+        return python
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if not uv:
+        raise Failed("uv is not installed here, and makes the peers' environment: pip install uv")
+    print(f"setting up {ENVIRONMENT.name} (some 5 GB; once)", flush=True)
+    finished([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(ENVIRONMENT)], {})
+    install = [uv, "pip", "install", "--quiet", "--python", str(python), "--compile-bytecode", "-r", str(REQUIREMENTS)]
+    finished(install, {})
+    marker.write_text(wanted)
+    return python
+
+
+def finished(command: list[str], variables: dict[str, str]) -> str:
+    """What a command printed, once it has ended well.
+
+    Raises:
+        Failed: it ended otherwise, or took too long.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "FRUITLIB_"))}
+    try:
+        done = subprocess.run(command, env=kept | variables, capture_output=True, text=True, timeout=LONGEST)
+    except subprocess.TimeoutExpired:
+        raise Failed(f"took more than {LONGEST} s") from None
+    if done.returncode:
+        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        raise Failed(f"exit code {done.returncode}: {said[-1] if said else 'nothing was said'}")
+    return done.stdout
+
+
+def draw(folder: Path, train: int, val: int) -> Path:
+    """A folder with so many drawn photos to train on, and to validate on."""
+    from data_path import drawn
+
+    drawn(folder / "train", train)
+    drawn(folder / "val", val, first=train)
+    return folder
+
+
+class Bench:
+    """What is to be measured, with what; the folder that all goes to; what failed."""
+
+    def __init__(self, options: argparse.Namespace, python: Path, folder: Path):
+        self.options, self.python, self.folder = options, python, folder
+        self.threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        self.variables = {"OMP_NUM_THREADS": str(self.threads)}
+        self.variables |= {"OMP_WAIT_POLICY": "PASSIVE"} if options.quick else {}
+        self.count, self.failures, self.defaults = 0, {}, {}
+
+    def ours(self) -> dict[str, str]:
+        """Variables for a process of ours: a fresh home, so that nothing is decoded or trained yet."""
+        self.count += 1
+        home = self.folder / f"home{self.count}"
+        home.mkdir()
+        (home / "notebooks").symlink_to(ROOT / "notebooks")
+        paths = {"FRUITLIB_HOME": str(home), "PYTHONPATH": str(ROOT)}
+        return self.variables | paths
+
+    def note(self, name: str, why: str) -> None:
+        """Say once that something gave no figure, and why."""
+        if self.failures.get(name) != why:
+            print(f"{name}: {why}", flush=True)
+        self.failures[name] = why
+
+    def script(self, name: str, network: str, data: Path, epochs: int, precisions: list[str]) -> dict:
+        """What a peer's script, ours or the limit's says of each precision; nothing where it failed."""
+        own = name in (OURS, LIMIT)
+        file = {OURS: "with_fruitlib.py", LIMIT: "limit.py"}.get(name) or PEERS[name]
+        command = [sys.executable if own else str(self.python), str(SCRIPTS / file)]
+        if name != LIMIT:
+            command += [str(data), "--epochs", str(epochs), "--weights", str(self.folder / "weights.pt")]
+        command += ["--network", network, "--batch", str(NETWORKS[network][0]), "--side", str(SIDE)]
+        try:
+            said = finished([*command, "--precisions", *precisions], self.ours() if own else self.variables)
+            return json.loads(said.splitlines()[-1])
+        except Failed as why:
+            self.note(f"{name}, {network}", str(why))
+            return {}
+
+    def speeds(self) -> Measured:
+        """Photos per second, by network and precision."""
+        measured: Measured = {}
+        for turn in range(self.options.rounds):
+            for network in self.options.networks:
+                batch, photos, epochs = NETWORKS[network]
+                data = self.folder / network
+                if not data.is_dir():
+                    draw(data, 2 * batch if self.options.quick else photos, VALIDATION)
+                for name in in_order([*self.options.peers, OURS, LIMIT], turn):
+                    asked = [*PRECISIONS, "default"] if name == OURS and turn == 0 else list(PRECISIONS)
+                    found = self.script(name, network, data, epochs, asked)
+                    if given := found.pop("default", None):
+                        self.defaults[network] = given["precision"]
+                    for precision in PRECISIONS:
+                        figure = self.rate(f"{name}, {precision}", found.get(precision))
+                        row = measured.setdefault(f"{network}, batch {batch}, {precision}", {})
+                        row.setdefault(name, []).append(figure)
+            print(f"speed: round {turn + 1} of {self.options.rounds} is done", flush=True)
+        return measured
+
+    def rate(self, name: str, found: dict | None) -> float | None:
+        """Photos per second after the first epoch, where there are several."""
+        if not found or "why" in found:
+            if found:
+                self.note(name, found["why"])
+            return None
+        first = 1 if len(found["seconds"]) > 1 else 0
+        return sum(found["photos"][first:]) / sum(found["seconds"][first:])
+
+    def whole(self) -> Measured:
+        """Seconds of whole processes, by number of photos."""
+        measured: Measured = {}
+        for photos in self.options.whole:
+            train = photos * 4 // 5 // 64 * 64  # whole batches: fastai and timm drop what is left over
+            data = draw(self.folder / f"whole{photos}", train, photos - train)
+            row = measured.setdefault(f"{photos:,} photos, {WHOLE_EPOCHS} epochs of {WHOLE_NETWORK}", {})
+            for turn in range(self.options.whole_rounds):
+                for name in in_order([*self.options.peers, OURS], turn):
+                    for column, seconds in self.process(name, data).items():
+                        row.setdefault(column, []).append(seconds)
+                print(f"whole, {photos} photos: round {turn + 1} of {self.options.whole_rounds} is done", flush=True)
+        return measured
+
+    def process(self, name: str, data: Path) -> dict[str, float | None]:
+        """Seconds of one process from command to end, by column; ours twice: cold, then with a kernel waiting."""
+        if name == OURS:
+            waiting = {"XDG_RUNTIME_DIR": tempfile.mkdtemp(dir=self.folder), "FRUITLIB_KERNELS_IDLE": "20"}
+            _, cold = self.sweep(data, waiting)
+            trained, warm = self.sweep(data, waiting)
+            return {TRAINED: trained, ALL_PAGES: warm, COLD: cold}
+        started = time.perf_counter()
+        done = self.script(name, WHOLE_NETWORK, data, WHOLE_EPOCHS, ["fp32"])
+        return {name: time.perf_counter() - started if done else None}
+
+    def sweep(self, data: Path, variables: dict[str, str]) -> tuple[float | None, float | None]:
+        """Seconds until the network is trained and 02 is there, and until all pages are, of a sweep of one run."""
+        variables = self.ours() | variables
+        home = Path(variables["FRUITLIB_HOME"])
+        settings = {"data": str(data), "test_per_class": 0, "model": WHOLE_NETWORK, "weights": "none", "lr": 0.001}
+        settings |= {"image_size": SIDE, "augment": "crop", "batch_size": NETWORKS[WHOLE_NETWORK][0]}
+        (home / "one.yaml").write_text(json.dumps(settings | {"epochs": WHOLE_EPOCHS, "grid": {"seed": [0]}}))
+        started, begun = time.perf_counter(), time.time()
+        try:
+            finished([sys.executable, "-m", "fruitlib.cli", "sweep", str(home / "one.yaml")], variables)
+        except Failed as why:
+            self.note("fruitlib sweep", str(why))
+            return None, None
+        taken = time.perf_counter() - started
+        (record,) = (home / "executed" / "one").glob("*/stages/02_train.json")
+        return record.stat().st_mtime - begun, taken
+
+
+def in_order(names: list[str], turn: int) -> list[str]:
+    """The names, every other turn from the last to the first."""
+    return names if turn % 2 == 0 else names[::-1]
+
+
+def all_of(options: argparse.Namespace) -> bool:
+    """Whether all networks and all peers are asked for, and not a quick try."""
+    return not options.quick and set(options.networks) == set(NETWORKS) and set(options.peers) == set(PEERS)
+
+
+def versions(python: Path) -> dict[str, str]:
+    """Versions of the packages that the peers run with, and of Python."""
+    asked = [line.split("==")[0] for line in REQUIREMENTS.read_text().splitlines() if "==" in line]
+    code = "import json, platform, sys; from importlib.metadata import version; "
+    code += "print(json.dumps({'python': platform.python_version()} | {name: version(name) for name in sys.argv[1:]}))"
+    return json.loads(finished([str(python), "-c", code, *asked], {}))
+
+
+def answered(bench: Bench, speed: Measured, whole: Measured) -> dict:
+    """Print the tables; returns all that `results.json` holds."""
+    from fruitlib.core import machine
+
+    columns = [*bench.options.peers, OURS, LIMIT]
+    if speed:
+        print("\n" + figures.table(speed, columns, "photos/s, median (quartiles)", (OURS, LIMIT)))
+        taken = ", ".join(f"{precision} for {network}" for network, precision in bench.defaults.items())
+        print(f"\nfruitlib takes by default: {taken}")
+    if whole:
+        print(
+            "\n" + figures.table(whole, [*bench.options.peers, TRAINED, ALL_PAGES, COLD], "seconds from command to end")
+        )
+    return {
+        "date": datetime.date.today().isoformat(),
+        "machine": machine.hardware(),
+        "threads": bench.threads,
+        "rounds": {"speed": bench.options.rounds, "whole": bench.options.whole_rounds},
+        "peers": versions(bench.python),
+        "fruitlib": machine.versions(),
+        "default_precision": bench.defaults,
+        "photos_per_s": figures.summary(speed),
+        "seconds": figures.summary(whole),
+        "ratios": figures.ratios(speed, whole),
+        "no_figure": bench.failures,
+    }
+
+
+def judged(now: dict, keep: bool, quick: bool = False) -> int:
+    """Keep the results, or compare their ratios with the kept ones; returns the exit code."""
+    ours = [f"{name}: {why}" for name, why in now["no_figure"].items() if name.startswith((OURS, LIMIT))]
+    if keep and not ours:
+        RESULTS.write_text(json.dumps(now, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        print(f"kept in {RESULTS.relative_to(ROOT)}")
+        return 0
+    lines = [f"nothing is kept or passed: {line}" for line in ours]
+    if quick:
+        print("a quick try: nothing is compared")
+    elif not RESULTS.is_file():
+        print(f"nothing to compare with: --keep writes {RESULTS.relative_to(ROOT)}")
+    else:
+        kept = json.loads(RESULTS.read_text(encoding="utf-8"))
+        if kept["machine"] == now["machine"]:
+            fallen = figures.fallen(kept["ratios"], now["ratios"], f"those of {kept['date']}")
+            lines += fallen
+            print("" if fallen else f"no ratio is more than {figures.FALL:.0%} below those of {kept['date']}")
+        else:
+            print(f"ratios are not compared: the kept ones are of another machine ({kept['machine']})")
+    for line in lines:
+        print(line)
+    return 1 if lines else 0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3, help="of speed (default 3; 0: none)")
+    parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
+    parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
+    parser.add_argument(
+        "--whole", nargs="*", type=int, default=[640], help="numbers of photos (default 640; empty: none)"
+    )
+    parser.add_argument("--whole-rounds", type=int, default=1, help="of whole processes (default 1)")
+    parser.add_argument("--quick", action="store_true", help="few photos, idle threads sleep: tries the harness alone")
+    parser.add_argument("--keep", action="store_true", help="write results.json, for later comparisons")
+    options = parser.parse_args()
+    if options.keep and not (options.rounds and options.whole and options.whole_rounds and all_of(options)):
+        parser.error("--keep wants all networks and all peers, in speed and as whole processes, and no --quick")
+    sys.path.insert(0, str(ROOT))
+    started = time.perf_counter()
+    if os.getloadavg()[0] > BUSY:
+        print(
+            "this machine is busy: threads that wait for each other lose most there, so expect odd figures", flush=True
+        )
+    try:
+        python = environment()
+    except Failed as why:
+        print(f"the peers' environment could not be made: {why}", file=sys.stderr)
+        return 2
+    with tempfile.TemporaryDirectory(prefix="fb", ignore_cleanup_errors=True) as made:
+        bench = Bench(options, python, Path(made))
+        now = answered(bench, bench.speeds(), bench.whole())
+    print(json.dumps(now, ensure_ascii=False))
+    print(f"{time.perf_counter() - started:.0f} s in all")
+    return judged(now, options.keep, options.quick)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
