@@ -3,6 +3,7 @@
     python tests/benchmarks/bench.py                 three rounds; compares ratios with those of results.json
     python tests/benchmarks/bench.py --keep          and writes them there
     python tests/benchmarks/bench.py --whole 640 5880 --whole-rounds 3        more of whole processes
+    python tests/benchmarks/bench.py --peers-in fp32 bf16        whole processes of peers in both
     python tests/benchmarks/bench.py --networks resnet18 --whole --peers torch      less of everything
 
 The peers have an environment of their own, `.venv-peers`, made at the first call (some 5 GB) with the versions of
@@ -140,21 +141,26 @@ class Bench:
         measured: Measured = {}
         for turn in range(self.options.rounds):
             for network in self.options.networks:
-                batch, photos, epochs = NETWORKS[network]
-                data = self.folder / network
-                if not data.is_dir():
-                    draw(data, 2 * batch if self.options.quick else photos, VALIDATION)
                 for name in in_order([*self.options.peers, OURS, LIMIT], turn):
-                    asked = [*PRECISIONS, "default"] if name == OURS and turn == 0 else list(PRECISIONS)
-                    found = self.script(name, network, data, epochs, asked)
-                    if given := found.pop("default", None):
-                        self.defaults[network] = given["precision"]
-                    for precision in PRECISIONS:
-                        figure = self.rate(f"{name}, {precision}", found.get(precision))
-                        row = measured.setdefault(f"{network}, batch {batch}, {precision}", {})
+                    for precision, figure in self.speed(name, network).items():
+                        row = measured.setdefault(f"{batches(network)}, {precision}", {})
                         row.setdefault(name, []).append(figure)
-            print(f"speed: round {turn + 1} of {self.options.rounds} is done", flush=True)
+        for network, precision in self.defaults.items():
+            measured[f"{batches(network)}, as they come"] = figures.as_they_come(measured, batches(network), precision)
         return measured
+
+    def speed(self, name: str, network: str) -> dict[str, float | None]:
+        """Photos per second by precision, of one process."""
+        (batch, photos, epochs), data = NETWORKS[network], self.folder / network
+        if not data.is_dir():
+            draw(data, 2 * batch if self.options.quick else photos, VALIDATION)
+        found = self.script(name, network, data, epochs, [*PRECISIONS, *(["default"] if name == OURS else [])])
+        if name == OURS and found:
+            self.defaults[network] = found["default"]["precision"]
+        rates = {precision: self.rate(f"{name}, {precision}", found.get(precision)) for precision in PRECISIONS}
+        said = ", ".join(f"{rate:,.0f} in {precision}" for precision, rate in rates.items() if rate)
+        print(f"{network}, {name}: {said or 'no'} photos/s", flush=True)
+        return rates
 
     def rate(self, name: str, found: dict | None) -> float | None:
         """Photos per second after the first epoch, where there are several."""
@@ -171,15 +177,20 @@ class Bench:
         for photos in self.options.whole:
             train = photos * 4 // 5 // 64 * 64  # whole batches: fastai and timm drop what is left over
             data = draw(self.folder / f"whole{photos}", train, photos - train)
-            row = measured.setdefault(f"{photos:,} photos, {WHOLE_EPOCHS} epochs of {WHOLE_NETWORK}", {})
             for turn in range(self.options.whole_rounds):
-                for name in in_order([*self.options.peers, OURS], turn):
-                    for column, seconds in self.process(name, data).items():
-                        row.setdefault(column, []).append(seconds)
-                print(f"whole, {photos} photos: round {turn + 1} of {self.options.whole_rounds} is done", flush=True)
+                for precision in self.options.peers_in:
+                    name = f"{photos:,} photos, {WHOLE_EPOCHS} epochs of {WHOLE_NETWORK}, peers in {precision}"
+                    self.whole_round(measured.setdefault(name, {}), data, precision, turn)
         return measured
 
-    def process(self, name: str, data: Path) -> dict[str, float | None]:
+    def whole_round(self, row: dict[str, list[float | None]], data: Path, precision: str, turn: int) -> None:
+        """Add a round of whole processes, one after the other, to a row."""
+        for name in in_order([*self.options.peers, OURS], turn):
+            for column, seconds in self.process(name, data, precision).items():
+                row.setdefault(column, []).append(seconds)
+                print(f"whole process, {column}: {f'{seconds:.0f} s' if seconds else 'failed'}", flush=True)
+
+    def process(self, name: str, data: Path, precision: str) -> dict[str, float | None]:
         """Seconds of one process from command to end, by column; ours twice: cold, then with a kernel waiting."""
         if name == OURS:
             waiting = {"XDG_RUNTIME_DIR": tempfile.mkdtemp(dir=self.folder), "FRUITLIB_KERNELS_IDLE": "20"}
@@ -187,8 +198,9 @@ class Bench:
             trained, warm = self.sweep(data, waiting)
             return {TRAINED: trained, ALL_PAGES: warm, COLD: cold}
         started = time.perf_counter()
-        done = self.script(name, WHOLE_NETWORK, data, WHOLE_EPOCHS, ["fp32"])
-        return {name: time.perf_counter() - started if done else None}
+        done = self.script(name, WHOLE_NETWORK, data, WHOLE_EPOCHS, [precision])
+        taken = time.perf_counter() - started
+        return {name: taken if "seconds" in done.get(precision, {}) else None}
 
     def sweep(self, data: Path, variables: dict[str, str]) -> tuple[float | None, float | None]:
         """Seconds until the network is trained and 02 is there, and until all pages are, of a sweep of one run."""
@@ -206,6 +218,11 @@ class Bench:
         taken = time.perf_counter() - started
         (record,) = (home / "executed" / "one").glob("*/stages/02_train.json")
         return record.stat().st_mtime - begun, taken
+
+
+def batches(network: str) -> str:
+    """A network and its batches, in words: the beginning of its rows' names."""
+    return f"{network}, batch {NETWORKS[network][0]}"
 
 
 def in_order(names: list[str], turn: int) -> list[str]:
@@ -236,9 +253,8 @@ def answered(bench: Bench, speed: Measured, whole: Measured) -> dict:
         taken = ", ".join(f"{precision} for {network}" for network, precision in bench.defaults.items())
         print(f"\nfruitlib takes by default: {taken}")
     if whole:
-        print(
-            "\n" + figures.table(whole, [*bench.options.peers, TRAINED, ALL_PAGES, COLD], "seconds from command to end")
-        )
+        columns = [*bench.options.peers, TRAINED, ALL_PAGES, COLD]
+        print("\n" + figures.table(whole, columns, "seconds from command to end"))
     return {
         "date": datetime.date.today().isoformat(),
         "machine": machine.hardware(),
@@ -254,29 +270,39 @@ def answered(bench: Bench, speed: Measured, whole: Measured) -> dict:
     }
 
 
-def judged(now: dict, keep: bool, quick: bool = False) -> int:
-    """Keep the results, or compare their ratios with the kept ones; returns the exit code."""
-    ours = [f"{name}: {why}" for name, why in now["no_figure"].items() if name.startswith((OURS, LIMIT))]
-    if keep and not ours:
-        RESULTS.write_text(json.dumps(now, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        print(f"kept in {RESULTS.relative_to(ROOT)}")
-        return 0
-    lines = [f"nothing is kept or passed: {line}" for line in ours]
-    if quick:
-        print("a quick try: nothing is compared")
-    elif not RESULTS.is_file():
-        print(f"nothing to compare with: --keep writes {RESULTS.relative_to(ROOT)}")
-    else:
-        kept = json.loads(RESULTS.read_text(encoding="utf-8"))
-        if kept["machine"] == now["machine"]:
-            fallen = figures.fallen(kept["ratios"], now["ratios"], f"those of {kept['date']}")
-            lines += fallen
-            print("" if fallen else f"no ratio is more than {figures.FALL:.0%} below those of {kept['date']}")
-        else:
-            print(f"ratios are not compared: the kept ones are of another machine ({kept['machine']})")
-    for line in lines:
-        print(line)
+def ours_failed(now: dict) -> int:
+    """1 where something of ours gave no figure, with a line for each; else 0."""
+    lines = [
+        f"{name} gave no figure: {why}" for name, why in now["no_figure"].items() if name.startswith((OURS, LIMIT))
+    ]
+    print("".join(f"{line}\n" for line in lines), end="")
     return 1 if lines else 0
+
+
+def kept(now: dict) -> int:
+    """Write the results, unless something of ours is not in them; returns the exit code."""
+    if ours_failed(now):
+        print("nothing was kept")
+        return 1
+    RESULTS.write_text(json.dumps(now, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"kept in {RESULTS.name}")
+    return 0
+
+
+def compared(now: dict) -> int:
+    """Compare the ratios with the kept ones, a line for each that has fallen; returns the exit code."""
+    code = ours_failed(now)
+    if not RESULTS.is_file():
+        print(f"nothing to compare with: --keep writes {RESULTS.name}")
+        return code
+    before = json.loads(RESULTS.read_text(encoding="utf-8"))
+    if before["machine"] != now["machine"]:
+        print(f"ratios are not compared: the kept ones are of another machine ({before['machine']})")
+        return code
+    named = f"those of {before['date']}"
+    lines = figures.fallen(before["ratios"], now["ratios"], named)
+    print("\n".join(lines) or f"no ratio is more than {figures.FALL:.0%} below {named}")
+    return 1 if lines else code
 
 
 def main() -> int:
@@ -284,10 +310,11 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of speed (default 3; 0: none)")
     parser.add_argument("--networks", nargs="+", choices=list(NETWORKS), default=list(NETWORKS))
     parser.add_argument("--peers", nargs="*", choices=list(PEERS), default=list(PEERS))
-    parser.add_argument(
-        "--whole", nargs="*", type=int, default=[640], help="numbers of photos (default 640; empty: none)"
-    )
+    whole = "whole processes with so many photos (default 640; nothing: none)"
+    parser.add_argument("--whole", nargs="*", type=int, default=[640], metavar="PHOTOS", help=whole)
     parser.add_argument("--whole-rounds", type=int, default=1, help="of whole processes (default 1)")
+    peers_in = "precision that peers have as whole processes (default fp32, as they come)"
+    parser.add_argument("--peers-in", nargs="+", choices=PRECISIONS, default=["fp32"], help=peers_in)
     parser.add_argument("--quick", action="store_true", help="few photos, idle threads sleep: tries the harness alone")
     parser.add_argument("--keep", action="store_true", help="write results.json, for later comparisons")
     options = parser.parse_args()
@@ -296,9 +323,7 @@ def main() -> int:
     sys.path.insert(0, str(ROOT))
     started = time.perf_counter()
     if os.getloadavg()[0] > BUSY:
-        print(
-            "this machine is busy: threads that wait for each other lose most there, so expect odd figures", flush=True
-        )
+        print("this machine is busy: figures will be off, most where threads spin while they wait", flush=True)
     try:
         python = environment()
     except Failed as why:
@@ -309,7 +334,10 @@ def main() -> int:
         now = answered(bench, bench.speeds(), bench.whole())
     print(json.dumps(now, ensure_ascii=False))
     print(f"{time.perf_counter() - started:.0f} s in all")
-    return judged(now, options.keep, options.quick)
+    if options.quick:
+        print("a quick try: nothing is compared")
+        return ours_failed(now)
+    return kept(now) if options.keep else compared(now)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,19 @@ def ratio(above: list[float | None], below: list[float | None]) -> float | None:
     return statistics.median(ratios) if ratios else None
 
 
+def as_they_come(speed: Measured, network: str, default: str) -> dict[str, list[float | None]]:
+    """A row for a network as everybody comes: peers in fp32, ours in its default precision, the higher of the limits.
+
+    Args:
+        network: the rows' name without the precision, such as "resnet18, batch 64".
+        default: the precision that ours takes by itself.
+    """
+    row = {name: found for name, found in speed[f"{network}, fp32"].items() if name not in (OURS, LIMIT)}
+    limits = [of_row.get(LIMIT, []) for name, of_row in speed.items() if name.startswith(f"{network}, ")]
+    best = max(limits, key=lambda limit: (quartiles(limit) or [0, 0, 0])[1])
+    return row | {OURS: speed[f"{network}, {default}"].get(OURS, []), LIMIT: best}
+
+
 def ratios(speed: Measured, whole: Measured) -> dict[str, float]:
     """What is kept and compared, larger is better: our speed by the limit; the quickest peer's seconds by ours."""
     found = {}
