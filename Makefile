@@ -17,11 +17,11 @@ test: .venv/installed ## the tests; PYTEST adds options, such as PYTEST="-k spli
 lab: .venv/installed ## JupyterLab on the numbered notebooks
 	@$(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks/01_split.ipynb
 
-bench: .venv/installed ## speed beside torch, timm, fastai, Lightning; sweeps beside papermill; two million rows (half an hour)
-	@$(BIN)/python tests/benchmarks/bench.py $(BENCH)
+bench: .venv/installed ## speed beside torch, timm, fastai, Lightning; sweeps beside papermill (half an hour); BENCH adds options
 	@$(BIN)/python tests/benchmarks/data_path.py
 	@$(BIN)/python tests/benchmarks/sweep_overhead.py
 	@$(BIN)/python tests/benchmarks/scale.py
+	@$(BIN)/python tests/benchmarks/bench.py $(BENCH)
 
 coverage: .venv/installed ## what intervals and tests hold, simulated: the tables of the docstrings (three minutes)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m tests.simulations

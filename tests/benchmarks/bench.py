@@ -45,6 +45,7 @@ NETWORKS = {  # batch; photos and epochs, of which the first is not counted
 SIDE, VALIDATION, PRECISIONS = 96, 48, ("fp32", "bf16")
 WHOLE_NETWORK, WHOLE_EPOCHS = "resnet18", 3
 TRAINED, ALL_PAGES, COLD = "fruitlib, trained", figures.ALL_PAGES, "fruitlib, all pages, cold"
+NOT_PASSED_ON = ("OMP_", "GOMP_", "KMP_", "MKL_", "MALLOC_", "FRUITLIB_", "PYTHONPATH")  # variables: all start alike
 LONGEST = 3600  # seconds that one process may take
 BUSY = 1.0  # processes at work before anything starts, on average of a minute
 
@@ -76,7 +77,7 @@ def finished(command: list[str], variables: dict[str, str]) -> str:
     Raises:
         Failed: it ended otherwise, or took too long.
     """
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_", "FRUITLIB_"))}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(NOT_PASSED_ON)}
     try:
         done = subprocess.run(command, env=kept | variables, capture_output=True, text=True, timeout=LONGEST)
     except subprocess.TimeoutExpired:
@@ -243,18 +244,10 @@ def versions(python: Path) -> dict[str, str]:
     return json.loads(finished([str(python), "-c", code, *asked], {}))
 
 
-def answered(bench: Bench, speed: Measured, whole: Measured) -> dict:
-    """Print the tables; returns all that `results.json` holds."""
+def results(bench: Bench, speed: Measured, whole: Measured) -> dict:
+    """All that `results.json` holds."""
     from fruitlib.core import machine
 
-    columns = [*bench.options.peers, OURS, LIMIT]
-    if speed:
-        print("\n" + figures.table(speed, columns, "photos/s, median (quartiles)", (OURS, LIMIT)))
-        taken = ", ".join(f"{precision} for {network}" for network, precision in bench.defaults.items())
-        print(f"\nfruitlib takes by default: {taken}")
-    if whole:
-        columns = [*bench.options.peers, TRAINED, ALL_PAGES, COLD]
-        print("\n" + figures.table(whole, columns, "seconds from command to end"))
     return {
         "date": datetime.date.today().isoformat(),
         "machine": machine.hardware(),
@@ -268,6 +261,16 @@ def answered(bench: Bench, speed: Measured, whole: Measured) -> dict:
         "ratios": figures.ratios(speed, whole),
         "no_figure": bench.failures,
     }
+
+
+def show(now: dict) -> None:
+    """Print the tables, and with what they were measured."""
+    for table in figures.tables(now):
+        print(f"\n{table}")
+    defaults = "".join(f"; {network} in {precision}" for network, precision in now["default_precision"].items())
+    peers = ", ".join(f"{name} {version}" for name, version in now["peers"].items())
+    print(f"\n{now['date']}, {now['machine']}, {now['threads']} threads; peers: {peers}")
+    print(f"fruitlib with torch {now['fruitlib']['torch']}, by default{defaults or ': nothing was asked'}")
 
 
 def ours_failed(now: dict) -> int:
@@ -317,7 +320,11 @@ def main() -> int:
     parser.add_argument("--peers-in", nargs="+", choices=PRECISIONS, default=["fp32"], help=peers_in)
     parser.add_argument("--quick", action="store_true", help="few photos, idle threads sleep: tries the harness alone")
     parser.add_argument("--keep", action="store_true", help="write results.json, for later comparisons")
+    parser.add_argument("--show", action="store_true", help="print the tables of results.json; nothing is measured")
     options = parser.parse_args()
+    if options.show:
+        show(json.loads(RESULTS.read_text(encoding="utf-8")))
+        return 0
     if options.keep and not (options.rounds and options.whole and options.whole_rounds and all_of(options)):
         parser.error("--keep wants all networks and all peers, in speed and as whole processes, and no --quick")
     sys.path.insert(0, str(ROOT))
@@ -331,7 +338,8 @@ def main() -> int:
         return 2
     with tempfile.TemporaryDirectory(prefix="fb", ignore_cleanup_errors=True) as made:
         bench = Bench(options, python, Path(made))
-        now = answered(bench, bench.speeds(), bench.whole())
+        now = results(bench, bench.speeds(), bench.whole())
+    show(now)
     print(json.dumps(now, ensure_ascii=False))
     print(f"{time.perf_counter() - started:.0f} s in all")
     if options.quick:

@@ -8,6 +8,7 @@ import statistics
 
 OURS, LIMIT = "fruitlib", "limit"
 ALL_PAGES = "fruitlib, all pages"
+OF_LIMIT, OF_QUICKEST = "fruitlib / limit", "quickest peer's seconds / ours"  # the ratios
 FALL = 0.15  # by what share a ratio may fall below the kept one
 Measured = dict[str, dict[str, list[float | None]]]
 
@@ -44,13 +45,13 @@ def ratios(speed: Measured, whole: Measured) -> dict[str, float]:
     """What is kept and compared, larger is better: our speed by the limit; the quickest peer's seconds by ours."""
     found = {}
     for row, columns in speed.items():
-        found[f"{row}: fruitlib / limit"] = ratio(columns.get(OURS, []), columns.get(LIMIT, []))
+        found[f"{row}: {OF_LIMIT}"] = ratio(columns.get(OURS, []), columns.get(LIMIT, []))
     for row, columns in whole.items():
         peers = {name: quartiles(figures) for name, figures in columns.items() if not name.startswith(OURS)}
         peers = {name: found_of[1] for name, found_of in peers.items() if found_of}
         if peers:
             quickest = columns[min(peers, key=peers.get)]
-            found[f"{row}: quickest peer's seconds / ours"] = ratio(quickest, columns.get(ALL_PAGES, []))
+            found[f"{row}: {OF_QUICKEST}"] = ratio(quickest, columns.get(ALL_PAGES, []))
     return {name: round(value, 3) for name, value in found.items() if value is not None}
 
 
@@ -63,27 +64,6 @@ def fallen(kept: dict[str, float], now: dict[str, float], named: str = "the kept
     ]
 
 
-def table(measured: Measured, columns: list[str], corner: str, share: tuple[str, str] | None = None) -> str:
-    """Markdown: a row per task, its medians with quartiles by column; in the end, perhaps, the ratio of two columns."""
-    heads = [corner, *columns, *([f"{share[0]} / {share[1]}"] if share else [])]
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    for row, found in measured.items():
-        cells = [row, *(_cell(found.get(column, [])) for column in columns)]
-        if share:
-            value = ratio(found.get(share[0], []), found.get(share[1], []))
-            cells.append("–" if value is None else f"{value:.2f}")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
-def _cell(figures: list[float | None]) -> str:
-    found = quartiles(figures)
-    if not found:
-        return "–"
-    low, median, high = (f"{figure:,.0f}" for figure in found)
-    return median if low == high else f"{median} ({low}–{high})"
-
-
 def summary(measured: Measured) -> dict[str, dict[str, list[float]]]:
     """Quartiles of every row and column that has figures, rounded, for `results.json`."""
     found = {}
@@ -91,3 +71,34 @@ def summary(measured: Measured) -> dict[str, dict[str, list[float]]]:
         of_row = {name: quartiles(figures) for name, figures in columns.items()}
         found[row] = {name: [round(figure, 1) for figure in three] for name, three in of_row.items() if three}
     return found
+
+
+def tables(results: dict) -> list[str]:
+    """Markdown of what `results.json` holds: photos per second, seconds of whole processes; those that are there."""
+    corners = {"photos_per_s": "photos/s, median (quartiles)", "seconds": "seconds from command to end"}
+    ratios_of = {"photos_per_s": OF_LIMIT, "seconds": OF_QUICKEST}
+    return [
+        _table(results[name], corner, ratios_of[name], results["ratios"])
+        for name, corner in corners.items()
+        if results[name]
+    ]
+
+
+def _table(rows: dict[str, dict[str, list[float]]], corner: str, kind: str, of_all: dict[str, float]) -> str:
+    """A row per task, its medians and quartiles by column, its ratio; a dash where there is none."""
+    columns = list(dict.fromkeys(column for found in rows.values() for column in found))
+    columns.sort(key=lambda column: (column == LIMIT, column.startswith(OURS)))
+    lines = [f"| {' | '.join([corner, *columns, kind])} |", f"|{'---|' * (len(columns) + 2)}"]
+    for row, found in rows.items():
+        cells = [_cell(found.get(column)) for column in columns]
+        value = of_all.get(f"{row}: {kind}")
+        lines.append(f"| {' | '.join([row, *cells, '–' if value is None else f'{value:.2f}'])} |")
+    return "\n".join(lines)
+
+
+def _cell(found: list[float] | None) -> str:
+    """61 (60–63); the median alone where the quartiles are the same number."""
+    if not found:
+        return "–"
+    low, median, high = (f"{figure:,.0f}" for figure in found)
+    return median if low == high else f"{median} ({low}–{high})"
