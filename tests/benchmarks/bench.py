@@ -268,10 +268,10 @@ def show(now: dict) -> None:
     """Print the tables, and with what they were measured."""
     for table in figures.tables(now):
         print(f"\n{table}")
-    defaults = "".join(f"; {network} in {precision}" for network, precision in now["default_precision"].items())
+    defaults = ", ".join(f"{precision} for {network}" for network, precision in now["default_precision"].items())
     peers = ", ".join(f"{name} {version}" for name, version in now["peers"].items())
     print(f"\n{now['date']}, {now['machine']}, {now['threads']} threads; peers: {peers}")
-    print(f"fruitlib with torch {now['fruitlib']['torch']}, by default{defaults or ': nothing was asked'}")
+    print(f"fruitlib with torch {now['fruitlib']['torch']}, takes by default {defaults or '(not asked)'}")
 
 
 def ours_failed(now: dict) -> int:
