@@ -17,10 +17,11 @@ test: .venv/installed ## the tests; PYTEST adds options, such as PYTEST="-k spli
 lab: .venv/installed ## JupyterLab on the numbered notebooks
 	@$(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks/01_split.ipynb
 
-bench: .venv/installed ## data path and sweeps against torchvision's and papermill's, two million rows; the last lines are JSON
+bench: .venv/installed ## speed beside torch, timm, fastai, Lightning; sweeps beside papermill (half an hour); BENCH adds options
 	@$(BIN)/python tests/benchmarks/data_path.py
 	@$(BIN)/python tests/benchmarks/sweep_overhead.py
 	@$(BIN)/python tests/benchmarks/scale.py
+	@$(BIN)/python tests/benchmarks/bench.py $(BENCH)
 
 gpu: ## tests and speed on a GPU, under eight minutes; PYTHON=python3 that has torch is taken as it is, nothing installed
 	@if $(PYTHON) -c 'import sys, importlib.util as u; sys.exit(u.find_spec("torch") is None)' 2>/dev/null; \

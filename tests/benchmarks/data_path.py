@@ -40,9 +40,12 @@ from fruitlib.training import losses, models
 BATCH, SIDE, CLASSES = 16, 96, ("apple", "cherry", "tomato")
 
 
-def drawn(folder: Path, count: int = 304) -> Path:
-    """A folder of class folders with `count` noisy JPEGs of 100 x 100 pixels, some 4 kB each."""
-    for number in range(count):
+def drawn(folder: Path, count: int = 304, first: int = 0) -> Path:
+    """A folder of class folders with `count` noisy JPEGs of 100 x 100 pixels, some 4 kB each.
+
+    Another `first` draws other photos.
+    """
+    for number in range(first, first + count):
         rng = np.random.default_rng(number)
         rough = Image.fromarray(rng.integers(0, 256, (12, 12, 3), dtype=np.uint8)).resize((100, 100), 2)
         noisy = np.asarray(rough, dtype=int) + rng.integers(-8, 9, (100, 100, 3))
