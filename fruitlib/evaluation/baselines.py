@@ -41,7 +41,7 @@ def mean_colour(
 
 
 def colours(photos: np.ndarray) -> np.ndarray:
-    """Mean and standard deviation of each channel of photos uint8 (n, S, S, 3): (n, 6), in shares of full brightness."""
+    """Mean and standard deviation of each channel of photos uint8 (n, S, S, 3): (n, 6), shares of full brightness."""
     moments = [cv2.meanStdDev(photo) for photo in photos]  # 50 times as fast as NumPy, which makes floats of all pixels
     return np.reshape(moments, (len(photos), 6)) / 255
 
