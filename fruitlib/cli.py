@@ -7,6 +7,7 @@ import signal
 import sys
 from pathlib import Path
 
+from fruitlib import __version__
 from fruitlib.core import files, progress
 from fruitlib.core.errors import InputError
 from fruitlib.core.texts import show
@@ -48,13 +49,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fruitlib", description="Photos in, executed notebooks and a report out.")
+    parser.add_argument("--version", action="version", version=f"fruitlib {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     sweep = commands.add_parser("sweep", help="execute the notebooks for every combination of a params file")
     sweep.add_argument("params", type=Path, help="a params file, such as params/demo.yaml")
     sweep.add_argument("--data", help="a folder of photos or a table, in place of the params file's `data`")
     sweep.add_argument("--out", help="name of the folder in executed/ (default: the params file's name)")
-    sweep.add_argument("--jobs", type=int, default=0, help="runs at a time (default: as many as GPUs, or cores)")
+    sweep.add_argument("--jobs", type=int, help="runs at a time (default: as many as GPUs, or cores)")
     sweep.add_argument("--scheduler", default="", metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786")
     sweep.set_defaults(command=_sweep)
 
@@ -125,8 +127,10 @@ def _sweep(options: argparse.Namespace) -> int:
     from fruitlib.data import sources
     from fruitlib.sweep.driver import Options, run_sweep
 
-    if options.jobs < 0:
-        raise InputError(f"--jobs {options.jobs}: a number of runs is wanted")
+    if options.jobs is not None and options.jobs < 1:
+        raise InputError(
+            f"--jobs {options.jobs}: give how many runs are executed at a time, 1 or more, or leave it out"
+        )
     data = options.data
     if data is not None and not data.strip():
         raise InputError("--data is empty: name a folder of class folders")
@@ -134,7 +138,7 @@ def _sweep(options: argparse.Namespace) -> int:
         data = os.path.abspath(os.path.expanduser(data))  # as typed: from where the person stands, not from home()
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C does, it ends the runs too
-    return run_sweep(options.params, data, Options(options.out, options.jobs, options.scheduler))
+    return run_sweep(options.params, data, Options(options.out, options.jobs or 0, options.scheduler))
 
 
 def _report(options: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fruitlib import cli
+from fruitlib import __version__, cli
 from fruitlib.core.errors import InputError, first_line
 
 ESCAPE = "red\x1b[31m\x1b]0;title\x07\r\nfruitlib: all is well\u202e"
@@ -38,3 +38,15 @@ def test_the_photos_on_which_two_differ_are_a_line_each(tmp_path, capsys):
     out = capsys.readouterr().out
     assert sum(line.startswith("  p") and "B says y\\x1b[5m" in line for line in out.splitlines()) == 8
     assert "\x1b" not in out
+
+
+def test_the_version_is_said(capsys):
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"fruitlib {__version__}\n"
+
+
+@pytest.mark.parametrize("jobs", ["0", "-2"])
+def test_no_runs_at_a_time_is_refused(capsys, jobs):
+    assert cli.main(["sweep", "params/demo.yaml", "--jobs", jobs]) == 2
+    assert capsys.readouterr().err.startswith(f"fruitlib: --jobs {jobs}: give how many runs")

@@ -152,10 +152,10 @@ class Config(BaseModel):
         description="decoded photos: auto | ram (mapped, read ahead) | disk (mapped) | stream (decoded every epoch)",
     )
     precision: Literal["auto", "fp32", "bf16", "fp16"] = Field(
-        "fp32", description="of training: fp32 | bf16 | fp16 (GPU) | auto (timed once per sweep)"
+        "auto", description="of training: fp32 | bf16 | fp16 (GPU) | auto (what this machine does fastest)"
     )
-    memory_format: Literal["auto", "channels_last", "contiguous"] = Field(
-        "channels_last", description="channels_last | contiguous | auto (timed once per sweep)"
+    memory_format: Literal["channels_last", "contiguous"] = Field(
+        "channels_last", description="channels_last | contiguous"
     )
     compile: Literal["none", "default"] = Field("none", description="torch.compile: none | default")
     cam_every: int = Field(5, ge=0, description="keep Grad-CAM pictures every so many epochs; 0: never")

@@ -24,6 +24,11 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
+def in_sweep() -> bool:
+    """Whether a sweep executes this, so that nobody looks at it meanwhile."""
+    return "FRUITLIB_JOB" in os.environ
+
+
 def device():
     """The device training runs on: this process's GPU where there is one, else the CPU."""
     import torch

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 
 from fruitlib.core.config import FACTORS
 from fruitlib.core.errors import InputError
@@ -18,6 +19,7 @@ from fruitlib.deploy.export import ExportError
 from fruitlib.explain import gradcam
 from fruitlib.runs.run import Run
 from fruitlib.training import blocks
+from fruitlib.training.models import Ensemble, Normalized
 
 MOST_PHOTOS = 8  # straight from their files
 HEAT_PHOTOS = 8  # compared with Grad-CAM, which takes a pass back through the network
@@ -75,7 +77,8 @@ def heat_agreement(paths: dict[str, Path], model, photos: Photos) -> dict[str, f
     """The correlation of each file's heat with Grad-CAM of the last layer by torch, for each photo's predicted class.
 
     The mean over the photos in which both show something. Files without heat are left out, and all where Grad-CAM
-    finds no layer. Grad-CAM gives each channel one weight; of our own networks, whose weights differ by place, the
+    finds no layer. An ensemble's is compared with the mean of its members' Grad-CAMs, each scaled to a largest value of
+    1. Grad-CAM gives each channel one weight; of our own networks, whose weights differ by place, the
     files' heat is the exact map, and Grad-CAM the coarser one.
     """
     sessions = {backend: predict.open_session(path) for backend, path in paths.items()}
@@ -86,12 +89,24 @@ def heat_agreement(paths: dict[str, Path], model, photos: Photos) -> dict[str, f
     pictures = dataset.to_pictures(some.images)
     answers = {name: predict.outputs(one, pictures, ("logits", "heat")) for name, one in with_heat.items()}
     targets = next(iter(answers.values()))[0].argmax(1)
+    members = model.members if isinstance(model, Ensemble) else [model]
     try:
-        last = dict([list(blocks.target_layers(model).items())[-1]])
-        found = gradcam.heatmaps(model, dataset.to_float(some.images), last, targets.tolist(), all_views=False)
+        reference = np.mean(
+            [_grad_cam(one, dataset.to_float(some.images), targets.tolist()) for one in members], axis=0
+        )
     except InputError:  # no layer that gives maps
         return {}
-    return {name: _correlation(maps, targets, found.heatmap[:, 0]) for name, (_, maps) in answers.items()}
+    return {name: _correlation(maps, targets, reference) for name, (_, maps) in answers.items()}
+
+
+def _grad_cam(model: Normalized, images: torch.Tensor, targets: list[int]) -> np.ndarray:
+    """Grad-CAM (n, S, S) of a network's last layer, from 0 to 1.
+
+    Raises:
+        InputError: no layer that gives maps.
+    """
+    last = dict([list(blocks.target_layers(model).items())[-1]])
+    return gradcam.heatmaps(model, images, last, targets, all_views=False).heatmap[:, 0]
 
 
 def _correlation(maps: np.ndarray, targets: np.ndarray, reference: np.ndarray) -> float:

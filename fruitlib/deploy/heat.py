@@ -5,6 +5,13 @@ is the map: the class activation map (Zhou et al. 2016, equation 2), exact for e
 whatever it was fitted by; where several views are averaged, exact for the view that is shown. Our own networks are
 linear in the features place by place, but for one leaky ReLU of the five base logits, whose slope is 1 or 0.1; their
 map is exact, too. Elsewhere heat is how strongly the last maps respond at all, the same for every class.
+
+An ensemble averages its members' probabilities, so that none counts more because its logits are larger. Its heat is the
+mean of the members' maps, each divided by its mean absolute value for the photo; maps of different scale are commonly
+normalized before they are averaged (Mahlau and Nolde 2022, arXiv 2207.01565, compare ways). The mean absolute value is
+over all classes and places: a member that sees little of a class adds little to its map, and one hot place does not
+decide a member's scale, as it would by the greatest value. The mean is multiplied by the members' mean scale, so that
+an ensemble of one has the map of its member.
 """
 
 from dataclasses import dataclass, replace
@@ -16,16 +23,17 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from fruitlib.training import views
-from fruitlib.training.models import Base, End2End, Normalized
+from fruitlib.training.models import Base, End2End, Ensemble, Normalized
 
 FEATURES = "features"  # the name that a graph's last feature maps get as an output
 CLASS_MAP, STRENGTH = "class activation map", "strength of the last feature maps, the same for every class"
 POOLS = ("GlobalAveragePool", "AveragePool", "ReduceMean")
+LEAST_SCALE = 1e-9  # of a member's map, in logits; one that is zero everywhere stays zero
 
 
 @dataclass(frozen=True)
 class Heat:
-    """How heat follows from the feature maps (N, K, h, w) of a graph."""
+    """How heat follows from the feature maps (N, K, h, w) of a graph, or from those of an ensemble's members."""
 
     kind: str  # CLASS_MAP or STRENGTH
     weights: np.ndarray | None = None  # (C, K) of CLASS_MAP; of our own networks (C, B), of their B base logits
@@ -36,33 +44,102 @@ class Heat:
     bias: np.ndarray | None = None  # (B,)
     slope: float = 1.0  # of the base logits below zero
     view: int = 0  # the view of a photo that heat shows, where the graph passes several through the network
+    members: tuple["Heat", ...] = ()  # of an ensemble, all of the same kind
+
+    @property
+    def words(self) -> str:
+        """What heat is, in words."""
+        if not self.members:
+            return self.kind
+        return f"{self.kind}; the mean over {len(self.members)} models, whose maps are scaled to count alike"
 
 
 def add_features(core: onnx.ModelProto, model: torch.nn.Module) -> Heat | None:
-    """Make the last feature maps an output of a graph, `features`; returns how heat follows from them.
+    """Make the last feature maps outputs of a graph; returns how heat follows from them.
+
+    The output is `features`, of an ensemble `member0/features` and so on.
 
     Args:
         core: "images" (n, 3, S, S) -> "logits"; changed in place.
-        model: the network that it was exported from.
+        model: the network that it was exported from, or an ensemble.
 
     Returns:
-        None where nothing is pooled over places, as in transformers that answer by a class token; of ensembles.
+        None where nothing is pooled over places, as in transformers that answer by a class token, and of ensembles
+        whose members' last maps differ in size. Where the class map of one member is not known, the ensemble's heat is
+        strength.
     """
-    pools = [node for node in core.graph.node if node.op_type in POOLS and _pools_places(core, node)]
-    if not pools or not isinstance(model, Normalized):
+    shaped = onnx.shape_inference.infer_shapes(core)
+    if isinstance(model, Normalized):
+        found = [_found(shaped, model, "logits")]
+        outputs = [FEATURES]
+    elif isinstance(model, Ensemble) and len(answers := _members_logits(core)) == len(model.members):
+        found = [_found(shaped, member, logits) for member, logits in zip(model.members, answers, strict=True)]
+        outputs = [_of_member(place, FEATURES) for place in range(len(found))]
+    else:
         return None
-    features, found = pools[-1].input[0], Heat(STRENGTH)
+    if None in found or len({tuple(_shape(shaped, name)[2:]) for name, _ in found}) > 1:
+        return None
+    for (name, _), output in zip(found, outputs, strict=True):
+        core.graph.node.append(helper.make_node("Identity", [name], [output], name=f"{output}_as_output"))
+        core.graph.output.append(
+            helper.make_tensor_value_info(output, TensorProto.FLOAT, ["views", "channels", "rows", "columns"])
+        )
+    heats = tuple(heat for _, heat in found)
+    return heats[0] if isinstance(model, Normalized) else _together(heats)
+
+
+def _together(members: tuple[Heat, ...]) -> Heat:
+    """The heat of an ensemble: strength, where it is all that is known of one of them."""
+    if any(member.kind == STRENGTH for member in members):
+        members = tuple(Heat(STRENGTH, view=member.view) for member in members)
+    return Heat(members[0].kind, members=members)
+
+
+def _of_member(place: int, name: str) -> str:
+    """The name of a tensor that each member of an ensemble has."""
+    return f"member{place}/{name}"
+
+
+def _members_logits(core: onnx.ModelProto) -> list[str]:
+    """What enters the log-softmax of each member of an ensemble, in their order."""
+    makers = {name: node for node in core.graph.node for name in node.output}
+    found, waiting = [], ["logits"]
+    for name in waiting:  # which grows by what the members' answers are averaged from
+        node = makers.get(name)
+        if node is not None and node.op_type == "LogSoftmax":
+            found.append(node.input[0])
+        elif node is not None:
+            waiting.extend(node.input)
+    return found
+
+
+def _found(core: onnx.ModelProto, model: Normalized, logits: str) -> tuple[str, Heat] | None:
+    """The last feature maps of a network whose answer is `logits`, and how heat follows from them."""
+    pools = [node for node in _before(core, logits) if node.op_type in POOLS and _pools_places(core, node)]
+    if not pools:
+        return None
+    found = Heat(STRENGTH)
     if isinstance(model.net, (Base, End2End)):
         found = _of_our_own(model, core)
-    elif (weights := _linear_weights(core, pools[-1].output[0], views.COUNT[model.views])) is not None:
+    elif (weights := _linear_weights(core, pools[-1].output[0], logits, views.COUNT[model.views])) is not None:
         found = Heat(CLASS_MAP, weights)
-    if found:
-        found = replace(found, view=views.SHOWN[model.views])
-        core.graph.node.append(helper.make_node("Identity", [features], [FEATURES], name="features_as_output"))
-        core.graph.output.append(
-            helper.make_tensor_value_info(FEATURES, TensorProto.FLOAT, ["views", "channels", "rows", "columns"])
-        )
-    return found
+    return (pools[-1].input[0], replace(found, view=views.SHOWN[model.views])) if found else None
+
+
+def _before(core: onnx.ModelProto, name: str) -> list[onnx.NodeProto]:
+    """The nodes that a tensor follows from, in the order in which they run."""
+    wanted, nodes = {name}, []
+    for node in reversed(core.graph.node):
+        if wanted & set(node.output):
+            wanted |= set(node.input)
+            nodes.append(node)
+    return nodes[::-1]
+
+
+def _shape(core: onnx.ModelProto, name: str) -> list[int]:
+    """The sizes of a tensor of a graph whose shapes are inferred; 0 where one is not known, none where all are not."""
+    known = next((info for info in core.graph.value_info if info.name == name), None)
+    return [dim.dim_value for dim in known.type.tensor_type.shape.dim] if known else []
 
 
 def _of_our_own(model: Normalized, core: onnx.ModelProto) -> Heat | None:
@@ -94,10 +171,10 @@ def _pools_places(core: onnx.ModelProto, node: onnx.NodeProto) -> bool:
     return sorted(numpy_helper.to_array(held[node.input[1]]).tolist()) in ([2, 3], [-2, -1])
 
 
-def _linear_weights(core: onnx.ModelProto, pooled: str, views: int) -> np.ndarray | None:
-    """The matrix (C, K) by which logits follow from the pooled means `pooled`; None where they do not, linearly."""
+def _linear_weights(core: onnx.ModelProto, pooled: str, answer: str, views: int) -> np.ndarray | None:
+    """The matrix (C, K) by which the logits `answer` follow from the pooled means; None where they do not, linearly."""
     try:
-        tail, shape = _tail(core, pooled)
+        tail, shape = onnx.utils.Extractor(core).extract_model([pooled], [answer]), _shape(core, pooled)
         session = onnxruntime.InferenceSession(tail.SerializeToString(), providers=["CPUExecutionProvider"])
     except Exception:  # the means are used elsewhere too, so that they do not decide alone
         return None
@@ -107,7 +184,7 @@ def _linear_weights(core: onnx.ModelProto, pooled: str, views: int) -> np.ndarra
 
     def logits(means: np.ndarray) -> np.ndarray:
         means = np.tile(means.astype(np.float32), (views, 1))
-        return session.run(["logits"], {pooled: means if is_flat else means[:, :, None, None]})[0]
+        return session.run([answer], {pooled: means if is_flat else means[:, :, None, None]})[0]
 
     zero = logits(np.zeros((1, channels)))
     weights = (logits(np.eye(channels)) - zero).T
@@ -116,13 +193,7 @@ def _linear_weights(core: onnx.ModelProto, pooled: str, views: int) -> np.ndarra
     return weights if np.abs(expected - found).max() <= 1e-3 * max(1.0, np.abs(found).max()) else None
 
 
-def _tail(core: onnx.ModelProto, pooled: str) -> tuple[onnx.ModelProto, list[int]]:
-    """The part of a graph behind the means, and their shape; 0 where a size is not known."""
-    whole = onnx.ModelProto()
-    whole.CopyFrom(core)
-    whole = onnx.shape_inference.infer_shapes(whole)
-    dims = next(info.type.tensor_type.shape.dim for info in whole.graph.value_info if info.name == pooled)
-    return onnx.utils.Extractor(whole).extract_model([pooled], ["logits"]), [dim.dim_value for dim in dims]
+Step = tuple[str, list[str], str, dict]  # an operator, its inputs, its output, its attributes
 
 
 def heat_nodes(heat: Heat) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]]:
@@ -130,6 +201,37 @@ def heat_nodes(heat: Heat) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]
 
     Of a graph with several views of each photo, which come one after the other, `heat.view` counts.
     """
+    steps, constants = _mean_steps(heat.members) if heat.members else _steps(heat)
+    nodes = [helper.make_node(kind, inputs, [output], **options) for kind, inputs, output, options in steps]
+    return nodes, [numpy_helper.from_array(value, name) for name, value in constants.items()]
+
+
+def _mean_steps(members: tuple[Heat, ...]) -> tuple[list[Step], dict[str, np.ndarray]]:
+    """The mean of the members' maps, each divided by its mean absolute value, times the mean of these values."""
+    steps, constants = [], {"heat_all": np.array([1, 2, 3], np.int64), "heat_least": np.float32(LEAST_SCALE)}
+    shared = {"logits", *constants}
+    for place, member in enumerate(members):
+        own, held = _steps(member)
+        own += [
+            ("Abs", ["heat"], "heat_sizes", {}),
+            ("ReduceMean", ["heat_sizes", "heat_all"], "heat_size", {"keepdims": 1}),
+            ("Max", ["heat_size", "heat_least"], "heat_scale", {}),
+            ("Div", ["heat", "heat_scale"], "heat_even", {}),
+        ]
+        for kind, inputs, output, options in own:
+            inputs = [name if name in shared else _of_member(place, name) for name in inputs]
+            steps.append((kind, inputs, _of_member(place, output), options))
+        constants |= {_of_member(place, name): value for name, value in held.items()}
+    steps += [
+        ("Mean", [_of_member(place, "heat_even") for place in range(len(members))], "heat_together", {}),
+        ("Mean", [_of_member(place, "heat_scale") for place in range(len(members))], "heat_units", {}),
+        ("Mul", ["heat_together", "heat_units"], "heat", {}),
+    ]
+    return steps, constants
+
+
+def _steps(heat: Heat) -> tuple[list[Step], dict[str, np.ndarray]]:
+    """Those of a single network."""
     constants = {"heat_view": np.array([heat.view], np.int64), "heat_axis": np.array([0], np.int64)}
     steps = [
         ("Shape", ["logits"], "heat_photos", {"start": 0, "end": 1}),
@@ -150,21 +252,21 @@ def heat_nodes(heat: Heat) -> tuple[list[onnx.NodeProto], list[onnx.TensorProto]
             source = "heat_bent"
         constants["heat_weights"] = heat.weights[:, :, None, None].astype(np.float32)
         steps.append(("Conv", [source, "heat_weights"], "heat", {}))
-    nodes = [helper.make_node(kind, inputs, [output], **options) for kind, inputs, output, options in steps]
-    return nodes, [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    return steps, constants
 
 
-def _base_steps(heat: Heat, constants: dict[str, np.ndarray]) -> list[tuple[str, list[str], str, dict]]:
+def _base_steps(heat: Heat, constants: dict[str, np.ndarray]) -> list[Step]:
     """What each place adds to the base logits, times the slope at the logit that all places make."""
     count, channels, grid, _ = heat.base.shape
-    constants |= {"heat_base": heat.base.astype(np.float32), "heat_places": np.array([2, 3], np.int64)}
+    by_cell = heat.base.transpose(2, 3, 0, 1).astype(np.float32)  # an order in which Einsum takes half the time
+    constants |= {"heat_base": by_cell, "heat_places": np.array([2, 3], np.int64)}
     constants["heat_cells"] = np.array([-1, channels, grid, heat.cell, grid, heat.cell], np.int64)
     constants["heat_whole"] = np.array([-1, count, grid * heat.cell, grid * heat.cell], np.int64)
     constants |= {"heat_bias": heat.bias[None, :, None, None].astype(np.float32)}
     constants |= {"heat_zero": np.float32(0), "heat_one": np.float32(1), "heat_slope": np.float32(heat.slope)}
     return [
         ("Reshape", ["heat_features", "heat_cells"], "heat_by_cell", {}),
-        ("Einsum", ["heat_by_cell", "heat_base"], "heat_added", {"equation": "nkgyhx,bkgh->nbgyhx"}),
+        ("Einsum", ["heat_base", "heat_by_cell"], "heat_added", {"equation": "ghbk,nkgyhx->nbgyhx"}),
         ("Reshape", ["heat_added", "heat_whole"], "heat_base_maps", {}),
         ("ReduceSum", ["heat_base_maps", "heat_places"], "heat_base_sums", {"keepdims": 1}),
         ("Add", ["heat_base_sums", "heat_bias"], "heat_base_logits", {}),

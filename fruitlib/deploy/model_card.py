@@ -34,7 +34,7 @@ FEW = 10  # photos of a class, with which nothing can be said of it alone
 NAMED = 30  # classes that a sentence names, at most
 SNIPPETS = {  # heading -> file in assets, language of the code
     "Python (`pip install numpy pillow onnxruntime`)": ("use.py", "python"),
-    "C++ (ONNX Runtime's C++ interface, and OpenCV to read the photo; fruitlib's tests do not compile it)": (
+    "C++17 (ONNX Runtime's C++ interface, and OpenCV to read the photo; fruitlib's tests do not compile it)": (
         "use.cpp",
         "cpp",
     ),

@@ -29,7 +29,7 @@ def write(
     heat: Heat | None = None,
     metadata: dict[str, str] | None = None,
 ) -> Path:
-    """Write the file that takes photos, from a graph "images" -> "logits" (and `heat.FEATURES`, where `heat` is given).
+    """Write the file that takes photos, from a graph "images" -> "logits" (and the features, where `heat` is given).
 
     Args:
         preprocess: the settings that make a photo the network's image, from the checkpoint.
@@ -54,7 +54,7 @@ def write(
     side = preprocess["image_size"]
     rule = f"{INPUT_RULE}; one of exactly {side} x {side} pixels is taken as prepared already"
     words = {"input": rule, "output": OUTPUT_RULE, "temperature": f"{temperature:.6g}"}
-    words |= {"heat": heat.kind} if heat else {}
+    words |= {"heat": heat.words} if heat else {}
     helper.set_model_props(whole, (metadata or {}) | words)
     onnx.checker.check_model(whole)
     with replacing(path) as partial:

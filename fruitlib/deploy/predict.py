@@ -88,10 +88,12 @@ def run_onnx(path: Path, photos: np.ndarray, batch_size: int = 64) -> np.ndarray
 
 
 def outputs(session: onnxruntime.InferenceSession, photos: np.ndarray, names: tuple[str, ...]) -> list[np.ndarray]:
-    """The outputs `names` of one batch; what they do not need, such as heat, is not computed."""
-    options = onnxruntime.RunOptions()
-    options.only_execute_path_to_fetches = True
-    return session.run(list(names), {session.get_inputs()[0].name: photos}, options)
+    """The outputs `names` of one batch.
+
+    ONNX Runtime computes the others, too: its option `only_execute_path_to_fetches` counts in training builds only
+    (its issue 16013). Heat takes about 1 % of resnet18's time, and 12 % of that of our own small networks.
+    """
+    return session.run(list(names), {session.get_inputs()[0].name: photos})
 
 
 def check_photos(path: Path, photos: np.ndarray) -> np.ndarray:

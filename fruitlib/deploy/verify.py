@@ -120,7 +120,8 @@ class Export:
         if not self.heat:
             return "the files have no heat that could be compared with Grad-CAM"
         found = ", ".join(f"{backend} {value:.2f}" for backend, value in self.heat.items())
-        return f"correlation with Grad-CAM of the last layer, mean of at most {gate.HEAT_PHOTOS} photos: {found}"
+        whose = "Grad-CAM of the last layer (of an ensemble, the mean of its members')"
+        return f"correlation with {whose}, mean of at most {gate.HEAT_PHOTOS} photos: {found}"
 
     @property
     def sizes_mb(self) -> dict[str, float]:

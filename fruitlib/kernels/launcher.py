@@ -29,7 +29,8 @@ READ_AT_IMPORT += ("MATPLOTLIBRC", "NUMPY_", "PANDAS_", "SCIPY_", "SKLEARN_", "J
 READ_AT_IMPORT += ("MALLOC_", "LANG", "LC_", "HOME", "XDG_CONFIG_HOME", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID")
 SET_LATER = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MPLBACKEND", "TORCHINDUCTOR_CACHE_DIR")
 # What fruitlib and sklearn set when they are imported: a process that has imported them is served by the same zygote.
-SET_BY_IMPORT = {"OMP_WAIT_POLICY": "PASSIVE", "KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE"}
+SET_BY_IMPORT = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}
+SET_BY_IMPORT |= {"KMP_DUPLICATE_LIB_OK": "True", "KMP_INIT_AT_FORK": "FALSE"}
 IMPORT_TIMEOUT = 180.0  # seconds a zygote may take to import everything; on a busy machine of two cores it took 50
 FORK_TIMEOUT = 60.0  # seconds a zygote may take to fork a child; a longer wait means that it hangs
 JOB = "FRUITLIB_JOB"  # a folder where the processes of one run write down that they are, for `sweep.watch`

@@ -14,7 +14,7 @@ import pandas as pd
 from IPython.display import display
 from ipywidgets import HTML, Dropdown, FileUpload, HBox, Image, SelectionSlider, VBox
 
-from fruitlib.core import files
+from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError
 from fruitlib.explain import gradcam
 from fruitlib.reporting import training_figures
@@ -24,7 +24,8 @@ from fruitlib.runs.status import COLUMNS, SweepStatus, in_order, load_status
 class LiveCurves:
     """Training curves redrawn in place, every `seconds` at most: call it with the history so far.
 
-    A training shorter than that shows none: the notebook draws its whole history below.
+    A training shorter than that shows none, nor does one that a sweep executes, where nobody watches: the notebook
+    draws its whole history below.
     """
 
     def __init__(self, epochs: int, seconds: float = 3):
@@ -34,7 +35,7 @@ class LiveCurves:
     def __call__(self, history: pd.DataFrame) -> None:
         """Show or refresh the figure; a history without rows is ignored."""
         early = time.monotonic() - self._drawn < self.seconds  # drawing must not outweigh training
-        if not history.empty and not early:
+        if not history.empty and not early and not machine.in_sweep():
             self._draw(history)
 
     def finish(self, history: pd.DataFrame) -> None:

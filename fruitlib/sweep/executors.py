@@ -221,7 +221,8 @@ def local(wanted: int, runs: int, processes: int, say: Callable[[str], None]) ->
     """An executor on this machine for so many runs of so many training processes each, and in words what it is.
 
     As many run at a time as there are GPUs, or else cores, unless `wanted` says how many. The cores are shared out
-    once: how many threads a run has, and so its last digits, does not depend on what else is still to be done.
+    once: how many threads a run has, and so its last digits, does not depend on what else is still to be done. Where
+    all runs begin at once, 01 has a place of its own beside them.
     """
     cores, devices = machine.usable_cores(), gpus()
     most = wanted or (len(devices) or cores) // processes
@@ -230,7 +231,7 @@ def local(wanted: int, runs: int, processes: int, say: Callable[[str], None]) ->
     own = [",".join(devices[n * processes : (n + 1) * processes]) for n in range(len(devices) // processes)]
     summary = f"{width} at a time, {threads} thread{'s' * (threads > 1)} each" if width > 1 else f"{threads} threads"
     summary += f", a GPU each of {len(devices)}" if devices else ""
-    return Local(width, say, threads, own), summary
+    return Local(width + (runs <= width), say, threads, own), summary
 
 
 def gpus() -> list[str]:

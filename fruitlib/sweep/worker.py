@@ -22,11 +22,12 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from pathlib import Path
 
 from fruitlib.core import config as configs
-from fruitlib.core import files
+from fruitlib.core import files, machine
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.data import splits
@@ -39,7 +40,7 @@ from fruitlib.sweep.notebook import KernelLost, NotebookFailed, NotebookPruned, 
 CODES = {"complete": 0, "failed": 1, "pruned": 3, "lost": 4, "disk_full": 5, "busy": 75}
 FULL = 1 << 16  # bytes free, or fewer: torch reports a full disk as a RuntimeError without an errno
 HEARTBEAT = 2.0  # seconds
-SPLIT = "01_split"
+SPLIT, BESIDE = "01_split", "05_quantize"
 COMPARISON_STAGES = ("07_compare", "08_insight")  # over all of a sweep's runs
 SWEEP_STAGES = (SPLIT, *COMPARISON_STAGES)  # they belong to a sweep's folder, not to a run's
 
@@ -59,9 +60,7 @@ def execute_stages(folder: Path, stages: list[str], settings: dict | None, kerne
             run = Run(folder, None if settings is None else configs.make(settings))
             with run.locked():
                 _clear_outcome(run, stages)
-                for stage in stages:
-                    if not run.is_complete(stage):
-                        _execute_stage(run, stage, kernel, marker)
+                _execute_run_stages(run, stages, kernel, marker)
         return "complete"
     except (Busy, files.Locked):
         return "busy"
@@ -119,6 +118,33 @@ def _clear_outcome(run: Run, stages: list[str]) -> None:
     files.remove_stale_partials(run.path)
     for partial in run.path.glob(".*.partial.ipynb"):
         partial.unlink(missing_ok=True)
+
+
+def _execute_run_stages(run: Run, stages: list[str], kernel: str, marker: "_Marker") -> None:
+    """Execute those that are not complete, in their order; with more than one core 05, the longest, beside 03 and 04.
+
+    An error in one of two that are executed side by side is raised when both have ended.
+    """
+
+    def execute(some: list[str]) -> None:
+        for stage in some:
+            if not run.is_complete(stage):
+                try:
+                    _execute_stage(run, stage, kernel, marker)
+                except BaseException:
+                    marker.stage = stage  # which failed, whatever else is worked on
+                    raise
+
+    first = [stage for stage in stages if stage in ("02_train", "metrics")]
+    pages = [stage for stage in stages if stage not in (*first, BESIDE)]
+    execute(first)
+    if BESIDE in stages and pages and machine.requested_threads("OMP_NUM_THREADS") > 1:
+        with ThreadPoolExecutor(1) as beside:
+            other = beside.submit(execute, [BESIDE])
+            execute(pages)
+        other.result()
+    else:
+        execute([stage for stage in stages if stage not in first])
 
 
 def _execute_stage(run: Run, stage: str, kernel: str, marker: "_Marker") -> None:

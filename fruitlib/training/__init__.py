@@ -17,7 +17,7 @@ Read `train` first: the recipe from first line to last.
     heads         heads that scikit-learn fits on features, as layers of torch
     losses        cross-entropy, focal, their mix, soft F1; smoothing, class weights
     optim         optimizers with groups by block, schedules, averaged weights
-    precision     precision and memory format, timed once per sweep; compilation
+    precision     the precision training computes in, by rule; compilation
     micro_batch   gradients of a batch, in parts that fit the device
     evaluate      an epoch in numbers: batches tallied, validation photos predicted, each once
     checkpoint    last.pt: all that an interrupted training needs to resume

@@ -87,7 +87,7 @@ def train_head(run: Run, on_epoch: OnEpoch) -> None:
     with files.replacing(run.path / "best.pt") as partial:
         torch.save(models.checkpoint(model, config, class_names, epoch=1), partial)
     on_epoch(pd.DataFrame([row]))
-    speed = precision.choose(config, len(class_names), device, run.sweep_dir)
+    speed = precision.choose(config, device)
     run.complete(
         "train", identity, keep="last", kept_epoch=1, epochs=1, seconds=seconds,
         parameters=models.num_parameters(model), total_parameters=sum(weight.numel() for weight in model.parameters()),

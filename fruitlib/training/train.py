@@ -98,10 +98,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
 
     # The network, alike in every process; which of its blocks train is decided epoch by epoch.
     unfinished, resumed_line = checkpoint.load_unfinished(run, identity)
-    if unfinished:
-        speed = precision.speed_from_names(unfinished["speed"])
-    else:
-        speed = precision.choose(config, num_classes, device, run.sweep_dir)
+    speed = precision.speed_from_names(unfinished["speed"]) if unfinished else precision.choose(config, device)
     machine.seed_everything(config.seed)
     model = models.build(config, num_classes).to(device, memory_format=speed.memory_format)
     initial_weights = models.fingerprint(model)

@@ -3,8 +3,9 @@
 import numpy as np
 import onnx
 import pytest
+import torch
 
-from fruitlib.core import files
+from fruitlib.core import config, files
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset
 from fruitlib.deploy import check_file, export, gate, heat, model_files, photo_files, predict
@@ -23,7 +24,6 @@ def exported(made_once):
 
 @pytest.fixture(scope="module")
 def made_once(shapes, tmp_path_factory):
-    from fruitlib.core import config
     from fruitlib.data import splits
     from fruitlib.runs.run import create_run
 
@@ -60,6 +60,24 @@ def test_heat_from_both_files_agrees_with_grad_cam(made_once):
     photos = dataset.load_photos(run, "val")
     found = gate.heat_agreement(paths, model, photos)
     assert found["fp32"] > 0.99 and found.get("int8", 1) > 0.9
+
+
+def test_an_ensembles_heat_agrees_with_the_mean_of_its_members_grad_cams(made_once, tmp_path):
+    """Nearly: Grad-CAM scales a member's map by its peak, and cuts what speaks against a class; here nothing does."""
+    run = made_once(model="timm:test_resnet", image_size=128)
+    torch.manual_seed(0)
+    members = [models.build(run.config, len(run.class_names)).eval() for _ in range(2)]
+    with torch.no_grad():
+        for member in members:
+            models.head_of(member).weight.abs_()
+    together = models.Ensemble(members).eval()
+    graph = onnx.load(export.export_onnx(together, tmp_path / "graph.onnx", 128, run.class_names))
+    found = heat.add_features(graph, together)
+    preprocess = run.config.model_dump(include=set(config.PREPROCESS_SETTINGS))
+    paths = {"fp32": photo_files.write(graph, tmp_path / "file.onnx", preprocess, heat=found)}
+    photos = dataset.load_photos(run, "val")
+    own, *alone = [gate.heat_agreement(paths, model, photos)["fp32"] for model in (together, *members)]
+    assert own > 0.9 and own > max(alone)
 
 
 @pytest.mark.parametrize(("side", "compared"), [(32, 12), (40, 0)])

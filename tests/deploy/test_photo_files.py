@@ -128,6 +128,96 @@ def test_of_several_views_heat_shows_the_photo_as_it_is(photos, tmp_path):
     np.testing.assert_allclose(maps, same, atol=1e-4)
 
 
+# ---- ensembles
+
+
+def heats(file, photos: np.ndarray) -> np.ndarray:
+    return predict.outputs(predict.open_session(file), photos, ("heat",))[0]
+
+
+def mean_of(maps: list[np.ndarray]) -> np.ndarray:
+    """The mean of maps that count alike, in their mean unit."""
+    scales = [np.maximum(np.abs(one).mean((1, 2, 3), keepdims=True), 1e-9) for one in maps]  # of dark photos 0
+    return np.mean([one / scale for one, scale in zip(maps, scales, strict=True)], 0) * np.mean(scales, 0)
+
+
+def detector(strength: float, *, stride: int = 4, bent: bool = False, views: str = "one") -> models.Normalized:
+    """A network whose class is the colour, of red, green and blue, that the photo has most of."""
+    look = torch.nn.Conv2d(3, 3, 5, stride=stride, padding=2)
+    answer = torch.nn.Linear(3, 3)
+    with torch.no_grad():
+        look.weight.copy_((2 * torch.eye(3) - 1)[:, :, None, None].expand(3, 3, 5, 5) / 25)
+        look.bias.fill_(-4)  # nothing where it is dark
+        answer.weight.copy_(strength * torch.eye(3))
+        answer.bias.zero_()
+    parts = [look, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten()]
+    parts += [torch.nn.Linear(3, 3), torch.nn.Tanh(), answer] if bent else [answer]
+    return models.Normalized(torch.nn.Sequential(*parts), views=views).eval()
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda strength: network("end2end"), heat.CLASS_MAP),
+        (lambda strength: detector(strength, views="flip"), heat.CLASS_MAP),
+        (lambda strength: detector(strength, bent=True), heat.STRENGTH),
+    ],
+    ids=["end2end", "several views", "not linear"],
+)
+def test_an_ensembles_heat_is_the_mean_of_its_members(make, kind, photos, tmp_path):
+    """In fp32, and nearly so in INT8; a member of larger logits counts as the others do."""
+    members = [make(1), make(20)]
+    with torch.no_grad():
+        for weights in members[1].parameters():
+            weights.add_(0.1 * weights.std(correction=0) * torch.randn_like(weights))
+    alone = []
+    for place, member in enumerate(members):
+        (tmp_path / str(place)).mkdir()
+        alone.append(heats(made(tmp_path / str(place), member)[1][0], photos))
+    found, files = made(tmp_path, models.Ensemble(members).eval(), as_images(photos))
+    expected = mean_of(alone)
+    np.testing.assert_allclose(heats(files[0], photos), expected, atol=1e-4 * np.abs(expected).max())
+    assert np.corrcoef(heats(files[1], photos).ravel(), expected.ravel())[0, 1] > 0.98
+    assert found.kind == kind and predict.read_metadata(files[1])["heat"] == found.words
+    assert found.words.startswith(f"{kind}; the mean over 2 models")
+
+
+def test_it_lies_on_the_planted_patch(tmp_path):
+    patches = np.full((3, SIDE, SIDE, 3), 20, np.uint8)
+    for colour in range(3):
+        patches[colour, 8:24, 32:56, colour] = 250
+    _, (file,) = made(tmp_path, models.Ensemble([detector(1), detector(50)]).eval())
+    logits, maps = predict.outputs(predict.open_session(file), patches, ("logits", "heat"))
+    assert logits.argmax(1).tolist() == [0, 1, 2]
+    for colour in range(3):
+        warm = np.maximum(maps[colour, colour], 0)
+        assert warm[2:7, 8:15].sum() > 0.99 * warm.sum() > 0
+
+
+@pytest.mark.parametrize("members", [1, 2], ids=["one", "twins, which the exporter merges"])
+def test_an_ensemble_of_equals_has_the_map_of_one(members, photos, tmp_path):
+    (tmp_path / "alone").mkdir()
+    one = detector(3)
+    alone = heats(made(tmp_path / "alone", one)[1][0], photos)
+    found, (file,) = made(tmp_path, models.Ensemble([one] * members).eval())
+    assert len(found.members) == members and np.abs(alone).max() > 0
+    np.testing.assert_allclose(heats(file, photos), alone, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("other", "kind"), [({"bent": True}, heat.STRENGTH), ({"stride": 8}, None)], ids=["no class map", "other sizes"]
+)
+def test_members_of_several_kinds_show_what_all_have(other, kind, photos, tmp_path):
+    found, (file,) = made(tmp_path, models.Ensemble([detector(1), detector(1, **other)]).eval())
+    assert (found.kind if found else None) == kind
+    assert ("heat" in [output.name for output in predict.open_session(file).get_outputs()]) == bool(kind)
+    if kind:
+        assert heats(file, photos).shape[:2] == (6, 1) and "strength" in predict.read_metadata(file)["heat"]
+
+
+# ---- photos
+
+
 @pytest.mark.parametrize(
     "photos", [np.zeros((1, 3, 8, 8), np.uint8), np.zeros((1, 8, 8, 3), np.float32), np.zeros((8, 8, 3), np.uint8)]
 )

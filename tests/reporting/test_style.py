@@ -164,6 +164,13 @@ def test_live_curves_are_one_output_and_do_not_outweigh_training(monkeypatch):
     quick(tables[6])
     quick.finish(tables[6])
     assert (len(shown), len(updates)) == (1, 2)  # over in a moment: the notebook draws all of it below
+    monkeypatch.setenv("FRUITLIB_JOB", "somewhere")
+    clock[0] = 0.0
+    unseen = widgets.LiveCurves(epochs=6, seconds=3)
+    for clock[0] in (4.0, 8.0):
+        unseen(tables[6])
+    unseen.finish(tables[6])
+    assert (len(shown), len(updates)) == (1, 2)  # executed by a sweep: nobody watches
 
 
 def test_the_browser_shows_the_chosen_photo_layer_and_epoch():

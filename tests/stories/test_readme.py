@@ -9,6 +9,7 @@ from urllib.parse import unquote, urlsplit
 import pandas as pd
 import yaml
 
+from fruitlib.core import config
 from fruitlib.sweep import params
 
 ROOT = Path(__file__).parents[2]
@@ -84,6 +85,16 @@ def test_transfer_says_what_was_measured():
     assert f"reach {probe:.2f}".replace("0.", ".") in said and (results["over_probe_p"][:5] > 0.05).all()
     frozen = pd.read_csv(EXAMPLE / "finetune" / "results_oof.csv")["accuracy"][0]
     assert f"and {frozen:.2f} at 224".replace("0.", ".") in said
+
+
+def test_what_bf16_costs_is_what_was_measured():
+    """No more than INT8 may, on new varieties and seeds: the lower end of a two-sided 95 % interval."""
+    table = pd.read_csv(EXAMPLE / "precision" / "insight.csv").set_index("measure")
+    score = table.loc["macro_f1"]
+    assert (score["from"], score["to"], score["seeds"], score["groups"]) == ("fp32", "bf16", 5, 49)
+    assert score["low"] > -config.Config().int8_margin
+    said = f"macro-F1 {100 * score['gain']:+.1f} points, {100 * score['low']:+.1f} to {100 * score['high']:+.1f} on new"
+    assert f"bf16 over fp32: {said} varieties and seeds" in README
 
 
 def test_what_choosing_adds_is_the_examples():

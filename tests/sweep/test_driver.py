@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import nbformat
@@ -21,7 +22,7 @@ from fruitlib.runs.stages import STAGES
 from fruitlib.runs.status import RunStatus, SweepStatus, load_run_status
 from fruitlib.sweep import final_model, folder, params, summary, terminal, worker
 from fruitlib.sweep.driver import RUN_STAGES, TEST_STAGE, Driver
-from fruitlib.sweep.notebook import KernelLost, execute_notebook, parameters
+from fruitlib.sweep.notebook import KernelLost, NotebookFailed, execute_notebook, parameters
 from fruitlib.sweep.queue import Outcome
 
 HOME = Path(__file__).parents[2]
@@ -181,17 +182,48 @@ def test_what_a_kernel_says_outside_of_its_notebook_is_kept_off_the_terminal(tmp
         execute_notebook("dying", tmp_path / "dying.ipynb", config.Config())
 
 
+@pytest.mark.parametrize(("threads", "together"), [("2", True), ("1", False)])
+def test_with_two_cores_05_is_executed_beside_03_and_04(tmp_path, tiny, monkeypatch, threads, together):
+    monkeypatch.setenv("OMP_NUM_THREADS", threads)
+    run, working, seen = create_trained(tmp_path, tiny), set(), []
+    meet = threading.Barrier(2, timeout=20)
+
+    def execute(run, stage, kernel, marker):
+        working.add(stage)
+        if together and stage in ("03_metrics", "05_quantize"):
+            meet.wait()
+        seen.append((stage, len(working)))
+        if together and stage in ("03_metrics", "05_quantize"):
+            meet.wait()
+        working.remove(stage)
+        if stage == "03_metrics":
+            raise NotebookFailed("03_metrics: an error")
+
+    monkeypatch.setattr(worker, "_execute_stage", execute)
+    stages = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]
+    assert worker.execute_stages(run.path, stages, tiny) == "failed"
+    assert (("05_quantize", 2) in seen) == together and "04_gradcam" not in [stage for stage, _ in seen]
+    outcome = run.read_json("outcome.json")
+    assert (outcome["stage"], outcome["error"]) == ("03_metrics", "03_metrics: an error")
+
+
+def create_trained(folder, settings):
+    """A run of these settings whose training counts as complete."""
+    splits.prepare_manifest(config.make(settings), folder)
+    run = create_run(folder / "run", config.make(settings))
+    for name in STAGES["train"].outputs:
+        (run.path / name).touch()
+    run.complete("train", run.identity("train"))
+    return run
+
+
 def test_a_notebook_after_02_reads_the_settings_its_plan_has_now(tmp_path, tiny, monkeypatch):
     """Such as another `int8_agreement`, which trains nothing anew."""
     monkeypatch.setenv("FRUITLIB_HOME", str(tmp_path))
     (tmp_path / "notebooks").mkdir()
     notebook = nbformat.v4.new_notebook(metadata={"kernelspec": {"name": "python3", "display_name": "Python 3"}})
     nbformat.write(notebook, tmp_path / "notebooks" / "05_quantize.ipynb")
-    splits.prepare_manifest(config.make(tiny), tmp_path)
-    run = create_run(tmp_path / "run", config.make(tiny))
-    for name in STAGES["train"].outputs:
-        (run.path / name).touch()
-    run.complete("train", run.identity("train"))
+    run = create_trained(tmp_path, tiny)
     before = run.params["record"]
     assert worker.execute_stages(run.path, ["05_quantize"], {**tiny, "int8_agreement": 0.5}) == "complete"
     found = Run(run.path)

@@ -169,7 +169,8 @@ def test_a_machine_that_does_not_see_the_folder_says_so(tmp_path):
     ("cores", "gpus", "wanted", "runs_", "processes", "width", "threads", "devices"),
     [
         (8, "", 0, 24, 1, 8, 1, None),
-        (8, "", 0, 2, 1, 2, 4, None),
+        (8, "", 0, 2, 1, 3, 4, None),  # both runs begin at once: a third place is for 01
+        (2, "", 0, 1, 1, 2, 2, None),
         (8, "", 3, 24, 1, 3, 2, None),
         (8, "", 0, 24, 4, 2, 4, None),
         (1, "", 0, 24, 4, 1, 1, None),

@@ -1,7 +1,8 @@
 #include <algorithm>
 #include <iostream>
 #include <onnxruntime_cxx_api.h>
-#include <opencv2/opencv.hpp>
+#include <opencv2/imgcodecs.hpp>
+#include <opencv2/imgproc.hpp>
 
 int main() {
   const char* classes[] = {CLASSES};
