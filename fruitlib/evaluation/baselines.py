@@ -5,7 +5,6 @@ The last is called the probe. Its predictions come from outside this room, since
 
 from collections.abc import Sequence
 
-import cv2
 import numpy as np
 
 from fruitlib.evaluation import metrics, significance
@@ -42,8 +41,13 @@ def mean_colour(
 
 def colours(photos: np.ndarray) -> np.ndarray:
     """Mean and standard deviation of each channel of photos uint8 (n, S, S, 3): (n, 6), shares of full brightness."""
-    moments = [cv2.meanStdDev(photo) for photo in photos]  # 50 times as fast as NumPy, which makes floats of all pixels
-    return np.reshape(moments, (len(photos), 6)) / 255
+    values, features = np.arange(256) / 255, np.empty((len(photos), 6))
+    for row, photo in enumerate(photos):  # counts of 256 values: floats of all pixels would take eight times as long
+        counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(photo, -1, 0)])
+        shares = counts / counts[0].sum()
+        mean = shares @ values
+        features[row, :3], features[row, 3:] = mean, np.sqrt((shares * (values - mean[:, None]) ** 2).sum(1))
+    return features
 
 
 def beside_probe(
