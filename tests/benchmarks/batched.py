@@ -25,7 +25,7 @@ and how many times as fast the others were, with M = 4 | 18:
     heads, 16    57 k | 59 k                                             2.2 | 4.6
 
 The convolutions of one small network keep a core busy: there is nothing to gain but the overhead of tiny batches. Heads
-gain several times; but of a whole run with a frozen backbone (211 photos, 12 epochs) steps are 0.1 of 2.5 processor
+gain several times; but of a whole run with a frozen backbone (211 photos, 20 epochs) steps are 0.15 of 2.2 processor
 seconds, the rest is its notebook and files. On a GPU, which such networks leave idle, grouping would be worth another
 look; this has not been measured.
 
