@@ -40,11 +40,13 @@ def mean_colour(
 
 
 def colours(photos: np.ndarray) -> np.ndarray:
-    """Mean and standard deviation of each channel, float (n, 6) in shares of full brightness."""
-    features = np.empty((len(photos), 6))
-    for row, photo in enumerate(photos):  # one at a time: all at once as floats would take eight times the photos
-        pixels = photo.reshape(-1, 3) / 255
-        features[row] = np.concatenate([pixels.mean(0), pixels.std(0)])
+    """Mean and standard deviation of each channel of photos uint8 (n, S, S, 3): (n, 6), shares of full brightness."""
+    values, features = np.arange(256) / 255, np.empty((len(photos), 6))
+    for row, photo in enumerate(photos):  # counts of 256 values: floats of all pixels would take eight times as long
+        counts = np.stack([np.bincount(channel.ravel(), minlength=256) for channel in np.moveaxis(photo, -1, 0)])
+        shares = counts / counts[0].sum()
+        mean = shares @ values
+        features[row, :3], features[row, 3:] = mean, np.sqrt((shares * (values - mean[:, None]) ** 2).sum(1))
     return features
 
 

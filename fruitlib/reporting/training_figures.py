@@ -33,7 +33,7 @@ def training_curves(
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_ylim((0, None) if column == "loss" else (0, 1.03))
     axes[0].legend(frameon=True)
-    figure.tight_layout()
+    figure.subplots_adjust(left=0.05, right=0.99, bottom=0.16, top=0.91, wspace=0.18)  # tight_layout takes 0.1 s longer
     return figure
 
 

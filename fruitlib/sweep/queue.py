@@ -82,8 +82,7 @@ class Engine:
             PlacementLost: nobody is there to execute anything.
         """
         while self.waiting or self.elsewhere or self.running:
-            while self.waiting and len(self.running) < self.executor.width:
-                self._submit(self.waiting.pop(0))
+            self._fill()
             if self.running:
                 done, _ = wait(self.running, timeout=0.5, return_when=FIRST_COMPLETED)
             else:  # others hold all that is left
@@ -94,7 +93,13 @@ class Engine:
                 if outcome := self._ended(task, future):
                     yield task, outcome
             self._look_elsewhere()
+            self._fill()  # before `idle`, which writes summary and pages: a free core would wait for them
             idle()
+
+    def _fill(self) -> None:
+        """Begin as many of the waiting tasks as there is room for."""
+        while self.waiting and len(self.running) < self.executor.width:
+            self._submit(self.waiting.pop(0))
 
     def _submit(self, task: Task) -> None:
         job = {"folder": str(task.folder), "stages": list(task.stages), "kernel": self.kernel()}

@@ -124,7 +124,8 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
     eval_model = average.model if average else model
 
     # Resume where an earlier attempt was interrupted.
-    parts = {"model": model, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
+    # (Of a backbone that stays as it was, only the head: writing all of it took a third of a head's training.)
+    parts = {"model": learner, "optimizer": optimizer, "schedule": schedule, "scaler": scaler}
     parts |= {"average": average} if average else {}
     state = TrainingState(micro_batch=None if config.micro_batch == "auto" else config.micro_batch)
     if unfinished:

@@ -156,6 +156,15 @@ def test_a_class_without_photos_has_no_curve():
     assert list(calibration.threshold_curves(probs[labels < 2], labels[labels < 2], ["a", "b", "c"])) == ["a", "b"]
 
 
+@pytest.mark.parametrize("count", [0, 5])
+def test_colours_are_mean_and_spread_of_each_channel(count):
+    drawn = np.random.default_rng(0).integers(0, 256, (count, 3, 12, 10), dtype=np.uint8)
+    photos = drawn.transpose(0, 2, 3, 1)  # as they come from torch: not contiguous
+    pixels = photos.reshape(count, 120, 3) / 255
+    expected = np.concatenate([pixels.mean(1), pixels.std(1)], axis=1)
+    np.testing.assert_allclose(baselines.colours(photos), expected, rtol=1e-12)
+
+
 def test_mean_colour_tells_colours_apart_and_nothing_else():
     rng = np.random.default_rng(0)
 

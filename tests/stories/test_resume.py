@@ -188,6 +188,17 @@ def test_gradual_unfreezing_resumes_where_it_was(make_run, server):
     assert [name for name in still if "conv" in name] == []  # all blocks were unfrozen in the end
 
 
+def test_a_head_on_a_frozen_backbone_resumes_without_the_backbone_in_its_checkpoint(make_run, server):
+    first = undisturbed(server, make_run("first", epochs=1))
+    settings = {"weights": str(first.path / "best.pt"), "freeze": "backbone", "augment": "none"}
+    whole, run = undisturbed(server, make_run("whole", **settings)), cut_off(server, make_run("killed", **settings))
+    kept = torch.load(run.path / checkpoint.NAME, weights_only=True)["parts"]["model"]
+    assert list(kept) == ["weight", "bias"]  # end2end's head
+    undisturbed(server, run)
+    assert "resumed after epoch" in output(run)
+    assert_bit_for_bit(run, whole)
+
+
 @pytest.mark.parametrize(
     ("changes", "named"),
     [({"lr": 0.001}, "lr = 0.003, here 0.001"), ({"split_seed": 1}, "other photos, labels or split")],

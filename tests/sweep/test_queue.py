@@ -71,6 +71,14 @@ def test_outcomes_follow_exit_codes_and_what_was_written_down(engine_of, tmp_pat
     }
 
 
+def test_a_free_place_is_filled_before_summary_and_pages_are_written(engine_of):
+    made, _ = engine_of(first=[0], second=[0], third=[0])
+    made.executor.width, begun = 1, []
+    for _ in made.outcomes(lambda: begun.append(len(made.executor.jobs))):
+        pass
+    assert begun == [2, 3, 3]
+
+
 def test_what_is_lost_is_tried_once_more_and_then_told(engine_of):
     made, output = engine_of(unlucky=[-9, 0], doomed=[-9, worker.CODES["lost"]])
     found = ended(made)
