@@ -30,6 +30,8 @@ def decode(folder: Path, path: str, config: Config, sha256: str = "") -> np.ndar
             content = held.enter_context(decoding.contents(file))
             changed = sha256 and hashlib.sha256(content).hexdigest() != sha256
             how = {"megapixels": config.max_megapixels, "bits": geometry.bits(config), "known": bool(sha256)}
+            boxed = box and (box[0], box[1], box[0] + box[2], box[1] + box[3])
+            how["reducible"] = lambda size: geometry.reducible(size, boxed, config)
             photo = None if changed else held.enter_context(decoding.opened(content, **how))
         except InputError as problem:
             raise InputError(f"{file}: does not open ({problem}): repair or remove it, then split again") from None

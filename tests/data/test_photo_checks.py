@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from fruitlib.core import texts
 from fruitlib.core.errors import InputError
-from fruitlib.data import decoding, inspection, photo_checks, processes
+from fruitlib.data import decoding, inspection, photo_checks
 
 
 def picture(size=(60, 40), seed=0):
