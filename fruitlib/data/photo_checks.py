@@ -69,7 +69,7 @@ def _checked(places: Iterator[tuple], min_side: int, megapixels: float, workers:
     """Lists of (row, facts) of places, (row, file, box) in the order of files; each file is opened once."""
     by_file = ([*rows_of_one] for _, rows_of_one in itertools.groupby(places, key=lambda place: place[1]))
     chunks = iter(lambda: list(itertools.islice(by_file, processes.CHUNK)), [])
-    with processes.crew(photos, workers) as crew:
+    with processes.briefly(processes.crew(photos, workers)) as crew:
 
         def check(chunk: list[list[tuple]]) -> list[tuple[int, Facts]]:
             files = [(places[0][1], [box for _, _, box in places]) for places in chunk]

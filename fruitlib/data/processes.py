@@ -13,6 +13,7 @@ import queue
 import signal
 import subprocess
 import sys
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,10 +31,11 @@ SERVE = "from fruitlib.data import processes; processes.serve()"
 
 
 class Crew:
-    """Processes for work on photos; any number of threads may ask them. To be closed, or used in a `with` block."""
+    """Processes for work on photos; any number of threads may ask them. They end when it is closed, or nobody has it."""
 
     def __init__(self, count: int):
         self.count, self._idle, self._all = count, queue.SimpleQueue(), []
+        self.close = weakref.finalize(self, _end, self._all)  # what they are doing is given up
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(_package_and_path())}
         command = [sys.executable, "-P", "-c", SERVE, str(count)]
         try:
@@ -64,21 +66,15 @@ class Crew:
             raise result
         return result
 
-    def close(self) -> None:
-        """End the processes, whatever they are doing."""
-        for process in self._all:
-            process.terminate()
-        for process in self._all:
-            process.wait()
-            process.stdout.close()
-            with contextlib.suppress(OSError):  # what was not sent any more
-                process.stdin.close()
 
-    def __enter__(self) -> "Crew":
-        return self
-
-    def __exit__(self, *problem) -> None:
-        self.close()
+def _end(all_of_them: list[subprocess.Popen]) -> None:
+    for process in all_of_them:
+        process.terminate()
+    for process in all_of_them:
+        process.wait()
+        process.stdout.close()
+        with contextlib.suppress(OSError):  # what was not sent any more
+            process.stdin.close()
 
 
 def _package_and_path() -> list[str]:
@@ -87,16 +83,29 @@ def _package_and_path() -> list[str]:
     return [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
 
 
+def crew(photos: int, workers: int | None = None) -> Crew | None:
+    """As many processes as there are cores (or `workers`), where so many photos are worth it; else None: threads do.
+
+    Processes that train together on one machine share its cores.
+    """
+    together = int(os.environ.get("LOCAL_WORLD_SIZE", machine.world_size()))
+    count = min(workers or machine.usable_cores() // together, MOST)
+    if photos < WORTHWHILE or count < 2:
+        return None
+    try:
+        return Crew(count)
+    except OSError:  # no more processes are allowed here: threads do the same, more slowly
+        return None
+
+
 @contextlib.contextmanager
-def crew(photos: int, workers: int | None = None) -> Iterator[Crew | None]:
-    """As many processes as there are cores (or `workers`), where so many photos are worth it; else None: threads do."""
-    count = min(workers or machine.usable_cores(), MOST)
-    with contextlib.ExitStack() as held:
-        made = None
-        if photos >= WORTHWHILE and count > 1:
-            with contextlib.suppress(OSError):  # no more processes are allowed here: threads do the same, more slowly
-                made = held.enter_context(Crew(count))
-        yield made
+def briefly(crew: Crew | None) -> Iterator[Crew | None]:
+    """The crew, which is closed when the block ends."""
+    try:
+        yield crew
+    finally:
+        if crew:
+            crew.close()
 
 
 def in_order(work: Callable, jobs: Iterable[tuple], at_once: int) -> Iterator:
