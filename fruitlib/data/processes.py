@@ -31,7 +31,7 @@ SERVE = "from fruitlib.data import processes; processes.serve()"
 
 
 class Crew:
-    """Processes for work on photos; any number of threads may ask them. They end when it is closed, or nobody has it."""
+    """Processes for work on photos; any number of threads may ask them. They end with it, or when it is closed."""
 
     def __init__(self, count: int):
         self.count, self._idle, self._all = count, queue.SimpleQueue(), []
