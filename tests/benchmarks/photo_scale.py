@@ -34,7 +34,7 @@ import numpy as np
 import psutil
 import torch
 from PIL import Image
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
@@ -44,6 +44,7 @@ from fruitlib.data import cache, dataset, sources, splits
 from fruitlib.data.loader import Feed
 
 SIDE, BATCH, LARGE, CLASSES = 96, 64, (4000, 3000), ("apple", "cherry", "tomato")
+STREAMED = 1200  # photos of a turn
 LARGE_KINDS = 8  # different large photos; the others are copies of these with a comment of their own
 
 
@@ -126,8 +127,12 @@ def streamed(folder: Path, photos: dataset.Photos, turns: int) -> tuple[list[flo
     )
     config = photos.store.config.model_copy(update={"augment": "crop", "cache": "stream"})
     store = cache.open_store(folder, photos.store.paths, photos.store.keys, config, Path(os.devnull))
-    feed = Feed(dataset.Photos(store, photos.index, photos.labels, photos.paths), config, "cpu")
-    loader = DataLoader(ImageFolder(folder, transform), BATCH, shuffle=True, num_workers=2, persistent_workers=True)
+    some = np.random.default_rng(0).permutation(len(photos))[:STREAMED]
+    feed = Feed(dataset.Photos(store, photos.index, photos.labels, photos.paths).pick(some), config, "cpu")
+    theirs_too = ImageFolder(folder, transform)
+    number = {path: place for place, (path, _) in enumerate(theirs_too.samples)}
+    theirs_too = Subset(theirs_too, [number[str(folder / photos.paths[place])] for place in some])
+    loader = DataLoader(theirs_too, BATCH, shuffle=True, num_workers=2, persistent_workers=True)
     epochs, ours, theirs = iter(range(1, 1000)), [], []
 
     def timed(batches, size) -> float:
