@@ -82,7 +82,6 @@ SCIPY = ("calibration", "crossed", "intervals", "learning_curve", "significance"
         ("nbconvert", {"reporting.pages"}),
         ("filelock", {"core.files"}),
         ("cv2", {"data.objects", "data.augment"}),
-        ("imagehash", {"data.photo_checks"}),
         ("sklearn", {"data.stratify", "training.heads", "training.proof", *(f"evaluation.{name}" for name in SKLEARN)}),
         ("cleanlab", {"evaluation.label_errors"}),
         ("scipy", {f"evaluation.{name}" for name in SCIPY}),

@@ -23,7 +23,9 @@ Read `sources` first, then `splits`; a training's batches come from `loader`.
     rgb              decoded pixels of any kind -> RGB of 8 bits
     completeness     is all of the picture in the file?
     decoding         a photo file -> its upright RGB pixels, or the reason why not
-    photo_checks     each photo opened and checked, its oddities named, its look hashed
+    inspection       one photo opened and checked, its oddities named, its look hashed
+    processes        many photos opened at once, by processes of their own
+    photo_checks     all photos of a table checked: by threads or processes, within bounded memory
     duplicates       copies and near-copies -> groups; label conflicts
     stratify         shares, folds and subsets; groups never divided, two million rows in seconds
     splits           the manifest: train, val, test, folds; what could not be met; what leaks

@@ -1,12 +1,14 @@
 """Photos decoded once into one file of bytes, mapped by every process that reads it, or decoded again each time."""
 
+import contextlib
 import hashlib
+import itertools
 import mmap
 import os
 import shutil
 import time
+import types
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +16,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from fruitlib.core import files, source_code
+from fruitlib.core import files, machine, source_code
 from fruitlib.core.config import PREPROCESS_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
-from fruitlib.data import decoding, geometry, objects, preprocess, rgb, sources
+from fruitlib.data import decoding, geometry, objects, preprocess, processes, rgb, sources
 
 KEEP_DAYS = 7  # a file not used for so long is removed when another is made
 # Of files: decoded photos, features of them, predictions by features, proofs of weights
 KINDS = ("*.npy", "*.npz", "*.probe.csv", "proofs/*.json")
-CHUNK = 16  # photos a thread decodes at a time: handing out small ones one by one costs more than decoding them
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,7 @@ class Store:
     kind: str
     summary: str
     keys: Sequence[str] = ()  # sha256 of the files' bytes, "" or none at all where not known
+    crew: processes.Crew | None = None  # of many photos that are decoded every time
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,7 +53,7 @@ class Store:
             return self.pixels.take(indexes, axis=0)
         once, back = np.unique(indexes, return_inverse=True)
         paths, keys = ([names[i] for i in once] if names else () for names in (self.paths, self.keys))
-        return stacked(self.folder, paths, self.config, keys)[back]
+        return stacked(self.folder, paths, self.config, keys, self.crew)[back]
 
 
 def open_store(
@@ -72,7 +74,8 @@ def open_store(
 
     def store(kind: str, where: str, pixels: np.ndarray | None = None) -> Store:
         summary = f"{len(paths):,} photos, {in_words(size)} decoded, {where}"
-        return Store(pixels, folder, paths, config, kind, summary, keys)
+        crew = processes.crew(len(paths)) if kind == "stream" else None
+        return Store(pixels, folder, paths, config, kind, summary, keys, crew)
 
     if not paths:
         return store("ram", "in memory", np.empty(shape, np.uint8))
@@ -87,7 +90,8 @@ def open_store(
             if kind == "stream":
                 return store(kind, where)
             if not is_whole(file, shape):
-                write(file, shape, decoded(folder, paths, config, keys), progress)
+                with processes.briefly(processes.crew(len(paths))) as crew:
+                    write(file, shape, decoded(folder, paths, config, keys, crew), progress)
             return store(kind, where, mapped(file, shape, read_ahead=kind == "ram"))
     except OSError as problem:  # the disk is full, or read-only
         reason = f"{files.display_path(cache_dir)}: {problem.strerror or problem}"
@@ -167,29 +171,45 @@ def in_words(size: int) -> str:
     return f"{size} bytes"
 
 
-def decoded(folder: Path, paths: Sequence[str], config: Config, keys: Sequence[str] = ()) -> Iterator[np.ndarray]:
-    """The photos at `paths` one by one, each uint8 (S, S, 3), decoded by a thread per core.
-
-    Threads, not processes: decoders release Python's lock, and processes would have to send every photo back
-    (for photos of 100 pixels neither was faster than one thread, and two processes took a quarter longer).
-    """
-    workers, places = min(32, os.cpu_count() or 1), [*zip(paths, keys or [""] * len(paths), strict=True)]
+def decoded(
+    folder: Path,
+    paths: Sequence[str],
+    config: Config,
+    keys: Sequence[str] = (),
+    crew: processes.Crew | None = None,
+) -> Iterator[np.ndarray]:
+    """The photos at `paths` one by one, each uint8 (S, S, 3), decoded by a thread per core, or by a crew."""
+    at_once = crew.count if crew else min(processes.MOST, machine.usable_cores())
+    how = types.SimpleNamespace(**config.model_dump(include={*PREPROCESS_SETTINGS, "max_megapixels"}))
 
     def decode(chunk: list[tuple[str, str]]) -> list[np.ndarray]:
-        return [preprocess.decode(folder, path, config, key) for path, key in chunk]
+        if crew is None:
+            return [preprocess.decode(folder, path, config, key) for path, key in chunk]
+        places = [(*sources.locate(folder, path), path, key) for path, key in chunk]
+        found = crew.do(preprocess.decode_files, places, how)
+        return [  # what is too large for a process is decoded here
+            preprocess.decode_file(*place[:3], how, place[3]) if one is None else one
+            for place, one in zip(places, found, strict=True)
+        ]
 
-    step = max(1, min(CHUNK, len(paths) // workers))
-    with ThreadPoolExecutor(workers) as pool:
-        for start in range(0, len(paths), 64 * step):  # so that millions of photos do not queue as tasks
-            chunks = [places[at : at + step] for at in range(start, min(start + 64 * step, len(paths)), step)]
-            for photos in pool.map(decode, chunks):
-                yield from photos
+    places = zip(paths, keys or [""] * len(paths), strict=True)
+    step = max(1, min(processes.CHUNK, len(paths) // at_once))
+    chunks = iter(lambda: list(itertools.islice(places, step)), [])
+    with contextlib.closing(processes.in_order(decode, ((chunk,) for chunk in chunks), at_once)) as ready:
+        for photos in ready:
+            yield from photos
 
 
-def stacked(folder: Path, paths: Sequence[str], config: Config, keys: Sequence[str] = ()) -> np.ndarray:
+def stacked(
+    folder: Path,
+    paths: Sequence[str],
+    config: Config,
+    keys: Sequence[str] = (),
+    crew: processes.Crew | None = None,
+) -> np.ndarray:
     """The photos at `paths` as one uint8 array (n, S, S, 3)."""
     pixels = np.empty((len(paths), config.image_size, config.image_size, 3), np.uint8)
-    for index, photo in enumerate(decoded(folder, paths, config, keys)):
+    for index, photo in enumerate(decoded(folder, paths, config, keys, crew)):
         pixels[index] = photo
     return pixels
 

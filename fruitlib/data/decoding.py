@@ -15,7 +15,7 @@ import stat
 import threading
 import types
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,6 +152,7 @@ def opened(
     bits: int = 0,
     small: bool = False,
     known: bool = False,
+    reducible: Callable[[tuple[int, int]], int] = lambda size: 1,
 ) -> Iterator[Decoded]:
     """The photo that a file's bytes hold, in memory that is counted (`memory`) until the block ends.
 
@@ -161,6 +162,7 @@ def opened(
         bits: the brightest value is 2**bits - 1 where the file has more than 8 bits; 0: as the photo itself uses.
         small: a picture of some hundred pixels a side will do.
         known: these bytes were found complete before, so that this need not be checked again.
+        reducible: from a photo's size, upright or not, to the power of two by which a decoder may divide its sides.
 
     Raises:
         InputError: not a photo that can be used; the line says why, without the file's name.
@@ -170,7 +172,7 @@ def opened(
             try:
                 photo = _identify(content, megapixels)
                 odd, raw, whole = _oddities(photo, suffix), str(photo.tile), photo.size
-                factor, drafted = _load(photo, content, small, known, held)
+                factor, drafted = _load(photo, content, small, known, reducible, held)
                 whole = whole if drafted else photo.size  # TIFF turns while loading
                 orientation, readable = _orientation(photo, messages)
                 image, changes, used = rgb.convert(photo, content, raw, bits, factor)
@@ -267,12 +269,9 @@ def _oddities(photo: Image.Image, suffix: str) -> list[str]:
     odd = [f"{'an' if kind[0] == 'A' else 'a'} {kind} under the name {suffix}"] if named and named != kind else []
     frames = getattr(photo, "n_frames", 1) if photo.format not in ("JPEG", "MPO") else 1  # MPO: previews, no animation
     if frames > 1:
-        odd.append(f"{'several pages' if kind == 'TIFF' else 'animated'}: the first of {frames} {_parts(kind)}")
+        several, parts = ("several pages", "pages") if kind == "TIFF" else ("animated", "frames")
+        odd.append(f"{several}: the first of {frames} {parts}")
     return odd
-
-
-def _parts(kind: str) -> str:
-    return "pages" if kind == "TIFF" else "frames"
 
 
 def _orientation(photo: Image.Image, messages: list[str]) -> tuple[int, bool]:
@@ -290,7 +289,9 @@ def _orientation(photo: Image.Image, messages: list[str]) -> tuple[int, bool]:
 # ---- the pixels
 
 
-def _load(photo: Image.Image, content: bytes, small: bool, known: bool, held: contextlib.ExitStack) -> tuple[int, bool]:
+def _load(
+    photo: Image.Image, content: bytes, small: bool, known: bool, reducible: Callable, held: contextlib.ExitStack
+) -> tuple[int, bool]:
     """Decode the pixels; returns by what factor they are still to be reduced, and whether the decoder reduced them.
 
     Memory is counted at 12 bytes a pixel: what is decoded, its copy as RGB, and one that is turned; twice that for
@@ -304,7 +305,10 @@ def _load(photo: Image.Image, content: bytes, small: bool, known: bool, held: co
     side = whole[0] // factor, whole[1] // factor
     if small:  # below half scale, most of what a last scan brings would not be compared
         side = (whole[0] // 2, whole[1] // 2) if several and checked else (128, 128)
-    drafted = (small or factor > 1) and photo.draft(None, side) is not None
+    elif factor == 1 and scans.count == 1:  # of whole blocks only: a decoder makes up what others lack
+        divided = reducible(whole)
+        side = side if any(length % divided for length in whole) else (whole[0] // divided, whole[1] // divided)
+    drafted = side != whole and photo.draft(None, side) is not None
     per_pixel = 24 if ";16" in str(photo.tile) or photo.format == "JPEG2000" else 12
     held.enter_context(memory.PIXELS.hold(photo.width * photo.height * per_pixel + 6 * several * pixels))
     if checked and not several:

@@ -1,6 +1,6 @@
 """Photos that are the same, or nearly: kept on one side of the split by a common group, never removed.
 
-Two photos are compared by their hash, `photo_checks.looks`. Their distance is the larger of two numbers: how many of
+Two photos are compared by their hash, `inspection.looks`. Their distance is the larger of two numbers: how many of
 the 64 shape bits differ, and half the greatest difference of any of the 27 cell colours (in levels of 255). Up to
 NEAR = 8 they count as near-duplicates: 8 bits, and 16 levels in every cell. All members of a group of
 near-duplicates lie within NEAR of each other (complete linkage), so that views of a turning fruit do not chain into
@@ -268,7 +268,7 @@ def _apart(bits: np.ndarray, colours: np.ndarray, left: list[int], right: list[i
 
 
 def _vectors(texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
-    """`photo_checks.looks` as numbers: shape bits uint64 (n,) and cell colours uint8 (n, 27)."""
+    """`inspection.looks` as numbers: shape bits uint64 (n,) and cell colours uint8 (n, 27)."""
     try:
         raw = np.frombuffer(bytes.fromhex("".join(texts)), np.uint8).reshape(len(texts), 35)
     except ValueError:

@@ -69,15 +69,11 @@ def prepared(photo: Image.Image, boxed: Area | None, how) -> np.ndarray | None:
 
 def region(photo: Image.Image, boxed: Area | None, how) -> Area:
     """The part of the photo that `crop_to` keeps: its box or the object with a margin, else all of it."""
+    if how.crop_to != "object":
+        return _kept(photo.size, boxed, how)
     whole = (0, 0, photo.width, photo.height)
-    if how.crop_to == "none":
-        return whole
-    inside = whole
-    if boxed:
-        if how.crop_to == "box":
-            return widened(boxed, how.crop_margin, whole)
-        inside = widened(boxed, 0, whole)  # a photo of several boxes has an object in each
-    if how.crop_to == "object" and inside[2] > inside[0] and inside[3] > inside[1]:
+    inside = widened(boxed, 0, whole) if boxed else whole  # a photo of several boxes has an object in each
+    if inside[2] > inside[0] and inside[3] > inside[1]:
         from fruitlib.data import objects
 
         extent = objects.find_object(np.asarray(photo.crop(inside)))
@@ -85,6 +81,12 @@ def region(photo: Image.Image, boxed: Area | None, how) -> Area:
             shifted = (extent[0] + inside[0], extent[1] + inside[1], extent[2] + inside[0], extent[3] + inside[1])
             return widened(shifted, how.crop_margin, inside)
     return inside
+
+
+def _kept(size: tuple[int, int], boxed: Area | None, how) -> Area:
+    """The part that `crop_to: none` or `box` keeps of a photo of this size."""
+    whole = (0, 0, *size)
+    return widened(boxed, how.crop_margin, whole) if boxed and how.crop_to == "box" else whole
 
 
 def central(area: Area, how) -> Area:
@@ -115,24 +117,62 @@ def square(photo: Image.Image, area: Area, how: str, side: int) -> Image.Image:
     """The area of the photo as a square of `side` pixels, each the mean over the pixels it covers.
 
     `crop` keeps the central square, `squash` everything out of proportion, `pad` everything in proportion, with the
-    outermost pixels repeated beside it (a reflection would show parts of a second fruit).
+    outermost pixels repeated beside it (a reflection would show parts of a second fruit). Of large photos, blocks are
+    averaged first.
     """
+    area, size = _fitted(area, how, side)
+    blocks = _blocks(area, size)
+    if blocks != (1, 1):
+        photo = photo.reduce(blocks)
+        area = area[0] / blocks[0], area[1] / blocks[1], area[2] / blocks[0], area[3] / blocks[1]
+    resized = photo.resize(size, Image.Resampling.BILINEAR, box=area)
+    if size == (side, side):
+        return resized
+    across, down = side - size[0], side - size[1]
+    edges = (down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0)
+    return Image.fromarray(np.pad(np.asarray(resized), edges, mode="edge"))
+
+
+def _fitted(area: Area, how: str, side: int) -> tuple[Area, tuple[int, int]]:
+    """The area that `resize` keeps, and the pixels across and down that it is brought to, `side` at most."""
     left, top, right, bottom = area
     width, height = right - left, bottom - top
-    size = (side, side)
     if how == "crop":
         kept = min(width, height)
         x, y = left + (width - kept) / 2, top + (height - kept) / 2
         area = (x, y, min(x + kept, right), min(y + kept, bottom))
     if how == "pad":
         longer = max(width, height)
-        size = max(1, round(side * width / longer)), max(1, round(side * height / longer))
-    resized = photo.resize(size, Image.Resampling.BILINEAR, box=area, reducing_gap=3)
-    if size == (side, side):
-        return resized
-    across, down = side - size[0], side - size[1]
-    edges = (down // 2, down - down // 2), (across // 2, across - across // 2), (0, 0)
-    return Image.fromarray(np.pad(np.asarray(resized), edges, mode="edge"))
+        return area, (max(1, round(side * width / longer)), max(1, round(side * height / longer)))
+    return area, (side, side)
+
+
+def _blocks(area: Area, size: tuple[int, int]) -> tuple[int, int]:
+    """How many pixels across and down are averaged first: the largest powers of two, up to 128, of which three and more
+    make a pixel of the result. Blocks begin at the photo's first pixel, as those do of a decoder that reduces.
+    """
+    lengths = area[2] - area[0], area[3] - area[1]
+    thirds = (int(length / pixels / 3) for length, pixels in zip(lengths, size, strict=True))
+    across, down = (min(128, 1 << max(0, third.bit_length() - 1)) for third in thirds)
+    return across, down
+
+
+def reducible(size: tuple[int, int], boxed: Area | None, how) -> int:
+    """By what power of two a decoder may divide the sides of a photo of this `size`, upright or not, for `prepared`.
+
+    Half of the sides of the blocks that `square` averages: what a JPEG decoder reduces differs a little from means.
+    (Photos of 12 million pixels at 96: no pixel by more than 1 of 255; by up to 5 along edges between full colours that
+    are sharp to the pixel, as only drawings have them.) Objects are looked for at full scale.
+    """
+    if how.crop_to == "object":
+        return 1
+    divisors = [8]
+    for lying in (size, size[::-1]):  # `boxed` is that of the upright photo
+        area = central(_kept(lying, boxed, how), how)
+        if area[2] - area[0] < 1 or area[3] - area[1] < 1:
+            return 1
+        divisors.append(min(_blocks(*_fitted(area, how.resize, how.image_size))) // 2)
+    return max(1, min(divisors))
 
 
 def enhance(picture: Image.Image, how) -> Image.Image:

@@ -12,6 +12,10 @@ from fruitlib.core.errors import InputError
 CGROUP = Path("/sys/fs/cgroup/memory.max")  # a container's limit (Linux' cgroup v2): a number of bytes, or max
 
 
+class TooMuchHere(InputError):
+    """More than this process may take: whoever gave it the work has room for it."""
+
+
 class Memory:
     """What all threads of this process take together, at most a share of the memory that was available at first.
 
@@ -19,7 +23,11 @@ class Memory:
     """
 
     def __init__(self, share: float):
-        self._changed, self._taken, self._share = threading.Condition(), 0, share
+        self._changed, self._taken, self._share, self._strict = threading.Condition(), 0, share, False
+
+    def limit_to_share(self, count: int) -> None:
+        """Take at most one of `count` shares of this, and nothing beyond."""
+        self._share, self._strict = self._share / count, True
 
     @contextlib.contextmanager
     def hold(self, size: int) -> Iterator[None]:
@@ -27,10 +35,13 @@ class Memory:
 
         Raises:
             InputError: more than the whole machine has.
+            TooMuchHere: more than the share of this process.
         """
         if size > (most := total()):
             there = f"{most / 1e9:.1f} GB are in this machine"
             raise InputError(f"decoding it takes {size / 1e9:.1f} GB of memory, {there}: save it smaller")
+        if self._strict and size > self._share * _available():
+            raise TooMuchHere("more memory than this process may take")
         with self._changed:
             self._changed.wait_for(lambda: not self._taken or self._taken + size <= self._share * _available())
             self._taken += size
@@ -44,6 +55,14 @@ class Memory:
 
 # Two, so that who waits for room to decode a photo may hold its file: who decodes waits for nothing more.
 FILES, PIXELS = Memory(1 / 16), Memory(3 / 16)
+
+
+def limit_to_share(count: int) -> None:
+    """Let this process, one of `count` that open photos for another, take its share; together they take as much again
+    as their owner, which opens what is too large for them.
+    """
+    FILES.limit_to_share(count)
+    PIXELS.limit_to_share(count)
 
 
 @functools.cache

@@ -4,33 +4,25 @@ Nothing is rewritten. A photo that cannot be used is quarantined with a reason; 
 what its name or kind says, is `ok` and its reason says what is odd. Test photos of a predefined split are listed, not
 opened ("sealed").
 
-Threads do the work: decoding, hashing and reading let other threads run, and unlike processes they start at once, in
-notebooks and plain scripts alike.
+Threads do the work for a few photos, processes for many (`processes`).
 """
 
 import contextlib
-import hashlib
 import itertools
-import os
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from PIL import Image
 
+from fruitlib.core import machine
 from fruitlib.core.config import Config
-from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
-from fruitlib.data import decoding, sources
-from fruitlib.data.decoding import Decoded
+from fruitlib.data import decoding, inspection, processes, sources
+from fruitlib.data.inspection import Facts
 
 COLUMNS = ["status", "reason", "width", "height", "sha256", "phash", "bits"]
 UNOPENED = (0, 0, "", "", 0)  # width, height, sha256, phash and bits of a photo that was not opened
-CHUNK = 16  # photos a thread takes at a time
-Facts = tuple[str, str, int, int, str, str, int]  # as in COLUMNS
 
 
 def check_photos(
@@ -48,7 +40,8 @@ def check_photos(
 
     Predefined test photos become `sealed`, and rows whose status is `left_out` keep it; neither is opened. A
     file with several boxes is decoded once. `progress(done, total)` is called from this thread, every few photos. The
-    table is the same whatever the number of `workers` (threads; as many as processors by default).
+    table is the same whatever the number of `workers` (processes for many photos, threads for few; as many as there
+    are cores by default).
     """
     paths = rows["path"].tolist()
     left_out = (rows["status"] == "left_out").to_numpy() if "status" in rows else np.zeros(len(rows), bool)
@@ -60,10 +53,8 @@ def check_photos(
     ]
     to_open = sorted(np.flatnonzero(~closed).tolist(), key=paths.__getitem__)
     places = ((position, *sources.locate(folder, paths[position])) for position in to_open)
-    by_file = ([*rows_of_one] for _, rows_of_one in itertools.groupby(places, key=lambda place: place[1]))
-    done = 0
-    work = ((chunk, min_side, megapixels) for chunk in _chunks(by_file))
-    with contextlib.closing(_in_threads(_inspect_chunk, work, workers or os.cpu_count() or 1)) as results:
+    workers, done = min(workers or machine.usable_cores(), processes.MOST), 0
+    with contextlib.closing(_checked(places, min_side, megapixels, workers, len(to_open))) as results:
         for chunk in results:
             for position, fact in chunk:
                 facts[position] = fact
@@ -74,97 +65,24 @@ def check_photos(
     return pd.concat([rows.drop(columns=COLUMNS, errors="ignore"), checked], axis=1)
 
 
-def _chunks(items: Iterator) -> Iterator[list]:
-    return iter(lambda: list(itertools.islice(items, CHUNK)), [])
+def _checked(places: Iterator[tuple], min_side: int, megapixels: float, workers: int, photos: int) -> Iterator[list]:
+    """Lists of (row, facts) of places, (row, file, box) in the order of files; each file is opened once."""
+    by_file = ([*rows_of_one] for _, rows_of_one in itertools.groupby(places, key=lambda place: place[1]))
+    chunks = iter(lambda: list(itertools.islice(by_file, processes.CHUNK)), [])
+    with processes.briefly(processes.crew(photos, workers)) as crew:
 
+        def check(chunk: list[list[tuple]]) -> list[tuple[int, Facts]]:
+            files = [(places[0][1], [box for _, _, box in places]) for places in chunk]
+            job = inspection.inspect_files, files, min_side, megapixels
+            found = crew.do(*job) if crew else job[0](*job[1:])
+            results = []
+            for places, (file, boxes), facts in zip(chunk, files, found, strict=True):
+                facts = facts or inspection.inspect_file(file, boxes, min_side, megapixels)  # too large for a process
+                results += [(row, fact) for (row, _, _), fact in zip(places, facts, strict=True)]
+            return results
 
-def _in_threads(work: Callable, jobs: Iterable[tuple], workers: int) -> Iterator:
-    """`work(*job)` for every job, in order; few are queued at a time, for memory and for Ctrl-C."""
-    with ThreadPoolExecutor(workers) as pool:
-        waiting = deque()
-        for job in jobs:
-            waiting.append(pool.submit(work, *job))
-            if len(waiting) >= 4 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-def _inspect_chunk(files: list[list[tuple]], min_side: int, megapixels: float) -> list[tuple[int, Facts]]:
-    """(row, facts) of every place in some files; a place is (row, file, box)."""
-    results = []
-    for places in files:
-        facts = _inspect(places[0][1], [box for _, _, box in places], min_side, megapixels)
-        results += [(position, fact) for (position, _, _), fact in zip(places, facts, strict=True)]
-    return results
-
-
-def inspect(
-    file: Path,
-    box: tuple[int, int, int, int] | None = None,
-    min_side: int = 16,
-    megapixels: float = decoding.FULL_SCALE / 1e6,
-) -> Facts:
-    """(status, reason, width, height, sha256, phash, bits) of a photo, or of a box (x, y, width, height) in it.
-
-    Width and height are the whole upright photo's, sha256 the file's, phash the box's. The file is read once and
-    decoded completely, a large JPEG file at a reduced scale if no box is given.
-    """
-    return _inspect(Path(file), [box], min_side, megapixels)[0]
-
-
-def _inspect(file: Path, boxes: list, min_side: int, megapixels: float) -> list[Facts]:
-    """`inspect` for several boxes of one file."""
-    sha256 = ""
-    try:
-        with decoding.contents(file) as content:
-            sha256 = hashlib.sha256(content).hexdigest()
-            with decoding.opened(content, file.suffix, megapixels, small=boxes == [None]) as photo:
-                return [_facts(photo, sha256, box, min_side) for box in boxes]
-    except InputError as problem:
-        return [("quarantined", str(problem), 0, 0, sha256, "", 0)] * len(boxes)
-
-
-def _facts(photo: Decoded, sha256: str, box: tuple[int, int, int, int] | None, min_side: int) -> Facts:
-    """The facts of a photo that opened, or of one box in it."""
-    if wrong := _wrong_size(photo.size, box, min_side):
-        return "quarantined", wrong, *photo.size, sha256, "", 0
-    area = (0, 0, *photo.image.size) if box is None else photo.area(box)
-    small, odd = photo.image.resize((32, 32), Image.Resampling.BOX, area), photo.odd
-    if _flat(small) and _flat(photo.image.crop(area)):
-        odd = [*odd, "a single flat colour"]
-    return "ok", "; ".join(odd), *photo.size, sha256, looks(small), photo.bits
-
-
-def _wrong_size(size: tuple[int, int], box: tuple | None, min_side: int) -> str:
-    """Why a photo of this size, or a box in it, cannot be used; "" where it can."""
-    if box is None:
-        return f"{size[0]} x {size[1]} pixels: the shorter side is below {min_side}" if min(size) < min_side else ""
-    x, y, width, height = box
-    named = f"the box {x},{y},{width},{height}"
-    if min(box) < 0:
-        return f"{named} is negative"
-    if min(width, height) == 0:
-        return f"{named} is empty"
-    if x + width > size[0] or y + height > size[1]:
-        return f"{named} reaches beyond the photo of {size[0]} x {size[1]} pixels"
-    return f"{named}: its shorter side is below {min_side} pixels" if min(width, height) < min_side else ""
-
-
-def _flat(photo: Image.Image) -> bool:
-    return all(high - low <= 2 for low, high in photo.getextrema())  # JPEG's rounding may add a level or two
-
-
-def looks(small: Image.Image) -> str:
-    """What a photo looks like, as 70 hex digits: 16 of shape, 54 of colour. From the photo squashed to 32 x 32, RGB.
-
-    Shape is imagehash's pHash, the signs of the 8 x 8 lowest frequencies of the luminance's cosine transform against
-    their median (Zauner, 2010, "Implementation and benchmarking of perceptual image hash functions"). It is the same
-    for a yellow apple and a red one, so colour follows: the mean red, green and blue of 3 x 3 cells, a byte each.
-    """
-    import imagehash  # here, so that training on checked photos does without it
-
-    return str(imagehash.phash(small)) + small.resize((3, 3), Image.Resampling.BOX).tobytes().hex()
+        with contextlib.closing(processes.in_order(check, ((chunk,) for chunk in chunks), workers)) as results:
+            yield from results
 
 
 def bits_in_use(manifest: pd.DataFrame) -> int:

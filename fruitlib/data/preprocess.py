@@ -1,22 +1,28 @@
-"""A photo file -> the square of bytes that models see; the same bytes on every call."""
+"""A photo file -> the square of bytes that models see; the same bytes on every call.
+
+Imports little at once, so that a process which decodes photos starts in a moment (`processes`).
+"""
 
 import contextlib
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import PIL
 
-from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
-from fruitlib.data import decoding, geometry, objects, sources
+from fruitlib.data import decoding, geometry, memory, objects
+
+if TYPE_CHECKING:
+    from fruitlib.core.config import Config
 
 LIBRARIES = {"opencv": objects.VERSION, "pillow": PIL.__version__}  # other versions may decode differently
 CHANGED = "changed since the photos were divided: run the sweep (or 01_split) again, which divides them anew"
 
 
-def decode(folder: Path, path: str, config: Config, sha256: str = "") -> np.ndarray:
+def decode(folder: Path, path: str, config: "Config", sha256: str = "") -> np.ndarray:
     """The photo at a manifest's `path`, upright RGB, cropped, made square and enhanced: uint8 (S, S, 3).
 
     `sha256` is that of the file when it was checked, "" where not known: these bytes are decoded, or none.
@@ -24,18 +30,44 @@ def decode(folder: Path, path: str, config: Config, sha256: str = "") -> np.ndar
     Raises:
         InputError: the photo no longer opens or has changed, or its box lies outside of it.
     """
-    file, box = sources.locate(folder, path)
+    from fruitlib.data import sources
+
+    return decode_file(*sources.locate(folder, path), path, config, sha256)
+
+
+def decode_files(places: list[tuple], how) -> list[np.ndarray | None]:
+    """`decode_file` for each of some places; None where this process must not take so much memory."""
+    found = []
+    for file, box, path, sha256 in places:
+        try:
+            found.append(decode_file(file, box, path, how, sha256))
+        except memory.TooMuchHere:
+            found.append(None)
+    return found
+
+
+def decode_file(file: Path, box: tuple | None, path: str, how, sha256: str) -> np.ndarray:
+    """`decode` of the `file` and box that `path` names; `how` has the settings of a `Config` as attributes."""
+    boxed = box and (box[0], box[1], box[0] + box[2], box[1] + box[3])
     with contextlib.ExitStack() as held:
         try:
             content = held.enter_context(decoding.contents(file))
             changed = sha256 and hashlib.sha256(content).hexdigest() != sha256
-            how = {"megapixels": config.max_megapixels, "bits": geometry.bits(config), "known": bool(sha256)}
-            photo = None if changed else held.enter_context(decoding.opened(content, **how))
+            opened = decoding.opened(
+                content,
+                megapixels=how.max_megapixels,
+                bits=geometry.bits(how),
+                known=bool(sha256),
+                reducible=lambda size: geometry.reducible(size, boxed, how),
+            )
+            photo = None if changed else held.enter_context(opened)
+        except memory.TooMuchHere:
+            raise
         except InputError as problem:
             raise InputError(f"{file}: does not open ({problem}): repair or remove it, then split again") from None
         if photo is None:
             raise InputError(f"{file}: {CHANGED}")
-        square = geometry.prepared(photo.image, photo.area(box) if box else None, config)
+        square = geometry.prepared(photo.image, photo.area(box) if box else None, how)
         if square is None:
             across, down = photo.size
             raise InputError(f"{path}: the box lies outside the photo, {across} x {down}: correct the table")
@@ -44,6 +76,8 @@ def decode(folder: Path, path: str, config: Config, sha256: str = "") -> np.ndar
 
 def share_with_object(folder: Path, paths: Iterable[str]) -> float:
     """In what share of the photos at a manifest's paths `crop_to: object` finds an object; the others stay whole."""
+    from fruitlib.data import sources
+
     found = []
     for path in paths:
         photo = decoding.open_photo(sources.locate(folder, path)[0], decoding.MOST_MEGAPIXELS)

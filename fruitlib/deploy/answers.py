@@ -127,7 +127,12 @@ def _read(photo: Photo, model: Model) -> tuple[Photo, np.ndarray | None, str]:
     try:
         with (
             decoding.contents(Path(photo.file)) as content,
-            decoding.opened(content, megapixels=decoding.MOST_MEGAPIXELS, bits=geometry.bits(how)) as opened,
+            decoding.opened(
+                content,
+                megapixels=decoding.MOST_MEGAPIXELS,
+                bits=geometry.bits(how),
+                reducible=lambda size: geometry.reducible(size, None, how),
+            ) as opened,
         ):
             return photo, geometry.prepared(opened.image, None, how), ""
     except InputError as problem:

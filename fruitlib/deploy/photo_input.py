@@ -2,7 +2,7 @@
 
 photos: uint8 (N, H, W, 3), RGB, upright -> images: float32 (N, 3, S, S) in [0, 1]. Resampling is Pillow's bilinear
 filter: each output pixel is the mean over the pixels it covers under a triangle, first along rows, then along columns,
-rounded to whole numbers after each. Of large photos blocks are averaged first, as Pillow does. A photo of exactly
+rounded to whole numbers after each. Of large photos blocks are averaged first (`data.geometry`). A photo of exactly
 S x S pixels is taken as prepared already.
 """
 
@@ -15,36 +15,24 @@ OPSET = 20
 IR = 10
 # What an axis of `size` pixels is resampled with: row i of the matrix has the weights of output pixel i. The area
 # begins at `start` and is `length` long; it fills `kept` pixels of S, from pixel `first` on, and its ends are repeated.
-# Where an output pixel covers six pixels and more, Pillow's reducing_gap of 3 averages blocks of `block` pixels first;
-# they begin at `from`, half an output pixel before the area.
+# Where an output pixel covers six pixels and more, blocks of `block` pixels are averaged first: of the largest of
+# `powers` that goes into it three times.
 _WEIGHTS = """
   {axis}_place = Clip ({axis}_at, zero, {axis}_last)
   {axis}_scale = Div ({axis}_length, {axis}_kept)
   {axis}_third = Div ({axis}_scale, three)
-  {axis}_whole_third = Floor ({axis}_third)
-  {axis}_block = Max ({axis}_whole_third, one)
-  {axis}_half_pixel = Mul ({axis}_scale, half)
-  {axis}_earliest = Sub ({axis}_start, {axis}_half_pixel)
-  {axis}_within = Max ({axis}_earliest, zero)
-  {axis}_down = Floor ({axis}_within)
-  {axis}_is_large = Greater ({axis}_block, one)
-  {axis}_from = Where ({axis}_is_large, {axis}_down, zero)
-  {axis}_stop = Add ({axis}_start, {axis}_length)
-  {axis}_latest = Add ({axis}_stop, {axis}_half_pixel)
-  {axis}_up = Ceil ({axis}_latest)
-  {axis}_end = Min ({axis}_up, {axis}_size)
-  {axis}_to = Where ({axis}_is_large, {axis}_end, {axis}_size)
+  {axis}_enough = GreaterOrEqual ({axis}_third, powers)
+  {axis}_fitting = Where ({axis}_enough, powers, one)
+  {axis}_block = ReduceMax <keepdims = 0> ({axis}_fitting)
   {axis}_block_scale = Div ({axis}_scale, {axis}_block)
   {axis}_reach = Max ({axis}_block_scale, one)
   {axis}_middle = Add ({axis}_place, half)
   {axis}_scaled = Mul ({axis}_middle, {axis}_scale)
   {axis}_centre = Add ({axis}_scaled, {axis}_start)
-  {axis}_centre_from = Sub ({axis}_centre, {axis}_from)
-  {axis}_centre_block = Div ({axis}_centre_from, {axis}_block)
+  {axis}_centre_block = Div ({axis}_centre, {axis}_block)
   {axis}_column = Unsqueeze ({axis}_centre_block, minus_one)
   {axis}_pixels = Range (zero, {axis}_size, one)
-  {axis}_pixels_from = Sub ({axis}_pixels, {axis}_from)
-  {axis}_exact_block = Div ({axis}_pixels_from, {axis}_block)
+  {axis}_exact_block = Div ({axis}_pixels, {axis}_block)
   {axis}_blocks = Floor ({axis}_exact_block)
   {axis}_block_middle = Add ({axis}_blocks, half)
   {axis}_apart = Sub ({axis}_block_middle, {axis}_column)
@@ -52,15 +40,10 @@ _WEIGHTS = """
   {axis}_share = Div ({axis}_far, {axis}_reach)
   {axis}_fall = Sub (one, {axis}_share)
   {axis}_triangle = Relu ({axis}_fall)
-  {axis}_before = Less ({axis}_pixels, {axis}_from)
-  {axis}_behind = GreaterOrEqual ({axis}_pixels, {axis}_to)
-  {axis}_outside_blocks = Or ({axis}_before, {axis}_behind)
   {axis}_began = Mul ({axis}_blocks, {axis}_block)
-  {axis}_span = Sub ({axis}_to, {axis}_from)
-  {axis}_left = Sub ({axis}_span, {axis}_began)
+  {axis}_left = Sub ({axis}_size, {axis}_began)
   {axis}_filled = Min ({axis}_left, {axis}_block)
-  {axis}_divided = Div ({axis}_triangle, {axis}_filled)
-  {axis}_counted = Where ({axis}_outside_blocks, zero, {axis}_divided)
+  {axis}_counted = Div ({axis}_triangle, {axis}_filled)
   {axis}_total = ReduceSum <keepdims = 1> ({axis}_counted, minus_one)
   {axis}_weights = Div ({axis}_counted, {axis}_total)
 """
@@ -194,6 +177,7 @@ def _constants(side: int, preprocess: dict) -> str:
     numbers |= {"share": float(preprocess["center"])}
     numbers |= {f"{name}_factor": float(preprocess[name]) for name in FACTORS if preprocess[name] != 1}
     texts = [f"float {name} = {{{value!r}}}" for name, value in numbers.items()]
+    texts += ["float[8] powers = {1, 2, 4, 8, 16, 32, 64, 128}"]
     texts += [f"int64[1] {name}_at = {{{at}}}" for at, name in enumerate(("one", "two", "three"), 1)]
     texts += ["int64[1] minus_one = {-1}", f"int64[2] sides = {{{side}, {side}}}"]
     if preprocess["contrast"] != 1 or preprocess["saturation"] != 1:

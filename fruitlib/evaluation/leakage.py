@@ -5,6 +5,7 @@ scikit-learn is imported where it is used, so that this module costs nothing to 
 
 import bisect
 from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +13,15 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 
-from fruitlib.core import files
+from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError
 from fruitlib.data import decoding, duplicates, photo_checks, sources, splits
 from fruitlib.evaluation import intervals, significance
 
 SIDE, COMPONENTS, FOLDS = 16, 40, 5
-MAX_PHOTOS = 3000  # the probe's cost grows with the square; this many take about 10 seconds on one core
+MAX_PHOTOS = 3000  # the probe's cost grows with the square; this many take about 4 seconds on one core
 FEWEST_GROUPS = 3
+MOST_THREADS = 4  # each holds a copy of most of the kernel: 72 MB of 3,000 photos
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,8 @@ def price_of_leakage(
     groups_of_class = pd.Series(units).groupby(labels).nunique()
     if missing := _nothing_to_compare(labels, units, groups_of_class):
         return missing
-    features, folds = _small(pictures, chosen), int(min(FOLDS, groups_of_class.min()))
-    random, safe = (_hit_rates(features, labels, units, folds, repeats, seed, kind) for kind in ("random", "safe"))
+    alike, folds = _similarities(_small(pictures, chosen)), int(min(FOLDS, groups_of_class.min()))
+    random, safe = (_hit_rates(alike, labels, units, folds, repeats, seed, kind) for kind in ("random", "safe"))
     sizes, numbers = np.bincount(units), {}
     for name, hits in {"random": random, "safe": safe}.items():
         low, high, _ = intervals.new_group_interval(np.bincount(units, hits), sizes)
@@ -136,30 +138,47 @@ def _small(pictures: np.ndarray, chosen: np.ndarray) -> np.ndarray:
     return np.stack([np.asarray(picture, np.float32).ravel() for picture in small]) / 255
 
 
-def _hit_rates(features, labels, units, folds: int, repeats: int, seed: int, kind: str) -> np.ndarray:
+def _hit_rates(alike, labels, units, folds: int, repeats: int, seed: int, kind: str) -> np.ndarray:
     """How often each photo is recognised while left out, share (n,) of `repeats` divisions; kind is random or safe."""
     from sklearn.model_selection import StratifiedGroupKFold, StratifiedKFold
 
-    hits = np.zeros(len(labels))
+    divide, parts = StratifiedGroupKFold if kind == "safe" else StratifiedKFold, []
     for number in np.random.SeedSequence([seed, 2]).generate_state(repeats) >> 1:
-        divide = StratifiedGroupKFold if kind == "safe" else StratifiedKFold
-        parts = divide(folds, shuffle=True, random_state=number)
-        for train, val in parts.split(features, labels, units if kind == "safe" else None):
-            hits[val] += _probe(features[train], labels[train], features[val]) == labels[val]
+        division = divide(folds, shuffle=True, random_state=number)
+        parts += division.split(alike, labels, units if kind == "safe" else None)
+    hits = np.zeros(len(labels))
+    with ThreadPoolExecutor(min(MOST_THREADS, machine.usable_cores())) as pool:  # libsvm lets other threads run
+        for (_, val), answers in zip(parts, pool.map(lambda part: _probe(alike, labels, *part), parts), strict=True):
+            hits[val] += answers == labels[val]
     return hits / repeats
 
 
-def _probe(features: np.ndarray, labels: np.ndarray, unseen: np.ndarray) -> np.ndarray:
-    """Class indexes for unseen features: whitened principal components, then `SVC` as scikit-learn sets it."""
-    from sklearn.decomposition import PCA
-    from sklearn.pipeline import make_pipeline
-    from sklearn.svm import SVC
+def _similarities(features: np.ndarray) -> np.ndarray:
+    """The kernel of `_probe`'s classifier between all photos, float (n, n): computed once for all divisions.
 
-    if len(np.unique(labels)) < 2:  # groups that hold several classes can leave a fold with one
-        return np.full(len(unseen), labels[0])
+    Gaussian, of whitened principal components, of the width that scikit-learn's SVC takes. The components are those of
+    all photos: they know no labels, and both kinds of split have the same. Components of each
+    training part alone gave prices of 15.5 points on 304 fruit photos and 25.3 on 2,989 of Fruits-360; these give 15.3
+    and 26.5, in less than half of the time.
+    """
+    from sklearn.decomposition import PCA
+    from sklearn.metrics.pairwise import rbf_kernel
+
     components = PCA(min(COMPONENTS, len(features) - 1), whiten=True, random_state=0)
     with np.errstate(invalid="ignore", divide="ignore"):  # pictures that are all alike vary by 0
-        return make_pipeline(components, SVC()).fit(features, labels).predict(unseen)
+        found = np.nan_to_num(components.fit_transform(features))
+    spread = found.shape[1] * found.var()
+    return rbf_kernel(found, gamma=1 / spread if spread > 0 else 1.0)
+
+
+def _probe(alike: np.ndarray, labels: np.ndarray, train: np.ndarray, unseen: np.ndarray) -> np.ndarray:
+    """Class indexes for the `unseen` positions by `SVC` as scikit-learn sets it, fitted at the positions `train`."""
+    from sklearn.svm import SVC
+
+    if len(np.unique(labels[train])) < 2:  # groups that hold several classes can leave a fold with one
+        return np.full(len(unseen), labels[train[0]])
+    fitted = SVC(kernel="precomputed").fit(alike[np.ix_(train, train)], labels[train])
+    return fitted.predict(alike[np.ix_(unseen, train)])
 
 
 # ---------------------------------------------------------------- a sweep's photos as they are on the disk

@@ -60,7 +60,8 @@ class PhotoTrial:
         """
         config = photo_checks.with_bits(self.run.config, self.run.manifest)
         try:
-            with decoding.opened(content, megapixels=config.max_megapixels, bits=geometry.bits(config)) as photo:
+            how = {"bits": geometry.bits(config), "reducible": lambda size: geometry.reducible(size, None, config)}
+            with decoding.opened(content, megapixels=config.max_megapixels, **how) as photo:
                 return self.answers(geometry.prepared(photo.image, None, config)[None])[0]
         except InputError as problem:
             raise InputError(f"{name}: {problem}; choose another photo") from None

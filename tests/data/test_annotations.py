@@ -13,7 +13,7 @@ from PIL import Image
 
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
-from fruitlib.data import annotations, coco, decoding, photo_checks, sources, splits, voc, yolo
+from fruitlib.data import annotations, coco, decoding, inspection, sources, splits, voc, yolo
 
 ROW = ["path", "label", "split"]
 
@@ -264,7 +264,7 @@ def test_a_poses_points_are_not_an_outline(tmp_path):
 def test_a_photo_whose_header_cannot_be_read_is_quarantined(tmp_path):
     (tmp_path / "d.jpg").write_bytes(b"no photo")
     assert yolo.upright_sizes([tmp_path / "d.jpg"]) == [None]
-    assert photo_checks.inspect(tmp_path / "d.jpg")[0] == "quarantined"
+    assert inspection.inspect(tmp_path / "d.jpg")[0] == "quarantined"
 
 
 YAML = "train: train/images\nnames: [x, y]\n"

@@ -14,7 +14,7 @@ from PIL import Image
 
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
-from fruitlib.data import cache, dataset, decoding, memory, photo_checks, preprocess, rgb
+from fruitlib.data import cache, dataset, decoding, inspection, memory, photo_checks, preprocess, rgb
 
 
 def noise(size=(60, 40), seed=0, channels=3, top=256, kind=np.uint8):
@@ -42,7 +42,7 @@ def test_the_bits_in_use_are_found_and_scaled_to_eight(tmp_path, name, channels,
     values = noise(channels=channels, top=top, kind=np.uint16)
     values[0, 0] = top - 1
     write_deep(tmp_path / name, values)
-    facts = photo_checks.inspect(tmp_path / name)
+    facts = inspection.inspect(tmp_path / name)
     said = "16 bits scaled to 8" if bits == 16 else f"uses {bits} of its 16 bits"
     assert facts[:2] == ("ok", said) and facts[-1] == bits
     shown = np.asarray(decoding.open_photo(tmp_path / name))
@@ -167,9 +167,9 @@ def test_large_photos_are_read_at_a_reduced_scale_with_boxes_in_place(tmp_path, 
         assert photo.size == (300, 200) and photo.image.size == (150, 100)
     small = preprocess.decode(tmp_path, f"{name}#xywh=206,56,48,68", config.make({"image_size": 32, "crop_margin": 0}))
     assert (np.abs(small.astype(int) - [255, 0, 0]) < 40).all()
-    said = photo_checks.inspect(tmp_path / name, (210, 60, 40, 60))[1]
+    said = inspection.inspect(tmp_path / name, (210, 60, 40, 60))[1]
     assert said == ("" if name == "a.jpg" else "a single flat colour")  # JPEG's edges reach into their neighbourhood
-    assert photo_checks.inspect(tmp_path / name)[:4] == ("ok", "", 300, 200)
+    assert inspection.inspect(tmp_path / name)[:4] == ("ok", "", 300, 200)
 
 
 def test_strips_give_the_pixels_that_the_whole_gives(tmp_path, monkeypatch):
@@ -192,7 +192,7 @@ def test_strips_give_the_pixels_that_the_whole_gives(tmp_path, monkeypatch):
 )
 def test_the_setting_says_how_large_a_photo_may_be(tmp_path, limit, words):
     Image.fromarray(noise((300, 200))).save(tmp_path / "a.png")
-    assert photo_checks.inspect(tmp_path / "a.png", megapixels=limit)[1] == words
+    assert inspection.inspect(tmp_path / "a.png", megapixels=limit)[1] == words
 
 
 def test_glimpses_of_large_photos_are_those_that_cost_little(tmp_path, reduced):
@@ -246,7 +246,7 @@ def test_no_photo_is_quarantined_because_others_take_the_memory(tmp_path, monkey
     free = psutil.virtual_memory()._replace(available=10)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     Image.fromarray(noise((3000, 2000))).save(tmp_path / "a.png")
-    assert photo_checks.inspect(tmp_path / "a.png")[0] == "ok"
+    assert inspection.inspect(tmp_path / "a.png")[0] == "ok"
 
 
 def test_the_bytes_of_files_are_counted_while_they_are_used(tmp_path, monkeypatch):
@@ -267,13 +267,13 @@ def test_a_heic_photo_is_read_where_its_package_is_installed(tmp_path):
     exif[decoding.ORIENTATION] = 6
     pillow_heif.register_heif_opener()
     image.save(tmp_path / "a.heic", quality=-1, exif=exif.tobytes())
-    assert photo_checks.inspect(tmp_path / "a.heic")[:4] == ("ok", "", 48, 64)
+    assert inspection.inspect(tmp_path / "a.heic")[:4] == ("ok", "", 48, 64)
     (tmp_path / "half.heic").write_bytes((tmp_path / "a.heic").read_bytes()[:500])
-    assert photo_checks.inspect(tmp_path / "half.heic")[0] == "quarantined"
+    assert inspection.inspect(tmp_path / "half.heic")[0] == "quarantined"
 
 
 def test_without_the_package_the_line_says_how_to_read_heic(tmp_path, monkeypatch):
     monkeypatch.setattr(decoding, "heif_is_readable", lambda: False)
     (tmp_path / "iphone.jpg").write_bytes(b"\0\0\0\x18ftypheic" + bytes(90))
     expected = "HEIC: pip install 'fruitlib[heic]' to read it, or convert it to JPEG first"
-    assert photo_checks.inspect(tmp_path / "iphone.jpg")[:2] == ("quarantined", expected)
+    assert inspection.inspect(tmp_path / "iphone.jpg")[:2] == ("quarantined", expected)

@@ -17,7 +17,7 @@ from PIL import Image, ImageDraw
 
 from fruitlib.core import texts
 from fruitlib.core.errors import InputError
-from fruitlib.data import decoding, photo_checks
+from fruitlib.data import decoding, inspection, photo_checks
 
 
 def picture(size=(60, 40), seed=0):
@@ -248,7 +248,7 @@ KINDS = [  # name, maker, status, words of the reason
 def test_each_kind_of_file_gets_its_reason(tmp_path, monkeypatch, name, make, status, words):
     monkeypatch.setattr(decoding, "heif_is_readable", lambda: False)  # an extra, which may be installed
     make(tmp_path)
-    facts = photo_checks.inspect(tmp_path / name)
+    facts = inspection.inspect(tmp_path / name)
     assert facts[0] == status and words in facts[1] and (words or not facts[1])
     assert "\n" not in facts[1] and str(tmp_path) not in facts[1]
     if status == "ok":
@@ -267,7 +267,7 @@ def test_a_file_without_permission_gets_that_reason(tmp_path):
     (tmp_path / "secret.jpg").chmod(0)
     if os.access(tmp_path / "secret.jpg", os.R_OK):
         pytest.skip("this account may read every file")
-    assert photo_checks.inspect(tmp_path / "secret.jpg")[:2] == ("quarantined", "not readable: permission denied")
+    assert inspection.inspect(tmp_path / "secret.jpg")[:2] == ("quarantined", "not readable: permission denied")
 
 
 def test_a_refused_reading_gets_its_cause_as_reason(tmp_path, monkeypatch):
@@ -277,7 +277,7 @@ def test_a_refused_reading_gets_its_cause_as_reason(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", str(file))
 
     monkeypatch.setattr(decoding.Path, "read_bytes", refuse)  # root can read everything: the system would not refuse
-    assert photo_checks.inspect(tmp_path / "secret.jpg")[:2] == ("quarantined", "not readable: permission denied")
+    assert inspection.inspect(tmp_path / "secret.jpg")[:2] == ("quarantined", "not readable: permission denied")
 
 
 @pytest.mark.parametrize(
@@ -294,7 +294,7 @@ def test_a_refused_reading_gets_its_cause_as_reason(tmp_path, monkeypatch):
 )
 def test_boxes_are_checked(tmp_path, box, words):
     saved("a.png")(tmp_path)
-    status, reason, width, height, *_ = photo_checks.inspect(tmp_path / "a.png", box)
+    status, reason, width, height, *_ = inspection.inspect(tmp_path / "a.png", box)
     assert words in reason and (status == "ok") == (not words) and (width, height) == (60, 40)
 
 
@@ -304,10 +304,10 @@ def test_a_box_is_checked_against_the_upright_photo_and_hashed_alone(tmp_path):
     lying = picture((64, 32)).transpose(Image.Transpose.ROTATE_90)
     lying.save(tmp_path / "a.png", exif=exif)
     picture((64, 32)).crop((40, 0, 64, 32)).save(tmp_path / "crop.png")
-    facts = photo_checks.inspect(tmp_path / "a.png", (40, 0, 24, 32))
+    facts = inspection.inspect(tmp_path / "a.png", (40, 0, 24, 32))
     assert facts[:4] == ("ok", "", 64, 32)
-    assert facts[5] == photo_checks.inspect(tmp_path / "crop.png")[5]
-    assert photo_checks.inspect(tmp_path / "a.png", (0, 40, 32, 24))[0] == "quarantined"
+    assert facts[5] == inspection.inspect(tmp_path / "crop.png")[5]
+    assert inspection.inspect(tmp_path / "a.png", (0, 40, 32, 24))[0] == "quarantined"
 
 
 def turned(value):
@@ -324,7 +324,7 @@ def test_all_orientations_give_the_same_upright_picture(tmp_path, value, kind):
     exif[decoding.ORIENTATION] = value
     turned(value).save(tmp_path / "a", kind, exif=exif, **({"lossless": True} if kind == "WEBP" else {}))
     assert np.array_equal(np.asarray(decoding.open_photo(tmp_path / "a")), np.asarray(picture((64, 48))))
-    assert photo_checks.inspect(tmp_path / "a")[:4] == ("ok", "", 64, 48)
+    assert inspection.inspect(tmp_path / "a")[:4] == ("ok", "", 64, 48)
 
 
 def test_large_photos_read_at_a_reduced_scale_keep_their_size(tmp_path):
@@ -332,7 +332,7 @@ def test_large_photos_read_at_a_reduced_scale_keep_their_size(tmp_path):
     exif[decoding.ORIENTATION] = 6
     picture((900, 700)).save(tmp_path / "a.jpg", exif=exif, quality=95)
     picture((900, 700)).transpose(Image.Transpose.ROTATE_270).save(tmp_path / "b.jpg", quality=95)
-    a, b = photo_checks.inspect(tmp_path / "a.jpg"), photo_checks.inspect(tmp_path / "b.jpg")
+    a, b = inspection.inspect(tmp_path / "a.jpg"), inspection.inspect(tmp_path / "b.jpg")
     assert a[:4] == b[:4] == ("ok", "", 700, 900)
     assert decoding.open_photo(tmp_path / "a.jpg").size == (700, 900)
 
@@ -341,7 +341,7 @@ def test_an_orientation_that_means_nothing_is_odd(tmp_path):
     exif = Image.Exif()
     exif[decoding.ORIENTATION] = 9
     picture().save(tmp_path / "a.jpg", exif=exif)
-    assert photo_checks.inspect(tmp_path / "a.jpg")[:4] == ("ok", "EXIF orientation unreadable", 60, 40)
+    assert inspection.inspect(tmp_path / "a.jpg")[:4] == ("ok", "EXIF orientation unreadable", 60, 40)
 
 
 def flat(mode, value):
@@ -394,7 +394,7 @@ def test_warnings_of_others_are_neither_swallowed_nor_raised(tmp_path):
         image.getexif()  # so Pillow does warn, and warnings are errors here
     before = [entry for entry in warnings.filters if entry is not decoding._FILTER]
     with concurrent.futures.ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(photo_checks.inspect, [tmp_path / "cut exif.jpg"] * 200))
+        results = list(pool.map(inspection.inspect, [tmp_path / "cut exif.jpg"] * 200))
     assert {fact[1] for fact in results} == {"EXIF orientation unreadable"}
     assert [entry for entry in warnings.filters if entry is not decoding._FILTER] == before
     with pytest.raises(UserWarning, match="mine"):
@@ -406,7 +406,7 @@ def test_filters_can_be_copied_after_photos_were_read(tmp_path):
     from sklearn.ensemble import RandomForestRegressor
 
     saved("plain.jpg")(tmp_path)
-    photo_checks.inspect(tmp_path / "plain.jpg")
+    inspection.inspect(tmp_path / "plain.jpg")
     assert decoding._FILTER in warnings.filters
     RandomForestRegressor(2, n_jobs=2).fit([[0], [1]], [0, 1])
 
@@ -481,7 +481,7 @@ def test_looks_keep_colour_beside_shape():
     def disc(colour):
         image = Image.new("RGB", (32, 32), "white")
         ImageDraw.Draw(image).ellipse((8, 8, 24, 24), fill=colour)
-        return photo_checks.looks(image)
+        return inspection.looks(image)
 
     same_grey, red = disc((76, 76, 76)), disc((255, 0, 0))
     assert same_grey[:16] == red[:16] and same_grey[16:] != red[16:]

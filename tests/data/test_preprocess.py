@@ -7,7 +7,7 @@ from PIL import Image
 
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
-from fruitlib.data import geometry, objects, preprocess
+from fruitlib.data import decoding, geometry, objects, preprocess
 
 
 def settings(**values):
@@ -58,15 +58,61 @@ def test_crop_keeps_the_centre_squash_and_pad_keep_everything(tmp_path, wide):
     assert (pad[16, 9:23] == [255, 0, 0]).all() and (pad[16, :7] == [0, 0, 255]).all()
 
 
-@pytest.mark.parametrize("size", [(60, 31), (31, 60), (7, 300)])
+@pytest.mark.parametrize("size", [(60, 31), (31, 60), (9, 180)])
 def test_padding_is_opencvs_replicated_border(size):
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (*size[::-1], 3), np.uint8))
     ours = np.asarray(geometry.square(picture, (0, 0, *size), "pad", 32))
     inner = max(1, round(32 * size[0] / max(size))), max(1, round(32 * size[1] / max(size)))
-    resized = np.asarray(picture.resize(inner, Image.Resampling.BILINEAR, reducing_gap=3))
+    resized = np.asarray(picture.resize(inner, Image.Resampling.BILINEAR))
     left, top = (32 - inner[0]) // 2, (32 - inner[1]) // 2
     edges = top, 32 - inner[1] - top, left, 32 - inner[0] - left
     assert np.array_equal(ours, cv2.copyMakeBorder(resized, *edges, cv2.BORDER_REPLICATE))
+
+
+def large(width, height):
+    """Soft colourful patches, as a camera's photo has them."""
+    rough = np.random.default_rng(0).integers(0, 256, (height // 25, width // 25, 3), np.uint8)
+    return Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
+
+
+@pytest.mark.parametrize(
+    ("size", "changes", "divided"),
+    [
+        ((1200, 904), {}, 4),
+        ((1200, 904), {"resize": "squash"}, 4),
+        ((1200, 904), {"resize": "pad", "center": 0.9}, 4),
+        ((1200, 904), {"center": 0.4}, 1),
+        ((1200, 904), {"crop_to": "object"}, 1),
+        ((1202, 905), {}, 1),  # blocks that are not whole
+        ((500, 400), {}, 2),
+        ((190, 300), {}, 1),
+    ],
+)
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+def test_a_large_jpeg_file_is_reduced_by_its_decoder_and_looks_as_at_full_scale(
+    tmp_path, monkeypatch, size, changes, divided, orientation
+):
+    exif, how = Image.Exif(), settings(**({"resize": "crop"} | changes))
+    exif[decoding.ORIENTATION] = orientation
+    large(*size).save(tmp_path / "a.jpg", quality=92, exif=exif)
+    with decoding.opened((tmp_path / "a.jpg").read_bytes()) as photo:
+        whole = geometry.prepared(photo.image, None, how)
+    loaded = []
+    real = decoding.rgb.convert
+    monkeypatch.setattr(decoding.rgb, "convert", lambda photo, *rest: loaded.append(photo.size) or real(photo, *rest))
+    square = preprocess.decode(tmp_path, "a.jpg", how)
+    assert loaded == [(size[0] // divided, size[1] // divided)]
+    assert np.abs(square.astype(int) - whole).max() <= (2 if divided > 1 else 0)
+
+
+def test_boxes_are_cut_out_of_reduced_photos_where_they_were(tmp_path):
+    large(1600, 1200).save(tmp_path / "a.jpg", quality=92)
+    with decoding.opened((tmp_path / "a.jpg").read_bytes()) as photo:
+        whole = geometry.prepared(photo.image, (400, 200, 1000, 800), settings(crop_margin=0))
+    inside = preprocess.decode(tmp_path, "a.jpg#xywh=400,200,600,600", settings(crop_margin=0))
+    assert np.abs(inside.astype(int) - whole).max() <= 1
+    assert geometry.reducible((1600, 1200), (400, 200, 1000, 800), settings(crop_margin=0)) == 2
+    assert geometry.reducible((1600, 1200), (400, 200, 450, 250), settings(crop_margin=0)) == 1
 
 
 def test_shrinking_averages_instead_of_picking_pixels(tmp_path):
