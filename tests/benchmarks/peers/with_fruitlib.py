@@ -36,8 +36,7 @@ def train(options, precision: str, clock: common.Clock) -> dict:
     settings |= {} if precision == "default" else {"precision": precision}
     cfg, folder = config.make(settings), files.home() / "executed" / Path(options.weights).stem
     if precision == "default":
-        classes = len(list(Path(options.folder, "train").iterdir()))
-        return {"precision": precisions.choose(cfg, classes, machine.device(), folder).precision}
+        return {"precision": precisions.choose(cfg, machine.device()).precision}
     splits.prepare_manifest(cfg, folder)
     run = create_run(folder / precision, cfg)
     history, photos = training.fit(run), run.record("train")["photos_per_epoch"]
