@@ -21,6 +21,8 @@ bench: .venv/installed ## speed beside torch, timm, fastai, Lightning; sweeps be
 	@$(BIN)/python tests/benchmarks/data_path.py
 	@$(BIN)/python tests/benchmarks/sweep_overhead.py
 	@$(BIN)/python tests/benchmarks/scale.py
+	@$(BIN)/python tests/benchmarks/photo_scale.py --photos 2500 --large 50
+	@$(BIN)/python tests/benchmarks/precision.py
 	@$(BIN)/python tests/benchmarks/bench.py $(BENCH)
 
 gpu: ## tests and speed on a GPU, under eight minutes; PYTHON=python3 that has torch is taken as it is, nothing installed
