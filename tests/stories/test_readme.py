@@ -99,7 +99,8 @@ def test_what_bf16_costs_is_what_was_measured():
 
 def test_what_choosing_adds_is_the_examples():
     points = 100 * json.loads((EXAMPLE / "sweep.json").read_text(encoding="utf-8"))["optimism"]["points"]
-    assert f"flatters its validation accuracy by about {points:.0f} points" in README.replace("\n", " ")
+    said = f"{points:.0f} point" + "s" * (round(points) != 1)
+    assert f"flatters its validation accuracy by about {said}." in README.replace("\n", " ")
 
 
 def test_the_claims_are_answered_in_08_s_own_words():
