@@ -43,7 +43,7 @@ example: demo ## the demo's report as kept in git, executed/example (pages and t
 		tar cf - -T - | tar xf - -C ../example
 	@echo "executed/example holds the demo's report; README.md quotes its results.csv"
 
-insight: .venv/installed ## four claims put to the test, an hour:  make insight DATA=folder-of-photos;  08 joins the example
+insight: .venv/installed ## four claims put to the test, eight minutes:  make insight DATA=folder-of-photos;  08 joins the example
 	@$(BIN)/fruitlib sweep params/insight.yaml --data $(DATA) --out insight
 	@mkdir -p executed/example/insight
 	@cp executed/insight/insight.csv executed/insight/08_insight.ipynb executed/example/insight/
