@@ -31,6 +31,7 @@ Read `sources` first, then `splits`; a training's batches come from `loader`.
     splits           the manifest: train, val, test, folds; what could not be met; what leaks
     objects          where the object is on a plain background
     geometry         a decoded photo -> the square that models see: cut out, resized, enhanced
+    photo_square     a photo file's bytes -> that square; large JPEG files decoded at a reduced scale
     preprocess       one photo -> the square of bytes a model sees
     cache            photos decoded once: a mapped file shared by all processes, or streamed
     augment          policies as data by (seed, epoch, slot); mixup, cutmix

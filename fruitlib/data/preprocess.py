@@ -3,7 +3,6 @@
 Imports little at once, so that a process which decodes photos starts in a moment (`processes`).
 """
 
-import contextlib
 import hashlib
 from collections.abc import Iterable
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 import PIL
 
 from fruitlib.core.errors import InputError
-from fruitlib.data import decoding, geometry, memory, objects
+from fruitlib.data import decoding, memory, objects, photo_square
 
 if TYPE_CHECKING:
     from fruitlib.core.config import Config
@@ -48,30 +47,24 @@ def decode_files(places: list[tuple], how) -> list[np.ndarray | None]:
 
 def decode_file(file: Path, box: tuple | None, path: str, how, sha256: str) -> np.ndarray:
     """`decode` of the `file` and box that `path` names; `how` has the settings of a `Config` as attributes."""
-    boxed = box and (box[0], box[1], box[0] + box[2], box[1] + box[3])
-    with contextlib.ExitStack() as held:
-        try:
-            content = held.enter_context(decoding.contents(file))
-            changed = sha256 and hashlib.sha256(content).hexdigest() != sha256
-            opened = decoding.opened(
-                content,
-                megapixels=how.max_megapixels,
-                bits=geometry.bits(how),
-                known=bool(sha256),
-                reducible=lambda size: geometry.reducible(size, boxed, how),
-            )
-            photo = None if changed else held.enter_context(opened)
-        except memory.TooMuchHere:
-            raise
-        except InputError as problem:
-            raise InputError(f"{file}: does not open ({problem}): repair or remove it, then split again") from None
-        if photo is None:
-            raise InputError(f"{file}: {CHANGED}")
-        square = geometry.prepared(photo.image, photo.area(box) if box else None, how)
-        if square is None:
-            across, down = photo.size
-            raise InputError(f"{path}: the box lies outside the photo, {across} x {down}: correct the table")
-        return square
+    try:
+        with decoding.contents(file) as content:
+            if sha256 and hashlib.sha256(content).hexdigest() != sha256:
+                raise _Changed
+            square, (across, down) = photo_square.read(content, how, how.max_megapixels, box, known=bool(sha256))
+    except memory.TooMuchHere:
+        raise
+    except _Changed:
+        raise InputError(f"{file}: {CHANGED}") from None
+    except InputError as problem:
+        raise InputError(f"{file}: does not open ({problem}): repair or remove it, then split again") from None
+    if square is None:
+        raise InputError(f"{path}: the box lies outside the photo, {across} x {down}: correct the table")
+    return square
+
+
+class _Changed(Exception):
+    """A file has other bytes than those that were checked."""
 
 
 def share_with_object(folder: Path, paths: Iterable[str]) -> float:

@@ -15,7 +15,7 @@ import onnxruntime
 from fruitlib.core import machine
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path
-from fruitlib.data import decoding, geometry
+from fruitlib.data import decoding, geometry, photo_square
 from fruitlib.deploy import predict
 from fruitlib.deploy.named_photos import Photo
 
@@ -123,18 +123,9 @@ def answers(model: Model, photos: Iterable[Photo], heat: bool = False, threads: 
 
 def _read(photo: Photo, model: Model) -> tuple[Photo, np.ndarray | None, str]:
     """The photo with its square, or why there is none."""
-    how = model.preparation
     try:
-        with (
-            decoding.contents(Path(photo.file)) as content,
-            decoding.opened(
-                content,
-                megapixels=decoding.MOST_MEGAPIXELS,
-                bits=geometry.bits(how),
-                reducible=lambda size: geometry.reducible(size, None, how),
-            ) as opened,
-        ):
-            return photo, geometry.prepared(opened.image, None, how), ""
+        with decoding.contents(Path(photo.file)) as content:
+            return photo, photo_square.read(content, model.preparation, decoding.MOST_MEGAPIXELS)[0], ""
     except InputError as problem:
         return photo, None, str(problem)
 

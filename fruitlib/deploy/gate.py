@@ -24,9 +24,6 @@ from fruitlib.training.models import Ensemble, Normalized
 MOST_PHOTOS = 8  # straight from their files
 HEAT_PHOTOS = 8  # compared with Grad-CAM, which takes a pass back through the network
 STEPS = 2.0  # of 255 that a pixel may be off: both passes round, ties either way; a factor above 1 enlarges them
-# More where training's decoder reduced the photo, as it does with large JPEG files: a camera's photos are off by 1, but
-# up to 5 were found along edges between full colours that are sharp to the pixel, as drawings have them.
-REDUCED_STEPS = 4.0
 
 
 @dataclass(frozen=True)
@@ -55,29 +52,25 @@ def check_file(run: Run, path: Path, photos: Photos) -> FileCheck:
         ExportError: a pixel is off by more than `limit`.
     """
     pixels, session = _pixels_of(path), predict.open_session(path)
-    off, beyond, logits_off, same = [], [], [], []
+    off, logits_off, same = [], [], []
     for position, photo in _whole_photos(run, photos):
         square = photos.take([position])
-        reduced = geometry.reducible(photo.shape[1::-1], None, run.config) > 1
         (images,) = predict.outputs(pixels, photo[None], ("images",))
         off.append(float(np.abs(255 * images[0].transpose(1, 2, 0) - square[0]).max()))
-        beyond.append(off[-1] - limit(run, reduced))
         ours, its = (predict.outputs(session, one, ("logits",))[0][0] for one in (square, photo[None]))
         logits_off.append(float(np.abs(ours - its).max()))
         same.append(ours.argmax() == its.argmax())
     if not off:
         return FileCheck(0, math.nan, math.nan, 0)
-    if not max(beyond) <= 0.01:  # of a step, for float32
-        worst = int(np.argmax(beyond))
-        off, most = off[worst], off[worst] - beyond[worst]
+    if not max(off) <= limit(run) + 0.01:  # of a step, for float32
         which = f"{path.name} makes other pixels of a photo than training did"
-        raise ExportError(f"{which}: {off:.1f} of 255 (limit {most:.1f}): use best.pt, and report this")
+        raise ExportError(f"{which}: {max(off):.1f} of 255 (limit {limit(run):.1f}): use best.pt, and report this")
     return FileCheck(len(off), max(off), max(logits_off), int(sum(same)))
 
 
-def limit(run: Run, reduced: bool = False) -> float:
-    """By how many steps of 255 a pixel may be off; `reduced`: of a photo that training's decoder may have reduced."""
-    return (STEPS + REDUCED_STEPS * reduced) * math.prod(max(1.0, getattr(run.config, name)) for name in FACTORS)
+def limit(run: Run) -> float:
+    """By how many steps of 255 a pixel may be off."""
+    return STEPS * math.prod(max(1.0, getattr(run.config, name)) for name in FACTORS)
 
 
 def heat_agreement(paths: dict[str, Path], model, photos: Photos) -> dict[str, float]:

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from fruitlib.core.errors import InputError
-from fruitlib.data import dataset, decoding, geometry, photo_checks
+from fruitlib.data import dataset, photo_checks, photo_square
 from fruitlib.deploy import model_files, predict, verify
 from fruitlib.evaluation.answering import NONE
 from fruitlib.explain import gradcam
@@ -60,9 +60,8 @@ class PhotoTrial:
         """
         config = photo_checks.with_bits(self.run.config, self.run.manifest)
         try:
-            how = {"bits": geometry.bits(config), "reducible": lambda size: geometry.reducible(size, None, config)}
-            with decoding.opened(content, megapixels=config.max_megapixels, **how) as photo:
-                return self.answers(geometry.prepared(photo.image, None, config)[None])[0]
+            square, _ = photo_square.read(content, config, config.max_megapixels)
+            return self.answers(square[None])[0]
         except InputError as problem:
             raise InputError(f"{name}: {problem}; choose another photo") from None
 

@@ -71,7 +71,7 @@ def test_padding_is_opencvs_replicated_border(size):
 
 def large(width, height):
     """Soft colourful patches, as a camera's photo has them."""
-    rough = np.random.default_rng(0).integers(0, 256, (height // 25, width // 25, 3), np.uint8)
+    rough = np.random.default_rng(0).integers(96, 160, (8, 8, 3), np.uint8)
     return Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
 
 
@@ -103,6 +103,27 @@ def test_a_large_jpeg_file_is_reduced_by_its_decoder_and_looks_as_at_full_scale(
     square = preprocess.decode(tmp_path, "a.jpg", how)
     assert loaded == [(size[0] // divided, size[1] // divided)]
     assert np.abs(square.astype(int) - whole).max() <= (2 if divided > 1 else 0)
+
+
+def drawing(width, height):
+    """Edges between full colours, sharp to the pixel."""
+    cells = np.random.default_rng(0).choice([0, 255], (height // 37 + 1, width // 37 + 1, 3)).astype(np.uint8)
+    return Image.fromarray(np.kron(cells, np.ones((37, 37, 1), np.uint8))[:height, :width])
+
+
+@pytest.mark.parametrize(("picture", "times"), [(large, 1), (drawing, 2)])
+def test_drawings_are_decoded_in_full(tmp_path, monkeypatch, picture, times):
+    picture(1200, 1200).save(tmp_path / "a.jpg", quality=75)
+    how = settings(image_size=96, resize="crop")
+    with decoding.opened((tmp_path / "a.jpg").read_bytes()) as photo:
+        whole = geometry.prepared(photo.image, None, how).astype(int)
+    with decoding.opened((tmp_path / "a.jpg").read_bytes(), reducible=lambda size: 2) as photo:
+        reduced = geometry.prepared(photo.image, None, how)
+    assert (np.abs(reduced - whole).max() > 2) == (times == 2)
+    loaded, real = [], decoding.rgb.convert
+    monkeypatch.setattr(decoding.rgb, "convert", lambda photo, *rest: loaded.append(photo.size) or real(photo, *rest))
+    assert np.abs(preprocess.decode(tmp_path, "a.jpg", how) - whole).max() <= 2
+    assert loaded == [(600, 600), (1200, 1200)][:times]
 
 
 def test_boxes_are_cut_out_of_reduced_photos_where_they_were(tmp_path):
