@@ -1,0 +1,35 @@
+"""A photo file's bytes -> the square of bytes that models see. Needs NumPy and Pillow only.
+
+A large JPEG file is decoded at a reduced scale, several times as fast; where its colours change so sharply that this
+would be seen in the square (`geometry.is_sharp`), it is decoded once more, in full.
+"""
+
+import numpy as np
+
+from fruitlib.data import decoding, geometry
+
+
+def read(
+    content: bytes, how, megapixels: float, box: tuple[int, int, int, int] | None = None, known: bool = False
+) -> tuple[np.ndarray | None, tuple[int, int]]:
+    """The square, uint8 (S, S, 3), None where the box lies outside; and the width and height of the upright photo.
+
+    Args:
+        content: the file's bytes.
+        how: has the settings as attributes: a `Config`, or the `geometry.Preparation` that an exported file names.
+        megapixels: larger photos are refused, million pixels.
+        box: x, y, width and height in the photo's own pixels; None: the whole photo.
+        known: these bytes were found complete before, so that this need not be checked again.
+
+    Raises:
+        InputError: not a photo that can be used; the line says why, without the file's name.
+    """
+    boxed = box and (box[0], box[1], box[0] + box[2], box[1] + box[3])
+    settings = {"megapixels": megapixels, "bits": geometry.bits(how), "known": known}
+    with decoding.opened(content, **settings, reducible=lambda size: geometry.reducible(size, boxed, how)) as photo:
+        square = geometry.prepared(photo.image, photo.area(box) if box else None, how)
+        size, in_full = photo.size, photo.image.size == photo.size
+    if square is None or in_full or not geometry.is_sharp(square, size, boxed, how):
+        return square, size
+    with decoding.opened(content, **settings) as photo:
+        return geometry.prepared(photo.image, photo.area(box) if box else None, how), size
