@@ -60,7 +60,10 @@ def run(request: Request) -> int:
     if request.html:
         from fruitlib.deploy import web_page  # most calls want none
 
-        show(files.display_path(web_page.write(request.model, request.html) or request.html))
+        page, ran = web_page.write(request.model, request.html), web_page.run_by_browser(request.model)
+        show(files.display_path(page))
+        if ran != request.model:
+            show(f"note: the page runs {ran.name}: browsers round {request.model.name} otherwise than Python")
     if not photos:
         return 0
     for line in [*notes, *_threshold_notes(model), *_cut_notes(model)]:

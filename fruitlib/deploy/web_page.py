@@ -5,7 +5,8 @@ scripts beside the page. They run by onnxruntime-web, on one thread. Needs NumPy
 
 On the same pixels the page gives the probabilities that Python gives: of fp32 within 0.0001 on 42 real photos. INT8
 rounds in every layer, and each runtime in its own way: there up to 0.03, as between ONNX Runtime's own optimization
-levels (0.05), with the same network, a pretrained lite0.
+levels (0.05), with the same network, a pretrained lite0. So a page of an INT8 file runs the fp32 file that was exported
+with it, where that lies beside it, and says so.
 """
 
 import base64
@@ -32,13 +33,25 @@ SCRIPTS = ("onnxruntime.js", "runtime.js", "model.js", "try.js")  # in the order
 FOLDER_VARIABLE = "FRUITLIB_ONNXRUNTIME_WEB"
 MOST_BYTES = 300_000_000  # of a model: browsers hold no text of more than about 500 MB
 CUT = "Its training photos were cut to their {what}: cut yours likewise, or the answer may be wrong."
+FP32 = "model.fp32.onnx"  # as exports name it
+SAME = ("class_names", "preprocess", "settings", "data")  # metadata that two files of one network share
 ROUNDED = "8-bit; browsers round them otherwise than Python, so probabilities may differ by some hundredths"
+BEFORE = "those of {fp32}, the network before it became {int8}: browsers round INT8 otherwise than Python"
 LISTED = 8  # classes that the first sentence names, at most
 SECONDS = 300  # that a download may take
 
 
+def run_by_browser(model: Path) -> Path:
+    """The file that a page of `model` runs: the fp32 file beside an INT8 file, of the same network, else `model`."""
+    own, beside = predict.read_metadata(model), Path(model).with_name(FP32)
+    if not own.get("quantization") or not beside.is_file():
+        return Path(model)
+    theirs = predict.read_metadata(beside)
+    return beside if all(own.get(name) == theirs.get(name) for name in SAME) else Path(model)
+
+
 def write(model: Path, page: Path) -> Path:
-    """Write a page that runs the file `model`, and the folder `<page>.assets` that it needs beside it.
+    """Write a page that runs the file `model` (`run_by_browser`), and the folder `<page>.assets` that it needs.
 
     Returns:
         `page`.
@@ -46,11 +59,13 @@ def write(model: Path, page: Path) -> Path:
     Raises:
         InputError: not a file that fruitlib exported, too large for a browser, or onnxruntime-web is not to be had.
     """
-    model, page = Path(model), Path(page)
+    given, model, page = Path(model), run_by_browser(model), Path(page)
     facts = _facts(model)
+    if model != given:
+        facts["about"].append(["Numbers", BEFORE.format(fp32=model.name, int8=given.name)])
     if (size := model.stat().st_size) > MOST_BYTES:
         limit = f"{size / 1e6:,.0f} MB, and a page can hold {MOST_BYTES / 1e6:,.0f}"
-        raise InputError(f"{display_path(model)}: {limit}; use the INT8 file or a smaller network")
+        raise InputError(f"{display_path(model)}: {limit}; use a smaller network")
     runtime, assets = runtime_folder(), page.with_name(f"{page.stem}.assets")
     for name, text in _scripts(model, runtime).items():
         files.write_text(assets / name, text)

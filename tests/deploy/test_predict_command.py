@@ -240,7 +240,8 @@ def test_hot_places_are_yellow_and_cold_ones_blue():
 
 def test_a_page_is_written_with_photos_or_without(file, photos, tmp_path, monkeypatch):
     written = []
-    page = types.SimpleNamespace(write=lambda model, path: written.append((model, path)))
+    page = types.SimpleNamespace(write=lambda model, path: written.append((model, path)) or path)
+    page.run_by_browser = lambda model: model
     monkeypatch.setitem(sys.modules, "fruitlib.deploy.web_page", page)
     monkeypatch.setattr("fruitlib.deploy.web_page", page, raising=False)
     assert run(Request(file, [], html=tmp_path / "page.html")) == 0

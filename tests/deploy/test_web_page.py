@@ -302,6 +302,19 @@ def test_it_answers_alone_only_where_the_file_says_so(browser, tmp_path, words, 
     assert found["set"].startswith("Plausible classes: red.")
 
 
+@pytest.mark.parametrize(
+    ("beside", "runs"), [({}, "model.fp32.onnx"), ({"settings": "{1}"}, "model.int8.onnx"), (None, "model.int8.onnx")]
+)
+def test_a_page_of_an_int8_file_runs_the_same_networks_fp32_file(runtime, tmp_path, beside, runs):
+    int8 = file_by_colour(tmp_path / "model.int8.onnx", quantization="static QDQ")
+    if beside is not None:
+        file_by_colour(tmp_path / "model.fp32.onnx", **beside)
+    text = web_page.write(int8, tmp_path / "page.html").read_text("utf-8")
+    assert f"<title>Try a photo: {runs}</title>" in text
+    assert (web_page.BEFORE.format(fp32=runs, int8=int8.name) in text) == (runs != int8.name)
+    assert (web_page.ROUNDED in text) == (runs == int8.name)
+
+
 def test_writing_a_page_takes_the_slim_installation_only():
     check = (
         "import sys; from fruitlib.deploy import web_page; print(sorted({'torch', 'pandas', 'onnx', 'cv2', 'jinja2',"
@@ -356,7 +369,7 @@ def test_an_archive_that_is_not_the_known_one_is_refused(tmp_path, monkeypatch):
     ("prepare", "reason"),
     [
         (lambda folder, patch: patch.setenv(web_page.FOLDER_VARIABLE, str(folder)), "holds no ort.wasm.min.js"),
-        (lambda folder, patch: patch.setattr(web_page, "MOST_BYTES", 10), "use the INT8 file"),
+        (lambda folder, patch: patch.setattr(web_page, "MOST_BYTES", 10), "use a smaller network"),
         (lambda folder, patch: (folder / "model.onnx").write_text("no"), "not a readable ONNX file"),
         (lambda folder, patch: strip(folder / "model.onnx", "class_names"), "has no class names"),
         (lambda folder, patch: strip(folder / "model.onnx", "preprocess"), "takes no photos; use a file that this"),
