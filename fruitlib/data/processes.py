@@ -22,6 +22,7 @@ from typing import Any
 
 from fruitlib.core import machine
 from fruitlib.core.errors import InputError
+from fruitlib.core.files import os_error_text
 from fruitlib.data import memory
 
 WORTHWHILE = 2000  # photos; fewer are opened sooner by threads than processes start
@@ -94,7 +95,8 @@ def crew(photos: int, workers: int | None = None) -> Crew | None:
         return None
     try:
         return Crew(count)
-    except OSError:  # no more processes are allowed here: threads do the same, more slowly
+    except OSError as problem:
+        print(f"the system allows no more processes ({os_error_text(problem)}): threads open the photos, more slowly")
         return None
 
 

@@ -82,11 +82,21 @@ class Normalized(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """(N, 3, S, S) in [0, 1] -> logits (N, num_classes)."""
-        images = (images - self.mean) / self.std
+        images = self._normalized(images)
         if self.training or self.views == "one":
             return self.net(images)
         seen = views.of(images, self.views)  # in one pass, so that an exported file holds the network once
         return self.net(torch.cat(seen)).unflatten(0, (len(seen), -1)).mean(0)
+
+    def _normalized(self, images: torch.Tensor) -> torch.Tensor:
+        rows_lie_together = images.is_contiguous(memory_format=torch.channels_last) and not images.requires_grad
+        if not (self.training and rows_lie_together):
+            return (images - self.mean) / self.std
+        # The same numbers a row at a time: broadcasting over three values in turn takes three to six times as long.
+        count, channels, height, width = images.shape
+        rows = images.permute(0, 2, 3, 1).reshape(count, height, width * channels)
+        rows = (rows - self.mean.flatten().repeat(width)).div_(self.std.flatten().repeat(width))
+        return rows.view(count, height, width, channels).permute(0, 3, 1, 2)
 
 
 class Ensemble(nn.Module):

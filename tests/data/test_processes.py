@@ -1,5 +1,6 @@
 """Processes that open many photos: the same results as threads, errors kept, nothing left behind."""
 
+import errno
 import io
 import os
 import signal
@@ -163,6 +164,15 @@ def test_processes_end_with_their_owner(tmp_path, ending):
     owner.communicate(timeout=20)
     gone, _ = psutil.wait_procs(helpers, timeout=20)
     assert len(gone) == 2
+
+
+def test_where_no_more_processes_are_allowed_threads_open_the_photos_and_it_is_said(monkeypatch, capsys):
+    def refused(*_, **__):
+        raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(processes.subprocess, "Popen", refused)
+    assert processes.crew(processes.WORTHWHILE, 2) is None
+    assert "no more processes (Resource temporarily unavailable): threads open the photos" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("seed", range(20))

@@ -16,7 +16,7 @@ from fruitlib.core.model_names import BASE_CLASSES, MODELS, OURS
 from fruitlib.explain import gradcam
 from fruitlib.training import models, proof
 from fruitlib.training.blocks import blocks_of, target_layers
-from fruitlib.training.weights import MEAN, STD, Facts, load_checkpoint
+from fruitlib.training.weights import MEAN, STD, Facts, Origin, load_checkpoint
 
 THEIRS = [name for name in MODELS if name not in OURS]
 # The smallest of each of torchvision's families
@@ -451,6 +451,14 @@ def test_normalisation_is_inside():
     model = models.Normalized(nn.Identity())
     seen = model(torch.stack([torch.full((8, 8), m) for m in MEAN])[None])
     assert seen.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("memory_format", [torch.channels_last, torch.contiguous_format])
+def test_training_normalises_to_the_bit_as_evaluation_does(memory_format):
+    model = models.Normalized(nn.Identity(), Origin(mean=(0.1, 0.5, 0.7), std=(0.2, 0.3, 0.4)))
+    images = torch.rand(3, 3, 5, 7).contiguous(memory_format=memory_format)
+    trained = model.train()(images)
+    assert torch.equal(trained, model.eval()(images)) and trained.is_contiguous(memory_format=memory_format)
 
 
 def test_weights_bring_the_normalisation_they_were_made_with(published, unproven, monkeypatch, tmp_path):
