@@ -254,13 +254,14 @@ def _surroundings() -> dict:
     return {"cwd": os.getcwd(), "umask": umask, "cores": cores, "limits": limits}
 
 
-def stand_in(connection: socket.socket, pid: int, parent: int) -> int:
+def stand_in(connection: socket.socket, pid: int, parent: int, is_kernel: bool = False) -> int:
     """Live as long as the child does; returns its exit code, below zero the signal that ended it.
 
-    When our own parent has ended, nobody needs the child any more: it is killed.
+    When our own parent has ended, nobody needs the child any more: it is killed. Signals that were ignored when this
+    process began, by `nohup` say, stay ignored, but a kernel is always interrupted, as IPython's own kernel is.
     """
     for number in _forwarded():
-        if signal.getsignal(number) != signal.SIG_IGN:  # by `nohup`, say
+        if signal.getsignal(number) != signal.SIG_IGN or (is_kernel and number == signal.SIGINT):
             signal.signal(number, lambda number, _: _forward(pid, number))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _forwarded())
     code = 1  # if it is not known: the zygote was killed, and then the child
@@ -309,7 +310,7 @@ def main() -> None:
     except (Unavailable, OSError) as why:
         print(f"{COLD}{why}", file=sys.stderr, flush=True)
         os.execv(sys.executable, [sys.executable, "-P", "-m", *sys.argv[1:]])
-    leave(stand_in(connection, pid, parent))
+    leave(stand_in(connection, pid, parent, is_kernel=sys.argv[1] == "ipykernel_launcher"))
 
 
 if __name__ == "__main__":

@@ -656,6 +656,30 @@ def execute(client, code: str) -> list:
     return shown
 
 
+def check_interrupt(manager, client) -> None:
+    """A cell that sleeps is interrupted."""
+    message = client.execute("print('sleeps', flush=True); import time; time.sleep(99)")
+    while client.get_iopub_msg(timeout=SOON)["content"].get("text") != "sleeps\n":
+        pass
+    manager.interrupt_kernel()
+    reply = client.get_shell_msg(timeout=SOON)
+    assert reply["parent_header"]["msg_id"] == message and reply["content"]["ename"] == "KeyboardInterrupt"
+
+
+def test_a_kernel_is_interrupted_though_its_server_ignores_interrupts_and_runs_what_it_was_sent_early(full):
+    """As of a server that a script started in the background; cells are sent before the kernel is up."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with kernel() as (manager, client):
+            early = [client.execute(f"print({number})") for number in range(3)]
+            replies = [client.get_shell_msg(timeout=60) for _ in early]
+            assert [reply["parent_header"]["msg_id"] for reply in replies] == early
+            assert {reply["content"]["status"] for reply in replies} == {"ok"}
+            check_interrupt(manager, client)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_kernel_does_what_kernels_do(full):
     with kernel() as (manager, client):
         client.wait_for_ready(timeout=60)
@@ -670,12 +694,7 @@ def test_a_kernel_does_what_kernels_do(full):
             execute(client, "'jupyter.widget' in get_ipython().kernel.comm_manager.targets")[0]["text/plain"] == "True"
         )
 
-        message = client.execute("print('sleeps', flush=True); import time; time.sleep(99)")
-        while client.get_iopub_msg(timeout=SOON)["content"].get("text") != "sleeps\n":
-            pass
-        manager.interrupt_kernel()
-        reply = client.get_shell_msg(timeout=SOON)
-        assert reply["parent_header"]["msg_id"] == message and reply["content"]["ename"] == "KeyboardInterrupt"
+        check_interrupt(manager, client)
         assert "".join(execute(client, "print(os.getpid())")) == f"{pid}\n"  # in one message or in two
 
         manager.restart_kernel(now=False)
