@@ -20,6 +20,7 @@ from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.model_names import FITTED_HEADS
 from fruitlib.data import splits
+from fruitlib.runs import changes
 from fruitlib.runs.stages import STAGES, code_fingerprint
 
 POOLED = "predictions_oof.csv"  # of a sweep with folds; `crossval` writes it
@@ -351,6 +352,7 @@ def create_run(run_dir: str | os.PathLike, config: Config, **facts) -> Run:
         if run.is_complete("train") and (run.path / "params.yaml").is_file():
             record = run.params["record"]
         else:
+            changes.say_what_is_replaced(run)
             clear_run(run, UNFINISHED if (run.path / "last.pt").is_file() else ())  # `train.fit` may resume
             record = {
                 "versions": machine.versions(),

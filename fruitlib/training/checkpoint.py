@@ -12,6 +12,7 @@ import torch
 from fruitlib.core import files
 from fruitlib.core.config import TRAIN_SETTINGS
 from fruitlib.core.errors import InputError
+from fruitlib.runs import changes
 from fruitlib.runs.run import Run
 from fruitlib.training.weights import load_checkpoint
 
@@ -92,17 +93,8 @@ def load_unfinished(run: Run, identity: str) -> tuple[dict | None, str]:
 
 def _difference(content: dict, run: Run) -> str:
     """How a checkpoint's training differs from this one, in words."""
-    settings = run.config.model_dump(include=set(TRAIN_SETTINGS))
-    differing = [
-        f"{name} = {value}, here {settings[name]}"
-        for name, value in content.get("settings", {}).items()
-        if settings.get(name, value) != value
-    ]
-    if differing:
-        return "; ".join(differing)
-    if content.get("data_fingerprint") != run.data_fingerprint:
-        return "other photos, labels or split"
-    return "by other code, or from other starting weights"
+    same_photos = content.get("data_fingerprint") == run.data_fingerprint
+    return changes.words(content.get("settings", {}), run.config, same_photos)
 
 
 def restore(content: dict, parts: dict[str, Any]) -> TrainingState:

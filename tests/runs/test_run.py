@@ -161,14 +161,17 @@ def test_clear_leaves_nothing_that_could_pass_for_a_new_result(run):
     assert {p.name for p in run.path.iterdir()} - {".lock"} == {"params.yaml", "mine.ipynb"}
 
 
-def test_what_is_trained_keeps_the_record_of_what_it_ran_on(run, monkeypatch):
+def test_what_is_trained_keeps_the_record_of_what_it_ran_on(run, monkeypatch, capsys):
     for name in STAGES["train"].outputs:
         (run.path / name).touch()
     run.complete("train", run.identity("train"), data_fingerprint=run.data_fingerprint)
     monkeypatch.setattr(machine, "versions", lambda: {"torch": "99"})
     again = create_run(run.path, run.config.model_copy(update={"calibration_images": 7}))
     assert again.config.calibration_images == 7 and again.params["record"]["versions"]["torch"] != "99"
+    assert not capsys.readouterr().out
     other = create_run(run.path, run.config.model_copy(update={"lr": 0.5}))
+    said = f"holds another training (lr = {run.config.lr}, here 0.5): it is replaced, 02 trains anew"
+    assert said in capsys.readouterr().out
     assert other.params["record"]["versions"]["torch"] == "99" and not (run.path / "best.pt").exists()
 
 
