@@ -56,6 +56,12 @@
   }
 
   const distinct = (values) => [...new Set(values)];
+  function tally(values) {
+    const counts = new Map();
+    for (const value of values) counts.set(value, (counts.get(value) || 0) + 1);
+    return counts;
+  }
+
   const share = (millionths) => (millionths / 1e6).toFixed(2);
 
   /* Wilson's interval, as fruitlib.evaluation.metrics.wilson computes it. */
@@ -349,9 +355,10 @@
         ? `accuracy ${numbers.accuracy.toFixed(3)} (95 % interval ${low.toFixed(2)}–${high.toFixed(2)}, n = ${own.length})`
         : "no photo is that sure";
       output.textContent = `${Number(read("above") || 0).toFixed(2)}: it answers ${(100 * numbers.coverage).toFixed(1)} % of photos; ${found}`;
+      const counts = tally(own.map((at) => `${data.labels[at]} ${data.predicted[at]}`));
       for (const box of document.querySelectorAll("#matrix [data-true]")) {
-        const [t, p] = [Number(box.dataset.true), Number(box.dataset.predicted)];
-        const count = own.filter((at) => data.labels[at] === t && data.predicted[at] === p).length;
+        const [t, p] = [box.dataset.true, box.dataset.predicted];
+        const count = counts.get(`${t} ${p}`) || 0;
         box.className = t === p ? "right" : count ? "wrong" : "none";
         (box.querySelector("button") || box).textContent = count;
       }
@@ -564,7 +571,8 @@
       const names = { label: data.classes, predicted: data.classes, outcome: ["right", "wrong"], group: data.groups }[colouring];
       const wrong = (at) => data.labels[at] !== data.predicted[at];
       const kind = (at) => ({ label: data.labels[at], predicted: data.predicted[at], outcome: Number(wrong(at)), group: data.group[at] })[colouring];
-      const counts = names.map((_, k) => data.paths.filter((_, at) => kind(at) === k).length);
+      const counted = tally(data.paths.map((_, at) => kind(at)));
+      const counts = names.map((_, k) => counted.get(k) || 0);
       const largest = names.map((_, k) => k).sort((a, b) => counts[b] - counts[a]).slice(0, COLOURS.length).sort((a, b) => a - b);
       const colour = (k) => (largest.includes(k) ? COLOURS[largest.indexOf(k)] : "#888888");
       const plot = draw("svg", { viewBox: "-20 -20 1040 640", class: "plot map", role: "img", "aria-label": `Photos on a plane, coloured by ${colouring}` });
