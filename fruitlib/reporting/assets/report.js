@@ -30,10 +30,12 @@
     return element;
   }
 
+  let choices = 0;
   function choice(label, options, value, changed) {
-    const select = make("select", { onchange: () => changed(select.value) });
+    const id = `choice-${(choices += 1)}`;
+    const select = make("select", { id, onchange: () => changed(select.value) });
     for (const [key, text] of options) select.append(make("option", { value: key, selected: key === value }, text));
-    return make("label", { class: "choice" }, label, " ", select);
+    return make("span", { class: "choice" }, make("label", { for: id }, label), " ", select);
   }
 
   function tick(label, checked, changed) {
