@@ -41,17 +41,17 @@ class RunPhotos:
     class_names: list[str]
     groups: list[str] = field(default_factory=list)  # of each photo; "": it stands alone
 
-    @property
+    @functools.cached_property
     def labels(self) -> np.ndarray:
         """Class indexes (n,)."""
         return self.table["label"].map(self.class_names.index).to_numpy(int)
 
-    @property
+    @functools.cached_property
     def predicted(self) -> np.ndarray:
         """Class indexes (n,) of what is predicted."""
         return self.table["predicted"].map(self.class_names.index).to_numpy(int)
 
-    @property
+    @functools.cached_property
     def confidence(self) -> np.ndarray:
         """The probability (n,) of the predicted class, in millionths."""
         return self.millionths[np.arange(len(self.table)), self.predicted]
@@ -61,7 +61,7 @@ class RunPhotos:
         """The probabilities int64 (n, C) in millionths."""
         return np.rint(MILLION * self.probs).astype(np.int64)
 
-    @property
+    @functools.cached_property
     def mistakes(self) -> np.ndarray:
         """Rows that are wrong, the most confident first."""
         wrong = np.flatnonzero(self.labels != self.predicted)
@@ -87,10 +87,10 @@ def load_photos(folder: Path, groups: dict[str, str]) -> RunPhotos | None:
         columns = [name for name in table if name.startswith("p_")]
         names = [name[2:] for name in columns]
         probs = table[columns].to_numpy(float)
+        known = set(table["label"]) | set(table["predicted"]) <= set(names)
+        whole = len(table) and table["path"].is_unique and np.isfinite(probs).all()
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    known = set(table["label"]) | set(table["predicted"]) <= set(names)
-    whole = len(table) and table["path"].is_unique and np.isfinite(probs).all()
     if not known or not whole or probs.min() < 0 or probs.max() > 1:
         return None
     table = table[["path", "label", "predicted"]].reset_index(drop=True)
