@@ -73,6 +73,8 @@ def facts(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]], seen: Seen
     problems += _problems({"name": "", "pages": pages[""]}, [] if under_way else ["01_split"])
     problems += [text for run in complete for text in _problems(run, run.get("stages", EXPECTED))]
     grouped = any(number(row.get("groups")) > 0 for row in [*results, *pooled])
+    # folds validate on different photos: their combinations are ranked
+    plotted = [{"name": f"{row.get('combination')}", "row": row} for row in pooled] if pooled else ranking
     data, left = _data(sweep_dir, runs, ranking, seen)
     return {
         "page": None,
@@ -83,7 +85,9 @@ def facts(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]], seen: Seen
         "winner": winner,
         "shared": pages[""],
         "measured": {name for run in ranking for name, value in run["row"].items() if fixed(value, 0) != NONE},
-        "forest": forest([] if pooled else ranking[:MAX_PLOTTED]),  # folds validate on different photos: no ranking
+        "forest": forest(plotted[:MAX_PLOTTED]),
+        "plotted": len(plotted),
+        "best_plotted": f"{winner.get('combination')}" if pooled else sweep["shipped"],
         "chosen_among": choice_text(SelectionOptimism(**sweep.get("optimism", {}))),
         "openings": openings,
         "pooled": pooled,

@@ -3,8 +3,6 @@
 import contextlib
 from pathlib import Path
 
-import numpy as np
-
 from fruitlib.core.errors import first_line
 from fruitlib.core.files import fingerprint
 from fruitlib.data import splits
@@ -43,7 +41,7 @@ def see(sweep_dir: Path, sweep: dict) -> Seen:
     for name, run in runs.items():
         with contextlib.suppress(OSError, ValueError, KeyError):  # the photos are elsewhere: no heat over them
             seen.heat[name] = sprites.heat_sheet(run.path, sprites.seen_by(run))
-    seen.pages = set(seen.photos)
+    seen.pages = {name for name in seen.photos if not (sweep_dir / name / f"{PAGE}.ipynb").exists()}
     return seen
 
 
@@ -86,9 +84,11 @@ def content(folder: Path, seen: Seen, sweep: dict) -> dict:
     data = {} if many else explore.run_data(photos, seen.sheet, heat, features)
     wrong = photos.mistakes
     word = f"{sweep.get('group_word') or 'group'}"
+    grouped = len(set(filter(None, photos.groups))) < sum(map(bool, photos.groups))
+    same = f"; for more photos of these same {plural_of(word)}" if grouped else ""
     return {
         "photos": photos,
-        "data": explore.as_script_data(data | {"groupWord": word, "run": folder.name}),
+        "data": explore.as_script_data(data | {"groupWord": word, "same": same}),
         "many": many,
         "most": explore.MOST_PHOTOS,
         "confusion": explore.confusion_of(photos),
@@ -96,7 +96,7 @@ def content(folder: Path, seen: Seen, sweep: dict) -> dict:
         "grid": explore.group_grid(photos),
         "group_word": word,
         "group_words": plural_of(word),
-        "grouped": len(set(filter(None, photos.groups))) < np.count_nonzero(np.array(photos.groups) != ""),
+        "grouped": grouped,
         "wrong": [_listed(photos, int(at), seen.sheet) for at in wrong[:LISTED]],
         "wrong_in_all": len(wrong),
         "sheet": explore.sheet_data(seen.sheet, "../assets/"),

@@ -95,6 +95,16 @@ def test_the_view_is_kept_in_the_address(index, offline):
     assert index.locator(f'tr[data-run="{RUNS[0]}"] input').is_checked() and index.locator(".curves").count() == 1
 
 
+def test_the_table_as_shown_can_be_copied_as_markdown(index):
+    index.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    menu(index, "optimizer").select_option("sgd")
+    index.get_by_role("button", name="Copy the table").click()
+    index.get_by_role("button", name="Copied").wait_for()
+    lines = index.evaluate("navigator.clipboard.readText()").splitlines()
+    assert lines[0].startswith("| Run | Accuracy |") and len(lines) == 2 + 2
+    assert lines[2].startswith(f"| {shown_runs(index)[0]} | 0.") and lines[2].count("|") == lines[1].count("|")
+
+
 def test_curves_of_the_chosen_runs_are_drawn_one_over_the_other(index):
     for number in (0, 1, 3):
         index.locator(f'tr[data-run="{RUNS[number]}"] input').check()
@@ -168,8 +178,16 @@ def test_keys_go_from_photo_to_photo_and_from_epoch_to_epoch(photos, report):
     photos.keyboard.press("ArrowRight")
     photos.keyboard.press("ArrowRight")
     photos.keyboard.press("ArrowLeft")
-    assert path.inner_text() == run.table["path"][1] and "photo=1" in photos.url
+    assert path.inner_text() == run.table["path"][1] and "001.png" in photos.url
     assert photos.locator("#detail .over").count() == 0  # of this photo no heat was kept
+
+
+def test_the_same_photo_of_the_next_run_is_one_click_away(photos, report):
+    photos.locator('[data-photo="7"]').first.click()
+    photos.locator('.beside-runs a[rel="next"]').click()
+    photos.wait_for_url("**/photos.html#*")
+    assert photos.locator(".crumbs .run").inner_text() == RUNS[2]
+    assert photos.locator("#detail .path").inner_text() == explore.load_photos(report / RUNS[2], {}).table["path"][7]
 
 
 def test_layer_and_opacity_change_what_lies_over_the_photo(photos):

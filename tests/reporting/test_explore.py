@@ -248,7 +248,7 @@ def test_the_footer_says_what_it_was_made_with(tmp_path):
 
 
 def test_seventy_two_runs_of_three_hundred_photos_are_small(tmp_path, monkeypatch):
-    """What the report adds to the notebooks' pages. The photos are noise, so that it is not their plainness that saves."""
+    """What the report adds to the notebooks' pages. The photos are noise, so their plainness saves nothing."""
     folder = write_report_sweep(tmp_path, runs=72, per_class=100)
     monkeypatch.setattr(sprites.preprocess, "decode", noisy)
     for name in ("02_train", "03_metrics"):

@@ -57,6 +57,8 @@
     history.replaceState(null, "", `#${view}`);
   }
 
+  addEventListener("hashchange", () => location.reload()); // an address that was pasted, or the way back
+
   const distinct = (values) => [...new Set(values)];
   function tally(values) {
     const counts = new Map();
@@ -92,7 +94,8 @@
     const headers = [...table.tHead.rows[0].cells];
     for (const header of headers) {
       const button = make("button", { type: "button", class: "sort", onclick: () => sortBy(header) });
-      button.append(...header.childNodes);
+      const [title, ...details] = header.childNodes;
+      button.append(make("span", { class: "name" }, title.textContent.trim()), ...details);
       header.append(button);
     }
     for (const row of rows) {
@@ -113,6 +116,24 @@
     }
     filter();
     explore([...chosen].map((name) => byName.get(name)));
+    document.getElementById("runs-copy").append(make("button", { type: "button", class: "link", onclick: copyTable }, "Copy the table as Markdown"));
+
+    /* What is shown of the table, as people paste it into an issue or a letter. */
+    async function copyTable(event) {
+      const columns = headers.filter((header) => !header.hidden);
+      const words = (cell) => cell.innerText.replaceAll("|", "/").split(/\s+/).join(" ").trim();
+      const line = (cells) => `| ${cells.join(" | ")} |`;
+      const shown = [...table.tBodies[0].rows].filter((row) => !row.hidden);
+      const cells = (row) => [row.dataset.run.replaceAll("|", "/"), ...columns.slice(1).map((header) => words(row.cells[header.cellIndex]))];
+      const names = columns.map((header) => header.querySelector(".name").textContent);
+      const text = [line(names), line(names.map(() => "---")), ...shown.map((row) => line(cells(row)))].join("\n");
+      try {
+        await navigator.clipboard.writeText(text);
+        event.target.textContent = "Copied";
+      } catch {
+        document.getElementById("runs-copy").replaceChildren(make("pre", {}, text)); // a browser that does not let pages copy
+      }
+    }
 
     function addColumn(name) {
       const key = `set.${name}`;
@@ -158,7 +179,7 @@
       }
       const columns = make("details", { class: "columns" }, make("summary", {}, "Columns"));
       for (const header of headers.slice(1)) {
-        const label = header.querySelector(".sort").firstChild.textContent.trim();
+        const label = header.querySelector(".name").textContent;
         columns.append(tick(label, !header.hidden && !isHidden(header), (on) => showColumn(header, on)));
         if (isHidden(header)) toggle(header, false);
       }
@@ -252,7 +273,8 @@
       else if (line.values.length) plot.append(draw("circle", { cx: x(line.epochs[0]), cy: y(line.values[0]), r: 5, fill: stroke }));
       const sample = draw("svg", { width: 28, height: 8, "aria-hidden": "true" }, draw("line", { x2: 28, y1: 4, y2: 4, ...style }));
       const note = line.values.length ? ` ${line.values.at(-1)} at the end` : " no curve";
-      legend.append(make("li", {}, sample, " ", make("code", {}, line.run.name), note));
+      const numbers = make("a", { href: `${encodeURIComponent(line.run.name)}/history.csv` }, "history.csv");
+      legend.append(make("li", {}, sample, " ", make("code", {}, line.run.name), `${note}; `, numbers));
     });
     return make("figure", { class: "curves" }, plot, make("figcaption", {}, `${title}, by epoch`), legend);
   }
@@ -314,7 +336,7 @@
   function setUpPhotos() {
     const PAGE = 120; // photos at a time
     const n = data.paths.length;
-    const state = { photo: Number(view.get("photo") ?? -1), limit: PAGE };
+    const state = { photo: data.paths.indexOf(view.get("photo")), limit: PAGE };
     const read = (name) => view.get(name) || "";
     const above = () => Math.round(Number(read("above") || 0) * 1e6);
     const answered = (at) => data.confidence[at] > above() || !read("above");
@@ -332,6 +354,9 @@
     recount();
     list();
     setUpMap();
+    for (const link of document.querySelectorAll(".beside-runs a")) {
+      link.addEventListener("click", () => (link.hash = `${view}`)); // the same photo, of another run
+    }
 
     function setUpSlider() {
       const slider = make("input", { type: "range", min: "0", max: "0.99", step: "0.01", id: "above", value: read("above") || "0" });
@@ -354,7 +379,7 @@
       const output = document.getElementById("answered");
       Object.assign(output.dataset, numbers);
       const found = own.length
-        ? `accuracy ${numbers.accuracy.toFixed(3)} (95 % interval ${low.toFixed(2)}–${high.toFixed(2)}, n = ${own.length})`
+        ? `accuracy ${numbers.accuracy.toFixed(3)} (95 % interval ${low.toFixed(2)}–${high.toFixed(2)}, n = ${own.length}${data.same})`
         : "no photo is that sure";
       output.textContent = `${Number(read("above") || 0).toFixed(2)}: it answers ${(100 * numbers.coverage).toFixed(1)} % of photos; ${found}`;
       const counts = tally(own.map((at) => `${data.labels[at]} ${data.predicted[at]}`));
@@ -449,7 +474,7 @@
 
     function select(at) {
       state.photo = at;
-      if (view.get("photo") !== null || at !== shown[0]) keep("photo", at < 0 ? "" : at);
+      if (view.get("photo") !== null || at !== shown[0]) keep("photo", at < 0 ? "" : data.paths[at]);
       for (const button of grid.querySelectorAll("[aria-current]")) button.removeAttribute("aria-current");
       const button = grid.querySelector(`[data-photo="${at}"]`);
       if (button) button.setAttribute("aria-current", "true");
