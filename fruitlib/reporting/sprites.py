@@ -28,7 +28,7 @@ MAX_ROWS = 100  # photos whose heat is shown, of a run
 MAX_COLUMNS = 100  # layers times epochs
 HEAT_SIDE = 96
 MAX_UNPACKED = 2_000_000_000  # bytes of the heatmaps of one epoch
-VERSION = 1  # of what the sheets look like
+VERSION = 2  # of what the sheets look like
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ def _tiled(pictures: list, columns: int) -> Image.Image:
 
 def _written(record: Path, sheet: Sheet, picture: Image.Image) -> Sheet:
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=75, alpha_quality=80, method=4)
+    # opacity in fewer steps: else it takes most of the file
+    picture.save(buffer, "WEBP", quality=60 if sheet.layers else 80, alpha_quality=60, method=4)
     record.parent.mkdir(parents=True, exist_ok=True)
     with replacing(record.parent / sheet.name) as partial:
         partial.write_bytes(buffer.getvalue())

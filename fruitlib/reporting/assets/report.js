@@ -1,6 +1,6 @@
 /* The report's only script: it sorts and filters runs, draws curves, compares two runs photo by photo, and browses the
-   photos of a run. It reads the page's own JSON and asks for nothing else. Texts become text nodes, never markup. What is
-   chosen stands in the address after #, so that a view can be sent to somebody. */
+   photos of a run. It reads the page's own JSON and asks for nothing else. Texts become text nodes, never markup. What
+   is chosen stands in the address after #, so that a view can be sent to somebody. */
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -30,6 +30,8 @@
     return element;
   }
 
+  const dot = (cx, cy, r, fill) => draw("circle", { cx, cy, r, fill });
+
   let choices = 0;
   function choice(label, options, value, changed) {
     const id = `choice-${(choices += 1)}`;
@@ -46,7 +48,8 @@
   /* One picture of a sheet: a window behind which the whole sheet is moved. */
   function cell(sheet, at, alt, side) {
     const box = make("span", { class: "cell" }, make("img", { src: sheet.file, alt }));
-    const place = { side: `${side}px`, columns: sheet.columns, x: at % sheet.columns, y: Math.floor(at / sheet.columns) };
+    const [x, y] = [at % sheet.columns, Math.floor(at / sheet.columns)];
+    const place = { side: `${side}px`, columns: sheet.columns, x, y };
     for (const [name, value] of Object.entries(place)) box.style.setProperty(`--${name}`, value);
     return box;
   }
@@ -116,7 +119,8 @@
     }
     filter();
     explore([...chosen].map((name) => byName.get(name)));
-    document.getElementById("runs-copy").append(make("button", { type: "button", class: "link", onclick: copyTable }, "Copy the table as Markdown"));
+    const copy = document.getElementById("runs-copy");
+    copy.append(make("button", { type: "button", class: "link", onclick: copyTable }, "Copy the table as Markdown"));
 
     /* What is shown of the table, as people paste it into an issue or a letter. */
     async function copyTable(event) {
@@ -124,14 +128,15 @@
       const words = (cell) => cell.innerText.replaceAll("|", "/").split(/\s+/).join(" ").trim();
       const line = (cells) => `| ${cells.join(" | ")} |`;
       const shown = [...table.tBodies[0].rows].filter((row) => !row.hidden);
-      const cells = (row) => [row.dataset.run.replaceAll("|", "/"), ...columns.slice(1).map((header) => words(row.cells[header.cellIndex]))];
+      const others = (row) => columns.slice(1).map((header) => words(row.cells[header.cellIndex]));
+      const cells = (row) => [row.dataset.run.replaceAll("|", "/"), ...others(row)];
       const names = columns.map((header) => header.querySelector(".name").textContent);
       const text = [line(names), line(names.map(() => "---")), ...shown.map((row) => line(cells(row)))].join("\n");
       try {
         await navigator.clipboard.writeText(text);
         event.target.textContent = "Copied";
       } catch {
-        document.getElementById("runs-copy").replaceChildren(make("pre", {}, text)); // a browser that does not let pages copy
+        copy.replaceChildren(make("pre", {}, text)); // a browser that does not let pages copy
       }
     }
 
@@ -197,10 +202,10 @@
 
     function showColumn(header, on) {
       toggle(header, on);
-      const keys = (own, wanted) => headers.filter((each) => own(each) && each.hidden === wanted).map((e) => e.dataset.key);
       const extra = (each) => each.dataset.key.startsWith("set.");
-      keep("hide", keys((each) => !extra(each), true).join(","));
-      keep("show", keys(extra, false).join(","));
+      const keys = (some) => some.map((each) => each.dataset.key).join(",");
+      keep("hide", keys(headers.filter((each) => !extra(each) && each.hidden)));
+      keep("show", keys(headers.filter((each) => extra(each) && !each.hidden)));
     }
 
     function filterChoice(label, key, values) {
@@ -222,8 +227,9 @@
         shown += !row.hidden;
       }
       const all = rows.length + unfinished.length;
-      document.getElementById("runs-shown").textContent =
-        (shown < all ? `${shown} of ${all} runs. ` : "") + "Tick runs to see their curves; tick two to see where they disagree.";
+      const some = shown < all ? `${shown} of ${all} runs. ` : "";
+      const hint = "Tick runs to see their curves; tick two to see where they disagree.";
+      document.getElementById("runs-shown").textContent = some + hint;
     }
   }
 
@@ -260,18 +266,21 @@
     for (const part of [0, 0.25, 0.5, 0.75, 1]) {
       const value = low + part * (high - low);
       plot.append(draw("line", { x1: 46, x2: 586, y1: y(value), y2: y(value), class: "grid" }));
-      plot.append(draw("text", { x: 40, y: y(value) + 4, "text-anchor": "end" }, Number(value.toPrecision(3)).toString()));
+      plot.append(draw("text", { x: 40, y: y(value) + 4, "text-anchor": "end" }, `${Number(value.toPrecision(3))}`));
     }
-    plot.append(draw("text", { x: 46, y: 256 }, "1"), draw("text", { x: 586, y: 256, "text-anchor": "end" }, `epoch ${last}`));
+    plot.append(draw("text", { x: 46, y: 256 }, "1"));
+    plot.append(draw("text", { x: 586, y: 256, "text-anchor": "end" }, `epoch ${last}`));
     const legend = make("ul", { class: "legend" });
     lines.forEach((line, at) => {
       const stroke = COLOURS[at % COLOURS.length];
       const dash = DASHES[Math.floor(at / COLOURS.length) % DASHES.length];
-      const points = line.values.map((value, n) => (value === null ? "" : `${x(line.epochs[n])},${y(value)}`)).join(" ");
+      const point = (value, n) => (value === null ? "" : `${x(line.epochs[n])},${y(value)}`);
+      const points = line.values.map(point).join(" ");
       const style = { stroke, "stroke-dasharray": dash, fill: "none", "stroke-width": 2 };
       if (line.values.length > 1) plot.append(draw("polyline", { points, ...style }));
-      else if (line.values.length) plot.append(draw("circle", { cx: x(line.epochs[0]), cy: y(line.values[0]), r: 5, fill: stroke }));
-      const sample = draw("svg", { width: 28, height: 8, "aria-hidden": "true" }, draw("line", { x2: 28, y1: 4, y2: 4, ...style }));
+      else if (line.values.length) plot.append(dot(x(line.epochs[0]), y(line.values[0]), 5, stroke));
+      const sample = draw("svg", { width: 28, height: 8, "aria-hidden": "true" });
+      sample.append(draw("line", { x2: 28, y1: 4, y2: 4, ...style }));
       const note = line.values.length ? ` ${line.values.at(-1)} at the end` : " no curve";
       const numbers = make("a", { href: `${encodeURIComponent(line.run.name)}/history.csv` }, "history.csv");
       legend.append(make("li", {}, sample, " ", make("code", {}, line.run.name), `${note}; `, numbers));
@@ -301,8 +310,8 @@
   function predictionsOf(name) {
     const own = data.predictions[name];
     if (!own) return null;
-    const rows = own.predicted.map((predicted, at) => [own.photos ? own.photos[at] : at, [predicted, own.confidence[at]]]);
-    return new Map(rows);
+    const photo = (at) => (own.photos ? own.photos[at] : at);
+    return new Map(own.predicted.map((predicted, at) => [photo(at), [predicted, own.confidence[at]]]));
   }
 
   function pairItem(photo, ...sides) {
@@ -313,7 +322,8 @@
     sides.forEach(([run, own], at) => {
       const [predicted, confidence] = own.get(photo);
       const mark = predicted === data.labels[photo] ? "✓ right" : "✗ wrong";
-      texts.append(make("span", {}, `${"AB"[at]}: ${data.classes[predicted]} ${(confidence / 1000).toFixed(2)} ${mark}`));
+      const sure = (confidence / 1000).toFixed(2);
+      texts.append(make("span", {}, `${"AB"[at]}: ${data.classes[predicted]} ${sure} ${mark}`));
     });
     item.append(texts);
     sides.forEach(([run], at) => {
@@ -339,6 +349,8 @@
     const state = { photo: data.paths.indexOf(view.get("photo")), limit: PAGE };
     const read = (name) => view.get(name) || "";
     const above = () => Math.round(Number(read("above") || 0) * 1e6);
+    const label = (at) => data.classes[data.labels[at]];
+    const guess = (at) => data.classes[data.predicted[at]];
     const answered = (at) => data.confidence[at] > above() || !read("above");
     let shown = [];
 
@@ -359,7 +371,8 @@
     }
 
     function setUpSlider() {
-      const slider = make("input", { type: "range", min: "0", max: "0.99", step: "0.01", id: "above", value: read("above") || "0" });
+      const range = { type: "range", min: "0", max: "0.99", step: "0.01", value: read("above") || "0" };
+      const slider = make("input", { id: "above", ...range });
       const text = make("output", { id: "answered", for: "above" });
       slider.addEventListener("input", () => {
         keep("above", Number(slider.value) ? slider.value : "");
@@ -378,10 +391,10 @@
       const numbers = { n: own.length, correct, coverage: own.length / n, accuracy: correct / own.length, low, high };
       const output = document.getElementById("answered");
       Object.assign(output.dataset, numbers);
-      const found = own.length
-        ? `accuracy ${numbers.accuracy.toFixed(3)} (95 % interval ${low.toFixed(2)}–${high.toFixed(2)}, n = ${own.length}${data.same})`
-        : "no photo is that sure";
-      output.textContent = `${Number(read("above") || 0).toFixed(2)}: it answers ${(100 * numbers.coverage).toFixed(1)} % of photos; ${found}`;
+      const ends = `95 % interval ${low.toFixed(2)}–${high.toFixed(2)}, n = ${own.length}${data.same}`;
+      const found = own.length ? `accuracy ${numbers.accuracy.toFixed(3)} (${ends})` : "no photo is that sure";
+      const part = `it answers ${(100 * numbers.coverage).toFixed(1)} % of photos`;
+      output.textContent = `${Number(read("above") || 0).toFixed(2)}: ${part}; ${found}`;
       const counts = tally(own.map((at) => `${data.labels[at]} ${data.predicted[at]}`));
       for (const box of document.querySelectorAll("#matrix [data-true]")) {
         const [t, p] = [box.dataset.true, box.dataset.predicted];
@@ -396,7 +409,8 @@
       const outcomes = [["", "all"], ["right", "right"], ["wrong", "wrong"]];
       const orders = [["", "as listed"], ["unsure", "least sure first"], ["sure", "surest first"]];
       const parts = [["Label", "true", classes], ["Predicted", "predicted", classes], ["Outcome", "outcome", outcomes]];
-      if (data.groups.length) parts.push([data.groupWord, "group", [["", "all"], ...data.groups.map((name, at) => [`${at}`, name])]]);
+      const groups = [["", "all"], ...data.groups.map((name, at) => [`${at}`, name])];
+      if (data.groups.length) parts.push([data.groupWord, "group", groups]);
       parts.push(["Heat", "heat", [["", "all"], ["yes", "with heat"]]], ["Order", "order", orders]);
       for (const [label, key, options] of parts) {
         if (key === "heat" && !data.heat.file) continue;
@@ -419,7 +433,9 @@
       const link = (box, values) => {
         const text = box.textContent;
         const name = `${text} photos: ${values.name}`;
-        box.replaceChildren(make("button", { type: "button", class: "count", title: name, onclick: () => choose(values) }, text));
+        const button = make("button", { type: "button", class: "count", title: name }, text);
+        button.addEventListener("click", () => choose(values));
+        box.replaceChildren(button);
       };
       for (const box of document.querySelectorAll("#matrix [data-true], #pairs [data-true]")) {
         const [t, p] = [box.dataset.true, box.dataset.predicted];
@@ -465,8 +481,9 @@
 
     function thumbnail(at) {
       const right = data.labels[at] === data.predicted[at];
-      const text = right ? data.classes[data.labels[at]] : `${data.classes[data.labels[at]]}, predicted ${data.classes[data.predicted[at]]}`;
-      const button = make("button", { type: "button", class: right ? "photo" : "photo wrong", "data-photo": `${at}`, onclick: () => select(at) });
+      const text = right ? label(at) : `${label(at)}, predicted ${guess(at)}`;
+      const button = make("button", { type: "button", class: right ? "photo" : "photo wrong", "data-photo": `${at}` });
+      button.addEventListener("click", () => select(at));
       if (data.cells[at] >= 0) button.append(cell(data.sheet, data.cells[at], "", 76));
       button.append(make("small", {}, `${right ? "" : "✗ "}${text} ${share(data.confidence[at])}`));
       return button;
@@ -491,11 +508,11 @@
       else if (data.cells[at] >= 0) pictures.append(cell(data.sheet, data.cells[at], data.paths[at], 240));
       const right = data.labels[at] === data.predicted[at];
       const facts = make("div", { class: "facts" }, make("p", { class: "path" }, data.paths[at]));
-      facts.append(make("p", {}, `Label: ${data.classes[data.labels[at]]}. Predicted: ${data.classes[data.predicted[at]]}, ${right ? "✓ right" : "✗ wrong"}.`));
+      facts.append(make("p", {}, `Label: ${label(at)}. Predicted: ${guess(at)}, ${right ? "✓ right" : "✗ wrong"}.`));
       if (data.group[at] >= 0) facts.append(make("p", {}, `${data.groupWord}: ${data.groups[data.group[at]]}`));
       facts.append(probabilities(at));
       if (row >= 0) facts.append(heatControls(at));
-      else if (data.heat.file) facts.append(make("p", { class: "note" }, "No heat was kept of this photo (04 follows the first ones of each class)."));
+      else if (data.heat.file) facts.append(make("p", { class: "note" }, "No heat was kept of this photo."));
       return [pictures, facts];
     }
 
@@ -510,7 +527,8 @@
     }
 
     function layerNumber() {
-      const wanted = data.heat.layers.findIndex((each) => each.layer === read("layer") && `${each.epoch}` === read("epoch"));
+      const fits = (each) => each.layer === read("layer") && `${each.epoch}` === read("epoch");
+      const wanted = data.heat.layers.findIndex(fits);
       return wanted >= 0 ? wanted : data.heat.layers.length - 1;
     }
 
@@ -531,7 +549,8 @@
       };
       const layers = distinct(data.heat.layers.map((each) => each.layer)).map((name) => [name, name]);
       const epochs = distinct(data.heat.layers.map((each) => `${each.epoch}`)).map((name) => [name, name]);
-      const opacity = make("input", { type: "range", min: "0", max: "1", step: "0.05", value: read("opacity") || "0.8", id: "opacity" });
+      const range = { type: "range", min: "0", max: "1", step: "0.05", value: read("opacity") || "0.8" };
+      const opacity = make("input", { id: "opacity", ...range });
       opacity.addEventListener("input", () => {
         keep("opacity", opacity.value);
         detail.querySelector(".over .cell:last-child").style.opacity = opacity.value;
@@ -542,7 +561,7 @@
         choice("Layer", layers, now.layer, (value) => set(value, now.epoch)),
         choice("Epoch", epochs, `${now.epoch}`, (value) => set(now.layer, value)),
         make("label", { class: "choice" }, "Heat ", opacity),
-        make("p", { class: "note" }, "Heat counts for the true class; no colour: nothing there counts. ↑ and ↓ change the epoch.")
+        make("p", { class: "note" }, "Heat: for the true class; no colour: nothing there counts. ↑ and ↓: another epoch.")
       );
     }
 
@@ -587,7 +606,9 @@
         select(state.photo);
       };
       const what = data.mapOf === "features" ? "features" : "probabilities (this run has no features saved)";
-      const note = `The two first principal components of its ${what}. Photos side by side are alike to the network; ✗ is wrong. A click shows the photo.`;
+      const note =
+        `The two first principal components of its ${what}. ` +
+        "Photos side by side are alike to the network; ✗ is wrong. A click shows the photo.";
       place.append(make("h2", {}, "Which photos does it take for alike?"), make("p", { class: "note" }, note));
       place.append(choice("Colour", colourings, read("colour") || "label", picked), body);
       paint();
@@ -595,21 +616,25 @@
     }
 
     function mapOf(colouring) {
-      const names = { label: data.classes, predicted: data.classes, outcome: ["right", "wrong"], group: data.groups }[colouring];
-      const wrong = (at) => data.labels[at] !== data.predicted[at];
-      const kind = (at) => ({ label: data.labels[at], predicted: data.predicted[at], outcome: Number(wrong(at)), group: data.group[at] })[colouring];
+      const { labels, predicted, group, classes, groups } = data;
+      const names = { label: classes, predicted: classes, outcome: ["right", "wrong"], group: groups }[colouring];
+      const wrong = (at) => labels[at] !== predicted[at];
+      const outcome = labels.map((_, at) => Number(wrong(at)));
+      const kind = (at) => ({ label: labels, predicted, outcome, group })[colouring][at];
       const counted = tally(data.paths.map((_, at) => kind(at)));
       const counts = names.map((_, k) => counted.get(k) || 0);
-      const largest = names.map((_, k) => k).sort((a, b) => counts[b] - counts[a]).slice(0, COLOURS.length).sort((a, b) => a - b);
+      const bySize = names.map((_, k) => k).sort((a, b) => counts[b] - counts[a]);
+      const largest = bySize.slice(0, COLOURS.length).sort((a, b) => a - b);
       const colour = (k) => (largest.includes(k) ? COLOURS[largest.indexOf(k)] : "#888888");
-      const plot = draw("svg", { viewBox: "-20 -20 1040 640", class: "plot map", role: "img", "aria-label": `Photos on a plane, coloured by ${colouring}` });
+      const title = `Photos on a plane, coloured by ${colouring}`;
+      const plot = draw("svg", { viewBox: "-20 -20 1040 640", class: "plot map", role: "img", "aria-label": title });
       data.paths.forEach((path, at) => {
         const [x, y] = [data.map[at][0], 600 - 0.6 * data.map[at][1]];
         const shape = wrong(at)
           ? draw("path", { d: `M${x - 9} ${y - 9}l18 18m0-18l-18 18`, stroke: colour(kind(at)), "stroke-width": 5 })
-          : draw("circle", { cx: x, cy: y, r: 8, fill: colour(kind(at)) });
+          : dot(x, y, 8, colour(kind(at)));
         shape.dataset.photo = at;
-        shape.append(draw("title", {}, `${path}: ${data.classes[data.labels[at]]}, predicted ${data.classes[data.predicted[at]]}`));
+        shape.append(draw("title", {}, `${path}: ${label(at)}, predicted ${guess(at)}`));
         shape.addEventListener("click", () => {
           select(at);
           section.scrollIntoView({ block: "start" });
@@ -618,7 +643,7 @@
       });
       const legend = make("ul", { class: "legend" });
       for (const k of largest) {
-        const sample = draw("svg", { width: 14, height: 14, "aria-hidden": "true" }, draw("circle", { cx: 7, cy: 7, r: 6, fill: colour(k) }));
+        const sample = draw("svg", { width: 14, height: 14, "aria-hidden": "true" }, dot(7, 7, 6, colour(k)));
         legend.append(make("li", {}, sample, ` ${names[k]} (${counts[k]})`));
       }
       if (names.length > largest.length) legend.append(make("li", {}, `grey: ${names.length - largest.length} others`));
