@@ -87,7 +87,7 @@ def facts(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]], seen: Seen
         "measured": {name for run in ranking for name, value in run["row"].items() if fixed(value, 0) != NONE},
         "forest": forest(plotted[:MAX_PLOTTED]),
         "plotted": len(plotted),
-        "best_plotted": f"{winner.get('combination')}" if pooled else sweep["shipped"],
+        "best_plotted": shipped and (f"{winner.get('combination')}" if pooled else shipped["name"]),
         "chosen_among": choice_text(SelectionOptimism(**sweep.get("optimism", {}))),
         "openings": openings,
         "pooled": pooled,

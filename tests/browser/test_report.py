@@ -59,6 +59,16 @@ def test_a_click_sorts_by_a_column_and_a_second_click_turns_it_round(index):
     assert index.locator("th[aria-sort]").count() == 1
 
 
+def test_with_script_the_table_says_what_it_says_without(index, browser, report):
+    context = browser.new_context(java_script_enabled=False)
+    plain = context.new_page()
+    plain.goto((report / "index.html").as_uri())
+    cells = "cells => cells.map((cell) => cell.textContent.split(/\\s+/).join(' ').trim())"
+    shown = [page.eval_on_selector_all("#runs tr > :not([hidden])", cells) for page in (plain, index)]
+    context.close()
+    assert shown[0] == shown[1] and "Macro F1" in shown[0]
+
+
 def test_the_keyboard_sorts_and_a_row_without_a_number_stays_last(index):
     index.locator("#runs tbody tr").nth(0).evaluate("row => { row.cells[1].dataset.value = '–'; }")
     empty = shown_runs(index)[0]

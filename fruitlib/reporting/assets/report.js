@@ -98,6 +98,7 @@
     for (const header of headers) {
       const button = make("button", { type: "button", class: "sort", onclick: () => sortBy(header) });
       const [title, ...details] = header.childNodes;
+      title.remove();
       button.append(make("span", { class: "name" }, title.textContent.trim()), ...details);
       header.append(button);
     }
