@@ -166,6 +166,13 @@ def test_the_slider_counts_what_python_counts(photos, report, above):
     assert f"{n} of 30 photo" in photos.inner_text("#photos-shown")
 
 
+def test_a_photo_exactly_at_the_threshold_is_not_answered(offline, report):
+    run = explore.load_photos(report / RUNS[1], {})
+    above = sorted(run.confidence)[10] / 1e6
+    offline.goto(f"{(report / RUNS[1] / 'photos.html').as_uri()}#above={above}")
+    assert offline.locator("#answered").get_attribute("data-n") == "19" == str(explore.answered(run, above)["n"])
+
+
 def test_a_cell_of_the_confusion_table_leads_to_its_photos(photos, report):
     run = explore.load_photos(report / RUNS[1], {})
     true, predicted = ((run.labels[run.mistakes[0]]), (run.predicted[run.mistakes[0]]))
