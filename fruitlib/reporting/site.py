@@ -1,38 +1,36 @@
 """Executed notebooks -> an offline site: an index per sweep and a page beside every notebook.
 
-The pages are plain HTML with one stylesheet: no script, nothing fetched; a Content-Security-Policy says so to the
-browser. This module decides which pages there are and what the index says, `pages` what a notebook's page says;
-`assets/report.html.j2` decides how, and escapes every value on the way. Nothing is read or written through links.
+The pages are plain HTML with one stylesheet; nothing is fetched. The index and the pages of photos hold one script of
+ours, `assets/report.js`, without which they can be read all the same. A Content-Security-Policy tells the browser that
+no other script may run: it names that script's SHA-256. This module decides which pages there are, `site_index` what
+the index says, `pages` what a notebook's page says; `assets/report.html.j2` decides how, and escapes every value on the
+way. Nothing is read or written through links.
 """
 
+import base64
 import contextlib
 import functools
-import math
+import hashlib
 import os
 from importlib.resources import files
 from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
-import pandas as pd
 from markupsafe import Markup, escape
 
 from fruitlib.core import source_code, texts
 from fruitlib.core.errors import InputError, first_line
-from fruitlib.core.files import fingerprint, is_disk_failure, os_error_text, read_csv, read_json, resolve, write_text
-from fruitlib.evaluation.effects_wording import leading_effects_text
-from fruitlib.evaluation.selection import SelectionOptimism
-from fruitlib.evaluation.sweep_answers import INSIGHT
-from fruitlib.evaluation.wording import choice_text, plural_of, probe_mark
+from fruitlib.core.files import fingerprint, is_disk_failure, os_error_text, resolve, write_text
+from fruitlib.evaluation.wording import plural_of, probe_mark
 from fruitlib.reporting import pages as notebooks
+from fruitlib.reporting import site_index, site_photos
 from fruitlib.reporting.pages import Page
+from fruitlib.reporting.site_checks import number
+from fruitlib.reporting.site_index import EXPECTED, LINK, NONE, Seen, fixed
 from fruitlib.runs.status import read_sweep
 
-EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run that names no `stages`
-LOWER_IS_BETTER = ("loss", "miss", "error", "latency", "seconds", "size")
-MAX_PLOTTED = 20  # runs in the interval plot, best first
-NONE = "–"
-LINK = "is a link and is left out: put what it leads to there"
+SHOWN_BY = ("pages", "pictures", "markup", "site_photos", "explore", "sprites")  # what a page's looks depend on
 
 
 def build_site(sweep_dir: Path, changed_only: bool = False) -> Path:
@@ -47,19 +45,40 @@ def build_site(sweep_dir: Path, changed_only: bool = False) -> Path:
     sweep_dir = resolve(sweep_dir)
     sweep = _read_sweep(sweep_dir)
     folders = _folders(sweep_dir)
-    pages = {path.name: write_folder(path, sweep["title"], path.name, changed_only) for path in folders}
+    seen = site_photos.see(sweep_dir, sweep)
+    pages = {}
+    for path in folders:
+        beside = _beside(folders, path)
+        pages[path.name] = write_folder(path, sweep["title"], path.name, changed_only, beside, path.name in seen.pages)
     pages[""] = write_folder(sweep_dir, sweep["title"], "", changed_only)
-    style = files("fruitlib.reporting").joinpath("assets/report.css").read_text("utf-8")
+    _write_photo_pages(sweep_dir, sweep, seen, changed_only)
     if not (sweep_dir / "assets").is_symlink():
-        write_text(sweep_dir / "assets/report.css", style)
+        write_text(sweep_dir / "assets/report.css", _asset("report.css"))
     try:
-        index = _template().render(root="", **_index(sweep_dir, sweep, pages))
+        facts = site_index.facts(sweep_dir, sweep, pages, seen, left_out(sweep_dir))
+        index = _template().render(root="", **_script(), **facts)
     except MemoryError:
         raise
     except Exception as problem:  # a file beside it that holds something else than expected
         index = _short_index(sweep_dir, pages, f"This overview could not be made: {first_line(problem)}")
     write_text(sweep_dir / "index.html", index)
     return sweep_dir / "index.html"
+
+
+@functools.cache
+def _asset(name: str) -> str:
+    return files("fruitlib.reporting").joinpath(f"assets/{name}").read_text("utf-8")
+
+
+def _script() -> dict:
+    """The report's script, and the hash by which a page's Content-Security-Policy allows it and no other.
+
+    It stands within the page: beside it a policy could allow any file of the disk alone, as Chromium and Firefox do
+    not check a hash of what they load from `file://`.
+    """
+    script = _asset("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return {"script": Markup(script), "script_hash": f"sha256-{digest}"}
 
 
 def left_out(sweep_dir: Path) -> list[str]:
@@ -120,39 +139,34 @@ def _names_a_folder(name: str) -> bool:
 def _template() -> jinja2.Template:
     loader = jinja2.PackageLoader("fruitlib.reporting", "assets")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters |= {"quote": quote, "fixed": _fixed, "beside_probe": _beside_probe}
+    environment.filters |= {"quote": quote, "fixed": fixed, "beside_probe": _beside_probe}
     environment.globals |= {"EXPECTED": EXPECTED, "NONE": NONE}
     return environment.get_template("report.html.j2")
 
 
-def _number(value) -> float:
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def _fixed(value, digits: int) -> str:
-    return f"{_number(value):.{digits}f}" if math.isfinite(_number(value)) else NONE
-
-
 def _beside_probe(row: dict) -> str:
     """Whether the row of a results table beats frozen features, in a few words; empty where that was not asked."""
-    return probe_mark({name: _number(row.get(name)) for name in ("over_probe", "over_probe_p", "probe_accuracy")})
+    return probe_mark({name: number(row.get(name)) for name in ("over_probe", "over_probe_p", "probe_accuracy")})
 
 
 # ---------------------------------------------------------------- the pages of a folder
 
 
-def write_folder(folder: Path, title: str, run: str, changed_only: bool = False) -> list[Page]:
-    """The pages of a folder's notebooks, beside them; of the sweep `title`; `run` names it ("": the sweep itself)."""
-    found = [path for path in sorted(folder.glob("*.ipynb")) if not (path.name.startswith(".") or path.is_symlink())]
-    pages = [notebooks.load(path) for path in found]
-    stamp = fingerprint(title, _appearance(), [[page.path.stem, _time(page.path)] for page in pages])
+def write_folder(
+    folder: Path, title: str, run: str, changed_only: bool = False, beside: dict | None = None, photos: bool = False
+) -> list[Page]:
+    """The pages of a folder's notebooks, beside them; of the sweep `title`; `run` names it ("": the sweep itself).
+
+    `beside`: by a notebook's name, the runs before and after that have it too; `photos`: there is a page of photos.
+    """
+    pages = [notebooks.load(folder / f"{stem}.ipynb") for stem in _notebooks(folder)]
+    times = [[page.path.stem, _time(page.path)] for page in pages]
+    stamp = fingerprint(title, _appearance(), times, beside, photos)
     shared = {"root": "../" if run else "", "title": title, "run": run, "pages": pages, "stamp": stamp}
+    shared |= {"beside": beside or {}, "has_photos": photos}
     current = changed_only and all(_is_current(page.path.with_suffix(".html"), stamp) for page in pages)
-    for number, page in enumerate([] if current else pages):
-        text = _rendered(page, folder.parent if run else folder, shared | {"number": number})
+    for at, page in enumerate([] if current else pages):
+        text = _rendered(page, folder.parent if run else folder, shared | {"number": at})
         try:
             write_text(page.path.with_suffix(".html"), text)
         except OSError as problem:
@@ -182,9 +196,9 @@ def _rendered(page: Page, root: Path, shared: dict) -> str:
 @functools.cache
 def _appearance() -> str:
     """A fingerprint that changes when pages would look different."""
-    template = files("fruitlib.reporting").joinpath("assets/report.html.j2").read_text("utf-8")
-    modules = [__name__, *(f"fruitlib.reporting.{name}" for name in ("pages", "pictures", "markup"))]
-    return fingerprint(template, [source_code.module_fingerprint(module) for module in modules])
+    templates = [_asset(name) for name in ("report.html.j2", "first_screen.html.j2", "photos.html.j2", "report.js")]
+    modules = [__name__, *(f"fruitlib.reporting.{name}" for name in SHOWN_BY)]
+    return fingerprint(templates, [source_code.module_fingerprint(module) for module in modules])
 
 
 def _is_current(page: Path, stamp: str) -> bool:
@@ -192,98 +206,43 @@ def _is_current(page: Path, stamp: str) -> bool:
     return page.is_file() and not page.is_symlink() and f'content="{stamp}"'.encode() in page.read_bytes()[:1000]
 
 
-# ---------------------------------------------------------------- the index
+def _beside(folders: list[Path], folder: Path) -> dict[str, tuple[str, str]]:
+    """By the name of each notebook of a folder: the folders before and after it that have the same one; "": none."""
+    at, found = folders.index(folder), {}
+    for path in folder.glob("*.ipynb"):
+        before = (other.name for other in reversed(folders[:at]) if (other / path.name).is_file())
+        after = (other.name for other in folders[at + 1 :] if (other / path.name).is_file())
+        found[path.stem] = (next(before, ""), next(after, ""))
+    return dict(sorted(found.items()))
 
 
-def _index(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]]) -> dict:
-    """Everything the template shows on the index."""
-    results, no_results = _table(sweep_dir / "results.csv")
-    openings, no_openings = _table(sweep_dir / "test_openings.csv")
-    pooled, no_pooled = _table(sweep_dir / "results_oof.csv")
-    effects, no_effects = _table(sweep_dir / INSIGHT)
-    rows = {str(row.get("run")): row for row in results}
-    runs = [run | {"row": rows.get(run["name"], {}), "pages": pages.get(run["name"], [])} for run in sweep["runs"]]
-    complete = [run for run in runs if run["state"] == "complete"]
-    # a run that was made to be shipped was trained on the validation photos too
-    ranked = _ranked([run for run in complete if run.get("candidate", "stages" not in run)], sweep)
-    shipped = next((run for run in runs if run["name"] == sweep["shipped"]), None)
-    pooled.sort(key=lambda row: -_number(row.get(sweep["choose_by"])))
-    winners = [row for row in pooled if shipped and row.get("combination") == shipped["row"].get("combination")]
-    empty = "results.csv is missing or empty: no numbers to show" if complete and not results else ""
-    problems = [no_results or empty, no_openings, no_pooled, no_effects, *sweep["refused"], *left_out(sweep_dir)]
-    under_way = any(run["state"] == "pending" for run in runs) or sweep.get("total", 0) > len(runs)
-    problems += _problems({"name": "", "pages": pages[""]}, [] if under_way else ["01_split"])
-    problems += [text for run in complete for text in _problems(run, run.get("stages", EXPECTED))]
-    grouped = any(_number(row.get("groups")) > 0 for row in [*results, *pooled])
-    return {
-        "page": None,
-        "sweep": sweep | {"grouped": grouped},
-        "complete": ranked,
-        "unfinished": [run for run in runs if run["state"] != "complete"],
-        "shipped": shipped,
-        "winner": next(iter(winners + pooled), None),
-        "shared": pages[""],
-        "measured": {name for run in ranked for name, value in run["row"].items() if _fixed(value, 0) != NONE},
-        "forest": _forest([] if pooled else ranked[:MAX_PLOTTED]),  # folds validate on different photos: no ranking
-        "chosen_among": choice_text(SelectionOptimism(**sweep.get("optimism", {}))),
-        "openings": openings,
-        "pooled": pooled,
-        "effects": leading_effects_text(pd.DataFrame(effects), sweep["choose_by"]),
-        "under_way": under_way,
-        "problems": [text for text in problems if text],
-        "photos": _photos(sweep_dir),
-    }
+# ---------------------------------------------------------------- the pages of photos
 
 
-def _photos(sweep_dir: Path) -> dict:
-    """The classes that were found (`listing`), and notes on what was left out; empty where 01 has not been executed."""
-    try:
-        record = {} if (path := sweep_dir / "manifest.json").is_symlink() else read_json(path)
-        return {"listing": record.get("listing") or "", "notes": list(map(str, record.get("notes") or []))}
-    except (OSError, ValueError, TypeError):
-        return {"listing": "", "notes": []}
+def _write_photo_pages(sweep_dir: Path, sweep: dict, seen: Seen, changed_only: bool) -> None:
+    """`photos.html` in the folder of each run that has validation predictions."""
+    names = sorted(seen.pages)
+    for name in names:
+        folder, beside = sweep_dir / name, site_photos.neighbours(names, name)
+        stamp = site_photos.stamp(folder, sweep["title"], _appearance(), seen, beside)
+        path = folder / f"{site_photos.PAGE}.html"
+        if changed_only and _is_current(path, stamp):
+            continue
+        shared = {"root": "../", "title": sweep["title"], "run": name, "stamp": stamp, "pages": _notebooks(folder)}
+        try:
+            facts = site_photos.content(folder, seen, sweep) | {"view": site_photos.PAGE, "around": beside}
+            text = _template().render(**shared, **_script(), **facts)
+        except MemoryError:
+            raise
+        except Exception as problem:  # one odd table must not cost the others' pages
+            page = Page(
+                folder / "photos.ipynb", "Photos", failure=f"This page could not be made: {first_line(problem)}"
+            )
+            text = _template().render(**shared | {"pages": []}, page=page, lede="", evidence="", settings=[], number=0)
+        write_text(path, text)
 
 
-def _table(path: Path) -> tuple[list[dict], str]:
-    """(rows, one line on why the file is not read or ""); a file that is not there has no rows."""
-    if path.is_symlink():
-        return [], f"{path.name} {LINK}"
-    try:
-        return (read_csv(path, dtype={"run": str}).to_dict("records"), "") if path.is_file() else ([], "")
-    except (OSError, ValueError) as error:
-        return [], f"{path.name} cannot be read: {first_line(error)}"
-
-
-def _problems(run: dict, expected: list[str]) -> list[str]:
-    where = f"{run['name']}: " if run["name"] else ""
-    present = {page.path.stem for page in run["pages"]}
-    missing = [f"{stem}.ipynb is missing" for stem in expected if stem not in present]
-    return [where + text for text in missing + [page.failure for page in run["pages"] if page.failure]]
-
-
-def _ranked(runs: list[dict], sweep: dict) -> list[dict]:
-    """Best first by `choose_by`, the chosen one first among equals; runs without that number last."""
-    sign = 1 if any(word in sweep["choose_by"] for word in LOWER_IS_BETTER) else -1
-
-    def place(run: dict) -> tuple:
-        value = sign * _number(run["row"].get(sweep["choose_by"]))
-        return (1, 0.0) if math.isnan(value) else (0, value, run["name"] != sweep["shipped"])
-
-    return sorted(runs, key=place)
-
-
-def _forest(runs: list[dict]) -> dict:
-    """Where each run's accuracy and interval lie, in per cent of a plot's width, and the axis's marks."""
-    runs = [run for run in runs if _fixed(run["row"].get("accuracy"), 0) != NONE]
-    points = [[_number(run["row"].get(f"accuracy{end}")) for end in ("", "_low", "_high")] for run in runs]
-    points = [[row[0] if math.isnan(value) else value for value in row] for row in points]
-    low, high = min(map(min, points), default=0), max(map(max, points), default=1)
-    step = next((step for step in (0.01, 0.02, 0.05, 0.1) if high - low <= 6 * step), 0.2)
-    first = math.floor(low / step + 1e-9)
-    last = max(first + 1, math.ceil(high / step - 1e-9))
-
-    def share(value: float) -> float:
-        return round(5 + 90 * (value / step - first) / (last - first), 2)
-
-    marks = [(run, *map(share, row)) for run, row in zip(runs, points, strict=True)]
-    return {"marks": marks, "ticks": [(share(n * step), f"{n * step:.2f}") for n in range(first, last + 1)]}
+def _notebooks(folder: Path) -> list[str]:
+    """Names of the notebooks in a folder that have a page."""
+    found = [path for path in sorted(folder.glob("*.ipynb")) if not (path.name.startswith(".") or path.is_symlink())]
+    return [path.stem for path in found]

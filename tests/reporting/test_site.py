@@ -16,7 +16,7 @@ from nbformat import v4
 from PIL import Image
 
 from fruitlib.core.errors import InputError
-from fruitlib.reporting import markup, pictures, site
+from fruitlib.reporting import markup, pictures, site, site_index
 from fruitlib.runs.status import load_status, read_sweep
 
 BEST, WORSE, FAILED, PENDING = "lr=0.001,optimizer=adam", "과일 #1 사진,lr=0.0003", "lr=1.0,optimizer=sgd", "lr=0.1"
@@ -37,7 +37,7 @@ class Markup(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.addresses, self.tags, self.words, self.open = [], [], [], []
+        self.addresses, self.tags, self.words, self.open, self.script = [], [], [], [], ""
         self.feed(text)
         self.text = re.sub(r" ([,.])", r"\1", " ".join(" ".join(self.words).split()))
 
@@ -52,7 +52,10 @@ class Markup(HTMLParser):
             assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.words.append(data)
+        if self.open[-1:] == ["script"]:
+            self.script += data
+        else:
+            self.words.append(data)
 
 
 def show(data: dict, metadata: dict | None = None):
@@ -162,7 +165,8 @@ def test_every_page_is_whole_and_needs_nothing_from_elsewhere(sweep):
     for path in pages:
         markup = read(path)
         assert markup.open == []
-        assert not {"script", "style", "iframe", "object"} & set(markup.tags)
+        assert not {"style", "iframe", "object"} & set(markup.tags)
+        assert markup.tags.count("script") == 2 * (path.name == "index.html")  # its data, and ours
         for address in markup.addresses:
             assert not address.startswith(("http:", "https:", "//")), path
             if not address.startswith(("#", "data:image/")):
@@ -241,7 +245,7 @@ def test_the_plot_places_each_interval_on_its_axis(sweep):
         {"row": {"accuracy": 0.7}},
         {"row": {}},
     ]
-    forest = site._forest(runs)
+    forest = site_index.forest(runs)
     axis = {label: place for place, label in forest["ticks"]}
     assert [mark[1:] for mark in forest["marks"]] == [(axis["0.80"], axis["0.60"], axis["1.00"]), (axis["0.70"],) * 3]
     site.build_site(sweep)

@@ -1,0 +1,136 @@
+"""What the index says of a sweep's worth: how the choice was made, what was checked, what it was made with.
+
+Each check comes from a record in the sweep's folder or in that of the shipped run, and is absent where nothing was
+recorded.
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from fruitlib.deploy import int8_verdict
+from fruitlib.reporting.explore import record_of
+from fruitlib.reporting.pages import Page
+
+PASSED, FAILED, OPEN = "passed", "failed", "open"
+EQUAL = 1e-9  # scores that differ by less are a tie
+NAMED = 3  # runs of a tie that are named
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: what it asks, how it ended (passed, failed, or open where it could not tell), and what was found."""
+
+    name: str
+    state: str
+    found: str
+
+
+def number(value) -> float:
+    """A number of a table or record; NaN where it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def tie_text(rows: list[dict], chosen: dict | None, choose_by: str, name: str) -> str:
+    """How a tie for the best `choose_by` was broken, as a sentence; "" where the chosen row is best alone.
+
+    Args:
+        rows: of the results table, all that were compared; `name` is the column that names them.
+        chosen: the one of `rows` that was chosen.
+    """
+    best = number(chosen.get(choose_by)) if chosen else math.nan
+    equal = [row for row in rows if row is not chosen and abs(number(row.get(choose_by)) - best) <= EQUAL]
+    if not equal:
+        return ""
+    names = ", ".join(f"{row.get(name)}" for row in equal[:NAMED])
+    more = f" and {len(equal) - NAMED} more" if len(equal) > NAMED else ""
+    shown = choose_by.replace("_", " ").replace("f1", "F1")
+    text = f"It is a tie: {names}{more} {'has' if len(equal) == 1 else 'have'} the same {shown}, {best:.3f}."
+    losses = [number(row.get("val_loss")) for row in equal]
+    loss = number(chosen.get("val_loss"))
+    if name == "run" and losses and all(loss < other for other in losses):
+        how = f"the one with the lowest validation loss was taken ({loss:.3f} against {min(losses):.3f})"
+        return f"{text} Of equals {how}."
+    return f"{text} Of equals the first of the sweep was taken."
+
+
+def checks(sweep_dir: Path, shared: list[Page], runs: list[dict], shipped: dict | None) -> list[Check]:
+    """What was checked in a sweep, as far as there are records of it."""
+    found = [_leaks(shared), *map(_shuffled, runs)]
+    if shipped:
+        record = record_of(sweep_dir / shipped["name"] / "stages" / "train.json")
+        found += [_parity(shipped["row"]), _int8(shipped["row"]), _weights(record)]
+    return [check for check in found if check]
+
+
+def _leaks(shared: list[Page]) -> Check | None:
+    numbers = next((page.headline.get("numbers", {}) for page in shared if page.path.stem == "01_split"), {})
+    if "leaks" not in numbers:
+        return None
+    leaks = int(numbers["leaks"])
+    text = "no photo, copy or group is in two parts" if not leaks else f"{leaks:,} photos or groups are in two parts"
+    return Check("No leak", FAILED if leaks else PASSED, f"{text} (01)")
+
+
+def _shuffled(run: dict) -> Check | None:
+    """A network trained on shuffled labels must not know more than the most frequent class."""
+    if (run.get("settings") or {}).get("train_labels") != "shuffled" or run["state"] != "complete":
+        return None
+    accuracy, low, chance = (number(run["row"].get(f"{part}accuracy{end}")) for part, end in _SHUFFLED)
+    if math.isnan(low + chance):
+        return None
+    text = f"trained on shuffled labels it is right on {accuracy:.2f} (from {low:.2f}), guessing on {chance:.2f}"
+    return Check("Shuffled labels", FAILED if low > chance else PASSED, text)
+
+
+_SHUFFLED = (("", ""), ("", "_low"), ("majority_", ""))
+
+
+def _parity(row: dict) -> Check | None:
+    share = number(row.get("fp32_agreement"))
+    if math.isnan(share):
+        return None
+    text = f"the ONNX file predicts torch’s class for {share:.1%} of the photos tried"
+    return Check("Same answers once exported", PASSED if share == 1 else FAILED, text)
+
+
+def _int8(row: dict) -> Check | None:
+    state, most = row.get("int8_state"), number(row.get("int8_costs_at_most"))
+    if not isinstance(state, str) or not state:
+        return None
+    if state in (int8_verdict.BROKEN, int8_verdict.NOT_MADE):
+        return Check("INT8", FAILED if state == int8_verdict.BROKEN else OPEN, f"{state}: fp32 is to be used")
+    count = number(row.get("int8_n"))
+    on = f", n = {count:.0f}" if math.isfinite(count) else ""
+    cost = (
+        f"it costs at most {100 * most:.1f} points of accuracy (95 %{on})" if math.isfinite(most) else "no cost known"
+    )
+    proven = state == int8_verdict.PROVEN
+    return Check("INT8", PASSED if proven else OPEN, cost if proven else f"not broken; cost not proven small: {cost}")
+
+
+def _weights(record: dict) -> Check | None:
+    weights = record.get("weights")
+    proof = weights.get("proof") if isinstance(weights, dict) else None
+    if not isinstance(proof, str) or not proof:
+        return None
+    opening, _, text = proof.partition(": ")
+    return Check("Pretrained weights", PASSED if opening == "proven" else OPEN, text or proof)
+
+
+def made_with(sweep_dir: Path, sweep: dict, shipped: dict | None) -> list[tuple[str, str]]:
+    """(what, value) of the footer: the command, fingerprints, and the licence of the shipped run's weights."""
+    record = record_of(sweep_dir / shipped["name"] / "stages" / "train.json") if shipped else {}
+    weights = record.get("weights")
+    weights = weights if isinstance(weights, dict) else {}
+    facts = [
+        ("Command", f"fruitlib sweep {sweep['params_file']}" if sweep.get("params_file") else ""),
+        ("Settings file", sweep.get("params_digest")),
+        ("Data", record.get("data_fingerprint")),
+        ("Weights, sha256", weights.get("sha256")),
+        ("Weights, licence", weights.get("licence") or ("none is known" if weights.get("sha256") else "")),
+    ]
+    return [(name, f"{value}") for name, value in facts if value]
