@@ -11,7 +11,7 @@ from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
-from ipywidgets import HTML, Button, Combobox, Dropdown, FloatSlider, HBox, IntSlider, Layout, VBox
+from ipywidgets import HTML, Button, Combobox, Dropdown, FloatSlider, HBox, IntSlider, Label, Layout, VBox
 
 from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError, first_line
@@ -73,6 +73,7 @@ class CamBrowser(VBox):
         self.answer, self.confidence = _list("answer"), _list("confidence")
         self.group = Combobox(placeholder=ANY, description="group", continuous_update=False, layout=_wide("16em"))
         self.photo = IntSlider(1, 1, 1, description="photo", layout=_wide("30em"))
+        self.count = Label()
         self.previous, self.next = _button("previous", "arrow-left"), _button("next", "arrow-right")
         self.target, self.method = _list("heat for"), _list("method")
         self.layer, self.epoch = _list("layer"), _list("epoch of A")
@@ -86,7 +87,7 @@ class CamBrowser(VBox):
     def _rows(self) -> list:
         rows = [
             [self.split, self.label, self.answer, self.confidence, self.group],
-            [self.previous, self.photo, self.next],
+            [self.previous, self.photo, self.count, self.next],
             [self.a, self.b],
             [self.target, self.method, self.layer, self.epoch],
             [self.opacity, self.save],
@@ -159,8 +160,7 @@ class CamBrowser(VBox):
             _offer(self.method, list(self.view.methods))
             _offer(self.layer, list(self.view.layers), self.view.layers[-1])
             _offer(self.target, [PREDICTED, TRUE, *self.view.class_names])
-            words = self.view.sure_above[1]
-            _offer(self.confidence, {ANY: ANY, f"{SURE} ({words})": SURE, UNSURE: UNSURE})
+            _offer(self.confidence, {ANY: ANY, f"{SURE}: {self.view.sure_above[1]}": SURE, UNSURE: UNSURE})
         self._split_changed()
 
     def _split_changed(self) -> None:
@@ -197,7 +197,7 @@ class CamBrowser(VBox):
             self.photo.value = self.photo.min
             self.photo.max = max(1, len(self._found))
             self.photo.value = self._found.index(before) + 1 if before in self._found else 1
-            self.photo.description = f"of {len(self._found):,}"
+            self.count.value = f"of {len(self._found):,}"
             for control in (self.photo, self.previous, self.next, self.save):
                 control.disabled = not self._found
         self._show()
@@ -239,8 +239,10 @@ class CamBrowser(VBox):
         with self._unheard():
             kept = self.view.epochs(self._path)
             now = self.view.run.record("train").get("kept_epoch")
-            last = f"{now}, the weights that were kept" if now else "the weights that were kept"
-            _offer(self.epoch, {last: 0} | {str(epoch): epoch for epoch in kept})
+            _offer(
+                self.epoch,
+                {f"{now} (weights kept)" if now else "weights kept": 0} | {str(epoch): epoch for epoch in kept},
+            )
             self.target.disabled = self.method.disabled = bool(self.epoch.value)
         self.picture.value = cam_pictures.page(self._title, self._true, self._sides(), self.opacity.value)
 

@@ -72,7 +72,7 @@ def page(title: str, true: str, sides: list[Shown], opacity: float) -> str:
     for side in sides:
         words = [side.answer(true), *side.about_heat, *([side.note] if side.note else [])]
         picture = gradcam.overlay(side.look.photo / 255, side.look.heat, opacity)
-        legend = "" if side.look.empty else _legend(opacity)
+        legend = "<div><b>no heat</b></div>" if side.look.empty else _legend(opacity)
         parts.append(_picture(picture, f"{side.letter}: {side.name}", words, side.letter, legend))
     parts.append(_bars(sides, true))
     style = "display:flex;flex-wrap:wrap;gap:14px;align-items:flex-start;line-height:1.4;white-space:normal"

@@ -148,8 +148,8 @@ class TorchView:
         """The confidence above which an answer counts as sure, and in words where that number is from."""
         record = self.run.read_json(answering.ANSWERING_FILE)
         if "above" in record:
-            return float(record["above"]), f"above {record['above']:.2f}, as 03 found"
-        return SURE, f"above {SURE:.2f}, as no threshold is proven for this run"
+            return float(record["above"]), f"above {record['above']:.2f} (proven by 03)"
+        return SURE, f"above {SURE:.2f} (nothing proven)"
 
     def sure(self, probs: np.ndarray) -> np.ndarray:
         """Which of the answers (n, C) are sure, by the calibrated probability of the class predicted."""
