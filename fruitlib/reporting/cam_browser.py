@@ -1,7 +1,8 @@
 """04 and 07 in JupyterLab: a browser of what networks look at, photo by photo.
 
 Nothing is computed before the browser is shown, and nothing while a sweep executes the notebook: a report cannot move.
-Sliders and lists take the arrow keys once they have been clicked, or reached with Tab.
+The sliders (photo, layer, epoch, opacity) take the arrow keys once they have been clicked, or reached with Tab; on lists
+these keys are JupyterLab's.
 """
 
 import contextlib
@@ -11,7 +12,19 @@ from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
-from ipywidgets import HTML, Button, Combobox, Dropdown, FloatSlider, HBox, IntSlider, Label, Layout, VBox
+from ipywidgets import (
+    HTML,
+    Button,
+    Combobox,
+    Dropdown,
+    FloatSlider,
+    HBox,
+    IntSlider,
+    Label,
+    Layout,
+    SelectionSlider,
+    VBox,
+)
 
 from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError, first_line
@@ -76,7 +89,7 @@ class CamBrowser(VBox):
         self.count = Label()
         self.previous, self.next = _button("previous", "arrow-left"), _button("next", "arrow-right")
         self.target, self.method = _list("heat for"), _list("method")
-        self.layer, self.epoch = _list("layer"), _list("epoch of A")
+        self.layer, self.epoch = _steps("layer"), _steps("epoch of A")
         self.opacity = FloatSlider(0.7, min=0, max=1, step=0.05, description="opacity", layout=_wide("22em"))
         self.save = _button("save what is shown", "save", "14em")
         self.picture, self.message = HTML(), HTML()
@@ -89,8 +102,9 @@ class CamBrowser(VBox):
             [self.split, self.label, self.answer, self.confidence, self.group],
             [self.previous, self.photo, self.count, self.next],
             [self.a, self.b],
-            [self.target, self.method, self.layer, self.epoch],
-            [self.opacity, self.save],
+            [self.target, self.method],
+            [self.layer, self.epoch, self.opacity],
+            [self.save],
         ]
         boxes = [HBox(row, layout=Layout(flex_flow="row wrap")) for row in rows]
         return [*boxes, self.message, self.picture]
@@ -318,6 +332,11 @@ def _list(description: str, options=(), value=None, width: str = "20em") -> Drop
     return Dropdown(options=options, value=value, description=description, layout=_wide(width))
 
 
+def _steps(description: str) -> SelectionSlider:
+    """A list to step through by arrow keys."""
+    return SelectionSlider(options=[""], description=description, layout=_wide("24em"))
+
+
 def _wide(width: str) -> Layout:
     return Layout(width=width, max_width="98%")
 
@@ -326,7 +345,7 @@ def _button(words: str, icon: str, width: str = "7em") -> Button:
     return Button(description=words, icon=icon, tooltip=words, layout=_wide(width))
 
 
-def _offer(control: Dropdown, options: list | dict, value=None) -> None:
+def _offer(control: Dropdown | SelectionSlider, options: list | dict, value=None) -> None:
     """Other options; what was chosen stays chosen where it is among them."""
     before = control.value
     pairs = list(options.items()) if isinstance(options, dict) else [(name, name) for name in options]
