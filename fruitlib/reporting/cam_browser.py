@@ -1,8 +1,8 @@
 """04 and 07 in JupyterLab: a browser of what networks look at, photo by photo.
 
 Nothing is computed before the browser is shown, and nothing while a sweep executes the notebook: a report cannot move.
-The sliders (photo, layer, epoch, opacity) take the arrow keys once they have been clicked, or reached with Tab; on lists
-these keys are JupyterLab's.
+The sliders (photo, layer, epoch, opacity) take the arrow keys once they have been clicked, or reached with Tab; on
+lists these keys are JupyterLab's.
 """
 
 import contextlib

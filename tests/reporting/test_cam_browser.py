@@ -199,7 +199,7 @@ def test_the_heat_is_that_of_the_network_layer_method_and_class(runs, shown, cho
 def test_a_kept_epoch_shows_what_was_kept(runs, shown):
     kept, others = gradcam.load_heatmaps(runs[0].path / "cams" / "epoch_0002.npz")
     files = sorted((runs[0].path / "cams").glob("epoch_*.npz"))
-    assert list(dict(shown.epoch.options).values()) == [0, *(int(file.stem[-4:]) for file in files)] and len(files) > 1
+    assert list(dict(shown.epoch.options).values()) == [*(int(file.stem[-4:]) for file in files), 0] and len(files) > 1
     shown.layer.value, shown.epoch.value = "conv2", 2
     place = others["paths"].tolist().index(shown._path)
     np.testing.assert_array_equal(look(shown).heat, kept.heatmap[place, kept.layer_names.index("conv2")])
