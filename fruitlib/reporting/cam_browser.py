@@ -252,11 +252,9 @@ class CamBrowser(VBox):
             return
         with self._unheard():
             kept = self.view.epochs(self._path)
-            now = self.view.run.record("train").get("kept_epoch")
-            _offer(
-                self.epoch,
-                {f"{now} (weights kept)" if now else "weights kept": 0} | {str(epoch): epoch for epoch in kept},
-            )
+            number = self.view.run.record("train").get("kept_epoch")
+            now = f"kept: {number}" if number else "kept"
+            _offer(self.epoch, {str(epoch): epoch for epoch in kept} | {now: 0}, 0)
             self.target.disabled = self.method.disabled = bool(self.epoch.value)
         self.picture.value = cam_pictures.page(self._title, self._true, self._sides(), self.opacity.value)
 
