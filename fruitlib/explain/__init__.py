@@ -1,5 +1,6 @@
 """Where a network looks. In: a model and images; out: heatmaps and feature maps, the model unchanged.
 
-gradcam    heatmaps by pytorch-grad-cam, layer by layer
+gradcam    heatmaps and feature maps, layer by layer; the share of heat in the middle; overlays
+methods    Grad-CAM, Grad-CAM++, LayerCAM, EigenCAM and Score-CAM, by pytorch-grad-cam
 layout     what a layer gives, as maps: of convolutions, transformers, channels last
 """

@@ -1,9 +1,4 @@
-"""Where a model looks: Grad-CAM heatmaps and feature maps, the model left unchanged.
-
-pytorch-grad-cam implements the method. Two things are done differently here: it pairs layers with recordings
-by position, which mislabels layers not listed in running order, and it scales every map to full heat, even one
-of rounding noise.
-"""
+"""Where a model looks: heatmaps by Grad-CAM and its relatives, and feature maps, the model left unchanged."""
 
 import contextlib
 import zipfile
@@ -14,25 +9,21 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import torch
-from pytorch_grad_cam import GradCAM
-from pytorch_grad_cam.activations_and_gradients import ActivationsAndGradients
-from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
 from torch.nn.functional import interpolate
 
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path, replacing
 from fruitlib.data.augment import LUMA
-from fruitlib.explain.layout import Layout
-
-NOISE = 1e-6  # float32 holds 7 digits, so a peak this small beside the terms it sums is their rounding
+from fruitlib.explain import methods
 
 
 @dataclass
 class Heatmaps:
-    """Grad-CAM of n images in several layers.
+    """Maps of n images in several layers.
 
     `heatmap` is scaled to a largest value of 1 per map, or all 0 where nothing in the layer supports the
-    target. `peak` is that largest value before scaling, in logits, which distinguishes weak maps from strong ones.
+    target. `peak` is that largest value before scaling, of Grad-CAM in logits, which distinguishes weak maps from
+    strong ones.
     """
 
     heatmap: np.ndarray  # (n, layers, S, S) float32 in [0, 1], as large as the images
@@ -50,8 +41,9 @@ def heatmaps(
     targets=None,
     batch_size: int = 32,
     all_views: bool = True,
+    method: str = "Grad-CAM",
 ) -> Heatmaps:
-    """Grad-CAM of `images` (n, 3, S, S) in [0, 1], all `target_layers` in one forward and backward pass.
+    """Maps of `images` (n, 3, S, S) in [0, 1] by one of `methods.METHODS`, all `target_layers` in one pass.
 
     `targets`: a class index per image; by default each image's predicted class. A layer gives what `Layout.maps`
     takes, and runs once per pass. Of a model that averages `views` the maps are those of the image itself, while
@@ -60,24 +52,27 @@ def heatmaps(
     Deep Networks via Gradient-based Localization", equations 1 and 2.
 
     Raises:
-        InputError: images, layers or targets do not fit the model.
+        InputError: images, layers or targets do not fit the model, or there is no such method.
     """
     _check_inputs(model, images, target_layers)
+    if method not in methods.METHODS:
+        raise InputError(f"method: {method!r} is not one; use {', '.join(methods.METHODS)}")
     targets = None if targets is None else _checked_targets(targets, len(images))
-    with torch.inference_mode(False), torch.enable_grad(), _frozen_in_eval_mode(model):
+    with torch.inference_mode(False), torch.enable_grad(), methods.frozen_in_eval_mode(model):
         voted = _voted_logits(model, images, batch_size) if all_views else None
         if targets is None and voted is not None:
             targets = voted.argmax(1).numpy()
         with _one_view(model):
-            joined = _in_batches(model, images, target_layers, targets, batch_size)
+            cam = methods.METHODS[method](model, target_layers)
+            joined = _in_batches(cam, images, targets, batch_size)
     if voted is not None:
-        joined |= _answers(voted)
+        joined |= methods.answers(voted)
     return Heatmaps(**joined, layer_names=list(target_layers))
 
 
-def _in_batches(model, images, target_layers, targets, batch_size: int) -> dict[str, np.ndarray]:
+def _in_batches(cam, images, targets, batch_size: int) -> dict[str, np.ndarray]:
     """What `Heatmaps` holds but for the names of the layers, by name."""
-    cam, parts = _LayerCAM(model, target_layers), []
+    parts = []
     try:
         for start in range(0, len(images), batch_size):
             batch = slice(start, start + batch_size)
@@ -92,7 +87,7 @@ def _voted_logits(model: torch.nn.Module, images: torch.Tensor, batch_size: int)
     """The logits of a model that averages `views`; None of any other, whose pass for Grad-CAM gives them."""
     if getattr(model, "views", "one") == "one":
         return None
-    return torch.cat([model(_on_device(part, model)).float().cpu() for part in images.split(batch_size)])
+    return torch.cat([model(methods.on_device(part, model)).float().cpu() for part in images.split(batch_size)])
 
 
 @contextlib.contextmanager
@@ -108,15 +103,6 @@ def _one_view(model: torch.nn.Module) -> Iterator[None]:
             model.views = views
 
 
-def _on_device(images: torch.Tensor, model: torch.nn.Module) -> torch.Tensor:
-    """A copy of the images, since a layer may change its input in place."""
-    return images.detach().to(next(model.parameters()).device, torch.float32, copy=True)
-
-
-def _answers(logits: torch.Tensor) -> dict[str, np.ndarray]:
-    return {"predicted": logits.argmax(1).numpy(), "probs": logits.softmax(1).numpy()}
-
-
 def feature_maps(
     model: torch.nn.Module, images: torch.Tensor, target_layers: dict[str, torch.nn.Module], top: int = 8
 ) -> dict[str, np.ndarray]:
@@ -126,10 +112,10 @@ def feature_maps(
     A layer with fewer channels than `top` gives all it has. One pass: meant for a handful of images.
     """
     _check_inputs(model, images, target_layers)
-    with torch.inference_mode(False), torch.no_grad(), _frozen_in_eval_mode(model), _one_view(model):
-        recorder = _Recorder(model, target_layers)
+    with torch.inference_mode(False), torch.no_grad(), methods.frozen_in_eval_mode(model), _one_view(model):
+        recorder = methods.Recorder(model, target_layers)
         try:
-            recorder(_on_device(images, model))
+            recorder(methods.on_device(images, model))
             activations = {name: recorder.activation(name) for name in target_layers}
         finally:
             recorder.release()
@@ -139,126 +125,6 @@ def feature_maps(
 def _strongest(activation: np.ndarray, top: int) -> np.ndarray:
     order = np.argsort(-np.abs(activation).mean(axis=(0, 2, 3)), kind="stable")
     return activation[:, order[:top]]
-
-
-@contextlib.contextmanager
-def _frozen_in_eval_mode(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode and frozen parameters inside; afterwards every flag and `.grad` as before."""
-    training = [(module, module.training) for module in model.modules()]
-    parameters = [(p, p.requires_grad, p.grad) for p in model.parameters()]
-    try:
-        model.eval()
-        for p, _, _ in parameters:
-            p.requires_grad_(False)
-            p.grad = None  # pytorch-grad-cam calls zero_grad
-        yield
-    finally:
-        for module, flag in training:
-            module.training = flag
-        for p, flag, grad in parameters:
-            p.requires_grad_(flag)
-            p.grad = grad
-
-
-class _Recorder(ActivationsAndGradients):
-    """Records by layer name, as maps; copies activations, since an in-place ReLU that follows would overwrite them.
-
-    The graph for gradients begins at the first of the layers: what comes before costs a forward pass alone.
-    """
-
-    def __init__(self, model: torch.nn.Module, target_layers: dict[str, torch.nn.Module]):
-        self.names = {layer: name for name, layer in target_layers.items()}
-        super().__init__(model, list(target_layers.values()), None)
-        self.layout, self.n = Layout.of(model), 0
-
-    def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        self.activations, self.gradients, self.n = {}, {}, len(images)
-        logits = self.model(images)
-        for name in self.names.values():
-            self.activation(name)  # or it says that the layer does not run
-        if torch.is_grad_enabled() and not logits.requires_grad:
-            self.gradient(next(iter(self.names.values())))
-        return logits
-
-    def save_activation(self, module, inputs, output):
-        name, own = self.names[module], _tensor_of(output)
-        if own is None:
-            raise InputError(f"target_layers: {name!r} gives no tensor; name a convolution or a block")
-        if name in self.activations:
-            raise InputError(f"target_layers: {name!r} runs more than once per image; name one that runs once")
-        self.activations[name] = self._array(own.detach(), name).copy()
-        if not torch.is_grad_enabled() or own.requires_grad:
-            return None
-        start = own.detach().requires_grad_().clone()  # a clone, as a leaf cannot be changed in place
-        return (start, *output[1:]) if isinstance(output, tuple) else start
-
-    def save_gradient(self, module, inputs, output):
-        own, name = _tensor_of(output), self.names[module]
-        if own.requires_grad:
-            own.register_hook(lambda grad: self.gradients.__setitem__(name, self._array(grad, name)))
-
-    def _array(self, tensor: torch.Tensor, name: str) -> np.ndarray:
-        return np.ascontiguousarray(self.layout.maps(tensor, self.n, name).float().cpu().numpy())
-
-    def activation(self, name: str) -> np.ndarray:
-        if name not in self.activations:
-            raise InputError(f"target_layers: {name!r} does not run in this model; name a layer that does")
-        return self.activations[name]
-
-    def gradient(self, name: str) -> np.ndarray:
-        if name not in self.gradients:
-            raise InputError(f"target_layers: the logits do not depend on {name!r}; name a layer they do")
-        return self.gradients[name]
-
-
-def _tensor_of(output) -> torch.Tensor | None:
-    """What a layer gives; the first of several, as in blocks that pass the size of their grid on."""
-    own = output[0] if isinstance(output, tuple) and output else output
-    return own if isinstance(own, torch.Tensor) else None
-
-
-class _LayerCAM(GradCAM):
-    """Grad-CAM of each layer by itself; the library would average the layers' maps."""
-
-    def __init__(self, model: torch.nn.Module, target_layers: dict[str, torch.nn.Module]):
-        super().__init__(model, [])
-        self.activations_and_grads = _Recorder(model, target_layers)
-        self.layer_names = list(target_layers)
-
-    def explain(self, images: torch.Tensor, targets: np.ndarray | None) -> dict[str, np.ndarray]:
-        """What `Heatmaps` holds, for one batch."""
-        heatmap, peak = self(
-            _on_device(images, self.model), None if targets is None else [_Logit(int(t)) for t in targets]
-        )
-        answers = _answers(self.outputs.detach().float().cpu())
-        chosen = answers["predicted"] if targets is None else targets
-        return {"heatmap": heatmap, "peak": peak, "targets": chosen} | answers
-
-    def compute_cam_per_layer(self, input_tensor, targets, eigen_smooth):
-        return [self._scaled(name, input_tensor.shape[-2:]) for name in self.layer_names]
-
-    def aggregate_multi_layers(self, cam_per_target_layer):
-        return tuple(np.stack(part, axis=1) for part in zip(*cam_per_target_layer, strict=True))
-
-    def _scaled(self, name: str, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
-        """One layer's maps (n, *size) and their peaks (n,); divided by the map's maximum, minimum not subtracted."""
-        recorder = self.activations_and_grads
-        activation, gradient = recorder.activation(name), recorder.gradient(name)
-        maps = np.maximum(self.get_cam_image(None, None, None, activation, gradient), 0)
-        terms = self.get_cam_image(None, None, None, np.abs(activation), np.abs(gradient))
-        peak = maps.max(axis=(1, 2))
-        peak[peak <= NOISE * terms.max(axis=(1, 2))] = 0
-        large = interpolate(torch.from_numpy(maps)[:, None], size, mode="bilinear")[:, 0].numpy()
-        highest = large.max(axis=(1, 2), keepdims=True)
-        heat = np.divide(large, highest, out=np.zeros_like(large), where=peak[:, None, None] > 0)
-        return heat, peak
-
-
-class _Logit(ClassifierOutputTarget):
-    def __call__(self, model_output):
-        if not 0 <= self.category < len(model_output):
-            raise InputError(f"targets: {self.category} is not a class index; use 0 to {len(model_output) - 1}")
-        return super().__call__(model_output)
 
 
 def _check_inputs(model: torch.nn.Module, images: torch.Tensor, target_layers: dict[str, torch.nn.Module]) -> None:

@@ -1,4 +1,4 @@
-"""What moves in a notebook: live training curves, a sweep under way, a browser over Grad-CAM pictures, a photo tried.
+"""What moves in a notebook: live training curves, a sweep under way, a photo tried.
 
 Reports cannot move, so each widget's notebook shows a still picture of the same thing beside it.
 """
@@ -12,11 +12,10 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import display
-from ipywidgets import HTML, Dropdown, FileUpload, HBox, Image, SelectionSlider, VBox
+from ipywidgets import HTML, FileUpload, HBox, Image, VBox
 
 from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError
-from fruitlib.explain import gradcam
 from fruitlib.reporting import training_figures
 from fruitlib.runs.status import COLUMNS, SweepStatus, in_order, load_status
 
@@ -87,28 +86,6 @@ def _status_table(status: SweepStatus) -> str:
         weight = "600" if run.state == "running" else "400"
         rows.append(f"<tr style='font-weight:{weight}'>{cells}</tr>")
     return f"<p>{html.escape(status.line)}</p><table><tr>{head}</tr>{''.join(rows)}</table>"
-
-
-def cam_browser(cams: dict[int, gradcam.Heatmaps], photos: np.ndarray, names: list[str]) -> VBox:
-    """Choose photo, layer and epoch, and see the heatmap on the photo.
-
-    `cams` maps epochs to heatmaps of `photos` (n, S, S, 3 in [0, 1]); `names` are the photos' names.
-    """
-    epochs = sorted(cams)
-    layers = cams[epochs[0]].layer_names
-    photo = Dropdown(options=[(name, i) for i, name in enumerate(names)], description="photo")
-    layer = Dropdown(options=[(name, i) for i, name in enumerate(layers)], value=len(layers) - 1, description="layer")
-    epoch = SelectionSlider(options=epochs, value=epochs[-1], description="epoch")
-    picture = Image(format="png", width=320)
-
-    def redraw(_=None) -> None:
-        heatmap = cams[epoch.value].heatmap[photo.value, layer.value]
-        picture.value = _png(gradcam.overlay(photos[photo.value], heatmap))
-
-    for control in (photo, layer, epoch):
-        control.observe(redraw, names="value")
-    redraw()
-    return VBox([HBox([photo, layer, epoch]), picture])
 
 
 def try_photo(answer_of: Callable) -> VBox:

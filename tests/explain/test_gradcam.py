@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import pytorch_grad_cam
 import torch
 import torchvision
+from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+from pytorch_grad_cam.utils.svd_on_activations import get_2d_projection
 from torch import nn
 
 from fruitlib.core.errors import InputError
-from fruitlib.explain import gradcam
+from fruitlib.explain import gradcam, methods
 
 SIZE, PATCH = 48, 12
 
@@ -130,6 +133,63 @@ def test_predicted_class_is_the_default_target(trained):
     np.testing.assert_allclose(maps.probs, logits.softmax(1), atol=1e-6)
     given = gradcam.heatmaps(trained, images, last_relu(trained), targets=maps.predicted)
     np.testing.assert_array_equal(maps.heatmap, given.heatmap)
+
+
+# ---- methods ----
+
+
+@pytest.mark.parametrize("method", list(methods.METHODS))
+def test_every_method_finds_the_planted_patch_and_leaves_the_model_unchanged(trained, method):
+    images, labels, corners = planted(8, seed=1001)
+    before = traces(trained)
+    maps = gradcam.heatmaps(trained, images, last_relu(trained), targets=labels, method=method)
+    assert traces(trained) == before
+    shares = [share_inside(heat, corner) for heat, corner in zip(maps.heatmap[:, 0], corners, strict=True)]
+    assert np.median(shares) > 0.5 and maps.heatmap.max() == 1  # an even spread has less than 0.18 there
+
+
+@pytest.mark.parametrize("method", ["Grad-CAM", "Grad-CAM++", "LayerCAM", "Score-CAM"])
+def test_the_library_gives_the_same_map_but_for_its_scale(method, capsys):
+    model, images = small_net(classes=3).eval(), torch.rand(2, 3, 16, 16)
+    own = gradcam.heatmaps(model, images, last_relu(model), targets=[2, 0], method=method).heatmap[:, 0]
+    assert not any(capsys.readouterr())  # no progress bar
+    theirs = {"Grad-CAM": "GradCAM", "Grad-CAM++": "GradCAMPlusPlus", "Score-CAM": "ScoreCAM"}.get(method, method)
+    cam = getattr(pytorch_grad_cam, theirs)(model, [model[6]])
+    others = cam(images, targets=[ClassifierOutputTarget(2), ClassifierOutputTarget(0)])
+    for mine, other in zip(own, others, strict=True):
+        assert np.corrcoef(mine.ravel(), other.ravel())[0, 1] > 0.99
+
+
+@pytest.mark.parametrize("shape", [(16, 5, 5), (40, 5, 5)])
+def test_eigencam_is_the_librarys_but_for_its_sign(shape):
+    activation = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    theirs, own = get_2d_projection(activation[None])[0], methods._first_component(activation)
+    np.testing.assert_allclose(np.abs(own), np.abs(theirs), atol=1e-4)
+    assert np.isclose(np.abs(np.corrcoef(own.ravel(), theirs.ravel())[0, 1]), 1)
+
+
+def test_eigencam_has_one_sign_for_a_spot_however_it_is_written():
+    spot = np.zeros((6, 5, 5), np.float32)
+    spot[2, 1, 3] = 4
+    for activation in (spot, spot[::-1].copy(), np.repeat(spot, 9, axis=0)):
+        found = methods._first_component(activation)
+        assert np.unravel_index(found.argmax(), found.shape) == (1, 3) and found.max() > -found.min()
+    assert not methods._first_component(np.ones((4, 3, 3), np.float32)).any()
+
+
+def test_scorecam_of_many_channels_tries_those_that_vary(monkeypatch):
+    model, images = small_net().eval(), torch.rand(1, 3, 16, 16)
+    calls = []
+    model[0].register_forward_hook(lambda module, inputs, output: calls.append(len(output)))
+    monkeypatch.setattr(methods, "SCORED", 5)
+    gradcam.heatmaps(model, images, last_relu(model), method="Score-CAM", all_views=False)
+    assert sum(calls) == 1 + 5
+
+
+def test_a_method_that_is_none_is_refused():
+    model = small_net()
+    with pytest.raises(InputError, match=r"method: 'CAM' .* Grad-CAM\+\+"):
+        gradcam.heatmaps(model, torch.rand(1, 3, 16, 16), last_relu(model), method="CAM")
 
 
 # ---- magnitude ----

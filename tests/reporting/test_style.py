@@ -1,7 +1,6 @@
 """Figures show the numbers they are given; widgets react."""
 
 import base64
-import io
 import json
 import time
 from types import SimpleNamespace
@@ -13,7 +12,6 @@ import pytest
 from PIL import Image
 
 from fruitlib.evaluation import intervals, leakage
-from fruitlib.explain import gradcam
 from fruitlib.reporting import export_figures, metrics_figures, split_figures, training_figures, widgets
 from fruitlib.reporting.style import InteractiveShell, save_figure, use_style
 
@@ -171,24 +169,6 @@ def test_live_curves_are_one_output_and_do_not_outweigh_training(monkeypatch):
         unseen(tables[6])
     unseen.finish(tables[6])
     assert (len(shown), len(updates)) == (1, 2)  # executed by a sweep: nobody watches
-
-
-def test_the_browser_shows_the_chosen_photo_layer_and_epoch():
-    rng = np.random.default_rng(0)
-    photos = rng.random((2, 16, 16, 3)).astype(np.float32)
-
-    def maps() -> gradcam.Heatmaps:
-        heat = rng.random((2, 3, 16, 16)).astype(np.float32)
-        return gradcam.Heatmaps(heat, heat[:, :, 0, 0], np.zeros(2), np.zeros((2, 3)), np.zeros(2), ["a", "b", "c"])
-
-    cams = {1: maps(), 5: maps()}
-    box = widgets.cam_browser(cams, photos, ["one", "two"])
-    (photo, layer, epoch), picture = box.children[0].children, box.children[1]
-    expected = widgets._png(gradcam.overlay(photos[0], cams[5].heatmap[0, 2]))
-    assert picture.value == expected  # the last epoch and layer first
-    photo.value, layer.value, epoch.value = 1, 0, 1
-    assert picture.value == widgets._png(gradcam.overlay(photos[1], cams[1].heatmap[1, 0]))
-    assert Image.open(io.BytesIO(picture.value)).size == (320, 320)
 
 
 def test_the_live_table_follows_a_sweep_from_its_files_until_it_is_over(tmp_path):
