@@ -210,6 +210,23 @@ def apply_to_sealed(
     return pd.concat([photos, checked[~sealed]]).reindex(checked.index), notes
 
 
+def confirmed(manifest: pd.DataFrame) -> set[str]:
+    """The paths of photos whose label somebody has looked at and kept."""
+    kept = manifest["decision"] == KEEP if "decision" in manifest else pd.Series(False, manifest.index)
+    return set(manifest.loc[kept, "path"])
+
+
+def unconfirmed(rows: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
+    """The rows of photos (by `path`) that are not `confirmed`."""
+    return rows[~rows["path"].isin(confirmed(manifest))].reset_index(drop=True)
+
+
+def unconfirmed_pairs(pairs: pd.DataFrame, manifest: pd.DataFrame) -> pd.DataFrame:
+    """The pairs (`path_a`, `path_b`) of which one photo at least is not `confirmed`."""
+    known = confirmed(manifest)
+    return pairs[~(pairs["path_a"].isin(known) & pairs["path_b"].isin(known))].reset_index(drop=True)
+
+
 def _check_new(found: pd.DataFrame, classes: set[str], where: str) -> None:
     unknown = found[(found["decision"] == RELABEL) & ~found["new"].isin(classes)]
     if len(unknown):

@@ -15,6 +15,7 @@ In: arrays and tables. Out: figures, which `style.save_figure` saves and shows, 
     photo_trial       06: what the file to use says of single photos, and where it looked
     photo_sheets      sheets of photographs, of heatmaps and of feature maps
     widgets           live curves, the live table, the Grad-CAM browser, a photo to try
+    label_desk        01, 03: labels that a person looks at, to keep, relabel or set aside
     markup            foreign HTML made harmless
     pictures          foreign pictures checked and made lighter
     pages             an executed notebook -> what its page says
