@@ -67,7 +67,7 @@ def _conflicts(manifest: pd.DataFrame) -> list[tuple]:
     for row in pairs.itertuples():
         for one, other, label in (("path_a", row.path_b, row.label_b), ("path_b", row.path_a, row.label_a)):
             found.append((KINDS[1], getattr(row, one), f"looks like {other}, labelled {label}", label))
-    twice = manifest[manifest["reason"].str.startswith(SAME_PHOTO)]
+    twice = manifest[manifest["reason"].str.startswith(SAME_PHOTO)].sort_values(["sha256", "path"])
     found += [(KINDS[1], row.path, row.reason, _other_label(twice, row)) for row in twice.itertuples()]
     return found
 
@@ -251,16 +251,16 @@ class Card:
         self.path, self.old, self._readable = "", "", True
         self.picture = Image(format="jpeg", width=SIDE, height=SIDE)
         self.text, self.state = HTML(), HTML()
-        self.choice = Dropdown(options=classes, layout=Layout(width="7.5em"))
+        self.choice = Dropdown(options=classes, layout=Layout(width="9em"))
         self.buttons = {}
         for decision, name in ((KEEP, "keep"), (RELABEL, "relabel"), (SET_ASIDE, "set aside"), (UNDO, "undo")):
-            button = Button(description=name, layout=Layout(width="5.6em"))
+            button = Button(description=name, layout=Layout(width="6.4em"))
             button.on_click(lambda _, decision=decision: decide(self, decision))
             self.buttons[decision] = button
         keep, relabel, aside, undo = self.buttons.values()
         rows = [HBox([keep, aside, undo]), HBox([self.choice, relabel]), self.state]
         border = "1px solid var(--jp-border-color2, #ccc)"
-        layout = Layout(width="19.5em", border=border, padding="6px", margin="0 8px 8px 0")
+        layout = Layout(width="21em", border=border, padding="6px", margin="0 8px 8px 0")
         self.widget = VBox([self.picture, self.text, *rows], layout=layout)
 
     def hide(self) -> None:
@@ -328,6 +328,8 @@ def _jpeg(picture: np.ndarray) -> bytes:
     from PIL import Image as Pillow
 
     square, photo = Pillow.new("RGB", (SIDE, SIDE), (225, 225, 225)), Pillow.fromarray(picture)
+    scale = SIDE / max(photo.size)
+    photo = photo.resize([max(1, round(extent * scale)) for extent in photo.size], Pillow.Resampling.BICUBIC)
     square.paste(photo, ((SIDE - photo.width) // 2, (SIDE - photo.height) // 2))
     buffer = io.BytesIO()
     square.save(buffer, "JPEG", quality=90)
