@@ -14,6 +14,7 @@ In: arrays and tables. Out: figures, which `style.save_figure` saves and shows, 
     row_sheets        sheets of the photos that rows of a table name
     photo_trial       06: what the file to use says of single photos, and where it looked
     photo_sheets      sheets of photographs, of heatmaps and of feature maps
+    sweep_list        00: the sweeps there are, with links
     widgets           live curves, the live table, the Grad-CAM browser, a photo to try
     label_desk        01, 03: labels that a person looks at, to keep, relabel or set aside
     markup            foreign HTML made harmless

@@ -1,0 +1,84 @@
+"""00: the sweeps there are, how far each is, and links to its report and notebooks."""
+
+import html
+import json
+import os
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+from IPython.display import HTML
+
+from fruitlib.core import files
+from fruitlib.core.texts import printable
+from fruitlib.runs.status import STALE, SweepStatus, load_status
+
+NOTEBOOKS = ("01_split", "07_compare", "08_insight")
+
+
+def sweeps() -> list[Path]:
+    """The folders of executed/ that hold a sweep, the one that changed last first."""
+    folders = [path.parent for path in (files.home() / "executed").glob("*/sweep.json")]
+    return sorted(folders, key=lambda folder: (folder / "sweep.json").stat().st_mtime, reverse=True)
+
+
+def state(status: SweepStatus, changed: float) -> str:
+    """How far a sweep is, in words; `changed`: the seconds since its record was written."""
+    waiting = status.count("pending") or status.total > len(status.runs)
+    if status.count("running") or (waiting and changed < STALE):
+        return f"running: {status.line}"
+    if waiting:
+        return f"stopped: {status.line}; start it again, and it goes on"
+    return f"complete: {status.line}"
+
+
+def table() -> HTML:
+    """A row per sweep: its name, its title, how far it is, its report and notebooks."""
+    rows = "".join(map(_row, sweeps()))
+    head = "".join(f"<th style='text-align:left'>{name}</th>" for name in ("sweep", "asks", "state", "", ""))
+    empty = "<p>no sweep yet: start one below, or with <code>make demo</code></p>"
+    return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if rows else empty)
+
+
+def _row(folder: Path) -> str:
+    status = load_status(folder)
+    changed = time.time() - (folder / "sweep.json").stat().st_mtime
+    report = _link(folder / "index.html", "report")
+    notebooks = " ".join(_link(folder / f"{stem}.ipynb", stem[:2]) for stem in NOTEBOOKS)
+    texts = [html.escape(printable(text)) for text in (folder.name, status.title, state(status, changed))]
+    cells = [f"<b>{texts[0]}</b>", *texts[1:], report, notebooks and f"notebooks {notebooks}"]
+    return "<tr>" + "".join(f"<td style='text-align:left'>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _link(path: Path, name: str) -> str:
+    """A link that the Jupyter server of this notebook answers; "" where there is no such file."""
+    if not path.is_file():
+        return ""
+    kind = "files" if path.suffix == ".html" else "lab/tree"
+    return f"<a href='{html.escape(address(path, kind), quote=True)}' target='_blank'>{name}</a>"
+
+
+def address(path: Path, kind: str) -> str:
+    """The address of a file at the server that this kernel belongs to: `files` to look at it, `lab/tree` to open it.
+
+    Without a server, from the folder of notebooks.
+    """
+    for server in _servers():
+        root = Path(str(server.get("root_dir") or "/")).expanduser().resolve()
+        if path.resolve().is_relative_to(root):
+            return f"{server.get('base_url', '/')}{kind}/{quote(path.resolve().relative_to(root).as_posix())}"
+    return quote(os.path.relpath(path, files.home() / "notebooks"))
+
+
+def _servers() -> list[dict]:
+    """The Jupyter servers of this person, the one that started this kernel first."""
+    from jupyter_core.paths import jupyter_runtime_dir
+
+    found = []
+    for path in Path(jupyter_runtime_dir()).glob("jpserver-*.json"):
+        try:
+            found.append(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError):  # written or removed just now
+            continue
+    mine = os.environ.get("JPY_PARENT_PID")
+    return sorted(found, key=lambda server: str(server.get("pid")) != mine)
