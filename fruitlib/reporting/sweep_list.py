@@ -44,7 +44,7 @@ def _row(folder: Path) -> str:
     status = load_status(folder)
     changed = time.time() - (folder / "sweep.json").stat().st_mtime
     report = _link(folder / "index.html", "report")
-    notebooks = " ".join(_link(folder / f"{stem}.ipynb", stem[:2]) for stem in NOTEBOOKS)
+    notebooks = " ".join(filter(None, (_link(folder / f"{stem}.ipynb", stem[:2]) for stem in NOTEBOOKS)))
     texts = [html.escape(printable(text)) for text in (folder.name, status.title, state(status, changed))]
     cells = [f"<b>{texts[0]}</b>", *texts[1:], report, notebooks and f"notebooks {notebooks}"]
     return "<tr>" + "".join(f"<td style='text-align:left'>{cell}</td>" for cell in cells) + "</tr>"
@@ -65,8 +65,8 @@ def address(path: Path, kind: str) -> str:
     """
     for server in _servers():
         root = Path(str(server.get("root_dir") or "/")).expanduser().resolve()
-        if path.resolve().is_relative_to(root):
-            return f"{server.get('base_url', '/')}{kind}/{quote(path.resolve().relative_to(root).as_posix())}"
+        if path.is_relative_to(root):  # a link in it is the server's to follow
+            return f"{server.get('base_url', '/')}{kind}/{quote(path.relative_to(root).as_posix())}"
     return quote(os.path.relpath(path, files.home() / "notebooks"))
 
 

@@ -4,7 +4,7 @@ import html
 import subprocess
 import threading
 
-from ipywidgets import HTML, Box, Button, Combobox, HBox, Layout, Text, Textarea, VBox, Widget
+from ipywidgets import HTML, Button, Combobox, HBox, Layout, Text, Textarea, VBox, Widget
 
 from fruitlib.core import files
 from fruitlib.core.config import Config
@@ -33,26 +33,29 @@ class StartForm:
         self.fields: dict[str, Widget] = {name: _field(name) for name in FIELDS}
         self.fields[MORE] = Textarea(placeholder=HELP[MORE], rows=4)
         self.fields[NAME] = Text(placeholder="mine")
-        self.errors = {name: HTML() for name in self.fields}
+        self.notes = {name: HTML() for name in self.fields}
         self.found, self.said = HTML(), HTML()
         self.button = Button(description="Start", button_style="primary", icon="play")
         self.process: subprocess.Popen | None = None
         self.checked = starting.Checked()
         for field in self.fields.values():
-            field.layout.width = "100%"
             field.observe(lambda _: self.check(), names="value")
         self.button.on_click(lambda _: self.start())
         self.widget = self._arranged()
         self.check()
 
     def _arranged(self) -> VBox:
-        cells = [self._cell(name, "23em") for name in FIELDS]
-        grid = Box(cells, layout=Layout(display="flex", flex_flow="row wrap"))
+        rows = [self._row(name) for name in self.fields]
         self.below = VBox([])
         last = HBox([self.button, self.found], layout=Layout(flex_flow="row wrap", align_items="center"))
-        return VBox(
-            [self._begin(), grid, self._cell(MORE, "100%"), self._cell(NAME, "23em"), last, self.said, self.below]
-        )
+        return VBox([self._begin(), *rows, last, self.said, self.below])
+
+    def _row(self, name: str) -> HBox:
+        """Name, field, and what the setting is or what is wrong with it."""
+        label = HTML(f"<b>{name}</b>", layout=Layout(width="7em"))
+        self.fields[name].layout = Layout(width="24em")
+        self.notes[name].layout = Layout(flex="1 1 24em")
+        return HBox([label, self.fields[name], self.notes[name]], layout=Layout(flex_flow="row wrap"))
 
     def _begin(self) -> HBox:
         """Buttons that fill the form from a params file that is there."""
@@ -61,12 +64,6 @@ class StartForm:
         fill = Button(description="Copy its settings", layout=Layout(width="11em"))
         fill.on_click(lambda _: self.copy(self.copied.value))
         return HBox([HTML("Begin with params/"), self.copied, fill], layout=Layout(flex_flow="row wrap"))
-
-    def _cell(self, name: str, width: str) -> VBox:
-        help_text = HELP.get(name) or Config.model_fields[name].description
-        label = HTML(f"<b>{name}</b> <small>{html.escape(help_text)}</small>")
-        label.layout.width = "100%"
-        return VBox([label, self.fields[name], self.errors[name]], layout=Layout(width=width, padding="0 12px 0 0"))
 
     def copy(self, name: str) -> None:
         """Fill the form from a params file; its name stays free to choose."""
@@ -91,8 +88,8 @@ class StartForm:
         wrong = dict(checked.wrong)
         if problem := starting.name_problem(texts[NAME], checked.content, checked.plan):
             wrong[NAME] = problem
-        for name, line in self.errors.items():
-            line.value = _wrong(wrong[name]) if name in wrong else ""
+        for name, line in self.notes.items():
+            line.value = _wrong(wrong[name]) if name in wrong else f"<small>{html.escape(_help(name))}</small>"
         self.found.value = f"<b>{html.escape(checked.runs_text)}</b>"
         self.button.disabled = bool(wrong)
 
@@ -130,6 +127,10 @@ def _field(name: str) -> Widget:
     if options := _options(name):
         return Combobox(options=options, placeholder=default)
     return Text(placeholder=default)
+
+
+def _help(name: str) -> str:
+    return HELP.get(name) or Config.model_fields[name].description
 
 
 def _options(name: str) -> list[str]:

@@ -63,13 +63,12 @@ def check(texts: Mapping[str, str]) -> Checked:
     Every value is checked for itself; where all are good, whether they go together, and how many runs they make.
     """
     content, wrong = _content(texts)
-    for name, value in content.items():
-        if name not in texts and name != "grid":
-            continue
-        values = value if name == "grid" else {name: [value]}
-        for setting, tried in values.items() if isinstance(values, dict) else ():
-            if problem := _value_problem(setting, tried):
-                wrong.setdefault(setting if setting in texts else MORE, problem)
+    grid = content.get("grid")
+    tried = {name: [value] for name, value in content.items() if name in Config.model_fields}
+    tried |= grid if isinstance(grid, dict) else {}
+    for name, values in tried.items():
+        if problem := _value_problem(name, values):
+            wrong.setdefault(name if name in texts else MORE, problem)
     if wrong:
         return Checked(content, None, wrong)
     try:
@@ -133,7 +132,7 @@ def read_values(name: str, text: str) -> list[Any]:
     Raises:
         InputError: brackets or quotation marks that are not closed, or nothing between two commas.
     """
-    if name in AS_TYPED:
+    if name in AS_TYPED or not text.strip():
         return [text]
     mapping = text.lstrip().startswith("{")
     try:
@@ -161,14 +160,14 @@ def _number(value: Any) -> Any:
 
 def _value_problem(name: str, values: Any) -> str:
     """What is wrong with the first of some values that the setting cannot have whatever the others are; "" if none."""
-    for value in values if isinstance(values, list) and name not in SWEEP_KEYS else ():
+    for value in values if isinstance(values, list) and name in Config.model_fields else ():
         try:
             Config(**{name: value})
         except ValidationError as problems:
             own = [error for error in problems.errors() if error["loc"] or isinstance(value, bool)]
             for message, setting in (explain(error, Config.model_fields) for error in own):
                 if setting == name:
-                    return shortened(printable(message), 200)
+                    return shortened(printable(message.partition("; wanted: ")[0]), 200)  # the form says what
     return ""
 
 
