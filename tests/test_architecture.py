@@ -75,7 +75,10 @@ SCIPY = ("calibration", "crossed", "intervals", "learning_curve", "significance"
         ("optuna", {"sweep.search"}),
         ("distributed", {"sweep.executors"}),
         ("rich", {"sweep.terminal"}),
-        ("ipywidgets", {"reporting.widgets", "reporting.label_desk", "sweep.start_form"}),
+        (
+            "ipywidgets",
+            {*(f"reporting.{name}" for name in ("widgets", "label_desk", "sweep_list")), "sweep.start_form"},
+        ),
         ("pytorch_grad_cam", {"explain.gradcam"}),
         ("onnxruntime.quantization", {"deploy.quantize"}),
         ("seaborn", {"reporting.style", "reporting.metrics_figures"}),

@@ -1,13 +1,20 @@
-"""00: the sweeps there are, how far each is, and links to its report and notebooks."""
+"""00: the sweeps there are, how far each is, and links to its report and notebooks.
+
+A Jupyter server shows a report's pages one by one and without their style: what a page asks for besides, it refuses to a
+page that is shut in ("sandbox allow-scripts"). So a button opens the report as the file that it is, where there is a
+desktop to open it on.
+"""
 
 import html
 import json
 import os
+import sys
 import time
+import webbrowser
 from pathlib import Path
 from urllib.parse import quote
 
-from IPython.display import HTML
+from ipywidgets import HTML, Button, Dropdown, HBox, Layout, VBox
 
 from fruitlib.core import files
 from fruitlib.core.texts import printable
@@ -32,12 +39,33 @@ def state(status: SweepStatus, changed: float) -> str:
     return f"complete: {status.line}"
 
 
-def table() -> HTML:
-    """A row per sweep: its name, its title, how far it is, its report and notebooks."""
+def show() -> VBox:
+    """A row per sweep: its name, its title, how far it is, its report and notebooks; and a button that opens a report."""
+    reports = {folder.name: folder / "index.html" for folder in sweeps() if (folder / "index.html").is_file()}
+    choice, said = Dropdown(options=list(reports), layout=Layout(width="16em")), HTML()
+    button = Button(description="Open its report", disabled=not reports, layout=Layout(width="11em"))
+    button.on_click(lambda _: setattr(said, "value", html.escape(open_report(reports[choice.value]))))
+    return VBox([HTML(table()), HBox([choice, button, said], layout=Layout(flex_flow="row wrap"))])
+
+
+def open_report(page: Path) -> str:
+    """Open a page in the browser of this machine, with all its style; returns what was done, or what to do instead."""
+    desktop = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    if desktop and webbrowser.open(page.as_uri()):
+        return f"opened: {files.display_path(page)}"
+    way = f"copy {files.display_path(page.parent)} to yours and open index.html there"
+    return f"no browser can be opened on this machine: {way}; the link shows the page without its style"
+
+
+def table() -> str:
+    """The sweeps as an HTML table."""
     rows = "".join(map(_row, sweeps()))
-    head = "".join(f"<th style='text-align:left'>{name}</th>" for name in ("sweep", "asks", "state", "", ""))
-    empty = "<p>no sweep yet: start one below, or with <code>make demo</code></p>"
-    return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>" if rows else empty)
+    head = "".join(
+        f"<th style='text-align:left;padding-right:1.5em'>{name}</th>" for name in ("sweep", "asks", "state")
+    )
+    if not rows:
+        return "<p>no sweep yet: start one below, or with <code>make demo</code></p>"
+    return f"<table style='line-height:1.4'><tr>{head}</tr>{rows}</table>"
 
 
 def _row(folder: Path) -> str:
@@ -47,7 +75,7 @@ def _row(folder: Path) -> str:
     notebooks = " ".join(filter(None, (_link(folder / f"{stem}.ipynb", stem[:2]) for stem in NOTEBOOKS)))
     texts = [html.escape(printable(text)) for text in (folder.name, status.title, state(status, changed))]
     cells = [f"<b>{texts[0]}</b>", *texts[1:], report, notebooks and f"notebooks {notebooks}"]
-    return "<tr>" + "".join(f"<td style='text-align:left'>{cell}</td>" for cell in cells) + "</tr>"
+    return "<tr>" + "".join(f"<td style='padding-right:1.5em'>{cell}</td>" for cell in cells) + "</tr>"
 
 
 def _link(path: Path, name: str) -> str:

@@ -141,4 +141,5 @@ def _options(name: str) -> list[str]:
 
 
 def _wrong(line: str) -> str:
-    return f"<span style='color:var(--jp-error-color1, #c62828);line-height:1.3'>{html.escape(line)}</span>"
+    style = "color:var(--jp-error-color1, #c62828);line-height:1.3;padding:4px 0;white-space:normal"
+    return f"<div style='{style}'>{html.escape(line)}</div>"

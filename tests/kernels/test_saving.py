@@ -57,7 +57,7 @@ def test_outputs_stay_in_the_file_and_git_sees_none(clone):
     execute(path)
     saving.refresh_git(os_path=str(path), model={}, contents_manager=None).join()
     assert git(clone, "status", "--porcelain") == "" and "words" in path.read_text()
-    path.write_text(path.read_text().replace("Which sweeps are there", "Which sweeps are here"))
+    path.write_text(path.read_text().replace("Which sweeps are there", "Which sweeps are here", 1))
     saving.refresh_git(os_path=str(path)).join()
     assert git(clone, "status", "--porcelain") == f" M {NOTEBOOK}\n"  # a change by hand is seen, and not staged
     git(clone, "add", ".")

@@ -140,11 +140,11 @@ def test_the_list_says_how_far_each_sweep_is_and_links_what_is_there(finished_sw
     monkeypatch.setenv("FRUITLIB_HOME", str(finished_sweep))
     monkeypatch.setenv("JUPYTER_RUNTIME_DIR", str(tmp_path))
     newest = sweep_list.sweeps()[0]
-    shown = sweep_list.table().data
+    shown = sweep_list.table()
     assert f"<b>{newest.name}</b>" in shown and f"href='../executed/{newest.name}/index.html'" in shown
     server = f'{{"pid": 1, "base_url": "/hub/ann/", "root_dir": "{finished_sweep}"}}'
     (tmp_path / "jpserver-1.json").write_text(server)
-    shown = sweep_list.table().data
+    shown = sweep_list.table()
     assert f"href='/hub/ann/files/executed/{newest.name}/index.html'" in shown
     assert f"href='/hub/ann/lab/tree/executed/{newest.name}/01_split.ipynb'" in shown
 
@@ -166,4 +166,19 @@ def test_the_state_of_a_sweep_in_words(states, changed, words):
 
 
 def test_no_sweep_is_said(home):
-    assert "no sweep yet" in sweep_list.table().data and os.listdir(home / "params") == []
+    assert "no sweep yet" in sweep_list.table() and os.listdir(home / "params") == []
+
+
+@pytest.mark.parametrize(("display", "said"), [(":0", "opened: executed/x/index.html"), ("", "open index.html there")])
+def test_a_report_opens_where_there_is_a_desktop(home, monkeypatch, display, said):
+    page, opened = home / "executed" / "x" / "index.html", []
+    page.parent.mkdir(parents=True)
+    page.write_text("report")
+    (page.parent / "sweep.json").write_text('{"runs": []}')
+    monkeypatch.setattr("webbrowser.open", lambda address: bool(opened.append(address) or True))
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setenv("DISPLAY", display)
+    _, line = sweep_list.show().children
+    line.children[1].click()
+    assert said in line.children[2].value and opened == [page.as_uri()] * bool(display)
