@@ -1,8 +1,7 @@
 """00: the sweeps there are, how far each is, and links to its report and notebooks.
 
-A Jupyter server shows a report's pages one by one and without their style: what a page asks for besides, it refuses to a
-page that is shut in ("sandbox allow-scripts"). So a button opens the report as the file that it is, where there is a
-desktop to open it on.
+A Jupyter server shows a report's page without its style: it shuts the page in ("sandbox allow-scripts") and refuses what
+such a page asks for besides. So a button opens the report as the file that it is, where there is a desktop.
 """
 
 import html
@@ -40,7 +39,7 @@ def state(status: SweepStatus, changed: float) -> str:
 
 
 def show() -> VBox:
-    """A row per sweep: its name, its title, how far it is, its report and notebooks; and a button that opens a report."""
+    """A row per sweep (name, title, how far it is, links), and a button that opens a report."""
     reports = {folder.name: folder / "index.html" for folder in sweeps() if (folder / "index.html").is_file()}
     choice, said = Dropdown(options=list(reports), layout=Layout(width="16em")), HTML()
     button = Button(description="Open its report", disabled=not reports, layout=Layout(width="11em"))
