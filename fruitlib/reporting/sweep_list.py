@@ -1,7 +1,7 @@
 """00: the sweeps there are, how far each is, and links to its report and notebooks.
 
-A Jupyter server shows a report's page without its style: it shuts the page in ("sandbox allow-scripts") and refuses what
-such a page asks for besides. So a button opens the report as the file that it is, where there is a desktop.
+A Jupyter server shows a report's page without its style: it shuts the page in ("sandbox allow-scripts") and refuses
+what such a page asks for besides. So a button opens the report as the file that it is, where there is a desktop.
 """
 
 import html
