@@ -72,7 +72,8 @@ def test_the_form_starts_a_sweep_that_outlives_kernel_and_server(browser, lab, p
     page.get_by_text("Python 3 (ipykernel) | Idle").wait_for(timeout=120_000)
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator('.lm-Menu-item[data-command="runmenu:run-all"]').click()
-    page.get_by_role("button", name="Start").wait_for(timeout=120_000)
+    button = page.locator("button.jupyter-button", has_text="Start")
+    button.wait_for(timeout=120_000)
     report = page.locator(".widget-html a", has_text="report").first
     assert report.get_attribute("href") == "/files/executed/tiny/index.html"
 
@@ -81,7 +82,7 @@ def test_the_form_starts_a_sweep_that_outlives_kernel_and_server(browser, lab, p
 
     row("lr").locator("input").fill("0.003, fast")
     row("lr").get_by_text("lr = 'fast'").wait_for()
-    assert page.get_by_role("button", name="Start").is_disabled()
+    assert button.is_disabled()
     row("lr").locator("input").fill("0.003")
     row("data").locator("input").fill(str(shapes))
     others = {name: value for name, value in TINY.items() if name not in ("title", "image_size", "batch_size")}
@@ -91,7 +92,7 @@ def test_the_form_starts_a_sweep_that_outlives_kernel_and_server(browser, lab, p
     for name, value in {"image_size": "32", "epochs": "2", "name": "by hand"}.items():
         row(name).locator("input").fill(value)
     page.get_by_text("1 run", exact=True).wait_for()
-    page.get_by_role("button", name="Start").click()
+    button.click()
     page.get_by_text("which goes on if this kernel ends").wait_for()
     wait_until((project / "executed" / "by hand" / "sweep.json").is_file, 150)
     page.close()
