@@ -82,7 +82,8 @@ def _link(path: Path, name: str) -> str:
     if not path.is_file():
         return ""
     kind = "files" if path.suffix == ".html" else "lab/tree"
-    return f"<a href='{html.escape(address(path, kind), quote=True)}' target='_blank'>{name}</a>"
+    style = "color:var(--jp-content-link-color, #1565c0);text-decoration:underline"
+    return f"<a style='{style}' href='{html.escape(address(path, kind), quote=True)}' target='_blank'>{name}</a>"
 
 
 def address(path: Path, kind: str) -> str:
