@@ -14,8 +14,9 @@ test: .venv/installed ## the tests; PYTEST adds options, such as PYTEST="-k spli
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(PYTEST)
 
-lab: .venv/installed ## JupyterLab on the numbered notebooks
-	@$(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks/01_split.ipynb
+lab: .venv/installed ## JupyterLab on notebook 00: the sweeps there are, and a form that starts the next one
+	@$(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks/00_start.ipynb \
+		--FileContentsManager.post_save_hook=fruitlib.kernels.saving.refresh_git
 
 bench: .venv/installed ## speed beside torch, timm, fastai, Lightning; sweeps beside papermill (half an hour); BENCH adds options
 	@$(BIN)/python tests/benchmarks/data_path.py
@@ -56,6 +57,12 @@ finetune: .venv/installed ## frozen features, fine-tuned, from scratch, half an 
 	@mkdir -p executed/example/finetune
 	@cp executed/finetune/results_oof.csv executed/example/finetune/
 
+# What notebooks show that are opened by hand stays in them, and git does not see it, nor which Python they ran on, nor the
+# warm kernel: .gitattributes names this filter. Where it is not set, or .venv is gone, git takes notebooks as they are.
+NOISE := $(addprefix metadata.language_info.,codemirror_mode file_extension mimetype nbconvert_exporter pygments_lexer version)
+CLEAN := if test -x $(BIN)/nbstripout; then $(BIN)/nbstripout --extra-keys "$(NOISE)" | \
+	sed -e "s/fruitlib-warm/python3/" -e "s/fruitlib (warm)/Python 3 (ipykernel)/"; else cat; fi
+
 # Bytecode is compiled at once: without it every notebook pays for it again where Python may not write it.
 # The package is installed as a path (compat): by setuptools' other way, Python takes a clone named fruitlib for the package
 # when it is started from the folder above.
@@ -69,4 +76,5 @@ finetune: .venv/installed ## frozen features, fine-tuned, from scratch, half an 
 	@$(BIN)/uv pip install --python $(BIN)/python --quiet --no-deps --config-settings editable_mode=compat -e .
 	@$(BIN)/python -m compileall -q fruitlib
 	@$(BIN)/python -m fruitlib.kernels.kernelspec >/dev/null
+	@test "$$(git rev-parse --show-toplevel 2>/dev/null)" != "$(CURDIR)" || git config filter.notebooks.clean '$(CLEAN)'
 	@touch $@

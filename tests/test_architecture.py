@@ -75,7 +75,13 @@ SCIPY = ("calibration", "crossed", "intervals", "learning_curve", "significance"
         ("optuna", {"sweep.search"}),
         ("distributed", {"sweep.executors"}),
         ("rich", {"sweep.terminal"}),
-        ("ipywidgets", {"reporting.widgets", "reporting.cam_browser"}),
+        (
+            "ipywidgets",
+            {
+                *(f"reporting.{name}" for name in ("widgets", "label_desk", "sweep_list", "cam_browser")),
+                "sweep.start_form",
+            },
+        ),
         ("pytorch_grad_cam", {"explain.methods"}),
         ("onnxruntime.quantization", {"deploy.quantize"}),
         ("seaborn", {"reporting.style", "reporting.metrics_figures"}),

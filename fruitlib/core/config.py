@@ -32,6 +32,7 @@ class Config(BaseModel):
     near_duplicates: Literal["group", "ignore"] = Field(
         "group", description="photos that look alike: group (kept on one side) | ignore"
     )
+    corrections: str = Field("auto", min_length=1, description="labels corrected by hand: auto | none | a CSV file")
     subset: float = Field(1.0, gt=0, le=1, description="share of the photos to use, whole groups, of every class")
     val_per_class: int | float = Field(10, gt=0, description="validation photos per class; below 1: a share of them")
     test_per_class: int | float = Field(10, ge=0, description="test photos per class; below 1: a share; 0: no test")

@@ -1,5 +1,6 @@
 """Settings as a notebook's parameters cell has them, and as papermill injects them."""
 
+from types import ModuleType
 from typing import Any
 
 from fruitlib.core import config
@@ -23,6 +24,7 @@ def from_notebook(cells: dict[str, Any]) -> Config:
         raise InputError("overrides: wanted a mapping such as {'weight_decay': 0.01}")
     check_injected(cells)
     settings = {name: cells[name] for name in Config.model_fields if name in cells}
+    settings = {name: value for name, value in settings.items() if not isinstance(value, ModuleType)}  # an import
     if settings.get("head") in FITTED_HEADS:  # the cell's defaults are for heads that are trained
         defaults = {name: Config.model_fields[name].default for name in ("freeze", "augment")}
         settings = {name: value for name, value in settings.items() if defaults.get(name, ...) != value}

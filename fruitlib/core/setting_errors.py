@@ -1,6 +1,7 @@
 """What a refused setting is called in an error: its name, its value, what is wanted, the nearest known name."""
 
 import difflib
+from typing import Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -21,6 +22,13 @@ def setting_kind(name: str, fields: dict[str, FieldInfo]) -> str:
     kinds = str(field.annotation)
     words = {"float": "a number", "int": "a whole number", "Literal": "a word"}
     return next((word for kind, word in words.items() if kind in kinds), "text")
+
+
+def choices(name: str, fields: dict[str, FieldInfo]) -> list[str]:
+    """The words that a setting may be; none where it is no choice between words."""
+    field = fields.get(name)
+    literals = [field.annotation, *get_args(field.annotation)] if field else []
+    return [str(word) for kind in literals if get_origin(kind) is Literal for word in get_args(kind)]
 
 
 def nearest(name: str, known) -> str:

@@ -27,6 +27,7 @@ Read `sources` first, then `splits`; a training's batches come from `loader`.
     processes        many photos opened at once, by processes of their own
     photo_checks     all photos of a table checked: by threads or processes, within bounded memory
     duplicates       copies and near-copies -> groups; label conflicts
+    corrections      labels that a person corrected: kept in a file, honoured by every later split
     stratify         shares, folds and subsets; groups never divided, two million rows in seconds
     splits           the manifest: train, val, test, folds; what could not be met; what leaks
     objects          where the object is on a plain background

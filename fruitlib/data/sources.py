@@ -15,7 +15,7 @@ from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
-from fruitlib.core.texts import normal, printable
+from fruitlib.core.texts import normal, printable, shortened
 from fruitlib.data import annotations, decoding, fetch, labels, layouts, photo_paths, practice_photos, tables
 from fruitlib.data.tables import ROW
 from fruitlib.data.tree import on_disk
@@ -24,6 +24,7 @@ SAMPLES = {"sample": False, "sample5": True}
 NAMES = (*SAMPLES, *fetch.DATASETS)
 RECORDS = {"sample.json", fetch.RECORD}
 SEPARATORS = ("__", "_", "-", " ")  # in file names that begin with what the photo shows
+MOST_LISTED = 12  # classes in a line
 LOOKED_AT = 20_000  # rows, for such beginnings
 
 
@@ -123,6 +124,24 @@ def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:
             listed = "add some, or leave the class out everywhere, or leave all splits empty, so that all are divided"
             way = layouts.WAY_ON if what == "class folder" else listed
             raise InputError(f"{place}: the {split} part has no {what} {missing[0]}{more}: {way}")
+
+
+def listing_text(rows: pd.DataFrame) -> str:
+    """The classes of `scan`'s rows with their photos, groups, and given parts, in one line."""
+    counts = rows["label"].value_counts().sort_index()
+    most = len(counts) if len(counts) <= MOST_LISTED else MOST_LISTED - 2
+    text = f"{len(counts):,} classes: " + ", ".join(
+        f"{shortened(name, 40)} {n:,}" for name, n in counts.iloc[:most].items()
+    )
+    if len(counts) > most:
+        text += f", … and {len(counts) - most:,} more; smallest: {shortened(counts.idxmin(), 40)} {counts.min():,}"
+    if groups := rows.loc[rows["group"] != "", "group"].nunique():
+        text += f"; {groups:,} group{'s' * (groups > 1)}"
+    if (rows["split"] != "").any():
+        parts = rows["split"].replace("", "in no part").value_counts()
+        parts = parts.reindex(["train", "val", "test", "in no part"]).dropna().astype(int)
+        text += "; given parts: " + ", ".join(f"{name} {n:,}" for name, n in parts.items())
+    return printable(text)
 
 
 # ---- groups by file name

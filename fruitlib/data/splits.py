@@ -12,15 +12,16 @@ from fruitlib.core import files, source_code
 from fruitlib.core.config import SPLIT_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
-from fruitlib.core.texts import normal, printable, shortened
-from fruitlib.data import duplicates, photo_checks, sources
+from fruitlib.core.texts import normal, printable
+from fruitlib.data import corrections, duplicates, photo_checks, sources
 from fruitlib.data.stratify import assign_folds, assign_splits, subset, wanted_photos
 from fruitlib.data.tables import photo_of
 
 SPLITS = ("train", "val", "test")
 USABLE = ("ok", "sealed")
-MOST_LISTED, MOST_SAID = 12, 12  # classes in a line, notes on the terminal
-COLUMNS = ("path", "label", "group", "split", "fold", "status", "reason", "width", "height", "sha256", "phash", "bits")
+MOST_SAID = 12  # notes on the terminal
+COLUMNS = ("path", "label", "group", "split", "fold", "status", "reason", "decision")
+COLUMNS += ("width", "height", "sha256", "phash", "bits")
 
 
 def prepare_manifest(
@@ -48,7 +49,7 @@ def prepare_manifest(
         _refuse_other_photos(config, sweep_dir)
     folder = sources.ready(config.data, progress, config.photos_dir)
     rows, notes = sources.scan(config)
-    listing, say_anyway = listing_text(rows), say or print
+    listing, say_anyway = sources.listing_text(rows), say or print
     say = say or (lambda line: None)
     for line in [listing, *_first(notes)]:
         say(line)
@@ -72,24 +73,6 @@ def _first(notes: list[str]) -> list[str]:
     return [*notes[:MOST_SAID], *more]
 
 
-def listing_text(rows: pd.DataFrame) -> str:
-    """The classes of `sources.scan`'s rows with their photos, groups, and given parts, in one line."""
-    counts = rows["label"].value_counts().sort_index()
-    most = len(counts) if len(counts) <= MOST_LISTED else MOST_LISTED - 2
-    text = f"{len(counts):,} classes: " + ", ".join(
-        f"{shortened(name, 40)} {n:,}" for name, n in counts.iloc[:most].items()
-    )
-    if len(counts) > most:
-        text += f", … and {len(counts) - most:,} more; smallest: {shortened(counts.idxmin(), 40)} {counts.min():,}"
-    if groups := rows.loc[rows["group"] != "", "group"].nunique():
-        text += f"; {groups:,} group{'s' * (groups > 1)}"
-    if (rows["split"] != "").any():
-        parts = rows["split"].replace("", "in no part").value_counts()
-        parts = parts.reindex([*SPLITS, "in no part"]).dropna().astype(int)
-        text += "; given parts: " + ", ".join(f"{name} {n:,}" for name, n in parts.items())
-    return printable(text)
-
-
 def _made_manifest(
     config: Config, sweep_dir: Path, scanned: tuple, progress: OnProgress | None, say: Callable[[str], None]
 ) -> pd.DataFrame:
@@ -97,6 +80,7 @@ def _made_manifest(
     folder, rows, notes, listing = scanned
     rows = subset(rows, config.subset, config.split_seed)
     settings = config.model_dump(include=set(SPLIT_SETTINGS))
+    settings["corrections"] = corrections.described(config, corrections.decisions(config))
     stamps = _stamps(folder, rows.loc[rows["status"] != "left_out", "path"])
     code = source_code.closure_fingerprint([__name__])
     identity = files.fingerprint(settings, notes, _digest(rows), stamps, code)
@@ -133,9 +117,11 @@ def build_manifest(
     folder: Path, rows: pd.DataFrame, config: Config, progress: OnProgress | None = None
 ) -> tuple[pd.DataFrame, list[str]]:
     """Check the photos of `subset`'s rows and divide them; returns the manifest and notes, sentences for people."""
-    divide(rows, config)  # report what cannot be divided before minutes of decoding
+    if (decided := corrections.decisions(config)).empty:
+        divide(rows, config)  # report what cannot be divided before minutes of decoding
     manifest = photo_checks.check_photos(folder, rows, config.min_side, progress, megapixels=config.max_megapixels)
-    bad, notes = manifest[manifest["status"] == "quarantined"], []
+    manifest, notes = corrections.apply(manifest, decided, config)
+    bad = manifest[manifest["status"] == "quarantined"]
     if len(bad) and config.bad_photos == "stop":
         more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
         reason = f"{folder / bad['path'].iloc[0]}: {bad['reason'].iloc[0]}{more}"
@@ -187,15 +173,15 @@ def divide(manifest: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[s
 
 def _check_sizes(usable: pd.DataFrame, manifest: pd.DataFrame, config: Config) -> None:
     """Raise for a class with fewer photos than the settings need, one of them for training."""
-    parts = set(usable["split"])
+    parts, classes = set(usable["split"]), set(manifest.loc[manifest["status"] != corrections.STATUS, "label"])
     for split in sorted(parts - {"", "train"}):
-        missing = set(manifest.loc[manifest["split"] == split, "label"])
+        missing = classes & set(manifest.loc[manifest["split"] == split, "label"])
         missing -= set(usable.loc[usable["split"] == split, "label"])
         if missing:
             label = min(missing)
             raise InputError(f"class {label} has no usable {split} photo{_why(manifest, label, split)}: add some")
     photos = usable.loc[usable["split"].isin(["", "train"]), "label"].value_counts()
-    photos = photos.reindex(sorted(set(manifest["label"])), fill_value=0)
+    photos = photos.reindex(sorted(classes), fill_value=0)
     needed = np.zeros(len(photos), int) if "test" in parts else wanted_photos(config.test_per_class, photos.to_numpy())
     if config.folds:
         needed, setting = needed + config.folds, f"folds {config.folds}"
@@ -214,11 +200,12 @@ def _check_sizes(usable: pd.DataFrame, manifest: pd.DataFrame, config: Config) -
 
 def _why(manifest: pd.DataFrame, label: str, split: str | None = None) -> str:
     """How many photos of a class (and part) are quarantined, and the first one's reason; "" where none is."""
-    bad = manifest[(manifest["status"] == "quarantined") & (manifest["label"] == label)]
+    bad = manifest[manifest["status"].isin(["quarantined", corrections.STATUS]) & (manifest["label"] == label)]
     bad = bad if split is None else bad[bad["split"] == split]
     if bad.empty:
         return ""
-    return f" ({len(bad)} more are quarantined, the first is {bad['path'].iloc[0]}: {bad['reason'].iloc[0]})"
+    word = "quarantined" if set(bad["status"]) == {"quarantined"} else "quarantined or set aside"
+    return f" ({len(bad)} more are {word}, the first is {bad['path'].iloc[0]}: {bad['reason'].iloc[0]})"
 
 
 def _unused_settings_notes(config: Config, parts: set[str]) -> list[str]:
@@ -266,7 +253,7 @@ def training_rows(rows: pd.DataFrame, config: Config) -> pd.DataFrame:
         thinned = rows["label"] == wanted if wanted else rows["label"] == rows["label"]
         if not thinned.any():
             names = sorted(set(rows["label"]))
-            listed = ", ".join(names[:MOST_LISTED]) + " …" * (len(names) > MOST_LISTED)
+            listed = ", ".join(names[: sources.MOST_LISTED]) + " …" * (len(names) > sources.MOST_LISTED)
             raise InputError(f"share_class = {config.share_class}: no such class among {listed}")
         kept = subset(rows[thinned], config.train_share, config.seed)["status"] == "ok"
         rows = rows[kept.reindex(rows.index, fill_value=True)].reset_index(drop=True)
@@ -300,8 +287,11 @@ def _digest(rows: pd.DataFrame) -> str:
 
 
 def sealed_files(config: Config, manifest: pd.DataFrame) -> str:
-    """A digest of path, bytes and time of change of the sealed photos, which stay unopened."""
-    return _stamps(sources.root(config.data, config.photos_dir), manifest.loc[manifest["status"] == "sealed", "path"])
+    """A digest of path, bytes and time of change of the sealed photos, which stay unopened, and of corrections."""
+    sealed = manifest.loc[manifest["status"] == "sealed", "path"]
+    stamps = _stamps(sources.root(config.data, config.photos_dir), sealed)
+    decided = corrections.described(config, corrections.decisions(config)) if len(sealed) else "none"
+    return stamps if decided == "none" else files.fingerprint(stamps, decided)
 
 
 def _stamps(folder: Path, paths: Iterable[str]) -> str:
@@ -331,11 +321,13 @@ def load_record(sweep_dir: Path) -> dict:
 
 
 def counts(manifest: pd.DataFrame) -> pd.DataFrame:
-    """Photos per class (rows) and split (columns), with totals; quarantined and left-out ones in columns of their own.
+    """Photos per class (rows) and split (columns), with totals; those that are not used in columns of their own.
 
     With folds, the photos of all folds count as train; `fold_counts` has its folds.
     """
-    outside = [status for status in ("quarantined", "left_out") if (manifest["status"] == status).any()]
+    outside = [
+        status for status in ("quarantined", corrections.STATUS, "left_out") if (manifest["status"] == status).any()
+    ]
     where = manifest["split"].mask(manifest["status"].isin(outside), manifest["status"])
     return _count(manifest["label"], where, [*SPLITS, *outside])
 

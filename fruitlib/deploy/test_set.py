@@ -4,7 +4,7 @@ import pandas as pd
 
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path
-from fruitlib.data import dataset, photo_checks, sources
+from fruitlib.data import corrections, dataset, photo_checks, sources
 from fruitlib.deploy.export import run_torch
 from fruitlib.deploy.model_files import FP32, INT8
 from fruitlib.deploy.predict import run_onnx
@@ -53,8 +53,9 @@ def open_test_photos(run: Run) -> tuple[pd.DataFrame, list[str]]:
     folder = sources.root(run.config.data, run.config.photos_dir)
     limits = run.config.min_side, run.config.max_megapixels
     checked = photo_checks.check_photos(folder, rows.assign(split=""), limits[0], megapixels=limits[1])
+    sealed = rows["status"] == "sealed"
+    checked, summary = corrections.apply_to_sealed(checked, sealed, run.config, run.class_names)
     bad = checked[checked["status"] == "quarantined"]
-    summary = []
     if len(bad):
         summary.append(
             f"{len(bad)} test photos are left out; the first is {bad['path'].iloc[0]}: {bad['reason'].iloc[0]}"
@@ -62,7 +63,7 @@ def open_test_photos(run: Run) -> tuple[pd.DataFrame, list[str]]:
     if len(bad) == len(rows):
         raise InputError(f"no test photo can be used: {bad['path'].iloc[0]}: {bad['reason'].iloc[0]}")
     seen = run.manifest.loc[run.manifest["split"].isin(["train", "val"]), "sha256"]
-    rows = rows.assign(sha256=checked["sha256"], bits=checked["bits"])  # what is predicted is what was checked
+    rows = rows.assign(**checked[["label", "sha256", "bits"]])  # what is predicted is what was checked
     rows = rows[(checked["status"] == "ok").to_numpy()].reset_index(drop=True)
     if copies := checked.loc[checked["status"] == "ok", "sha256"].isin(set(seen) - {""}).sum():
         summary.append(f"{copies} test photos are copies of training or validation photos: the result is optimistic")

@@ -14,10 +14,12 @@ In: arrays and tables. Out: figures, which `style.save_figure` saves and shows, 
     row_sheets        sheets of the photos that rows of a table name
     photo_trial       06: what the file to use says of single photos, and where it looked
     photo_sheets      sheets of photographs, of heatmaps and of feature maps
+    sweep_list        00: the sweeps there are, with links
     cam_views         what the browser asks: a run's network or its INT8 file, about one photo
     cam_pictures      what the browser shows, as HTML and as a figure
     cam_browser       04, 07: the Grad-CAM browser of JupyterLab
     widgets           live curves, the live table, a photo to try
+    label_desk        01, 03: labels that a person looks at, to keep, relabel or set aside
     markup            foreign HTML made harmless
     pictures          foreign pictures checked and made lighter
     pages             an executed notebook -> what its page says

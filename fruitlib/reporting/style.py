@@ -22,7 +22,7 @@ from fruitlib.core.errors import first_line
 from fruitlib.reporting.labels import BASE, label
 
 COLOURS = {"train": "#0072b2", "val": "#d55e00", "test": "#009e73"}  # Okabe and Ito 2008
-COLOURS |= {"quarantined": "#888888", "left_out": "#555555"}
+COLOURS |= {"quarantined": "#888888", "set_aside": "#bbbbbb", "left_out": "#555555"}
 ROWS = 40  # classes, or other names, that a figure has a row for
 MAX_SIDE, MAX_PIXELS = 8_000, 24_000_000  # of a saved figure
 

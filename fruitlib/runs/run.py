@@ -19,7 +19,7 @@ from fruitlib.core import files, machine, yaml_files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.model_names import FITTED_HEADS
-from fruitlib.data import splits
+from fruitlib.data import corrections, splits
 from fruitlib.runs import changes
 from fruitlib.runs.stages import STAGES, code_fingerprint
 
@@ -238,6 +238,8 @@ class Run:
             parts.append(splits.sealed_files(self.config, self.manifest))
         if stage == "metrics" and self.config.probe == "auto":
             parts.append([name for name in PROBE_PACKAGES if importlib.util.find_spec(name)])
+        if stage == "03_metrics" and (confirmed := corrections.confirmed(self.manifest)):
+            parts.append(sorted(confirmed))  # it lists them no more
         if stage in ("03_metrics", "05_quantize") and self.config.folds:
             parts.append(self.pooled()[["run", "trained"]].drop_duplicates().values.tolist())
         return files.fingerprint(*parts)

@@ -15,5 +15,7 @@ Read `params` for what a sweep may be, then `driver`, which executes it. Each ru
     queue         tasks to processes, until all are done: waits for others, tries again what was killed
     terminal      the live table, and what a sweep found
     checks        what is checked before anything is written
+    starting      what was typed into a form -> a params file, checked; its sweep as a process of its own
+    start_form    00: that form as a widget
     driver        a params file, from its checks to its report
 """

@@ -105,6 +105,15 @@ def read_params(path: Path, settings: dict[str, Any] | None = None) -> Sweep:
         raise problem.at(lines.place(problem.setting, problem.value) if in_file else str(path)) from None
 
 
+def plan_of(content: dict[str, Any], name: str) -> Sweep:
+    """The sweep that a params file of this content would ask for.
+
+    Raises:
+        InputError: as `read_params`, with the setting and without a place.
+    """
+    return _plan(dict(content), {}, Path(f"{name}.yaml"))
+
+
 def _plan(content: dict, settings: dict[str, Any], path: Path) -> Sweep:
     """The sweep that a params file's content asks for, with the settings of the command line."""
     _check_names(content)

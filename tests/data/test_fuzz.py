@@ -88,7 +88,7 @@ def check_scan(data: Path, chosen: dict) -> pd.DataFrame | None:
         in_one_line(problem)
         return None
     assert list(rows) == ["path", "label", "group", "split"] and rows["path"].is_unique
-    assert all(note == texts.printable(note) for note in [*notes, splits.listing_text(rows)])
+    assert all(note == texts.printable(note) for note in [*notes, sources.listing_text(rows)])
     classes = set(rows["label"])
     assert len(classes) > 1 and "" not in classes and {texts.normal(label) for label in classes} == classes
     assert len({label.casefold() for label in classes}) == len(classes)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from fruitlib.core import config
 from fruitlib.core.errors import InputError
-from fruitlib.data import splits, stratify
+from fruitlib.data import sources, splits, stratify
 
 HASHES = itertools.count()
 
@@ -232,7 +232,7 @@ def test_the_classes_are_said_before_a_photo_is_opened_and_what_was_lost_afterwa
 )
 def test_the_classes_found_fit_in_a_line(labels, columns, words):
     rows = pd.DataFrame({"path": "p", "label": labels, "group": "", "split": ""}).assign(**columns)
-    assert words in splits.listing_text(rows) and len(splits.listing_text(rows)) < 400
+    assert words in sources.listing_text(rows) and len(sources.listing_text(rows)) < 400
 
 
 def test_of_many_notes_the_first_are_said(collection, tmp_path, monkeypatch):

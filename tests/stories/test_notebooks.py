@@ -22,7 +22,8 @@ from fruitlib.runs.run import open_run
 from fruitlib.sweep import driver, worker
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+ALL = sorted((ROOT / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = [path for path in ALL if path.stem != "00_start"]  # those that a sweep executes
 PLACES = {"run_dir", "sweep_dir", "a", "b", "split", "backend_a", "backend_b", "columns_a", "columns_b", "measure"}
 SHARES = {"val_per_class", "test_per_class"}  # int | float, which papermill cannot read
 
@@ -53,12 +54,12 @@ def parameter_lines(path: Path) -> dict[str, tuple[str, object, str]]:
 def test_there_are_the_notebooks_of_the_argument():
     expected = ["01_split", "02_train", "03_metrics", "04_gradcam", "05_quantize", "06_test_accuracy"]
     expected += ["07_compare", "08_insight"]
-    assert [path.stem for path in NOTEBOOKS] == expected
+    assert [path.stem for path in ALL] == ["00_start", *expected]
     assert set(stages.STAGES) >= {*driver.RUN_STAGES, driver.TEST_STAGE}
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-class TestEach:
+@pytest.mark.parametrize("path", ALL, ids=lambda path: path.stem)
+class TestAll:
     def test_it_is_clean(self, path):
         notebook = nbformat.read(path, as_version=4)
         nbformat.validate(notebook)
@@ -67,6 +68,16 @@ class TestEach:
         assert notebook.metadata.kernelspec.name == "python3"
         assert subprocess.run([sys.executable, "-m", "nbstripout", "--verify", str(path)]).returncode == 0
 
+    def test_code_is_short_and_defines_nothing(self, path):
+        sources = [cell.source for cell in cells(path, "code")]
+        lengths = [code_lines(source) for source in sources]
+        assert sum(lengths) < 70
+        assert max(lengths[2:], default=0) <= 5  # after the parameters and the imports
+        assert not re.search(r"^\s*(def|class) ", "\n".join(sources), flags=re.MULTILINE)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+class TestEach:
     def test_it_has_the_anatomy(self, path):
         notebook = nbformat.read(path, as_version=4)
         first, second, third = notebook.cells[:3]
@@ -77,13 +88,6 @@ class TestEach:
         assert "headline.answer(" in notebook.cells[-1].source
         questions = [cell for cell in cells(path, "markdown") if cell.source.startswith("## ")]
         assert len(questions) >= 2
-
-    def test_code_is_short_and_defines_nothing(self, path):
-        sources = [cell.source for cell in cells(path, "code")]
-        lengths = [code_lines(source) for source in sources]
-        assert sum(lengths) < 70
-        assert max(lengths[2:]) <= 5  # after the parameters and the imports
-        assert not re.search(r"^\s*(def|class) ", "\n".join(sources), flags=re.MULTILINE)
 
     def test_parameters_agree_with_config(self, path):
         for name, (annotation, default, comment) in parameter_lines(path).items():
