@@ -1,0 +1,204 @@
+"""Does a network look at the object? The numbers of 04's last section, and what they say, in sentences.
+
+Shares are from 0 to 1. Differences are paired, on the same photos, and speak of new groups where photos come in groups,
+else of new photos; `word` is what a group is called.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from fruitlib.evaluation import intervals, significance, wording
+from fruitlib.evaluation.significance import PairedDifference
+
+GREY, HUE, HIDDEN = "grey", "other hue", "object hidden"
+FAR = 0.1  # accuracy above chance, with the object hidden, from which the background is called a shortcut
+FEWEST = 10  # photos whose object's place is known, for a verdict
+COLUMNS = ("heat_on_object", "object_area", "hidden_accuracy", "hidden_chance", "shortcut", "grey_accuracy")
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Accuracy on changed photos beside that on the same photos as they are, or beside chance."""
+
+    name: str  # GREY, HUE or HIDDEN
+    n: int
+    accuracy: float  # on the changed photos
+    beside: float  # on the same photos as they are
+    difference: PairedDifference  # accuracy less beside
+
+    def text(self, what: str, word: str = "group") -> str:
+        """`with colours taken away: right on 0.80 of 30 photos instead of 0.93 (-13.3 points, …)`."""
+        return f"{what}: right on {self.accuracy:.2f} of {self.n:,} photos instead of {self.beside:.2f} " + (
+            f"({points_text(self.difference, word)})"
+        )
+
+
+def changed(name: str, plain: np.ndarray, now: np.ndarray, groups: Sequence[str] | None) -> Changed:
+    """From whether each of n photos is right as it is and changed, bool (n,)."""
+    found = significance.accuracy_difference(plain, now, groups)
+    return Changed(name, len(now), float(now.mean()), float(plain.mean()), found)
+
+
+def points_text(found: PairedDifference, word: str = "group") -> str:
+    """`-13.3 points; 95 % interval for new photos -29 to +1`."""
+    text = f"{100 * found.value:+.1f} points"
+    if math.isnan(found.low):
+        return f"{text}; {significance.FEWEST_GROUPS} {wording.plural_of(word)} are needed for an interval"
+    new = wording.plural_of(word) if found.groups else "photos"
+    return f"{text}; 95 % interval for new {new} {100 * found.low:+.0f} to {100 * found.high:+.0f}"
+
+
+@dataclass(frozen=True)
+class HeatOnObject:
+    """The share of each photo's heat that lies on the object, beside the object's share of the picture."""
+
+    shares: np.ndarray  # (n,) NaN where a photo has no heat, or its object's place is not known
+    areas: np.ndarray  # (n,) NaN where its place is not known: the share that an even heat would have
+
+    @property
+    def held(self) -> np.ndarray:
+        """Which photos have both numbers, bool (n,)."""
+        return np.isfinite(self.shares) & np.isfinite(self.areas)
+
+    @property
+    def median(self) -> tuple[float, float]:
+        """The median share, and the median area of the same photos; NaN where there are none."""
+        held = self.held
+        if not held.any():
+            return math.nan, math.nan
+        return float(np.median(self.shares[held])), float(np.median(self.areas[held]))
+
+    @property
+    def below(self) -> int:
+        """Photos with less heat on the object than an even heat would have."""
+        held = self.held
+        return int((self.shares[held] < self.areas[held]).sum())
+
+    def text(self, labels: np.ndarray, names: Sequence[str]) -> str:
+        """All of it in a sentence; the classes most of whose photos have less heat on the object than even heat has."""
+        held = self.held
+        if not held.any():
+            return "no photo has both heat and an object whose place is known"
+        share, area = self.median
+        text = f"half of {held.sum():,} photos have {share:.0%} of their heat or more on the object, which takes up "
+        text += f"{area:.0%} of the picture; {self.below:,} have less there than an even heat would have"
+        lower = self.shares < self.areas
+        worst = [name for i, name in enumerate(names) if (own := held & (labels == i)).any() and lower[own].mean() > 0.5]
+        if worst and len(names) > len(worst):
+            text += f", most photos of {', '.join(worst[:3])} among them"
+        return text
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What hiding by heat does to the explained class's probability beyond hiding at random: a mean over photos.
+
+    Positive where hot places count for more than random ones. `low` to `high` is the 95 % interval, NaN with fewer
+    than six groups.
+    """
+
+    name: str
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def gain(name: str, per_photo: np.ndarray, groups: Sequence[str] | None) -> Gain:
+    """From each photo's own difference (n,); the interval is Student's t over groups (`between_groups`)."""
+    n, nothing = len(per_photo), math.nan
+    if not n:
+        return Gain(name, nothing, nothing, nothing, 0)
+    unit, _ = intervals.units_of(n, groups)
+    sums, sizes = np.bincount(unit, per_photo), np.bincount(unit)
+    if len(sizes) < significance.FEWEST_GROUPS:
+        return Gain(name, float(per_photo.mean()), nothing, nothing, n)
+    low, high, _ = significance.between_groups(sums, sizes)
+    return Gain(name, float(per_photo.mean()), low, high, n)
+
+
+def gains_text(gains: Sequence[Gain], groups: Sequence[str] | None, word: str = "group") -> str:
+    """The three curves in a sentence."""
+    if not gains or not gains[0].n:
+        return "no photo has heat: nothing to hide by it"
+    parts = [
+        f"{one.name} {one.value:+.2f}" + ("" if math.isnan(one.low) else f" ({one.low:+.2f} to {one.high:+.2f})")
+        for one in gains
+    ]
+    sure = [one for one in gains if one.low > 0]
+    verdict = "places that are hot count for more than random ones" if len(sure) == len(gains) else (
+        "that hot places count for more than random ones is shown by "
+        + (", ".join(one.name for one in sure) if sure else "none of the three")
+    )
+    new = wording.new_text(groups if groups is not None else [""] * gains[0].n, word)
+    return f"{verdict}: area between the curves, in probability, with 95 % interval for {new}: {', '.join(parts)} " + (
+        f"(n = {gains[0].n} photos)"
+    )
+
+
+@dataclass(frozen=True)
+class Background:
+    """Accuracy where the object is hidden, beside the best constant answer on the same photos (`beside`)."""
+
+    result: Changed
+    plain: float  # accuracy on the same photos as they are
+    most: str  # the class that is told best from backgrounds
+    recall: float  # of its photos, the share that is still predicted as it
+    others: float  # of the other classes' photos, the share that is predicted as it
+
+    @property
+    def shortcut(self) -> bool:
+        """Whether it is right far more often than a constant answer, beyond chance."""
+        found = self.result.difference
+        return self.result.n >= FEWEST and found.significant and found.value >= FAR
+
+    @property
+    def open(self) -> bool:
+        """Whether there are too few photos or groups for a verdict."""
+        return self.result.n < FEWEST or self.result.difference.too_few
+
+    def verdict(self, word: str = "group") -> str:
+        """Whether something beside the object gives the class away, in a sentence."""
+        one = self.result
+        text = f"with the object hidden it is right on {one.accuracy:.2f} of {one.n:,} photos, the best constant answer "
+        text += f"on {one.beside:.2f} ({points_text(one.difference, word)})"
+        if self.open:
+            return f"Too few to tell whether the background gives the class away: {text}"
+        if not self.shortcut:
+            return f"No shortcut found: {text}"
+        return (
+            f"It looks beside the object: {text}. Something around the object gives the class away, {self.most} most of "
+            f"all: {self.recall:.0%} of its photos are still called so, and {self.others:.0%} of the others"
+        )
+
+
+def background(
+    labels: np.ndarray, plain: np.ndarray, now: np.ndarray, names: Sequence[str], groups: Sequence[str] | None
+) -> Background:
+    """From class indexes (n,): labels, predictions of the photos as they are, and with the object hidden."""
+    constant = np.bincount(labels, minlength=len(names)).argmax()
+    result = changed(HIDDEN, labels == constant, now == labels, groups)
+    recalls = [(now[labels == i] == i).mean() if (labels == i).any() else math.nan for i in range(len(names))]
+    others = [(now[labels != i] == i).mean() if (labels != i).any() else 0.0 for i in range(len(names))]
+    best = int(np.nanargmax(np.subtract(recalls, others)))
+    accuracy = float((plain == labels).mean())
+    return Background(result, accuracy, names[best], float(recalls[best]), float(others[best]))
+
+
+def sweep_text(results: list[dict]) -> str:
+    """Of the runs of a sweep, rows of `results.csv`, in which a shortcut was found, in a sentence or two."""
+    known = [row for row in results if row.get("shortcut") in (0, 1)]
+    if not known:
+        return "in no run is known whether the background gives the class away (04 was not executed, or no object found)"
+    found = [row for row in known if row["shortcut"] == 1]
+    if not found:
+        return f"in none of {wording.plural(len(known), 'run')} does the background give the class away"
+    worst = max(found, key=lambda row: row["hidden_accuracy"] - row["hidden_chance"])
+    return (
+        f"in {len(found)} of {wording.plural(len(known), 'run')} something beside the object gives the class away, most "
+        f"in {worst['run']}: right on {worst['hidden_accuracy']:.2f} of photos whose object is hidden, where the best "
+        f"constant answer is on {worst['hidden_chance']:.2f}"
+    )
