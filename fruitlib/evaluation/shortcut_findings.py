@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from fruitlib.evaluation import intervals, significance, wording
+from fruitlib.evaluation.intervals import Share
 from fruitlib.evaluation.significance import PairedDifference
 
 GREY, HUE, HIDDEN = "grey", "other hue", "object hidden"
@@ -24,10 +25,19 @@ class Changed:
     """Accuracy on changed photos beside that on the same photos as they are, or beside chance."""
 
     name: str  # GREY, HUE or HIDDEN
-    n: int
-    accuracy: float  # on the changed photos
-    beside: float  # on the same photos as they are
+    share: Share  # of the changed photos that are right
+    beside: float  # the share of the same photos that is right as they are, or by a constant answer
     difference: PairedDifference  # accuracy less beside
+
+    @property
+    def n(self) -> int:
+        """How many photos."""
+        return self.share.n
+
+    @property
+    def accuracy(self) -> float:
+        """Accuracy on the changed photos."""
+        return self.share.value
 
     def text(self, what: str, word: str = "group") -> str:
         """`with colours taken away: right on 0.80 of 30 photos instead of 0.93 (-13.3 points, …)`."""
@@ -39,7 +49,7 @@ class Changed:
 def changed(name: str, plain: np.ndarray, now: np.ndarray, groups: Sequence[str] | None) -> Changed:
     """From whether each of n photos is right as it is and changed, bool (n,)."""
     found = significance.accuracy_difference(plain, now, groups)
-    return Changed(name, len(now), float(now.mean()), float(plain.mean()), found)
+    return Changed(name, intervals.share_of(now, groups), float(plain.mean()), found)
 
 
 def points_text(found: PairedDifference, word: str = "group") -> str:
@@ -86,7 +96,9 @@ class HeatOnObject:
         text = f"half of {held.sum():,} photos have {share:.0%} of their heat or more on the object, which takes up "
         text += f"{area:.0%} of the picture; {self.below:,} have less there than an even heat would have"
         lower = self.shares < self.areas
-        worst = [name for i, name in enumerate(names) if (own := held & (labels == i)).any() and lower[own].mean() > 0.5]
+        worst = [
+            name for i, name in enumerate(names) if (own := held & (labels == i)).any() and lower[own].mean() > 0.5
+        ]
         if worst and len(names) > len(worst):
             text += f", most photos of {', '.join(worst[:3])} among them"
         return text
@@ -129,9 +141,13 @@ def gains_text(gains: Sequence[Gain], groups: Sequence[str] | None, word: str = 
         for one in gains
     ]
     sure = [one for one in gains if one.low > 0]
-    verdict = "places that are hot count for more than random ones" if len(sure) == len(gains) else (
-        "that hot places count for more than random ones is shown by "
-        + (", ".join(one.name for one in sure) if sure else "none of the three")
+    verdict = (
+        "places that are hot count for more than random ones"
+        if len(sure) == len(gains)
+        else (
+            "that hot places count for more than random ones is shown by "
+            + (", ".join(one.name for one in sure) if sure else "none of the three")
+        )
     )
     new = wording.new_text(groups if groups is not None else [""] * gains[0].n, word)
     return f"{verdict}: area between the curves, in probability, with 95 % interval for {new}: {', '.join(parts)} " + (
@@ -163,15 +179,17 @@ class Background:
     def verdict(self, word: str = "group") -> str:
         """Whether something beside the object gives the class away, in a sentence."""
         one = self.result
-        text = f"with the object hidden it is right on {one.accuracy:.2f} of {one.n:,} photos, the best constant answer "
+        text = (
+            f"with the object hidden it is right on {one.accuracy:.2f} of {one.n:,} photos, the best constant answer "
+        )
         text += f"on {one.beside:.2f} ({points_text(one.difference, word)})"
         if self.open:
             return f"Too few to tell whether the background gives the class away: {text}"
         if not self.shortcut:
             return f"No shortcut found: {text}"
         return (
-            f"It looks beside the object: {text}. Something around the object gives the class away, {self.most} most of "
-            f"all: {self.recall:.0%} of its photos are still called so, and {self.others:.0%} of the others"
+            f"It looks beside the object: {text}. Something around the object gives the class away, {self.most} most "
+            f"of all: {self.recall:.0%} of its photos are still called so, and {self.others:.0%} of the others"
         )
 
 
@@ -192,13 +210,15 @@ def sweep_text(results: list[dict]) -> str:
     """Of the runs of a sweep, rows of `results.csv`, in which a shortcut was found, in a sentence or two."""
     known = [row for row in results if row.get("shortcut") in (0, 1)]
     if not known:
-        return "in no run is known whether the background gives the class away (04 was not executed, or no object found)"
+        return (
+            "in no run is known whether the background gives the class away (04 was not executed, or no object found)"
+        )
     found = [row for row in known if row["shortcut"] == 1]
     if not found:
         return f"in none of {wording.plural(len(known), 'run')} does the background give the class away"
     worst = max(found, key=lambda row: row["hidden_accuracy"] - row["hidden_chance"])
     return (
-        f"in {len(found)} of {wording.plural(len(known), 'run')} something beside the object gives the class away, most "
-        f"in {worst['run']}: right on {worst['hidden_accuracy']:.2f} of photos whose object is hidden, where the best "
-        f"constant answer is on {worst['hidden_chance']:.2f}"
+        f"in {len(found)} of {wording.plural(len(known), 'run')} something beside the object gives the class away, "
+        f"most in {worst['run']}: right on {worst['hidden_accuracy']:.2f} of photos whose object is hidden, where the "
+        f"best constant answer is on {worst['hidden_chance']:.2f}"
     )

@@ -7,7 +7,6 @@ nothing but a shortcut explains (Xiao et al. 2021, "Noise or Signal", hide it li
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,8 +25,9 @@ from fruitlib.explain.object_masks import Masks
 from fruitlib.runs.run import Run
 
 SHORTCUTS_FILE = "shortcuts.json"
+HEADLINE = ("heat_on_object", "hidden_accuracy", "hidden_chance")
 MOST_PHOTOS = 400  # validation photos that are changed, evenly spread
-CURVE_PHOTOS = 24, 8  # photos whose curves are followed, of a small network and of a large one
+CURVE_PHOTOS = 16, 8  # photos whose curves are followed, of a small network and of a large one
 SMALL = 0.2e9  # floating-point operations for one photo, up to which a network is small
 
 
@@ -41,6 +41,7 @@ class Looked:
     groups: list[str]  # (n,)
     word: str  # what a group is called
     pictures: np.ndarray  # uint8 (n, S, S, 3)
+    turned: np.ndarray  # the same with the hue turned
     masks: Masks
     heat: HeatOnObject
     changes: dict[str, Changed]  # GREY and HUE
@@ -87,6 +88,11 @@ class Looked:
             numbers |= {name: one.value, f"{name}_low": one.low, f"{name}_high": one.high}
         return {name: value for name, value in numbers.items() if np.isfinite(value)}
 
+    @property
+    def headline(self) -> dict[str, float]:
+        """The numbers that stand beside the verdict."""
+        return {name: self.record[name] for name in HEADLINE if name in self.record}
+
     def write(self, run: Run) -> None:
         """Write the numbers and sentences to the run's `shortcuts.json`."""
         files.write_json(run.path / SHORTCUTS_FILE, self.record | {"summary": self.lines})
@@ -115,6 +121,7 @@ def of_run(run: Run, model: torch.nn.Module, photos: Photos, maps: Heatmaps, wri
         run.groups(chosen.paths),
         boxes,
         run.config.group_word,
+        plain=maps.predicted[some] if run.config.views == "one" else None,
     )
     if write:
         looked.write(run)
@@ -132,6 +139,7 @@ def look(
     boxes: list[np.ndarray | None] | None = None,
     word: str = "group",
     seed: int = 0,
+    plain: np.ndarray | None = None,
 ) -> Looked:
     """All findings on photos (n, S, S, 3) uint8 with their labels (n,).
 
@@ -139,6 +147,7 @@ def look(
         heat: of each photo, (n, S, S) in [0, 1].
         targets: the classes (n,) that the heat explains.
         boxes: where the object is, as `object_masks.find` takes it.
+        plain: the classes (n,) that the model predicts for the photos as they are, where that is known.
 
     Raises:
         InputError: no photos, or another number of labels, heatmaps or targets.
@@ -151,8 +160,9 @@ def look(
     known = np.flatnonzero(masks.known)
     whole = len(known) < len(pictures)  # then the whole photo's hue is turned, alike in all
     turned = turned_hue(pictures, None if whole else masks.masks)
-    shown = pictures, grey_of(pictures), turned, masks.hidden[known]
-    plain, grey, hue, hidden = (_predicted(model, part) for part in shown)
+    plain = _predicted(model, pictures) if plain is None else plain
+    changed = grey_of(pictures), turned, masks.hidden[known]
+    grey, hue, hidden = (_predicted(model, part) for part in changed)
     right = plain == labels
     own = [groups[i] for i in known]
     behind = findings.background(labels[known], plain[known], hidden, names, own) if len(known) else None
@@ -165,6 +175,7 @@ def look(
         groups=groups,
         word=word,
         pictures=pictures,
+        turned=turned,
         masks=masks,
         heat=heat_on_object(heat, masks),
         changes={
