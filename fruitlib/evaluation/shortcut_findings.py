@@ -17,7 +17,8 @@ from fruitlib.evaluation.significance import PairedDifference
 GREY, HUE, HIDDEN = "grey", "other hue", "object hidden"
 FAR = 0.1  # accuracy above chance, with the object hidden, from which the background is called a shortcut
 FEWEST = 10  # photos whose object's place is known, for a verdict
-COLUMNS = ("heat_on_object", "object_area", "hidden_accuracy", "hidden_chance", "shortcut", "grey_accuracy")
+COLUMNS = ("heat_on_object", "object_area", "hidden_accuracy", "hidden_told", "hidden_chance", "shortcut")
+COLUMNS += ("grey_accuracy",)
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ class HeatOnObject:
             name for i, name in enumerate(names) if (own := held & (labels == i)).any() and lower[own].mean() > 0.5
         ]
         if worst and len(names) > len(worst):
-            text += f", most photos of {', '.join(worst[:3])} among them"
+            text += f", among them most photos of {', '.join(worst[:3])}"
         return text
 
 
@@ -157,53 +158,67 @@ def gains_text(gains: Sequence[Gain], groups: Sequence[str] | None, word: str = 
 
 @dataclass(frozen=True)
 class Background:
-    """Accuracy where the object is hidden, beside the best constant answer on the same photos (`beside`)."""
+    """Accuracy where the object is hidden: as the network answers, and with its leaning to some classes taken out.
 
-    result: Changed
+    Without an object a network tends to call every photo the same, which hides what else it knows. So a photo's answer
+    is also taken to be the class whose log probability is furthest above its mean over these photos; labels play no
+    part in that. `told` compares it with the best constant answer (`told.beside`).
+    """
+
     plain: float  # accuracy on the same photos as they are
-    most: str  # the class that is told best from backgrounds
-    recall: float  # of its photos, the share that is still predicted as it
-    others: float  # of the other classes' photos, the share that is predicted as it
+    answered: Share  # right as the network answers
+    told: Changed
+    most: str  # the class that is told best
+    recall: float  # of its photos, the share that is told as it
+    others: float  # of the other classes' photos, the share that is told as it
 
     @property
     def shortcut(self) -> bool:
-        """Whether it is right far more often than a constant answer, beyond chance."""
-        found = self.result.difference
-        return self.result.n >= FEWEST and found.significant and found.value >= FAR
+        """Whether classes are told far more often than by a constant answer, beyond chance."""
+        found = self.told.difference
+        return not self.open and found.significant and found.value >= FAR
 
     @property
     def open(self) -> bool:
         """Whether there are too few photos or groups for a verdict."""
-        return self.result.n < FEWEST or self.result.difference.too_few
+        return self.told.n < FEWEST or self.told.difference.too_few
 
     def verdict(self, word: str = "group") -> str:
         """Whether something beside the object gives the class away, in a sentence."""
-        one = self.result
-        text = (
-            f"with the object hidden it is right on {one.accuracy:.2f} of {one.n:,} photos, the best constant answer "
-        )
-        text += f"on {one.beside:.2f} ({points_text(one.difference, word)})"
+        one = self.told
+        text = f"with the object hidden it is right on {self.answered.value:.2f} of {one.n:,} photos, with its leaning "
+        text += f"to some classes taken out on {one.accuracy:.2f}; the best constant answer is on {one.beside:.2f} "
+        text += f"({points_text(one.difference, word)})"
         if self.open:
             return f"Too few to tell whether the background gives the class away: {text}"
         if not self.shortcut:
             return f"No shortcut found: {text}"
         return (
             f"It looks beside the object: {text}. Something around the object gives the class away, {self.most} most "
-            f"of all: {self.recall:.0%} of its photos are still called so, and {self.others:.0%} of the others"
+            f"of all: {self.recall:.0%} of its photos are told as it, and {self.others:.0%} of the others"
         )
 
 
 def background(
-    labels: np.ndarray, plain: np.ndarray, now: np.ndarray, names: Sequence[str], groups: Sequence[str] | None
+    labels: np.ndarray, plain: np.ndarray, log_probs: np.ndarray, names: Sequence[str], groups: Sequence[str] | None
 ) -> Background:
-    """From class indexes (n,): labels, predictions of the photos as they are, and with the object hidden."""
-    constant = np.bincount(labels, minlength=len(names)).argmax()
-    result = changed(HIDDEN, labels == constant, now == labels, groups)
-    recalls = [(now[labels == i] == i).mean() if (labels == i).any() else math.nan for i in range(len(names))]
-    others = [(now[labels != i] == i).mean() if (labels != i).any() else 0.0 for i in range(len(names))]
+    """From class indexes (n,), labels and predictions of the photos as they are; log probabilities (n, C) without it.
+
+    How often a shortcut is found by this: see `tests/explain/test_shortcuts.py`, which plants one.
+    """
+    constant, answers = np.bincount(labels, minlength=len(names)).argmax(), log_probs.argmax(1)
+    told = (log_probs - log_probs.mean(0)).argmax(1)
+    recalls = [(told[labels == i] == i).mean() if (labels == i).any() else math.nan for i in range(len(names))]
+    others = [(told[labels != i] == i).mean() if (labels != i).any() else 0.0 for i in range(len(names))]
     best = int(np.nanargmax(np.subtract(recalls, others)))
-    accuracy = float((plain == labels).mean())
-    return Background(result, accuracy, names[best], float(recalls[best]), float(others[best]))
+    return Background(
+        float((plain == labels).mean()),
+        intervals.share_of(answers == labels, groups),
+        changed(HIDDEN, labels == constant, told == labels, groups),
+        names[best],
+        float(recalls[best]),
+        float(others[best]),
+    )
 
 
 def sweep_text(results: list[dict]) -> str:
@@ -216,9 +231,9 @@ def sweep_text(results: list[dict]) -> str:
     found = [row for row in known if row["shortcut"] == 1]
     if not found:
         return f"in none of {wording.plural(len(known), 'run')} does the background give the class away"
-    worst = max(found, key=lambda row: row["hidden_accuracy"] - row["hidden_chance"])
+    worst = max(found, key=lambda row: row["hidden_told"] - row["hidden_chance"])
     return (
         f"in {len(found)} of {wording.plural(len(known), 'run')} something beside the object gives the class away, "
-        f"most in {worst['run']}: right on {worst['hidden_accuracy']:.2f} of photos whose object is hidden, where the "
-        f"best constant answer is on {worst['hidden_chance']:.2f}"
+        f"most in {worst['run']}: with the object hidden, the class is told right on {worst['hidden_told']:.2f} of "
+        f"photos, where the best constant answer is on {worst['hidden_chance']:.2f}"
     )

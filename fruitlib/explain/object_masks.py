@@ -14,11 +14,11 @@ from PIL import Image
 from fruitlib.core.config import Config
 from fruitlib.data import geometry, sources
 
-BACKGROUND, BOX, NONE = "plain background", "box", "none"
+BACKGROUND, BOX, NONE = "a plain background", "its box", "none"
 LOOK_AT = 128  # pixels a side: larger pictures are reduced to that, to find the object
 STEPS = 30  # of 255: border pixels within it of the estimate are background
 PLAIN = 0.75  # share of the border's pixels that have to be
-SMALLEST, LARGEST = 0.01, 0.8  # of the picture's area, between which the object lies
+SMALLEST, LARGEST = 0.01, 0.85  # of the picture's area, between which the object lies
 PART = 0.25  # of the area of the largest part; smaller parts are not the object
 GROW = 0.03  # of the side, by which the mask is widened before the object is hidden
 LOOK_BOX = 512  # pixels of the longer side of the empty photo on which a box is drawn
@@ -46,12 +46,13 @@ class Masks:
     @property
     def summary(self) -> str:
         """From what the objects' places are known, in a sentence."""
-        n, counts = len(self.sources), {name: self.sources.count(name) for name in (BOX, BACKGROUND)}
-        held = [f"by its {BOX} on {counts[BOX]:,}"] if counts[BOX] else []
-        held += [f"by a {BACKGROUND} on {counts[BACKGROUND]:,}"] if counts[BACKGROUND] else []
-        if not held:
-            return f"where the object is, is known on none of {n:,} photos: no box, and no plain background"
-        return f"where the object is, is known {', '.join(held)} of {n:,} photos"
+        n, known = len(self.sources), int(self.known.sum())
+        if not known:
+            return f"the object is found in none of {n:,} photos: no box, and no plain background"
+        ways = [way for way in (BOX, BACKGROUND) if way in self.sources]
+        counts = [f"by {way} in {self.sources.count(way):,}" for way in ways]
+        how = f"by {ways[0]}" if len(ways) == 1 else ", ".join(counts)
+        return f"the object is found in {known:,} of {n:,} photos, {how}"
 
 
 def find(pictures: np.ndarray, boxes: list[np.ndarray | None] | None = None, seed: int = 0) -> Masks:
@@ -107,7 +108,8 @@ class _Estimate:
     """Two estimates of a background (3, s, s), and how far pixels of the border are off from each, (k,) of 255.
 
     `surface` is of second degree in place, fitted without the pixels that are far from it: a fruit may touch the
-    border. `by_rows` is, row by row, what lies between the row's two ends where these agree: a wall above a table.
+    border. `by_rows` is, row by row, what lies between the row's two ends where these agree, with each other and with
+    the picture's top or bottom: a wall above a table, but no fruit that touches both sides.
     """
 
     surface: np.ndarray
@@ -124,7 +126,7 @@ class _Estimate:
                 return None
         surface = np.tensordot(_robust_fit(terms[:, edge].T, small[:, edge].T), terms, axes=(0, 0))
         left, right = (np.median(part, axis=2) for part in (small[:, :, : _band(side)], small[:, :, -_band(side) :]))
-        agree = np.abs(left - right).max(0) <= STEPS
+        agree = (_far(left, right) <= STEPS) & _like_top_or_bottom(small, (left + right) / 2)
         if free is not None:
             agree &= free[:, 0] & free[:, -1]
         share = np.linspace(0, 1, side, dtype=np.float32)
@@ -136,6 +138,13 @@ class _Estimate:
     def best(self) -> np.ndarray:
         """The smooth one, unless rows fit clearly better: rows of either kind would show as stripes."""
         return self.by_rows if self.off[1].mean() < 0.8 * self.off[0].mean() else self.surface
+
+
+def _like_top_or_bottom(small: np.ndarray, ends: np.ndarray) -> np.ndarray:
+    """Whether the colours of rows' ends (3, s) are those of most of the picture's upper or lower border, bool (s,)."""
+    band = _band(len(ends[0]))
+    borders = [np.median(part.reshape(3, -1), axis=1)[:, None] for part in (small[:, :band], small[:, -band:])]
+    return np.minimum(*(_far(ends, one) for one in borders)) <= STEPS
 
 
 def _far(a: np.ndarray, b: np.ndarray) -> np.ndarray:

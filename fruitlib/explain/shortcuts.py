@@ -25,7 +25,7 @@ from fruitlib.explain.object_masks import Masks
 from fruitlib.runs.run import Run
 
 SHORTCUTS_FILE = "shortcuts.json"
-HEADLINE = ("heat_on_object", "hidden_accuracy", "hidden_chance")
+HEADLINE = ("heat_on_object", "hidden_told", "hidden_chance")
 MOST_PHOTOS = 400  # validation photos that are changed, evenly spread
 CURVE_PHOTOS = 16, 8  # photos whose curves are followed, of a small network and of a large one
 SMALL = 0.2e9  # floating-point operations for one photo, up to which a network is small
@@ -80,8 +80,9 @@ class Looked:
         for name, one in (("grey", self.changes[GREY]), ("hue", self.changes[HUE])):
             numbers |= {f"{name}_accuracy": one.accuracy, **_difference(name, one)}
         if self.background:
-            one = self.background.result
-            numbers |= {"hidden_accuracy": one.accuracy, "hidden_chance": one.beside, **_difference("hidden", one)}
+            one = self.background.told
+            numbers |= {"hidden_accuracy": self.background.answered.value, "hidden_told": one.accuracy}
+            numbers |= {"hidden_chance": one.beside, **_difference("hidden", one)}
             numbers |= {} if self.background.open else {"shortcut": int(self.background.shortcut)}
         for one in self.gains:
             name = f"{one.name.lower()}_gain"
@@ -161,11 +162,11 @@ def look(
     whole = len(known) < len(pictures)  # then the whole photo's hue is turned, alike in all
     turned = turned_hue(pictures, None if whole else masks.masks)
     plain = _predicted(model, pictures) if plain is None else plain
-    changed = grey_of(pictures), turned, masks.hidden[known]
-    grey, hue, hidden = (_predicted(model, part) for part in changed)
+    grey, hue = (_predicted(model, part) for part in (grey_of(pictures), turned))
+    without = _log_probs(model, masks.hidden[known]) if len(known) else None
     right = plain == labels
     own = [groups[i] for i in known]
-    behind = findings.background(labels[known], plain[known], hidden, names, own) if len(known) else None
+    behind = findings.background(labels[known], plain[known], without, names, own) if len(known) else None
     curves, chosen = _curves(model, pictures, heat, targets, seed)
     curve_groups = [groups[i] for i in chosen]
     return Looked(
@@ -233,14 +234,18 @@ def _operations(model: torch.nn.Module, picture: np.ndarray) -> float:
     return counter.get_total_flops()
 
 
-@torch.inference_mode()
-def _predicted(model: torch.nn.Module, pictures: np.ndarray, batch: int = 64) -> np.ndarray:
+def _predicted(model: torch.nn.Module, pictures: np.ndarray) -> np.ndarray:
     """Class indexes (n,) of pictures uint8 (n, S, S, 3)."""
+    return _log_probs(model, pictures).argmax(1)
+
+
+@torch.inference_mode()
+def _log_probs(model: torch.nn.Module, pictures: np.ndarray, batch: int = 64) -> np.ndarray:
+    """Log probabilities (n, C) of pictures uint8 (n, S, S, 3), at least one."""
     device = next(model.parameters()).device
     model.eval()
     parts = [pictures[start : start + batch] for start in range(0, len(pictures), batch)]
-    answers = [model(_floats(part).to(device)).argmax(1).cpu().numpy() for part in parts]
-    return np.concatenate(answers) if answers else np.zeros(0, int)
+    return torch.cat([model(_floats(part).to(device)).float().log_softmax(1).cpu() for part in parts]).numpy()
 
 
 def _floats(pictures: np.ndarray) -> torch.Tensor:
