@@ -29,8 +29,8 @@ MARKS = {  # columns of results.csv: what they are called, marker, colour
 def looked(found: Looked) -> Figure:
     """What the network was shown, and the three answers: heat on the object, accuracy on changed photos, curves."""
     heat = bool(found.heat.held.any())
-    figure = plt.figure(figsize=(9.2, 9.6))
-    grid = figure.add_gridspec(3, 6, height_ratios=(1.25, 1.15, 0.9), hspace=0.42, wspace=0.5)
+    figure = plt.figure(figsize=(9.2, 10.2))
+    grid = figure.add_gridspec(3, 6, height_ratios=(1.2, 1.35, 0.9), hspace=0.36, wspace=0.5)
     _strip(figure.add_subplot(grid[0, :]), found)
     if heat:
         _heat(figure.add_subplot(grid[1, :3]), found)
@@ -99,11 +99,11 @@ def _heat(ax: Axes, found: Looked) -> None:
 def _accuracy(ax: Axes, found: Looked) -> None:
     """Accuracy with 95 % intervals on the photos as they are and changed, from top to bottom."""
     plain = intervals.share_of(found.predicted == found.labels, found.groups)
-    rows = [("as they are", plain), ("without colour", found.changes[GREY].share)]
-    rows += [("other hue", found.changes[HUE].share)]
+    rows = [("as they are\n", plain), ("without colour\n", found.changes[GREY].share)]
+    rows += [("other hue\n", found.changes[HUE].share)]
     if found.background:
-        rows.append(("object hidden", found.background.answered))
-        rows.append(("hidden, leaning\ntaken out", found.background.told.share))
+        rows.append(("object hidden\n", found.background.answered))
+        rows.append(("hidden, leaning\ntaken out, ", found.background.told.share))
     for at, (_, share) in enumerate(rows):
         ax.plot([share.low, share.high], [at, at], color=RIGHT, linewidth=2)
         ax.plot(share.value, at, "o", color=RIGHT)
@@ -111,7 +111,7 @@ def _accuracy(ax: Axes, found: Looked) -> None:
         chance, last = found.background.told.beside, len(rows) - 1
         ax.plot([chance, chance], [last - 1.35, last + 0.35], color=WRONG, linewidth=2)
         ax.text(chance, last + 0.42, "best constant answer", color=WRONG, fontsize=9, ha="center", va="top")
-    names = [f"{name}\nn = {share.n}" for name, share in rows]
+    names = [f"{name}n = {share.n}" for name, share in rows]
     ax.set_yticks(range(len(rows)), names, fontsize=10)
     ax.set(xlim=(-0.02, 1.02), ylim=(len(rows) - 0.25, -0.5))
     ax.set_xlabel(f"with 95 % interval for {wording.new_text(found.groups, found.word)}", fontsize=10)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from fruitlib.explain import shortcuts
-from fruitlib.reporting import shortcut_figures
+from fruitlib.reporting import shortcut_figures, style
 
 WIDEST = 9.3  # inches: a page shows no more without making letters smaller
 
@@ -37,6 +37,7 @@ def photos(plain: bool, n: int = 12) -> np.ndarray:
 @pytest.mark.parametrize("heat", [0.0, 1.0], ids=["no heat", "heat"])
 @pytest.mark.parametrize("plain", [True, False], ids=["objects", "no objects"])
 def test_what_was_looked_at_is_drawn(plain, heat, capsys):
+    style.use_style()
     names = ["$a$ <b>", "_사과" * 12]
     labels, maps = np.repeat([0, 1], 6), np.full((12, 32, 32), heat, np.float32)
     found = shortcuts.look(Bright(), photos(plain), labels, maps, np.ones(12, int), names)
