@@ -221,7 +221,7 @@ def background(
     )
 
 
-def sweep_text(results: list[dict]) -> str:
+def shortcuts_text(results: list[dict]) -> str:
     """Of the runs of a sweep, rows of `results.csv`, in which a shortcut was found, in a sentence or two."""
     known = [row for row in results if row.get("shortcut") in (0, 1)]
     if not known:

@@ -58,6 +58,10 @@ class Looked:
             return f"Whether the background gives the class away cannot be told: {self.masks.summary}"
         return self.background.verdict(self.word)
 
+    def answer(self, otherwise: str) -> str:
+        """The verdict; where none can be given, that sentence and why."""
+        return self.verdict if self.background else f"{otherwise}. {self.verdict}"
+
     @property
     def lines(self) -> list[str]:
         """A sentence for each finding."""

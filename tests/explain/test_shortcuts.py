@@ -265,7 +265,7 @@ def test_the_verdict_needs_photos_and_groups(labels, groups, starts):
     ],
 )
 def test_a_sweep_says_which_runs_look_beside(rows, said):
-    assert findings.sweep_text(rows).startswith(said)
+    assert findings.shortcuts_text(rows).startswith(said)
 
 
 def test_what_does_not_fit_is_refused_in_a_line():
