@@ -141,19 +141,17 @@ def gains_text(gains: Sequence[Gain], groups: Sequence[str] | None, word: str = 
         f"{one.name} {one.value:+.2f}" + ("" if math.isnan(one.low) else f" ({one.low:+.2f} to {one.high:+.2f})")
         for one in gains
     ]
-    sure = [one for one in gains if one.low > 0]
-    verdict = (
-        "places that are hot count for more than random ones"
-        if len(sure) == len(gains)
-        else (
-            "that hot places count for more than random ones is shown by "
-            + (", ".join(one.name for one in sure) if sure else "none of the three")
+    sure, n = [one.name for one in gains if one.low > 0], wording.plural(gains[0].n, "photo")
+    if all(math.isnan(one.low) for one in gains):
+        return f"too few {wording.plural_of(word)} for intervals: {', '.join(parts)} (n = {n})"
+    verdict = "places that are hot count for more than random ones"
+    if len(sure) < len(gains):
+        verdict = (
+            f"that hot places count for more than random ones is shown by {', '.join(sure) or 'none of the three'}"
         )
-    )
     new = wording.new_text(groups if groups is not None else [""] * gains[0].n, word)
-    return f"{verdict}: area between the curves, in probability, with 95 % interval for {new}: {', '.join(parts)} " + (
-        f"(n = {gains[0].n} photos)"
-    )
+    between = f"area between the curves, in probability, with 95 % interval for {new}"
+    return f"{verdict}: {between}: {', '.join(parts)} (n = {n})"
 
 
 @dataclass(frozen=True)

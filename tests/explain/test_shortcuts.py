@@ -198,6 +198,8 @@ def test_a_gains_interval_respects_groups(groups, known):
     found = findings.gain("ROAD", values, groups)
     assert found.value == pytest.approx(0.2) and found.n == 12
     assert (found.low < 0.2 < found.high) is known
+    text = findings.gains_text([found, found, found], groups or [""] * 12, "tree")
+    assert text.startswith("places that are hot count" if known else "too few trees for intervals: ROAD +0.20, ROAD")
     if groups and known:  # two photos of a group that say the same are one piece of evidence
         alone = findings.gain("ROAD", values, None)
         assert found.high - found.low > 1.3 * (alone.high - alone.low)
