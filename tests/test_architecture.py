@@ -87,7 +87,7 @@ SCIPY = ("calibration", "crossed", "intervals", "learning_curve", "significance"
         ("seaborn", {"reporting.style", "reporting.metrics_figures"}),
         ("nbconvert", {"reporting.pages"}),
         ("filelock", {"core.files"}),
-        ("cv2", {"data.objects", "data.augment"}),
+        ("cv2", {"data.objects", "data.augment", "explain.object_masks"}),
         ("sklearn", {"data.stratify", "training.heads", "training.proof", *(f"evaluation.{name}" for name in SKLEARN)}),
         ("cleanlab", {"evaluation.label_errors"}),
         ("scipy", {f"evaluation.{name}" for name in SCIPY}),

@@ -15,6 +15,7 @@ and tables; `wording` alone puts them into sentences. Read `metrics` and `interv
     leakage         the price of leakage; is a test photo in training?
     answering       above which confidence the model may answer alone; sets of classes
     label_errors    which labels are doubtful
+    shortcut_findings  does a network look at the object? numbers and sentences
     validation      metrics.json: a run on its validation photos, beside the baselines
     matching        which photos of two tables are the same
     prediction_tables  predictions of a run, or of any program's CSV, as a checked table

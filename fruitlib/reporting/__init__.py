@@ -11,6 +11,7 @@ In: arrays and tables. Out: figures, which `style.save_figure` saves and shows, 
     compare_figures   07: who is right where, what both say and look at
     effects_figures   08: effects, means, costs, learning curves
     gradcam_sheets    04: heatmaps by layer and by epoch
+    shortcut_figures  04, 08: does the network look at the object?
     row_sheets        sheets of the photos that rows of a table name
     photo_trial       06: what the file to use says of single photos, and where it looked
     photo_sheets      sheets of photographs, of heatmaps and of feature maps

@@ -8,7 +8,7 @@ import pandas as pd
 from fruitlib.core import files
 from fruitlib.core.model_names import FITTED_HEADS
 from fruitlib.data import splits
-from fruitlib.evaluation import crossval, selection, sweep_answers, wording
+from fruitlib.evaluation import crossval, selection, shortcut_findings, sweep_answers, wording
 from fruitlib.evaluation.study import Study, build_study
 from fruitlib.runs.run import Run
 from fruitlib.runs.stages import STAGES
@@ -42,6 +42,9 @@ def results_table(plan: Sweep, work: dict[str, Run], states: dict, shipped: dict
             row |= run.read_json("metrics.json")
             if plan.pages == "every" or run.is_complete("05_quantize"):
                 row |= run.read_json("export.json")
+            if run.is_complete("04_gradcam"):
+                looked = run.read_json("shortcuts.json")
+                row |= {name: looked[name] for name in shortcut_findings.COLUMNS if name in looked}
             trained = run.record("train")
             row |= {new: trained.get(old) for new, old in RECORDED.items()}
             if run.is_complete(TEST_STAGE):
