@@ -17,6 +17,7 @@ In: arrays and tables. Out: figures, which `style.save_figure` saves and shows, 
     widgets           live curves, the live table, the Grad-CAM browser, a photo to try
     markup            foreign HTML made harmless
     pictures          foreign pictures checked and made lighter
+    page_figures      a notebook's picture on its page: enlarged, its numbers as CSV
     pages             an executed notebook -> what its page says
     site              executed notebooks -> an offline site
 """

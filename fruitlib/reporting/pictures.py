@@ -90,8 +90,15 @@ def _checked_svg(text: str) -> bytes:
         raise NotShown(f"it is no SVG ({first_line(problem)})") from None
     if root.tag != f"{NAMESPACE}svg":
         raise NotShown("it is no SVG")
-    _refuse_multiplied(root, "marker" in text.lower())
+    _refuse_multiplied(root, _has_markers(root))
     return text.encode()
+
+
+def _has_markers(root: ElementTree.Element) -> bool:
+    """Whether anything speaks of markers; words in comments, such as a class of that name, draw nothing."""
+    written = (element.text or "" for element in root.iter(f"{NAMESPACE}style"))
+    names = (f"{element.tag} {element.attrib}" for element in root.iter())
+    return any("marker" in text.lower() for text in (*written, *names))
 
 
 def _refuse_multiplied(root: ElementTree.Element, markers: bool) -> None:

@@ -49,7 +49,7 @@ def build_site(sweep_dir: Path, changed_only: bool = False) -> Path:
     folders = _folders(sweep_dir)
     pages = {path.name: write_folder(path, sweep["title"], path.name, changed_only) for path in folders}
     pages[""] = write_folder(sweep_dir, sweep["title"], "", changed_only)
-    style = files("fruitlib.reporting").joinpath("assets/report.css").read_text("utf-8")
+    style = _asset("report.css") + _asset("pages.css")
     if not (sweep_dir / "assets").is_symlink():
         write_text(sweep_dir / "assets/report.css", style)
     try:
@@ -125,6 +125,10 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html.j2")
 
 
+def _asset(name: str) -> str:
+    return files("fruitlib.reporting").joinpath(f"assets/{name}").read_text("utf-8")
+
+
 def _number(value) -> float:
     try:
         return float(value)
@@ -182,8 +186,8 @@ def _rendered(page: Page, root: Path, shared: dict) -> str:
 @functools.cache
 def _appearance() -> str:
     """A fingerprint that changes when pages would look different."""
-    template = files("fruitlib.reporting").joinpath("assets/report.html.j2").read_text("utf-8")
-    modules = [__name__, *(f"fruitlib.reporting.{name}" for name in ("pages", "pictures", "markup"))]
+    template = _asset("report.html.j2") + _asset("_settings.html.j2")
+    modules = [__name__, *(f"fruitlib.reporting.{name}" for name in ("pages", "page_figures", "pictures", "markup"))]
     return fingerprint(template, [source_code.module_fingerprint(module) for module in modules])
 
 
