@@ -21,7 +21,7 @@ from nbconvert.filters import Highlight2HTML, ansi2html, markdown2html, strip_an
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from fruitlib.core import texts
-from fruitlib.core.errors import InputError, first_line
+from fruitlib.core.errors import InputError, Interrupted, first_line
 from fruitlib.reporting import page_figures, pictures
 from fruitlib.reporting.markup import clean_markup
 from fruitlib.runs.headline import named
@@ -71,7 +71,7 @@ def _read(path: Path) -> Page:
     for output in (output for cell in page.cells for output in cell.get("outputs", [])):
         page.headline = _headline(output) or page.headline
         if output.output_type == "error":
-            page.failure = page.failure or f"Stopped by {_one_line(output)}"
+            page.failure = page.failure or _stopped_by(output)
     first = page.cells[0] if page.cells else None
     if first and first.cell_type == "markdown" and first.source.lstrip().startswith("# "):
         title, _, first.source = first.source.lstrip()[2:].partition("\n")
@@ -121,9 +121,14 @@ def _headline(output) -> dict:
     return {"state": found["state"], "text": found["text"], "numbers": kept, "named": named(kept)}
 
 
+def _stopped_by(error) -> str:
+    return _one_line(error) if error.ename == Interrupted.__name__ else f"Stopped by {_one_line(error)}"
+
+
 def _one_line(error) -> str:
-    text = ": ".join([error.ename, *strip_ansi(error.evalue).strip().splitlines()[:1]])
-    return texts.shortened(texts.printable(text), 1000)
+    first = strip_ansi(error.evalue).strip().splitlines()[:1]
+    name = [] if first and error.ename == Interrupted.__name__ else [error.ename]  # its line says all
+    return texts.shortened(texts.printable(": ".join([*name, *first])), 1000)
 
 
 def _settings(cells: list) -> list[tuple[str, str, str, str]]:
@@ -156,8 +161,11 @@ def _assignments(source: str) -> dict[str, tuple[str, str]]:
 def _evidence(cells: list, writing: _Writing) -> str:
     """Markdown and outputs in order; code folded, that of several cells without output into one fold."""
     parts, code = [], []
-    for cell in cells:
-        if cell.cell_type == "markdown":
+    absent = _absent(cells)
+    for place, cell in enumerate(cells):
+        if place in absent:
+            code += [_cut(cell.source, MAX_TEXT)] if cell.cell_type == "code" else []
+        elif cell.cell_type == "markdown":
             parts += [_code(code), writing.clean(markdown2html(_cut(cell.source, MAX_MARKUP)))]
             code, headings = [], re.findall(r"^#+ +(.+)$", cell.source, re.MULTILINE)
             writing.heading = (headings or [writing.heading])[-1]
@@ -167,6 +175,20 @@ def _evidence(cells: list, writing: _Writing) -> str:
                 parts += [_code(code), f'<div class="outputs">{shown}</div>']
                 code = []
     return "\n".join(part for part in [*parts, _code(code)] if part)
+
+
+def _absent(cells: list) -> set[int]:
+    """The cells of sections, from a heading of level 2 to the next, that say they do not apply (`style.leave_out`)."""
+    starts = [
+        place for place, cell in enumerate(cells) if cell.cell_type == "markdown" and "\n## " in f"\n{cell.source}"
+    ]
+    absent = set()
+    for start, end in itertools.pairwise([*starts, len(cells)]):
+        outputs = [output for cell in cells[start:end] for output in cell.get("outputs", [])]
+        failed = any(output.output_type == "error" for output in outputs)
+        said = any((output.get("metadata") or {}).get("fruitlib_absent") is True for output in outputs)
+        absent |= set(range(start, end)) if said and not failed else set()
+    return absent
 
 
 def _code(sources: list[str]) -> str:
@@ -191,8 +213,10 @@ def _output(output, writing: _Writing) -> str:
         text = f"<pre>{ansi2html(_cut(output.text))}</pre>" if output.text.strip() else ""
         return _fold("messages", text) if text and output.name == "stderr" else text
     if output.output_type == "error":
-        trace = _fold("traceback", f"<pre>{ansi2html(_cut(chr(10).join(output.traceback)))}</pre>")
-        return f'<div class="answer failed" id="failure"><p>{escape(_one_line(output))}</p>{trace}</div>'
+        lines, said = _cut("\n".join(output.traceback)), _one_line(output)
+        more = strip_ansi(lines).strip() != said  # our own errors have one line
+        trace = _fold("traceback", f"<pre>{ansi2html(lines)}</pre>") if more else ""
+        return f'<div class="answer failed" id="failure"><p>{escape(said)}</p>{trace}</div>'
     return "" if _headline(output) else _display(output, writing)
 
 

@@ -114,6 +114,11 @@ def save_figure(figure: Figure, path: Path) -> None:
         display(data, metadata=metadata, raw=True)
 
 
+def leave_out(why: str) -> None:
+    """In a section that does not apply to this run or sweep: say why. Its page leaves the whole section out."""
+    display({"text/plain": why}, metadata={"fruitlib_absent": True}, raw=True)
+
+
 def _save(figure: Figure, path: Path, kind: str) -> tuple[int, int]:
     """Write the picture; returns its width and height in pixels of a page."""
     if engine := figure.get_layout_engine():

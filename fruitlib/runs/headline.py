@@ -3,7 +3,7 @@
 import html
 
 from fruitlib.core import files
-from fruitlib.core.errors import first_line
+from fruitlib.core.errors import Interrupted, first_line
 from fruitlib.runs.run import Pruned
 
 # The numbers a page shows beside the answer, the first three that there are: name -> words, format, factor.
@@ -71,6 +71,7 @@ class Headline:
             data, metadata = _bundle("pruned", str(problem), {})
         else:
             text = f"stopped: {type(problem).__name__}: {first_line(problem)}"
+            text = str(problem) if isinstance(problem, Interrupted) else text
             data, metadata = _bundle("failed", text, {})
             metadata["fruitlib"]["headline"]["disk_failure"] = files.is_disk_failure(problem)
         self._state = metadata["fruitlib"]["headline"]["state"]

@@ -219,7 +219,7 @@ def test_live_curves_are_one_output_and_do_not_outweigh_training(monkeypatch):
     shown, updates = [], []
 
     class Handle:
-        def update(self, figure):
+        def update(self, figure, raw=False):
             updates.append(figure)
 
     monkeypatch.setattr(widgets, "display", lambda figure, display_id: shown.append(figure) or Handle())
@@ -231,18 +231,18 @@ def test_live_curves_are_one_output_and_do_not_outweigh_training(monkeypatch):
     for clock[0], table in zip([3, 3.5, 4, 5, 6, 6.6, 7], tables, strict=True):
         live(table)
     assert (len(shown), len(updates)) == (1, 1)  # after 3.5 and 6.6 seconds; drawing must not outweigh training
-    live.finish(tables[4])
-    assert len(updates) == 2  # and at the end, also where training stopped early
+    live.finish()
+    assert updates[1] == {"text/plain": ""}  # it goes: the notebook draws the history below, once
     quick = widgets.LiveCurves(epochs=6, seconds=3)
     quick(tables[6])
-    quick.finish(tables[6])
+    quick.finish()
     assert (len(shown), len(updates)) == (1, 2)  # over in a moment: the notebook draws all of it below
     monkeypatch.setenv("FRUITLIB_JOB", "somewhere")
     clock[0] = 0.0
     unseen = widgets.LiveCurves(epochs=6, seconds=3)
     for clock[0] in (4.0, 8.0):
         unseen(tables[6])
-    unseen.finish(tables[6])
+    unseen.finish()
     assert (len(shown), len(updates)) == (1, 2)  # executed by a sweep: nobody watches
 
 
