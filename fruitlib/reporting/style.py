@@ -9,6 +9,7 @@ import base64
 import functools
 import html
 import logging
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -42,9 +43,7 @@ def use_style() -> None:
     """The look of every figure: call once in a notebook's import cell."""
     sns.set_theme(style="whitegrid", context="notebook", palette="colorblind")
     plt.rcParams.update({"figure.dpi": DOTS, "axes.titleweight": "bold", "axes.titlesize": 12})
-    plt.rcParams.update(
-        {"svg.fonttype": "path", "svg.hashsalt": "fruitlib"}
-    )  # as drawn here, whatever fonts a reader has
+    plt.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": "fruitlib"})  # text stays text: small, any script
     plt.rcParams["text.parse_math"] = False  # a $ in a class name is a $
     plt.rcParams["font.family"] = [BASE]  # `labels` adds others as names need them
     warnings.filterwarnings("ignore", "Glyph .* missing from font")  # `labels` says it once, and what to install
@@ -138,8 +137,16 @@ def _save(figure: Figure, path: Path, kind: str) -> tuple[int, int]:
         for ax in figure.axes:
             ax.set_rasterization_zorder(2.4)  # bars, areas, lines; axes and words lie above
         figure.savefig(path, **how)
+    if kind == ".svg":
+        files.write_text(path, _for_readers(path.read_text("utf-8")))
     width, height = np.round(sides * min(DOTS, dots)).astype(int).tolist()
     return width, height
+
+
+def _for_readers(svg: str) -> str:
+    """An SVG with letters as wide as drawn (Verdana's are, where DejaVu is not installed), without what none sees."""
+    svg = re.sub(r"<!--.*?-->|<!DOCTYPE[^>]*>|<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    return re.sub(r">\s+<(?!/text|/tspan)", "><", svg).replace(f"'{BASE}'", f"'{BASE}', Verdana, sans-serif")
 
 
 def _shown(figure: Figure, path: Path, width: int, height: int) -> tuple[dict, dict]:

@@ -61,6 +61,6 @@ def test_the_picture_names_its_rows_and_its_table_has_them_all(tmp_path, blocks)
     table = figure.fruitlib_table
     assert len(table) == (1 + 3 * blocks if blocks < 20 else 31)
     style.save_figure(figure, tmp_path / "a.svg")
-    words = set(re.findall("<!-- (.*?) -->", (tmp_path / "a.svg").read_text()))
+    words = set(re.findall(">([^<>]+)</text>", (tmp_path / "a.svg").read_text()))
     assert {name for name in table["layer"] if name} <= words and "dB of signal over INT8's error" in words
     assert any("could not be drawn" in one for one in words) is False
