@@ -143,13 +143,9 @@ def threshold_curves(curves: dict[str, dict]) -> Figure:
     over.set(title="Over the threshold", xlabel="least probability to be called it", ylabel="recall —, precision --")
     for ax in (roc, pr, over):
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
-    if len(shown) > 4:  # no room for legends inside
-        handles, words = roc.get_legend_handles_labels()
-        words = [f"{w}, AP {curves[key]['ap']:.2f}" for w, key in zip(words, shown, strict=True)]
-        figure.legend(handles, words, loc="upper left", bbox_to_anchor=(0.02, 0), ncols=3, fontsize=9, frameon=False)
-    else:
-        for ax, place in ((roc, "lower right"), (pr, "lower left"), (over, "lower left")):
-            ax.legend(frameon=True, fontsize=9, loc=place)
+    handles, words = roc.get_legend_handles_labels()
+    words = [f"{w}, AP {curves[key]['ap']:.2f}" for w, key in zip(words, shown, strict=True)]
+    figure.legend(handles, words, loc="upper left", bbox_to_anchor=(0.02, 0), ncols=3, fontsize=9, frameon=False)
     if len(shown) < len(curves):
         figure.suptitle(f"The {len(shown)} of {len(curves):,} classes with the lowest average precision", fontsize=11)
     figure.subplots_adjust(left=0.06, right=0.99, bottom=0.15, top=0.88, wspace=0.27)

@@ -21,7 +21,7 @@ MAX_SIDE = 16_383  # of a WebP
 QUALITY = 60  # of a WebP: sheets have two pixels for each of the page, so what is lost is small
 MAX_DRAWN = 50_000  # elements of an SVG that repeats its elements: a browser takes seconds for them
 COST_OF_FILTER = 200  # elements that take a browser as long as blurring one
-LARGE = 80_000  # base64 characters of a PNG or JPEG: charts are smaller, sheets of photographs larger
+LARGE_PNG = 80_000  # base64 characters of a PNG or JPEG: charts are smaller, sheets of photographs larger
 
 
 class NotShown(ValueError):
@@ -48,7 +48,7 @@ def embedded(mime: str, content: str) -> str:
         raise NotShown("it is not encoded as base64") from None
     picture = _opened(data)
     found = next(mime for mime, name in RASTER.items() if name == picture.format)
-    if found in ("image/png", "image/jpeg") and len(content) >= LARGE:
+    if found in ("image/png", "image/jpeg") and len(content) >= LARGE_PNG:
         found, content = "image/webp", _as_webp(picture)
     return f"data:{found};base64,{content}"
 
