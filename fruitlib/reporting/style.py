@@ -113,9 +113,10 @@ def save_figure(figure: Figure, path: Path) -> None:
         display(data, metadata=metadata, raw=True)
 
 
-def leave_out(why: str) -> None:
+def leave_out(why: str, when: bool = True) -> None:
     """In a section that does not apply to this run or sweep: say why. Its page leaves the whole section out."""
-    display({"text/plain": why}, metadata={"fruitlib_absent": True}, raw=True)
+    if when:
+        display({"text/plain": why}, metadata={"fruitlib_absent": True}, raw=True)
 
 
 def _save(figure: Figure, path: Path, kind: str) -> tuple[int, int]:
