@@ -23,6 +23,7 @@ NAMED = {
     "size_mb_fp32": ("fp32, MB", ".2f", 1),
     "accuracy_difference": ("points of accuracy B has more", ".1f", 100),
     "disagree": ("photos they predict differently", ".0f", 1),
+    "p": ("p of the test", ".2g", 1),
     "questions": ("questions asked", ".0f", 1),
     "significant": ("significant answers", ".0f", 1),
     "runs": ("runs", ".0f", 1),
