@@ -33,6 +33,13 @@ class InputError(ValueError):
         return [f"InputError: {self}"]
 
 
+class Interrupted(KeyboardInterrupt):
+    """A person stopped it; the message, one line, says how it goes on. Jupyter shows that line, without a traceback."""
+
+    def _render_traceback_(self) -> list[str]:
+        return [str(self)]
+
+
 def first_line(problem: BaseException | str) -> str:
     """The first line of an exception or its text, short and safe to print; its name if it has no text."""
     text = str(problem).strip()

@@ -235,10 +235,10 @@ class _Trial:
         recipe = replace(chosen.recipe, fp32=()) if chosen else next(iter(self.graphs))
         weights = {node.name: node.input[1] for node in self.calibrated.graph.graph.node if len(node.input) > 1}
         found = self.errors_of(recipe if recipe in self.graphs else next(iter(self.graphs)))
-        return {_label(name, weights[name]): error for name, error in found.items()}
+        return {layer_label(name, weights[name]): error for name, error in found.items()}
 
 
-def _label(node: str, weight: str) -> str:
+def layer_label(node: str, weight: str) -> str:
     """A layer's name in the network."""
     return weight.removeprefix("model.").removeprefix("net.").removesuffix(".weight") if "weight" in weight else node
 

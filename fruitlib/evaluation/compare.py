@@ -68,6 +68,7 @@ class Comparison:
     folds: bool = False  # out-of-fold predictions of combinations
     chosen_among: int = 0  # as in `Pair`
     candidates: int = 0  # runs, or combinations, of the sweep both belong to; 0: none, or on test photos
+    tie: str = ""  # where they tie in what their sweep chose by: that, and which one was chosen by what
 
     @property
     def significant(self) -> bool:
@@ -164,6 +165,7 @@ def compare_pair(pair: Pair) -> Comparison:
         folds=pair.a.part == "oof",
         chosen_among=pair.chosen_among,
         candidates=_candidates(pair),
+        tie=_tie(pair),
     )
 
 
@@ -179,6 +181,29 @@ def _candidates(pair: Pair) -> int:
     if not a.run or not b.run or "test" in (a.part, b.part) or a.run.path == b.run.path:
         return 0
     return len(_ranked(a.run.sweep_dir)[0]) if a.run.sweep_dir == b.run.sweep_dir else 0
+
+
+def _tie(pair: Pair) -> str:
+    """How a tie of two runs in what their sweep chose by was broken; "" where there is none, or neither was chosen."""
+    if not _candidates(pair) or pair.a.part == "oof":
+        return ""
+    folder = pair.a.run.sweep_dir
+    if not (folder / "sweep.json").is_file() or not (folder / "results.csv").is_file():
+        return ""
+    sweep, table = read_sweep(folder), files.read_csv(folder / "results.csv", dtype={"run": str}).set_index("run")
+    by, names = str(sweep.get("choose_by", "macro_f1")), [pair.a.run.name, pair.b.run.name]
+    if by not in table or not set(names) <= set(table.index) or sweep.get("chosen") not in names:
+        return ""
+    score, other = table.loc[names, by].tolist()
+    if not abs(score - other) < 1e-9:
+        return ""
+    side = "AB"[names.index(sweep["chosen"])]
+    measure = by.replace("_", "-").replace("f1", "F1")
+    text = f"{measure} {score:.3f} each: a tie, which proves neither better. {side} was chosen"
+    if "val_loss" not in table or table.loc[names, "val_loss"].nunique() < 2:
+        return f"{text} as the first in the sweep's order"
+    losses = table.loc[names, "val_loss"].sort_values()
+    return f"{text} for its lower validation loss ({losses.iloc[0]:.3g}, the other's {losses.iloc[1]:.3g})"
 
 
 def disagreements(pair: Pair) -> pd.DataFrame:

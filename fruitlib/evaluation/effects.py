@@ -20,6 +20,7 @@ from fruitlib.evaluation import crossed, significance
 from fruitlib.evaluation.outcomes import Outcomes
 from fruitlib.evaluation.study import SCORES, compared_settings, ordered_values, value_text
 
+MEASURED_NOISE = 0.05  # share by which two latencies may differ and still count as equal
 COSTS = ("parameters", "mflops", "size_mb_int8", "latency_ms_int8")
 SIGNIFICANCE_LEVEL = 0.05
 SEEDS_ADVISED = 5
@@ -264,23 +265,32 @@ def load_importances(sweep_dir: Path) -> pd.DataFrame:
     return table.sort_values("importance", ascending=False, ignore_index=True)
 
 
-def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> np.ndarray:
-    """Which points (n,) no other beats: none is as cheap and as good, and cheaper or better; NaN is never on it."""
+def pareto_front(costs: Sequence[float], scores: Sequence[float], alike: float = 0) -> np.ndarray:
+    """Which points (n,) no other beats: none is as cheap and as good, and cheaper or better; NaN is never on it.
+
+    Costs that differ by at most the share `alike` count as equal: of those the better score beats.
+    """
     cost, score = np.asarray(costs, float), np.asarray(scores, float)
-    no_worse = (cost[None] <= cost[:, None]) & (score[None] >= score[:, None])
-    better = (cost[None] < cost[:, None]) | (score[None] > score[:, None])
+    margin = alike * np.abs(cost)[:, None]
+    no_worse = (cost[None] <= cost[:, None] + margin) & (score[None] >= score[:, None])
+    better = (cost[None] < cost[:, None] - margin) | (score[None] > score[:, None])
     return np.isfinite(cost) & np.isfinite(score) & ~(no_worse & better).any(1)
 
 
+def noise_of(cost: str) -> float:
+    """The share of a cost by which runs must differ to differ: a measured time varies by itself."""
+    return MEASURED_NOISE if cost.startswith("latency") else 0.01
+
+
 def cost_measures(results: pd.DataFrame) -> tuple[list[str], bool]:
-    """The costs worth a panel, and whether they vary between runs; where none does, one that is known.
+    """The costs worth a panel, those that set runs apart, and whether there is any.
 
     Known of more than half of the runs: with `pages: best`, few are exported and have a size and a latency.
 
     A latency that is measured differs between twins too, so where size and parameters do not vary it does not count.
     """
     known = [name for name in COSTS if name in results and results[name].notna().mean() > 0.5]
-    varying = [name for name in known if np.ptp(results[name].dropna()) > 0.01 * results[name].abs().max()]
+    varying = [name for name in known if np.ptp(results[name].dropna()) > noise_of(name) * results[name].abs().max()]
     if set(varying) - {"latency_ms_int8"}:
         return varying, True
-    return known[-1:], False
+    return [], False

@@ -42,6 +42,16 @@ def _points(row, *names: str) -> list[str]:
     return [f"{measure_scale(row['measure'])[0] * row[name]:+.1f}" for name in names]
 
 
+def _undecided(row, *names: str) -> bool:
+    """Whether an interval of points goes beyond what there can be: it excludes nothing."""
+    return measure_scale(row["measure"])[1] == "points" and any(abs(row[name]) > 1 for name in names)
+
+
+def _cannot_tell(row) -> str:
+    seeds = plural(int(row["seeds"]), "seed")
+    return f"{seeds} cannot tell (an interval from them is wider than all that is possible); give {SEEDS_ADVISED}"
+
+
 def question_text(row) -> str:
     """`batch_size 16 over 4: macro-F1 -8.7 points`."""
     other = f", with {row['with']} {row['with_to']} rather than {row['with_from']}" if "with" in row else ""
@@ -59,6 +69,8 @@ def seeds_text(row) -> str:
     """What is known of other seeds on the same photos."""
     if row["seeds"] < 2:
         return f"on these photos, other seeds: one seed does not show how much luck matters; give {SEEDS_ADVISED}"
+    if _undecided(row, "seeds_low", "seeds_high"):
+        return f"on these photos, other seeds: {_cannot_tell(row)}"
     low, high = _points(row, "seeds_low", "seeds_high")
     few = f"; {SEEDS_ADVISED} would say more" if row["seeds"] < SEEDS_ADVISED else ""
     return f"on these photos, other seeds: {low} to {high} ({plural(int(row['seeds']), 'seed')}{few})"
@@ -68,11 +80,13 @@ def new_groups_text(row, word: str = "group") -> str:
     """What is known of new groups, or photos, and seeds; with the verdict."""
     if not row["photos"]:
         return f"about other photos it says nothing; {_verdict(row)}"
-    low, high = _points(row, "low", "high")
     evidence = f"{row['photos']:,} photos"
     if row["groups"]:
         evidence = f"{plural(int(row['groups']), word)}, {evidence}"
     new = f"new {plural_of(word) if row['groups'] else 'photos'}"
+    if _undecided(row, "low", "high"):
+        return f"{new}{' and seeds' if row['seeds'] > 1 else ''}: {_cannot_tell(row)} ({evidence}); {_verdict(row)}"
+    low, high = _points(row, "low", "high")
     if row["seeds"] < 2:
         return f"{new}, this seed alone: {low} to {high} ({evidence}): no verdict from one seed"
     return f"{new} and seeds: {low} to {high} ({evidence}): {_verdict(row)}"
@@ -87,6 +101,8 @@ def _verdict(row) -> str:
     ends = [abs(row[name]) for name in ("low", "high", "seeds_low", "seeds_high") if math.isfinite(row[name])]
     text = f"not significant (Holm p {row['holm_p']:.2g})"
     if not ends or not math.isfinite(row["findable"]):
+        return text
+    if unit == "points" and max(*ends, row["findable"]) > 1:  # more than there can be
         return text
     return (
         f"{text}; at most {factor * max(ends):.0f} {unit} either way; "
@@ -129,6 +145,8 @@ def effects_answer_text(effects: pd.DataFrame, measure: str, word: str = "group"
         found = "; ".join(map(question_text, significant.to_dict("records")))
         return f"On {new}: {found} ({questions}, {int(asked['significant'].sum())} significant)"
     findable = 100 * asked["findable"].median()
+    if not findable < 100:
+        return f"So few seeds show no difference, however large: give {SEEDS_ADVISED} ({questions})"
     return (
         f"No setting changed {measure_name(measure)} beyond chance on {new} "
         f"({questions}; a difference of about {findable:.0f} points would have been found)"
@@ -148,8 +166,8 @@ def lr_comparison_text(compared: LrComparison, word: str = "group") -> str:
 
 
 def costs_text(costs_vary: bool) -> str:
-    """Why `effects.cost_measures` chose one cost only, where no cost sets runs apart; else empty."""
-    return "" if costs_vary else "all runs have the same network: only measured latency varies, and that by chance"
+    """Why `effects.cost_measures` chose no cost; else empty."""
+    return "" if costs_vary else "all runs have the same network, so they cost the same"
 
 
 def learning_curve_text(curve: LearningCurve) -> str:

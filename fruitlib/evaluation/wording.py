@@ -146,6 +146,7 @@ def comparison_text(comparison: Comparison) -> str:
     if comparison.alone:
         return f"Only one {'combination' if comparison.folds else 'run'} is complete: nothing to compare"
     text = f"A is right on {comparison.a_correct}/{comparison.n}, B on {comparison.b_correct}/{comparison.n}. "
+    text += f"{comparison.tie}. " if comparison.tie else ""
     if not comparison.disagree:
         return text + "They predict the same for every photo: nothing tells them apart"
     text += f"They disagree on {comparison.disagree}; "

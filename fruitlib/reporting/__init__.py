@@ -8,6 +8,7 @@ In: arrays and tables. Out: figures, which `style.save_figure` saves and shows, 
     training_figures  02: curves of a training, the learning rate finder
     metrics_figures   03, 06: intervals, confusion, reliability, thresholds, groups
     export_figures    05: size and latency
+    graph_figure      05: the network operator by operator, and the error of each layer in INT8
     compare_figures   07: who is right where, what both say and look at
     effects_figures   08: effects, means, costs, learning curves
     gradcam_sheets    04: heatmaps by layer and by epoch
@@ -23,6 +24,7 @@ In: arrays and tables. Out: figures, which `style.save_figure` saves and shows, 
     label_desk        01, 03: labels that a person looks at, to keep, relabel or set aside
     markup            foreign HTML made harmless
     pictures          foreign pictures checked and made lighter
+    page_figures      a notebook's picture on its page: enlarged, its numbers as CSV
     pages             an executed notebook -> what its page says
     sprites           photos and heat on sheets beside the pages
     explore           what the report's script works with

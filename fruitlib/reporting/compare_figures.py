@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from fruitlib.core.errors import InputError
 from fruitlib.evaluation.compare import Pair
 from fruitlib.reporting.labels import label
-from fruitlib.reporting.style import COLOURS, drawing
+from fruitlib.reporting.style import COLOURS, drawing, keep_table
 from fruitlib.runs.run import Run
 
 SIDES = {"a": COLOURS["train"], "b": COLOURS["val"]}
@@ -20,6 +20,8 @@ MAX_BARS = 6  # classes that have bars for a photo, where there are more
 def two_by_two(table: np.ndarray) -> Axes:
     """Photos by whether A (rows) and B (columns) are right, (2, 2); only the two framed fields show a difference."""
     figure, ax = plt.subplots(figsize=(4.4, 3.4))
+    rows = pd.DataFrame(table, ["A right", "A wrong"], ["B right", "B wrong"])
+    keep_table(figure, rows.rename_axis("photos").reset_index())
     ax.imshow(table / max(table.sum(), 1), cmap="Blues", vmin=0, vmax=1.2)
     for (row, column), n in np.ndenumerate(table):
         ink = "white" if n / max(table.sum(), 1) > 0.6 else "black"
@@ -32,7 +34,6 @@ def two_by_two(table: np.ndarray) -> Axes:
     ax.set(xticks=[0, 1], xticklabels=["B right", "B wrong"], yticks=[0, 1], yticklabels=["A right", "A wrong"])
     ax.set_title("Photos: who is right?")
     ax.grid(visible=False)
-    figure.tight_layout()
     return ax
 
 
@@ -43,7 +44,9 @@ def differences(rows: dict[str, tuple[float, float, float]], units: str, signifi
     A line has the colour of the better side. It is grey where it crosses 0; all are where the two sides do not differ
     significantly by the test. `units` says how many photos or groups there are.
     """
-    _, ax = plt.subplots(figsize=(8, 1.3 + 0.55 * len(rows)))
+    figure, ax = plt.subplots(figsize=(8, 1.3 + 0.55 * len(rows)))
+    numbers = pd.DataFrame(list(rows.values()), list(rows), ["B less A", "low", "high"])
+    keep_table(figure, numbers.rename_axis("measure").reset_index())
     ax.axvline(0, color="#333333", linewidth=1)
     for row, (value, low, high) in enumerate(rows.values()):
         better = "b" if low > 0 else "a" if high < 0 else ""
@@ -86,6 +89,7 @@ def disagreements(
         width_ratios=widths,
         layout="constrained",
     )
+    keep_table(figure, table)
     for row, (line, record) in enumerate(zip(axes, table.to_dict("records"), strict=True)):
         for ax, column in zip(line, columns, strict=True):
             if column == "bars":
@@ -116,13 +120,13 @@ def _bars(ax: Axes, record: dict, class_names: list[str]) -> None:
         ax.axis("off")
         return
     ax.set(yticks=rows, yticklabels=[label(name, 20) for name in names], xlim=(0, 1.02), ylim=(len(rows) - 0.5, -0.5))
-    ax.tick_params(labelsize=8)
+    ax.tick_params(labelsize=9)
     ax.spines[["top", "right"]].set_visible(False)
 
 
 def _over(ax: Axes, text: str, points: int, **look) -> None:
     """Small text so many points above the axes."""
-    ax.annotate(text, (0, 1), (0, points), xycoords="axes fraction", textcoords="offset points", fontsize=8, **look)
+    ax.annotate(text, (0, 1), (0, points), xycoords="axes fraction", textcoords="offset points", fontsize=9, **look)
 
 
 def _strongest(record: dict, class_names: list[str]) -> list[str]:

@@ -10,11 +10,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from fruitlib.evaluation import study
-from fruitlib.evaluation.effects import pareto_front
+from fruitlib.evaluation.effects import noise_of, pareto_front
 from fruitlib.evaluation.effects_wording import COST_NAMES, learning_curve_text, measure_name, measure_scale
 from fruitlib.evaluation.learning_curve import LearningCurve
 from fruitlib.reporting.labels import find_fonts, label
-from fruitlib.reporting.style import COLOURS, drawing
+from fruitlib.reporting.style import COLOURS, drawing, keep_table
 
 SIGNIFICANT_COLOUR, OTHER_COLOUR, LINE_COLOUR = COLOURS["train"], "#8c8c8c", "#333333"
 DOT_COLOUR, BEST_COLOUR = COLOURS["train"], COLOURS["train"]
@@ -38,8 +38,9 @@ def forest(effects: pd.DataFrame) -> Figure:
     rows = list(dict.fromkeys(table.sort_values("p", kind="stable")["name"]))[:MAX_ROWS]
     rows = [row for row in dict.fromkeys(name) if row in rows]
     figure, axes = plt.subplots(
-        1, len(measures), figsize=(3.2 + 2.9 * len(measures), 1.5 + 0.42 * len(rows)), sharey=True, squeeze=False
+        1, len(measures), figsize=(2.6 + 2.2 * len(measures), 1.5 + 0.42 * len(rows)), sharey=True, squeeze=False
     )
+    keep_table(figure, effects.drop(columns="summary", errors="ignore"))
     for ax, measure in zip(axes[0], measures, strict=True):
         factor, unit = measure_scale(measure)
         for row in table[(table["measure"] == measure) & table["name"].isin(rows)].to_dict("records"):
@@ -88,7 +89,8 @@ def means(results: pd.DataFrame, differs: Sequence[str], measure: str) -> Figure
     settings = every[:MAX_SETTINGS]
     columns = min(3, len(settings))
     lines = -(-len(settings) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(4.1 * columns, 3.2 * lines), sharey=True, squeeze=False)
+    figure, axes = plt.subplots(lines, columns, figsize=(3 * columns + 0.2, 2.9 * lines), sharey=True, squeeze=False)
+    keep_table(figure, results[[name for name in ("run", *differs, measure) if name in results]])
     for ax, setting in zip(axes.flat, settings, strict=False):
         rows = results[results[measure].notna()]
         values = study.ordered_values(rows[setting])
@@ -134,7 +136,8 @@ def parallel(results: pd.DataFrame, settings: Sequence[str], measure: str) -> Fi
     rows = results[results[measure].notna()].sort_values(measure)
     scores = rows[measure].astype(float)
     places = {setting: _places(rows[setting], setting == "lr") for setting in settings}
-    figure, ax = plt.subplots(figsize=(2.6 + 1.9 * len(settings), 4))
+    figure, ax = plt.subplots(figsize=(2.2 + (1.9 if len(settings) < 4 else 1.4) * len(settings), 4))
+    keep_table(figure, results[[name for name in ("run", *settings, measure) if name in results]])
     norm = plt.Normalize(scores.min() - 1e-9, scores.max() + 1e-9)
     heights = np.column_stack([place for place, _ in places.values()] + [norm(scores)])
     jitter = np.random.default_rng(0).uniform(-0.02, 0.02, heights.shape) * [*[1] * len(settings), 0]
@@ -200,7 +203,8 @@ def _places(values: pd.Series, log: bool) -> tuple[np.ndarray, list[tuple[float,
 def importances(table: pd.DataFrame) -> Axes:
     """Optuna's importances as bars, from `effects.load_importances`; the 24 greatest."""
     table = table.sort_values("importance", ascending=False, kind="stable").head(MAX_ROWS)
-    _, ax = plt.subplots(figsize=(6.5, 1.2 + 0.38 * len(table)))
+    figure, ax = plt.subplots(figsize=(6.5, 1.2 + 0.38 * len(table)))
+    keep_table(figure, table)
     bars = ax.barh([_wrapped(k, 34) for k in table["setting"]], table["importance"], color=DOT_COLOUR, height=0.6)
     ax.bar_label(bars, [f"{v:.2f}" for v in table["importance"]], padding=4, fontsize=9)
     ax.set(
@@ -223,8 +227,9 @@ def trade_off(results: pd.DataFrame, costs: Sequence[str]) -> Figure:
     columns = min(2, len(costs))
     lines = -(-len(costs) // columns)
     figure, axes = plt.subplots(
-        lines, columns, figsize=(6.8 if columns == 1 else 10.4, 3.7 * lines), sharey=True, squeeze=False
+        lines, columns, figsize=(6.8 if columns == 1 else 9.2, 3.6 * lines), sharey=True, squeeze=False
     )
+    keep_table(figure, results[["run", "accuracy", "accuracy_low", "accuracy_high", "n", *costs]])
     results, letters = results[results["accuracy"].notna()], {}
     for ax, cost in zip(axes.flat, costs, strict=False):
         _front(ax, results[results[cost].notna()], cost, letters)
@@ -244,7 +249,7 @@ def trade_off(results: pd.DataFrame, costs: Sequence[str]) -> Figure:
 
 def _front(ax: Axes, rows: pd.DataFrame, cost: str, letters: dict[str, str]) -> None:
     """One cost; runs on its front get a letter, the same one in every panel."""
-    best = pareto_front(rows[cost], rows["accuracy"])
+    best = pareto_front(rows[cost], rows["accuracy"], noise_of(cost))
     for row, on in zip(rows.to_dict("records"), best, strict=True):
         low, high = row["accuracy_low"], row["accuracy_high"]
         ax.plot(
@@ -271,7 +276,9 @@ def _letter(number: int) -> str:
 def learning_curves(curves: Sequence[LearningCurve], measure: str) -> Figure:
     """A panel per `LearningCurve`, of 6 at most: seeds as dots, means, the fit, and its band beyond the data."""
     every, curves = len(curves), curves[:MAX_CURVES]
-    figure, axes = plt.subplots(1, len(curves), figsize=(6 * len(curves), 3.9), sharey=True, squeeze=False)
+    wide = 6 if len(curves) == 1 else 4.6
+    figure, axes = plt.subplots(1, len(curves), figsize=(wide * len(curves), 3.9), sharey=True, squeeze=False)
+    keep_table(figure, pd.concat([curve.points.assign(of=curve.class_name or "all classes") for curve in curves]))
     for ax, curve in zip(axes[0], curves, strict=True):
         points, line = curve.points, curve.line
         ax.plot(points["photos"], points["score"], "o", color=DOT_COLOUR, alpha=0.6, markersize=5, label="a seed")

@@ -2,17 +2,21 @@
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 
 from fruitlib.core.texts import shortened
-from fruitlib.reporting.style import drawing
+from fruitlib.reporting.style import drawing, keep_table
 
 
 @drawing
 def cost_bars(values: dict[str, float], title: str, xlabel: str, spread: dict[str, tuple] | None = None) -> Axes:
     """One bar a backend (size, latency); `spread` gives (low, high) for an error bar."""
-    _, ax = plt.subplots(figsize=(6.5, 1.1 + 0.45 * len(values)))
+    figure, ax = plt.subplots(figsize=(6.5, 1.1 + 0.45 * len(values)))
     heights = list(values.values())
+    table = pd.DataFrame({"file": list(values), xlabel: heights})
+    ends = {end: [pair[n] for pair in spread.values()] for n, end in enumerate(("low", "high"))} if spread else {}
+    keep_table(figure, table.assign(**ends))
     errors = None
     if spread:
         errors = np.array([[v - spread[k][0], spread[k][1] - v] for k, v in values.items()]).T
@@ -29,7 +33,8 @@ def cost_bars(values: dict[str, float], title: str, xlabel: str, spread: dict[st
 def layer_bars(errors: dict[str, float], most: int = 20) -> Axes:
     """The signal-to-noise ratio in dB of the `most` layers that INT8 computes worst, the worst on top."""
     worst = dict(sorted(errors.items(), key=lambda item: item[1])[:most])
-    _, ax = plt.subplots(figsize=(8, 1.3 + 0.32 * max(1, len(worst))))
+    figure, ax = plt.subplots(figsize=(8, 1.3 + 0.32 * max(1, len(worst))))
+    keep_table(figure, pd.DataFrame(sorted(errors.items(), key=lambda item: item[1]), columns=["layer", "dB"]))
     bars = ax.barh([shortened(name, 44) for name in worst], list(worst.values()), color="#0072b2", height=0.65)
     ax.bar_label(bars, [f"{value:.0f}" for value in worst.values()], padding=6, fontsize=10)
     ends = [0, *worst.values()]

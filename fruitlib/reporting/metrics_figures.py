@@ -17,7 +17,7 @@ from fruitlib.evaluation.intervals import Share
 from fruitlib.evaluation.wording import plural_of
 from fruitlib.reporting.labels import label
 from fruitlib.reporting.labels import labels as named
-from fruitlib.reporting.style import COLOURS, ROWS, drawing, greatest, row_height
+from fruitlib.reporting.style import COLOURS, ROWS, drawing, greatest, keep_table, row_height
 
 MARKS = ("-", "--", "-.", ":")  # besides its colour, by which a class's line is known
 INKS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")  # Okabe and Ito 2008
@@ -29,7 +29,9 @@ NUMBERS, CELLS, PAIRS = 20, 60, 30  # classes of a matrix with numbers, and of o
 @drawing
 def scores(rows: dict[str, tuple[float, float, float]], title: str, xlabel: str) -> Axes:
     """Named numbers with their intervals (value, low, high), one a row; no line where an interval is NaN."""
-    _, ax = plt.subplots(figsize=(8, 1.1 + 0.5 * len(rows)))
+    figure, ax = plt.subplots(figsize=(8, 1.1 + 0.5 * len(rows)))
+    numbers = pd.DataFrame(rows.values(), columns=["value", "low", "high"])
+    keep_table(figure, numbers.assign(of=list(rows))[["of", "value", "low", "high"]])
     for row, (name, (value, low, high)) in enumerate(rows.items()):
         colour = "#666666" if "baseline" in name else COLOURS["val"]
         ax.plot([low, high], [row, row], color=colour, linewidth=2)
@@ -44,7 +46,8 @@ def scores(rows: dict[str, tuple[float, float, float]], title: str, xlabel: str)
 def shares(rows: dict[str, Share], title: str, word: str = "group") -> Axes:
     """Named shares, one a row: a thin line for new groups (new photos, where none belong together), and a thick one for
     more photos of the same groups; `word` is what a group is called."""
-    _, ax = plt.subplots(figsize=(8, 1.2 + 0.55 * len(rows)))
+    figure, ax = plt.subplots(figsize=(8, 1.2 + 0.55 * len(rows)))
+    keep_table(figure, pd.DataFrame([{"of": name} | _share_row(share) for name, share in rows.items()]))
     for row, share in enumerate(rows.values()):
         if share.groups:
             same = [share.same_low, share.same_high]
@@ -68,7 +71,7 @@ def reliability(
     """
     figure, (ax, below) = plt.subplots(2, 1, figsize=(6, 5.6), sharex=True, height_ratios=(3, 1))
     ax.plot([0, 1], [0, 1], color="#777777", linewidth=1, linestyle=":", label="as sure as right")
-    shown = {"as it is": (probs, COLOURS["val"], "o", -0.006)}
+    shown, numbers = {"as it is": (probs, COLOURS["val"], "o", -0.006)}, []
     if scaled is not None:
         shown["temperature scaled"] = (scaled, COLOURS["train"], "s", 0.006)
     for name, (values, colour, mark, shift) in shown.items():
@@ -77,6 +80,9 @@ def reliability(
         x, y = confidence[there] / weight[there] + shift, right[there] / weight[there]
         worth = weight[there] ** 2 / squares[there]  # photos of one weight that say as much
         ends = [metrics.wilson_share(*pair) for pair in zip(y, worth, strict=True)]
+        bins = {"confidence": confidence[there] / weight[there], "right": y, "weight of photos": weight[there]}
+        bins |= {"right low": [low for low, _ in ends], "right high": [high for _, high in ends]}
+        numbers.append(pd.DataFrame(bins).assign(of=name))
         ax.vlines(x, *np.transpose(ends), color=colour, linewidth=1.5, alpha=0.7)
         ax.plot(x, y, mark, color=colour, label=name)
         edges = np.linspace(0, 1, calibration.BINS + 1)
@@ -85,7 +91,8 @@ def reliability(
     ax.legend(frameon=True, loc="upper left", fontsize=9)
     below.set(xlabel="confidence: probability of the predicted class", ylabel="photos", xlim=(0, 1.02))
     below.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=3))
-    figure.tight_layout()
+    figure.subplots_adjust(hspace=0.12)
+    keep_table(figure, pd.concat(numbers))
     return figure
 
 
@@ -95,8 +102,9 @@ def risk_coverage(alone: Answering) -> Axes:
 
     The dotted line is the share wrong that is allowed; a vertical line marks the threshold that is proven.
     """
-    curve, (_, ax) = alone.curve, plt.subplots(figsize=(7, 4))
+    curve, (figure, ax) = alone.curve, plt.subplots(figsize=(7, 4))
     answered = curve["photos"] / alone.n
+    keep_table(figure, pd.DataFrame({name: curve[name] for name in ("photos", "wrong", "bound")}))
     ax.fill_between(answered, curve["wrong"] / curve["photos"], curve["bound"], color=COLOURS["val"], alpha=0.18)
     ax.plot(answered, curve["bound"], color=COLOURS["val"], linewidth=1, label="95 % upper bound")
     ax.plot(answered, curve["wrong"] / curve["photos"], color=COLOURS["val"], label="wrong here")
@@ -119,7 +127,8 @@ def threshold_curves(curves: dict[str, dict]) -> Figure:
     """
     names = list(curves)
     shown = [names[place] for place in greatest([-curve["ap"] for curve in curves.values()], CURVES)]
-    figure, (roc, pr, over) = plt.subplots(1, 3, figsize=(11, 3.9))
+    figure, (roc, pr, over) = plt.subplots(1, 3, figsize=(9.2, 3.6))
+    keep_table(figure, pd.concat([_threshold_rows(key, curves[key]) for key in shown]))
     for number, key in enumerate(shown):
         curve, name, threshold = curves[key], label(key, 24), curves[key]["threshold"]
         colour, steps = INKS[number % len(INKS)], {"drawstyle": "steps-pre"}
@@ -134,18 +143,19 @@ def threshold_curves(curves: dict[str, dict]) -> Figure:
     over.set(title="Over the threshold", xlabel="least probability to be called it", ylabel="recall —, precision --")
     for ax in (roc, pr, over):
         ax.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.04))
-    if len(shown) > 4:  # no room for legends inside
-        handles, words = roc.get_legend_handles_labels()
-        words = [f"{w}, AP {curves[key]['ap']:.2f}" for w, key in zip(words, shown, strict=True)]
-        figure.legend(handles, words, loc="upper left", bbox_to_anchor=(0.02, 0), ncols=3, fontsize=8, frameon=False)
-    else:
-        roc.legend(frameon=True, fontsize=8, loc="lower right")
-        pr.legend(frameon=True, fontsize=8, loc="lower left")
-        over.legend(frameon=True, fontsize=8, loc="lower left")
+    handles, words = roc.get_legend_handles_labels()
+    words = [f"{w}, AP {curves[key]['ap']:.2f}" for w, key in zip(words, shown, strict=True)]
+    figure.legend(handles, words, loc="upper left", bbox_to_anchor=(0.02, 0), ncols=3, fontsize=9, frameon=False)
     if len(shown) < len(curves):
         figure.suptitle(f"The {len(shown)} of {len(curves):,} classes with the lowest average precision", fontsize=11)
-    figure.tight_layout()
+    figure.subplots_adjust(left=0.06, right=0.99, bottom=0.15, top=0.88, wspace=0.27)
     return figure
+
+
+def _threshold_rows(name: str, curve: dict) -> pd.DataFrame:
+    """The points of a class's curves over the threshold."""
+    points = {"threshold": curve["threshold"], "recall": curve["recall"][:-1], "precision": curve["precision"][:-1]}
+    return pd.DataFrame(points).assign(**{"class": name})
 
 
 @drawing
@@ -159,11 +169,12 @@ def by_group(table: pd.DataFrame) -> Axes:
     classes = list(dict.fromkeys(sorted(shown["label"])))
     few = len(classes) <= LISTED
     colours = dict(zip(classes, INKS, strict=False)) if few else dict.fromkeys(classes, INKS[0])
-    _, ax = plt.subplots(figsize=(8, 1.2 + 0.27 * len(shown)))
+    figure, ax = plt.subplots(figsize=(6.6, 1.2 + 0.27 * len(shown)))
+    keep_table(figure, table[["label", "right", "n"]].rename_axis("group").reset_index())
     for row, (right, n, name) in enumerate(zip(shown["right"], shown["n"], shown["label"], strict=True)):
         ax.plot(metrics.wilson(int(right), int(n)), [row, row], color=colours[name], linewidth=1.5, alpha=0.6)
         ax.plot(right / n, row, "o", color=colours[name], markersize=5)
-        ax.annotate(f"{right}/{n}", (1.02, row), xycoords=("axes fraction", "data"), fontsize=8, va="center")
+        ax.annotate(f"{right}/{n}", (1.02, row), xycoords=("axes fraction", "data"), fontsize=9, va="center")
     names = [label(name if len(str(name)) < 28 else f"…{str(name)[-26:]}") for name in shown.index]
     if not few:
         names = [f"{name} ({label(of, 20)})" for name, of in zip(names, shown["label"], strict=True)]
@@ -172,7 +183,7 @@ def by_group(table: pd.DataFrame) -> Axes:
             ax.plot([], [], "o-", color=colours[name], label=label(name))
         ax.legend(frameon=False, fontsize=9, loc="upper left", bbox_to_anchor=(1.1, 1))
     ax.set(yticks=range(len(shown)), yticklabels=names, ylim=(len(shown) - 0.4, -0.6), xlim=(-0.02, 1.02))
-    ax.tick_params(axis="y", labelsize=8)
+    ax.tick_params(axis="y", labelsize=9)
     more = f", the worst {GROUPS} of {len(table):,}" if len(table) > GROUPS else ""
     ax.set(
         title=f"Right by group{more}", xlabel="share of the group's photos that are right, with 95 % Wilson interval"
@@ -194,11 +205,12 @@ def class_counts(matrix: np.ndarray, class_names: list[str]) -> Axes:
     shown = greatest(counts["fn"] + counts["fp"], BARS)
     many = len(shown) > 8
     table = pd.DataFrame({LONG[k]: counts[k][shown] for k in TRUTH}).rename_axis("class").reset_index()
-    table = table.melt(id_vars="class", var_name="kind", value_name="photos")
-    _, ax = plt.subplots(figsize=(1.6 + (0.65 if many else 1.7) * len(shown), 3.4))
+    wide, table = table, table.melt(id_vars="class", var_name="kind", value_name="photos")
+    figure, ax = plt.subplots(figsize=(1.6 + (0.65 if many else 1.7) * len(shown), 3.4))
+    keep_table(figure, wide)
     sns.barplot(table, x="class", y="photos", hue="kind", palette=list(TRUTH.values()), ax=ax)
     for bars in ax.containers:
-        ax.bar_label(bars, fontsize=7 if many else 9)
+        ax.bar_label(bars, fontsize=9, rotation=90 if many else 0, padding=2)
     names = named((class_names[place] for place in shown), 24 if many else 18)
     turned = {"rotation": 40, "ha": "right", "rotation_mode": "anchor", "fontsize": 9} if many else {}
     ax.set_xticks(range(len(shown)), names, **turned)
@@ -223,10 +235,14 @@ def class_rates(
     shown = greatest(-rates["f1"], ROWS)
     groups, right = np.asarray(groups, object), labels == predicted
     of = {"precision": (predicted, right), "recall": (labels, right), "miss_rate": (labels, ~right)}
-    figure, axes = plt.subplots(1, 4, figsize=(10, 1.3 + row_height(len(shown), 0.55)), sharey=True)
+    figure, axes = plt.subplots(1, 4, figsize=(9.2, 1.3 + row_height(len(shown), 0.55)), sharey=True)
+    numbers = pd.DataFrame({"class": [class_names[place] for place in shown], "f1": rates["f1"][shown]})
     for ax, (name, (belongs, counted)) in zip(axes, of.items(), strict=False):
-        for row, one in enumerate(shown):
-            _share(ax, row, intervals.share_of(counted[belongs == one], groups[belongs == one]))
+        found = [intervals.share_of(counted[belongs == one], groups[belongs == one]) for one in shown]
+        for row, share in enumerate(found):
+            _share(ax, row, share)
+        columns = pd.DataFrame(map(_share_row, found)).add_prefix(f"{name} ")
+        numbers = pd.concat([numbers, columns], axis=1)
         ax.set_title(name.replace("_", " "))
     axes[-1].plot(rates["f1"][shown], range(len(shown)), "o", color=COLOURS["val"])
     for row, value in enumerate(rates["f1"][shown]):
@@ -244,9 +260,18 @@ def class_rates(
         else ""
     )
     words = f"share of photos, with 95 % interval for new {of_new} (F1 is no proportion: none){some}"
-    figure.supxlabel(words, fontsize=10)
-    figure.tight_layout()
+    bottom = 0.75 / figure.get_figheight()  # inches, however many rows there are
+    figure.supxlabel(words, fontsize=10, y=0.02)
+    figure.subplots_adjust(left=0.02, right=0.99, bottom=bottom, top=1 - 0.3 / figure.get_figheight(), wspace=0.12)
+    keep_table(figure, numbers)
     return figure
+
+
+def _share_row(share: Share) -> dict[str, float]:
+    """A share as a row of a table."""
+    row = {"share": share.value, "low": share.low, "high": share.high, "counted": share.correct, "photos": share.n}
+    same = {"same groups low": share.same_low, "same groups high": share.same_high}
+    return row | (same if share.groups else {})
 
 
 def _share(ax: Axes, row: float, share: Share, colour: str = COLOURS["val"]) -> None:
@@ -269,13 +294,14 @@ def confusion(matrix: np.ndarray, class_names: list[str]) -> Axes:
     count = len(class_names)
     if count > CELLS:
         return _confused_pairs(matrix, class_names)
-    size = 2.2 + (0.85 if count <= 8 else 0.6 if count <= NUMBERS else 0.22) * count
-    _, ax = plt.subplots(figsize=(size, size * 0.86))
+    size = 2.2 + (0.85 if count <= 8 else 0.6 if count <= NUMBERS else 0.24) * count
+    figure, ax = plt.subplots(figsize=(size, size * 0.86))
+    keep_table(figure, pd.DataFrame(matrix, class_names, class_names).rename_axis("true").reset_index())
     share = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     numbers = {"linewidths": 1 if count <= NUMBERS else 0}
     if count <= NUMBERS:
         texts = [[f"{n}\n{s:.0%}" for n, s in zip(*row, strict=True)] for row in zip(matrix, share, strict=True)]
-        numbers |= {"annot": np.array(texts), "fmt": "", "annot_kws": {"fontsize": 8} if count > 8 else None}
+        numbers |= {"annot": np.array(texts), "fmt": "", "annot_kws": {"fontsize": 9} if count > 8 else None}
     names = named(class_names, 24)
     sns.heatmap(
         share, cmap="Blues", vmin=0, vmax=1, square=True, ax=ax, xticklabels=names, yticklabels=names,
@@ -285,7 +311,7 @@ def confusion(matrix: np.ndarray, class_names: list[str]) -> Axes:
     ax.tick_params(axis="y", rotation=0)
     if count > 8:
         ax.tick_params(axis="x", rotation=90)
-        ax.tick_params(labelsize=9 if count <= NUMBERS else 7)
+        ax.tick_params(labelsize=9)
     return ax
 
 
@@ -295,11 +321,13 @@ def _confused_pairs(matrix: np.ndarray, class_names: list[str]) -> Axes:
     order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
     pairs = [(int(true), int(said)) for true, said in zip(*np.unravel_index(order, wrong.shape), strict=True)]
     pairs = [pair for pair in pairs if wrong[pair]]
-    _, ax = plt.subplots(figsize=(8, 1.2 + row_height(len(pairs), 0.3)))
+    figure, ax = plt.subplots(figsize=(8, 1.2 + row_height(len(pairs), 0.3)))
+    rows = [(class_names[true], class_names[said], wrong[true, said], matrix[true].sum()) for true, said in pairs]
+    keep_table(figure, pd.DataFrame(rows, columns=["true", "predicted", "photos", "photos of the class"]))
     bars = ax.barh(range(len(pairs)), [wrong[pair] for pair in pairs], color=COLOURS["val"], height=0.7)
-    ax.bar_label(bars, [f"{wrong[pair]} of {matrix[pair[0]].sum()}" for pair in pairs], padding=4, fontsize=8)
+    ax.bar_label(bars, [f"{wrong[pair]} of {matrix[pair[0]].sum()}" for pair in pairs], padding=4, fontsize=9)
     names = [f"{label(class_names[true], 24)} → {label(class_names[said], 24)}" for true, said in pairs]
-    ax.set_yticks(range(len(pairs)), names, fontsize=8)
+    ax.set_yticks(range(len(pairs)), names, fontsize=9)
     ax.set(ylim=(max(len(pairs), 1) - 0.4, -0.6), xlabel="photos of the first class that are predicted as the second")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.margins(x=0.15)

@@ -1,15 +1,17 @@
 """An executed notebook -> what its page says: the answer, the settings, and the cells with their outputs.
 
 Whatever stands in a notebook, a page comes of it: text is escaped, markup filtered (`markup`), pictures are opened
-(`pictures`), and what is very long is cut.
+(`pictures`, `page_figures`), and what is very long is cut. What cells tagged `log` print is folded at the end.
 """
 
 import ast
 import functools
 import io
+import itertools
 import math
 import re
 import tokenize
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,9 +21,10 @@ from nbconvert.filters import Highlight2HTML, ansi2html, markdown2html, strip_an
 from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
 from fruitlib.core import texts
-from fruitlib.core.errors import InputError, first_line
-from fruitlib.reporting import pictures
+from fruitlib.core.errors import InputError, Interrupted, first_line
+from fruitlib.reporting import page_figures, pictures
 from fruitlib.reporting.markup import clean_markup
+from fruitlib.runs.headline import named
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 MAX_FILE = 200_000_000  # bytes of a notebook that is read
@@ -68,12 +71,22 @@ def _read(path: Path) -> Page:
     for output in (output for cell in page.cells for output in cell.get("outputs", [])):
         page.headline = _headline(output) or page.headline
         if output.output_type == "error":
-            page.failure = page.failure or f"Stopped by {_one_line(output)}"
+            page.failure = page.failure or _stopped_by(output)
     first = page.cells[0] if page.cells else None
     if first and first.cell_type == "markdown" and first.source.lstrip().startswith("# "):
         title, _, first.source = first.source.lstrip()[2:].partition("\n")
         page.title = texts.shortened(texts.printable(re.sub(r"[`*]", "", title).strip()), 300)
     return page
+
+
+@dataclass
+class _Writing:
+    """What is known while a page's cells are written."""
+
+    heading: str  # the last one
+    clean: Callable  # foreign markup -> harmless markup
+    numbers: Iterator[int]  # of the page's figures
+    log: list = field(default_factory=list)  # what cells tagged `log` printed
 
 
 def content(page: Page, root: Path) -> dict:
@@ -84,7 +97,10 @@ def content(page: Page, root: Path) -> dict:
         (parameter_cells if settings else cells).append(cell)
     opening = 1 if cells and cells[0].cell_type == "markdown" else 0
     clean = functools.partial(clean_markup, folder=page.path.parent, root=root)
-    lede, evidence = _evidence(cells[:opening], page, clean), _evidence(cells[opening:], page, clean)
+    writing = _Writing(page.title, clean, itertools.count(1))
+    lede, evidence = _evidence(cells[:opening], writing), _evidence(cells[opening:], writing)
+    if writing.log:
+        evidence += _fold("log", f"<pre>{ansi2html(_cut(''.join(writing.log)))}</pre>")
     return {"page": page, "lede": lede, "evidence": evidence, "settings": _settings(parameter_cells)}
 
 
@@ -102,12 +118,17 @@ def _headline(output) -> dict:
     numbers = found.get("numbers")
     numbers = numbers if isinstance(numbers, dict) else {}
     kept = {name: x for name, x in numbers.items() if isinstance(x, int | float) and abs(x) < math.inf}
-    return {"state": found["state"], "text": found["text"], "numbers": kept}
+    return {"state": found["state"], "text": found["text"], "numbers": kept, "named": named(kept)}
+
+
+def _stopped_by(error) -> str:
+    return _one_line(error) if error.ename == Interrupted.__name__ else f"Stopped by {_one_line(error)}"
 
 
 def _one_line(error) -> str:
-    text = ": ".join([error.ename, *strip_ansi(error.evalue).strip().splitlines()[:1]])
-    return texts.shortened(texts.printable(text), 1000)
+    first = strip_ansi(error.evalue).strip().splitlines()[:1]
+    name = [] if first and error.ename == Interrupted.__name__ else [error.ename]  # its line says all
+    return texts.shortened(texts.printable(": ".join([*name, *first])), 1000)
 
 
 def _settings(cells: list) -> list[tuple[str, str, str, str]]:
@@ -137,19 +158,37 @@ def _assignments(source: str) -> dict[str, tuple[str, str]]:
     return assignments
 
 
-def _evidence(cells: list, page: Page, clean) -> str:
+def _evidence(cells: list, writing: _Writing) -> str:
     """Markdown and outputs in order; code folded, that of several cells without output into one fold."""
-    parts, code, heading = [], [], page.title
-    for cell in cells:
-        if cell.cell_type == "markdown":
-            parts += [_code(code), clean(markdown2html(_cut(cell.source, MAX_MARKUP)))]
-            code, heading = [], (re.findall(r"^#+ +(.+)$", cell.source, re.MULTILINE) or [heading])[-1]
+    parts, code = [], []
+    absent = _absent(cells)
+    for place, cell in enumerate(cells):
+        if place in absent:
+            code += [_cut(cell.source, MAX_TEXT)] if cell.cell_type == "code" else []
+        elif cell.cell_type == "markdown":
+            parts += [_code(code), writing.clean(markdown2html(_cut(cell.source, MAX_MARKUP)))]
+            code, headings = [], re.findall(r"^#+ +(.+)$", cell.source, re.MULTILINE)
+            writing.heading = (headings or [writing.heading])[-1]
         elif cell.cell_type == "code":
             code.append(_cut(cell.source, MAX_TEXT))
-            if shown := _outputs(cell, heading, clean):
+            if shown := _outputs(cell, writing):
                 parts += [_code(code), f'<div class="outputs">{shown}</div>']
                 code = []
     return "\n".join(part for part in [*parts, _code(code)] if part)
+
+
+def _absent(cells: list) -> set[int]:
+    """The cells of sections, from a heading of level 2 to the next, that say they do not apply (`style.leave_out`)."""
+    starts = [
+        place for place, cell in enumerate(cells) if cell.cell_type == "markdown" and "\n## " in f"\n{cell.source}"
+    ]
+    absent = set()
+    for start, end in itertools.pairwise([*starts, len(cells)]):
+        outputs = [output for cell in cells[start:end] for output in cell.get("outputs", [])]
+        failed = any(output.output_type == "error" for output in outputs)
+        said = any((output.get("metadata") or {}).get("fruitlib_absent") is True for output in outputs)
+        absent |= set(range(start, end)) if said and not failed else set()
+    return absent
 
 
 def _code(sources: list[str]) -> str:
@@ -160,50 +199,46 @@ def _fold(name: str, content: str) -> str:
     return f'<details class="fold"><summary>{name}</summary>{content}</details>'
 
 
-def _outputs(cell, heading: str, clean) -> str:
+def _outputs(cell, writing: _Writing) -> str:
     cell, _ = CoalesceStreamsPreprocessor().preprocess_cell(cell, {}, 0)
-    return "\n".join(filter(None, (_output(output, heading, clean) for output in cell.outputs)))
+    outputs = cell.outputs
+    if "log" in _tags(cell):
+        writing.log += [output.text for output in outputs if output.output_type == "stream"]
+        outputs = [output for output in outputs if output.output_type != "stream"]
+    return "\n".join(filter(None, (_output(output, writing) for output in outputs)))
 
 
-def _output(output, heading: str, clean) -> str:
+def _output(output, writing: _Writing) -> str:
     if output.output_type == "stream":
         text = f"<pre>{ansi2html(_cut(output.text))}</pre>" if output.text.strip() else ""
         return _fold("messages", text) if text and output.name == "stderr" else text
     if output.output_type == "error":
-        trace = _fold("traceback", f"<pre>{ansi2html(_cut(chr(10).join(output.traceback)))}</pre>")
-        return f'<div class="answer failed" id="failure"><p>{escape(_one_line(output))}</p>{trace}</div>'
-    return "" if _headline(output) else _display(output, heading, clean)
+        lines, said = _cut("\n".join(output.traceback)), _one_line(output)
+        more = strip_ansi(lines).strip() != said  # our own errors have one line
+        trace = _fold("traceback", f"<pre>{ansi2html(lines)}</pre>") if more else ""
+        return f'<div class="answer failed" id="failure"><p>{escape(said)}</p>{trace}</div>'
+    return "" if _headline(output) else _display(output, writing)
 
 
-def _display(output, heading: str, clean) -> str:
+def _display(output, writing: _Writing) -> str:
     """The richest form of an output that needs neither script nor network; pictures before HTML."""
-    data = output.get("data", {})
+    data, facts = output.get("data", {}), page_figures.facts_of(output)
     for mime in pictures.TYPES:
         if mime in data:
-            return _picture(mime, data[mime], output.get("metadata", {}).get(mime), heading)
+            own = output.get("metadata", {}).get(mime)
+            facts = (own if isinstance(own, dict) else {}) | facts
+            return page_figures.markup(mime, _text(data[mime]), facts, writing.heading, next(writing.numbers))
+    if facts and (svg := page_figures.svg_in_html(_text(data.get("text/html")))):
+        return page_figures.markup(pictures.SVG, svg, facts, writing.heading, next(writing.numbers))
     if WIDGET in data:
         data = {mime: value for mime, value in data.items() if mime not in (WIDGET, "text/plain")}
-    shown = clean(
-        _cut(_text(data.get("text/html")), MAX_MARKUP) or markdown2html(_cut(_text(data.get("text/markdown"))))
-    )
-    if shown:
+    found = _cut(_text(data.get("text/html")), MAX_MARKUP) or markdown2html(_cut(_text(data.get("text/markdown"))))
+    if shown := writing.clean(found):
         return f'<div class="scroll">{shown}</div>'
     plain = _text(data.get("text/latex")) or _text(data.get("text/plain"))
     if not plain and data:
         return f'<p class="note">An output of type {escape(texts.some(data))} is in the notebook alone.</p>'
     return f"<pre>{ansi2html(_cut(plain))}</pre>" if plain else ""
-
-
-def _picture(mime: str, content, metadata, heading: str) -> str:
-    metadata = metadata if isinstance(metadata, dict) else {}
-    try:
-        address = pictures.embedded(mime, _text(content))
-    except pictures.NotShown as problem:
-        return f'<p class="note">A picture could not be shown: {escape(problem)}. The notebook has it.</p>'
-    alt = escape(texts.shortened(f"{metadata.get('alt') or f'Figure: {heading}'}", 300))
-    sides = {side: f"{metadata.get(side)}" for side in ("width", "height")}
-    size = "".join(f' {side}="{value}"' for side, value in sides.items() if re.fullmatch("[0-9]{1,4}", value))
-    return f'<figure><img src="{address}" alt="{alt}"{size}></figure>'
 
 
 def _text(value) -> str:

@@ -18,14 +18,14 @@ from fruitlib.core import texts
 from fruitlib.reporting.labels import find_fonts, label
 from fruitlib.reporting.style import drawing
 
-SIDE, GAP, LINE = 1.25, 0.1, 0.15  # inches: a photo's side, what lies between two, a line of small text
+SIDE, GAP, LINE = 1.25, 0.1, 0.165  # inches: a photo's side, what lies between two, a line of small text
 LINES = 6  # of a caption, at most
-SMALL = {"fontsize": 8, "linespacing": 1.2}
+SMALL = {"fontsize": 9, "linespacing": 1.2}
 
 
 @drawing
 def contact_sheet(
-    images: np.ndarray, titles: list[str], columns: int = 8, title: str = "", at_most: int = 96
+    images: np.ndarray, titles: list[str], columns: int = 6, title: str = "", at_most: int = 96
 ) -> Figure:
     """Photos uint8 (n, S, S, 3) in a grid, each with its title above it; the first 96 where there are more."""
     title += f" (the first {at_most} of {len(images):,})" if len(images) > at_most else ""

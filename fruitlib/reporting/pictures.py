@@ -4,7 +4,7 @@ import base64
 import io
 import re
 import warnings
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 from xml.etree import ElementTree
 
 from PIL import Image
@@ -12,14 +12,16 @@ from PIL import Image
 from fruitlib.core.errors import first_line
 
 SVG, NAMESPACE = "image/svg+xml", "{http://www.w3.org/2000/svg}"
+SAFE = " !$'()*+,/:;=?@[]"  # what an address in double quotes may have: an SVG's letters, a third less than base64
 RASTER = {"image/png": "PNG", "image/jpeg": "JPEG", "image/gif": "GIF", "image/webp": "WEBP"}
 TYPES = (SVG, *RASTER)  # the richest first
 MAX_LENGTH = 40_000_000  # characters of a picture in a notebook
 MAX_PIXELS = 40_000_000
 MAX_SIDE = 16_383  # of a WebP
+QUALITY = 60  # of a WebP: sheets have two pixels for each of the page, so what is lost is small
 MAX_DRAWN = 50_000  # elements of an SVG that repeats its elements: a browser takes seconds for them
 COST_OF_FILTER = 200  # elements that take a browser as long as blurring one
-LARGE_PNG = 80_000  # base64 characters of a PNG: charts are smaller, sheets of photographs larger
+LARGE_PNG = 80_000  # base64 characters of a PNG or JPEG: charts are smaller, sheets of photographs larger
 
 
 class NotShown(ValueError):
@@ -29,7 +31,7 @@ class NotShown(ValueError):
 def embedded(mime: str, content: str) -> str:
     """The `data:` address of a picture out of a notebook: SVG text, or base64 of the other `TYPES`.
 
-    Its type is the one its bytes have. A PNG of photographs becomes a WebP, a tenth of the size. An SVG shown as a
+    Its type is the one its bytes have. Photographs become a WebP, a tenth of a PNG's size. An SVG shown as a
     picture runs no script and loads nothing.
 
     Raises:
@@ -38,7 +40,7 @@ def embedded(mime: str, content: str) -> str:
     if len(content) > MAX_LENGTH:
         raise NotShown(f"it has {len(content):,} characters, above {MAX_LENGTH:,}")
     if mime == SVG:
-        return f"data:{SVG};base64,{base64.b64encode(_checked_svg(content)).decode()}"
+        return f"data:{SVG},{quote(_checked_svg(content), safe=SAFE)}"
     content = "".join(content.split())
     try:
         data = base64.b64decode(content, validate=True)
@@ -46,7 +48,7 @@ def embedded(mime: str, content: str) -> str:
         raise NotShown("it is not encoded as base64") from None
     picture = _opened(data)
     found = next(mime for mime, name in RASTER.items() if name == picture.format)
-    if found == "image/png" and len(content) >= LARGE_PNG:
+    if found in ("image/png", "image/jpeg") and len(content) >= LARGE_PNG:
         found, content = "image/webp", _as_webp(picture)
     return f"data:{found};base64,{content}"
 
@@ -77,7 +79,7 @@ def _as_webp(picture: Image.Image) -> str:
     picture = picture.convert("RGBA")
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
     paper, buffer = Image.new("RGBA", picture.size, "white"), io.BytesIO()
-    Image.alpha_composite(paper, picture).convert("RGB").save(buffer, "WEBP", quality=85, method=4)
+    Image.alpha_composite(paper, picture).convert("RGB").save(buffer, "WEBP", quality=QUALITY, method=2)
     return base64.b64encode(buffer.getvalue()).decode()
 
 
@@ -90,8 +92,15 @@ def _checked_svg(text: str) -> bytes:
         raise NotShown(f"it is no SVG ({first_line(problem)})") from None
     if root.tag != f"{NAMESPACE}svg":
         raise NotShown("it is no SVG")
-    _refuse_multiplied(root, "marker" in text.lower())
+    _refuse_multiplied(root, _has_markers(root))
     return text.encode()
+
+
+def _has_markers(root: ElementTree.Element) -> bool:
+    """Whether anything speaks of markers; words in comments, such as a class of that name, draw nothing."""
+    written = (element.text or "" for element in root.iter(f"{NAMESPACE}style"))
+    names = (f"{element.tag} {element.attrib}" for element in root.iter())
+    return any("marker" in text.lower() for text in (*written, *names))
 
 
 def _refuse_multiplied(root: ElementTree.Element, markers: bool) -> None:

@@ -30,7 +30,15 @@ from fruitlib.reporting.site_checks import number
 from fruitlib.reporting.site_index import EXPECTED, LINK, NONE, Seen, fixed
 from fruitlib.runs.status import read_sweep
 
-SHOWN_BY = ("pages", "pictures", "markup", "site_photos", "explore", "sprites")  # what a page's looks depend on
+SHOWN_BY = (
+    "pages",
+    "page_figures",
+    "pictures",
+    "markup",
+    "site_photos",
+    "explore",
+    "sprites",
+)  # what a page's looks depend on
 
 
 def build_site(sweep_dir: Path, changed_only: bool = False) -> Path:
@@ -53,7 +61,7 @@ def build_site(sweep_dir: Path, changed_only: bool = False) -> Path:
     pages[""] = write_folder(sweep_dir, sweep["title"], "", changed_only)
     _write_photo_pages(sweep_dir, sweep, seen, changed_only)
     if not (sweep_dir / "assets").is_symlink():
-        write_text(sweep_dir / "assets/report.css", _asset("report.css"))
+        write_text(sweep_dir / "assets/report.css", _asset("report.css") + _asset("pages.css"))
     try:
         facts = site_index.facts(sweep_dir, sweep, pages, seen, left_out(sweep_dir))
         index = _template().render(root="", **_script(), **facts)
@@ -70,13 +78,13 @@ def _asset(name: str) -> str:
     return files("fruitlib.reporting").joinpath(f"assets/{name}").read_text("utf-8")
 
 
-def _script() -> dict:
-    """The report's script, and the hash by which a page's Content-Security-Policy allows it and no other.
+def _script(name: str = "report.js") -> dict:
+    """A page's script, and the hash by which a page's Content-Security-Policy allows it and no other.
 
     It stands within the page: beside it a policy could allow any file of the disk alone, as Chromium and Firefox do
     not check a hash of what they load from `file://`.
     """
-    script = _asset("report.js")
+    script = _asset(name)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return {"script": Markup(script), "script_hash": f"sha256-{digest}"}
 
@@ -185,7 +193,7 @@ def _time(path: Path) -> int:
 def _rendered(page: Page, root: Path, shared: dict) -> str:
     """A notebook's page; where it cannot be made, a short one that says why."""
     try:
-        return _template().render(**shared, **notebooks.content(page, root))
+        return _template().render(**shared, **_script("figures.js"), **notebooks.content(page, root))
     except MemoryError:
         raise
     except Exception as problem:  # one odd notebook must not cost the others' pages
@@ -196,7 +204,8 @@ def _rendered(page: Page, root: Path, shared: dict) -> str:
 @functools.cache
 def _appearance() -> str:
     """A fingerprint that changes when pages would look different."""
-    templates = [_asset(name) for name in ("report.html.j2", "first_screen.html.j2", "photos.html.j2", "report.js")]
+    names = ("report.html.j2", "first_screen.html.j2", "photos.html.j2", "_settings.html.j2", "report.js", "figures.js")
+    templates = [_asset(name) for name in names]
     modules = [__name__, *(f"fruitlib.reporting.{name}" for name in SHOWN_BY)]
     return fingerprint(templates, [source_code.module_fingerprint(module) for module in modules])
 

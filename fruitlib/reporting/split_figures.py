@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from fruitlib.evaluation.leakage import Leakage
 from fruitlib.evaluation.wording import leakage_points_text, leakage_text
 from fruitlib.reporting.labels import label, labels
-from fruitlib.reporting.style import COLOURS, ROWS, drawing, largest_and_smallest, row_height
+from fruitlib.reporting.style import COLOURS, ROWS, drawing, keep_table, largest_and_smallest, row_height
 
 FOLD_COLOURS = (("#0072b2", "white"), ("#a6d0ee", "black"))  # neighbours alternate; with the colour of their numbers
 
@@ -28,7 +28,8 @@ def split_counts(table: pd.DataFrame) -> Axes:
     """Photos per class, stacked by split, from `splits.counts` (classes as rows, splits as columns)."""
     table, some = _some_classes(table)
     height = 0.7 + row_height(len(table), 0.6)
-    _, ax = plt.subplots(figsize=(7, height))
+    figure, ax = plt.subplots(figsize=(7, height))
+    keep_table(figure, table.rename_axis("class").reset_index())
     left, narrow = np.zeros(len(table)), table.to_numpy().sum(1).max() / 50  # no room for a number; the table has it
     for split in table.columns:
         name = split.replace("_", " ")
@@ -46,7 +47,7 @@ def split_counts(table: pd.DataFrame) -> Axes:
 
 def _name_rows(ax: Axes, names: list[str]) -> None:
     """The names of a chart's rows, smaller where there are many."""
-    ax.set_yticks(range(len(names)), names, **({"fontsize": 8} if len(names) > 12 else {}))
+    ax.set_yticks(range(len(names)), names, **({"fontsize": 9} if len(names) > 12 else {}))
     ax.set_ylim(len(names) - 0.5, -0.5)
 
 
@@ -59,7 +60,8 @@ def fold_counts(table: pd.DataFrame) -> Axes:
     table, some = _some_classes(table)
     names = [f"{label(name)} ({total:,})" for name, total in table.sum(axis=1).items()]
     shares = table.div(table.sum(axis=1).clip(lower=1), axis=0)
-    _, ax = plt.subplots(figsize=(7, 1.1 + row_height(len(table), 0.5)))
+    figure, ax = plt.subplots(figsize=(7, 1.1 + row_height(len(table), 0.5)))
+    keep_table(figure, table.rename_axis("class").rename(columns="fold {}".format).reset_index())
     left = np.zeros(len(table))
     for number, fold in enumerate(table.columns):
         colour, ink = FOLD_COLOURS[number % 2]
@@ -93,14 +95,16 @@ def group_sizes(manifest: pd.DataFrame) -> Axes:
     lone = usable["label"][size < 2].value_counts()
     largest = max([*groups.columns, 1])
     disc = 1 if len(classes) <= 12 else 0.45  # rows stand closer
-    _, ax = plt.subplots(figsize=(7.5, 1.2 + row_height(len(classes), 0.62)))
+    figure, ax = plt.subplots(figsize=(7.5, 1.2 + row_height(len(classes), 0.62)))
+    sizes = groups.rename(columns="groups of {}".format).rename_axis("class", axis=0).rename_axis(None, axis=1)
+    keep_table(figure, sizes.assign(alone=lone.reindex(classes).fillna(0).astype(int)).reset_index())
     for row, name in enumerate(classes):
         own = groups.loc[name][groups.loc[name] > 0]
         _discs(ax, row, own, groups.to_numpy().max(initial=1), disc)
         alone = int(lone.get(name, 0))
         if alone:
             ax.scatter(1, row, s=400 * disc, color="#767676", linewidth=0)
-            ax.annotate(f"{alone:,}", (1, row), fontsize=8, ha="center", va="center", color="white")
+            ax.annotate(f"{alone:,}", (1, row), fontsize=9, ha="center", va="center", color="white")
         between = "\n" if len(classes) <= 12 else ", "
         text = f"{int(own.sum()):,} group{'s' * int(own.sum() != 1)}{between}{alone:,} alone"
         ax.annotate(text, (1.02, row), xycoords=("axes fraction", "data"), fontsize=9, va="center")
@@ -122,13 +126,13 @@ def _discs(ax: Axes, row: int, counts: pd.Series, most: int, disc: float) -> Non
     ax.scatter(counts.index, [row] * len(counts), s=areas, color=COLOURS["train"], alpha=0.8, linewidth=0)
     for (size, count), area in zip(counts.items(), areas, strict=True):
         if count > 1 and area >= max(least, 25 * len(f"{count:,}") ** 2):
-            ax.annotate(f"{count:,}", (size, row), fontsize=8, ha="center", va="center", color="white")
+            ax.annotate(f"{count:,}", (size, row), fontsize=9, ha="center", va="center", color="white")
 
 
 @drawing
 def leakage_bars(leak: Leakage) -> Axes:
     """Accuracy under a random and a group-safe split with 95 % intervals, and the points between them."""
-    _, ax = plt.subplots(figsize=(8, 2.6 if leak.measured else 0.6))
+    figure, ax = plt.subplots(figsize=(8, 2.6 if leak.measured else 0.6))
     if not leak.measured:
         ax.text(0, 0.5, leakage_text(leak), va="center")
         ax.axis("off")
@@ -139,6 +143,9 @@ def leakage_bars(leak: Leakage) -> Axes:
         ax.plot(ends, [row, row], color=colour, linewidth=2)
         ax.plot(value, row, "o", color=colour)
         ax.annotate(f"{value:.2f}", (value, row), xytext=(0, 7), textcoords="offset points", fontsize=9, ha="center")
+    ends = {end: [getattr(leak, f"{key}_{end}") for key, _ in rows.values()] for end in ("low", "high")}
+    accuracy = [getattr(leak, key) for key, _ in rows.values()]
+    keep_table(figure, pd.DataFrame({"split": list(rows), "accuracy": accuracy} | ends))
     span = {"arrowstyle": "|-|, widthA=0.3, widthB=0.3", "color": "#333333", "shrinkA": 0, "shrinkB": 0}
     ax.annotate("", (leak.safe, 0.5), (leak.random, 0.5), arrowprops=span)
     ax.set(yticks=range(len(rows)), yticklabels=list(rows), ylim=(1.5, -0.65), xlim=(-0.02, 1.02))

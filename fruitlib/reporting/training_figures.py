@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from fruitlib.reporting.style import COLOURS, drawing
+from fruitlib.reporting.style import COLOURS, drawing, keep_table
 
 
 @drawing
@@ -19,7 +19,8 @@ def training_curves(
     """
     if head:
         return strength_curve(head)
-    figure, axes = plt.subplots(1, 3, figsize=(10, 3.1))
+    figure, axes = plt.subplots(1, 3, figsize=(9.2, 3.0))
+    keep_table(figure, table)
     panels = {"loss": "loss", "accuracy": "accuracy", "macro_f1": "macro-F1"}
     for ax, (column, title) in zip(axes, panels.items(), strict=True):
         for split, style in (("train", "--"), ("val", "-")):
@@ -45,6 +46,7 @@ def strength_curve(head: dict) -> Figure:
     """
     figure, axes = plt.subplots(1, 2, figsize=(7.5, 3.1))
     table = pd.DataFrame(head["table"])
+    keep_table(figure, table)
     for ax, (column, title) in zip(axes, {"log_loss": "log-loss", "accuracy": "accuracy"}.items(), strict=True):
         if head["table"]:
             ax.plot(table["strength"].clip(lower=1e-6), table[column], marker="o", color=COLOURS["train"])
@@ -65,6 +67,7 @@ def strength_curve(head: dict) -> Figure:
 def lr_finder_curve(table: pd.DataFrame, suggested: float, lr: float) -> Figure:
     """Smoothed loss over lr (log axis) from `lr_finder.find_lr`, with the suggested lr (NaN: none) and the run's."""
     figure, ax = plt.subplots(figsize=(7.5, 3.4))
+    keep_table(figure, table[["lr", "loss"]])
     ax.plot(table["lr"], table["loss"], color=COLOURS["train"], label="loss of the batch, smoothed")
     if np.isfinite(suggested):
         ax.axvline(
@@ -80,5 +83,4 @@ def lr_finder_curve(table: pd.DataFrame, suggested: float, lr: float) -> Figure:
     ax.xaxis.set_major_formatter("{x:g}")  # the usual 10^-3 needs the math that `use_style` turns off
     ax.set_title("Loss while the learning rate rises" if np.isfinite(suggested) else "No learning rate lowers the loss")
     ax.legend(frameon=False, loc="upper left", bbox_to_anchor=(0, -0.2))
-    figure.tight_layout()
     return figure

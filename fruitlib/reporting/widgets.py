@@ -37,10 +37,10 @@ class LiveCurves:
         if not history.empty and not early and not machine.in_sweep():
             self._draw(history)
 
-    def finish(self, history: pd.DataFrame) -> None:
-        """Show the whole history, where a figure was shown before."""
+    def finish(self) -> None:
+        """Take the figure away: the notebook shows the whole history below, with the epoch that is kept."""
         if self._shown is not None:
-            self._draw(history)
+            self._shown.update({"text/plain": ""}, raw=True)
 
     def _draw(self, history: pd.DataFrame) -> None:
         figure = training_figures.training_curves(history, self.epochs)

@@ -3,8 +3,45 @@
 import html
 
 from fruitlib.core import files
-from fruitlib.core.errors import first_line
+from fruitlib.core.errors import Interrupted, first_line
 from fruitlib.runs.run import Pruned
+
+# The numbers a page shows beside the answer, the first three that there are: name -> words, format, factor.
+# The others are kept for programs, under their names.
+NAMED = {
+    "leaks": ("groups or files on two sides", ".0f", 1),
+    "test_accuracy": ("test accuracy", ".3f", 1),
+    "test_macro_f1": ("test macro-F1", ".3f", 1),
+    "test_n": ("test photos", ".0f", 1),
+    "heat_on_object": ("share of heat on the object", ".2f", 1),
+    "hidden_told": ("accuracy told with the object hidden", ".2f", 1),
+    "hidden_chance": ("that of the best constant answer", ".2f", 1),
+    "accuracy": ("validation accuracy", ".3f", 1),
+    "macro_f1": ("validation macro-F1", ".3f", 1),
+    "seconds": ("seconds of training", ".3g", 1),
+    "int8_costs_at_most": ("INT8 costs at most, points", ".1f", 100),
+    "latency_ms_int8": ("INT8, ms a photo", ".2f", 1),
+    "size_mb_int8": ("INT8, MB", ".2f", 1),
+    "latency_ms_fp32": ("fp32, ms a photo", ".2f", 1),
+    "size_mb_fp32": ("fp32, MB", ".2f", 1),
+    "accuracy_difference": ("points of accuracy B has more", ".1f", 100),
+    "disagree": ("photos they predict differently", ".0f", 1),
+    "p": ("p of the test", ".2g", 1),
+    "questions": ("questions asked", ".0f", 1),
+    "significant": ("significant answers", ".0f", 1),
+    "runs": ("runs", ".0f", 1),
+    "n": ("photos", ".0f", 1),
+}
+
+
+def named(numbers: dict[str, float], at_most: int = 3) -> dict[str, str]:
+    """The few numbers of a headline that a person reads: words -> the number as text."""
+    there = [name for name in NAMED if name in numbers][:at_most]
+    shown = {}
+    for words, style, factor, number in ((*NAMED[name], numbers[name]) for name in there):
+        text = format(factor * number, style)
+        shown[words] = text.lstrip("-") if float(text) == 0 else text  # -0.0 is nothing
+    return shown
 
 
 class Headline:
@@ -38,6 +75,7 @@ class Headline:
             data, metadata = _bundle("pruned", str(problem), {})
         else:
             text = f"stopped: {type(problem).__name__}: {first_line(problem)}"
+            text = str(problem) if isinstance(problem, Interrupted) else text
             data, metadata = _bundle("failed", text, {})
             metadata["fruitlib"]["headline"]["disk_failure"] = files.is_disk_failure(problem)
         self._state = metadata["fruitlib"]["headline"]["state"]

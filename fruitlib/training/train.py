@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fruitlib.core import files, machine
 from fruitlib.core.config import Config
-from fruitlib.core.errors import InputError
+from fruitlib.core.errors import InputError, Interrupted
 from fruitlib.core.model_names import FITTED_HEADS
 from fruitlib.core.progress import duration, meter
 from fruitlib.data import balance, dataset, loader
@@ -59,6 +59,7 @@ def fit(run: Run, on_epoch: OnEpoch | None = None) -> pd.DataFrame:
     Raises:
         InputError: settings, photos or machine do not allow it, the loss became NaN or infinite (`Diverged`), or a
             search stops this run early (`runs.Pruned`).
+        Interrupted: a person stopped it; the line says where it goes on.
     """
     with run.locked(), run.training():
         if run.is_complete("train"):
@@ -77,10 +78,21 @@ def fit(run: Run, on_epoch: OnEpoch | None = None) -> pd.DataFrame:
         except torch.OutOfMemoryError:
             size = run.config.image_size
             raise InputError(f"GPU memory ran out: lower image_size (now {size}), or take a smaller model") from None
+        except KeyboardInterrupt:
+            raise Interrupted(_interrupted_line(run)) from None
         except RuntimeError:
             refuse_stopped(run, len(run.history()))  # the error of several processes does not say that they were pruned
             raise
         return run.history()
+
+
+def _interrupted_line(run: Run) -> str:
+    """That training was interrupted, and where it goes on."""
+    again = "execute 02_train again, by hand or by the same sweep, and it"
+    if not (run.path / checkpoint.NAME).is_file():
+        return f"training was interrupted before its first epoch was complete: {again} starts anew"
+    epochs, total = len(run.history()), run.config.epochs
+    return f"training was interrupted after epoch {epochs} of {total}: {again} resumes with epoch {epochs + 1}"
 
 
 def train(run: Run, on_epoch: OnEpoch) -> None:

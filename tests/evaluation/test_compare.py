@@ -345,6 +345,23 @@ def test_a_sweep_suggests_the_chosen_run_and_the_runner_up(tmp_path, monkeypatch
         compare.pair_of_sweep(tmp_path, columns=({"label": "truth"}, {}))
 
 
+TIE = "macro-F1 0.900 each: a tie, which proves neither better. A was chosen "
+BY_LOSS, BY_ORDER = "for its lower validation loss (0.02, the other's 0.3)", "as the first in the sweep's order"
+
+
+@pytest.mark.parametrize(("losses", "words"), [((0.3, 0.02), BY_LOSS), ((0.3, 0.3), BY_ORDER), (None, BY_ORDER)])
+def test_a_tie_is_called_one_and_how_it_was_broken(tmp_path, monkeypatch, losses, words):
+    monkeypatch.setattr(Run, "groups", lambda self, paths: ["" for _ in paths])
+    monkeypatch.setattr(Run, "class_names", NAMES)
+    sweep_folder(tmp_path, {"one": 27, "two": 27, "worse": 20}, chosen="two", choose_by="macro_f1")
+    if losses:
+        rows = pd.read_csv(tmp_path / "results.csv").assign(val_loss=[*losses, 0.01])
+        rows.to_csv(tmp_path / "results.csv", index=False)
+    assert TIE + words in wording.comparison_text(compare.compare_pair(compare.pair_of_sweep(tmp_path)))
+    other = compare.compare_pair(compare.pair_of_sweep(tmp_path, "two", "worse"))
+    assert "a tie" not in wording.comparison_text(other)
+
+
 def test_of_several_tested_runs_the_first_two_and_of_one_its_backends(tmp_path, monkeypatch, ours):
     monkeypatch.setattr(Run, "groups", lambda self, paths: ["" for _ in paths])
     monkeypatch.setattr(Run, "class_names", NAMES)

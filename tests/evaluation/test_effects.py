@@ -253,6 +253,24 @@ def test_where_nothing_is_significant_the_line_says_what_could_hide():
     assert answer.startswith("No setting changed accuracy beyond chance on new photos and seeds (3 questions about")
 
 
+@pytest.mark.parametrize(("low", "high", "bounded"), [(-0.2, 0.3, True), (-1.61, 1.5, False), (-0.9, 1.01, False)])
+@pytest.mark.parametrize("seeds", [1, 2])
+def test_an_interval_wider_than_all_that_is_possible_is_no_number(low, high, bounded, seeds):
+    row = {"setting": "lr", "from": "0.1", "to": "0.2", "measure": "accuracy", "gain": 0.05, "pairs": 2, "seeds": seeds}
+    row |= {"seeds_low": low, "seeds_high": high, "low": low, "high": high, "photos": 30, "groups": 0}
+    text = effect_summary(row | {"holm_p": 0.9, "significant": False, "findable": 0.4})
+    assert (f"{100 * high:.1f}" in text) == bounded == ("cannot tell" not in text)
+    assert ("either way" in text) == (bounded and seeds == 2)
+    assert ("no verdict from one seed" in text) == (seeds == 1) == ("not significant" not in text)
+
+
+def test_where_no_difference_could_be_found_the_answer_says_so():
+    row = {"setting": "lr", "measure": "accuracy", "seeds": 2, "groups": 0, "significant": False}
+    row |= {"gain": 0.1, "findable": 1.6}
+    text = effects_answer_text(pd.DataFrame([row]), "accuracy")
+    assert text.startswith("So few seeds show no difference, however large: give 5")
+
+
 def test_an_interaction_is_found_and_put_into_words():
     grid = {"optimizer": ["adam", "sgd"], "lr": [0.001, 0.01], "seed": list(range(8))}
     table = sweep(grid, lambda row: 0.8 + 0.08 * (row["optimizer"] == "sgd") * (row["lr"] == 0.01), noise=0.01)

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from fruitlib.evaluation import effects_wording, learning_curve, study
-from fruitlib.evaluation.effects import cost_measures, main_effects, pareto_front
+from fruitlib.evaluation.effects import cost_measures, main_effects, noise_of, pareto_front
 from fruitlib.reporting import effects_figures, style
 
 
@@ -41,9 +41,16 @@ def test_the_pareto_front_is_right():
     assert (pareto_front(cost, score) == ~np.array(beaten)).all()
 
 
+def test_a_latency_within_its_noise_makes_no_run_cheaper():
+    latency, accuracy = [0.2850, 0.2875, 0.2860, 4.7], [0.8, 0.9, 0.85, 1.0]
+    assert pareto_front(latency, accuracy).tolist() == [True, True, True, True]
+    assert pareto_front(latency, accuracy, noise_of("latency_ms_int8")).tolist() == [False, True, False, True]
+    assert noise_of("parameters") < noise_of("latency_ms_int8")
+
+
 def test_only_costs_that_vary_get_a_panel():
     table = results()
-    assert cost_measures(table) == (["latency_ms_int8"], False)
+    assert cost_measures(table) == ([], False)
     table["parameters"] = np.arange(len(table)) + 1000 * (table["optimizer"] == "sgd")
     assert cost_measures(table) == (["parameters"], True)
     assert cost_measures(table[["run", "accuracy"]])[0] == []
@@ -73,7 +80,7 @@ def test_an_effect_without_interval_is_a_dot_in_the_picture():
 
 def test_one_run_has_a_picture_of_its_cost():
     table = results()[:1]
-    figure = effects_figures.trade_off(table, cost_measures(table)[0])
+    figure = effects_figures.trade_off(table, ["latency_ms_int8"])
     figure.canvas.draw()
     assert table["run"][0] in figure.texts[-1].get_text().replace("\n", "")
 

@@ -50,10 +50,10 @@ WIDE = encoded("PNG", (20_000, 2_100))
         *((mime, encoded(kind), f"data:{mime};base64,") for mime, kind in pictures.RASTER.items()),
         ("image/png", encoded("JPEG"), "data:image/jpeg;base64,"),  # its bytes say what it is
         ("image/png", "\n".join(encoded("PNG")), "data:image/png;base64,"),
-        ("image/svg+xml", SVG, "data:image/svg+xml;base64,"),
-        ("image/svg+xml", svg(DOT + '<use x:href="#dot"/>' * 60_000), "data:image/svg+xml;base64,"),  # many points
-        ("image/svg+xml", levels("g", '<use href="#a{}"/>', 4), "data:image/svg+xml;base64,"),
-        ("image/svg+xml", svg(f'<image x:href="data:image/png;base64,\n{PIXELS}"/>'), "data:image/svg+xml;base64,"),
+        ("image/svg+xml", SVG, "data:image/svg+xml,%3C"),
+        ("image/svg+xml", svg(DOT + '<use x:href="#dot"/>' * 60_000), "data:image/svg+xml,%3C"),  # many points
+        ("image/svg+xml", levels("g", '<use href="#a{}"/>', 4), "data:image/svg+xml,%3C"),
+        ("image/svg+xml", svg(f'<image x:href="data:image/png;base64,\n{PIXELS}"/>'), "data:image/svg+xml,%3C"),
     ],
 )
 def test_a_picture_is_embedded_as_what_it_is(mime, content, starts):
@@ -263,3 +263,60 @@ def test_a_full_disk_is_no_fault_of_a_page(tmp_path, monkeypatch):
     monkeypatch.setattr(site, "write_text", full)
     with pytest.raises(OSError, match="No space"):
         site.build_site(sweep_in(tmp_path / "sweep", "a"))
+
+
+def test_the_page_of_an_interrupted_training_has_that_line_and_no_traceback(tmp_path):
+    line = "training was interrupted after epoch 2 of 3: execute 02_train again, and it resumes with epoch 3"
+    error = v4.new_output("error", ename="Interrupted", evalue=line, traceback=[line])
+    nbformat.write(v4.new_notebook(cells=[v4.new_code_cell("train.fit(run)", outputs=[error])]), tmp_path / "a.ipynb")
+    page = pages.load(tmp_path / "a.ipynb")
+    evidence = pages.content(page, tmp_path)["evidence"]
+    assert page.failure == line and evidence.count(line) == 1 and "traceback" not in evidence
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_a_section_that_does_not_apply_is_absent_unless_it_failed(tmp_path, failed):
+    outputs = [v4.new_output("display_data", {"text/plain": "no search"}, metadata={"fruitlib_absent": True})]
+    outputs += [v4.new_output("error", ename="E", evalue="v", traceback=["t"])] if failed else []
+    cells = [
+        v4.new_markdown_cell("Opening"),
+        *(v4.new_markdown_cell(f"## {words}\n\nwords of it") for words in ("First", "Optuna")),
+        v4.new_code_cell("load_it()", outputs=outputs),
+        v4.new_markdown_cell("## Last"),
+        v4.new_code_cell("print(1)", outputs=[v4.new_output("stream", text="1")]),
+    ]
+    evidence = pages.content(pages.Page(tmp_path / "a.ipynb", "a", cells), tmp_path)["evidence"]
+    assert ("Optuna" in evidence) == ("no search" in evidence) == failed
+    assert evidence.index("First") < evidence.index("load_it") < evidence.index("<pre>1")
+
+
+def test_what_a_cell_tagged_log_prints_is_folded_at_the_end(tmp_path):
+    log = v4.new_code_cell("fit()", outputs=[v4.new_output("stream", text="epoch 1")], metadata={"tags": ["log"]})
+    after = v4.new_code_cell("curves()", outputs=[v4.new_output("stream", text="the curves")])
+    evidence = pages.content(pages.Page(tmp_path / "a.ipynb", "a", [log, after]), tmp_path)["evidence"]
+    assert evidence.index("the curves") < evidence.index("<summary>log</summary>") < evidence.index("epoch 1")
+
+
+def in_html(picture: str) -> dict:
+    return {"text/html": f'<img src="data:image/svg+xml;base64,{base64.b64encode(picture.encode()).decode()}" alt="">'}
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"table": ["odd"], "least": "9px;background:red", "name": 3, "alt": {"a": 1}},
+        {"table": "x" * 600_000, "least": -5, "name": '"><script>'},
+        {"table": 'a\n"><script>alert(1)</script>', "least": 10**9, "alt": '"><script>'},
+        "odd",
+    ],
+)
+def test_what_a_notebook_says_of_a_figure_is_not_trusted(tmp_path, facts):
+    for data in (in_html(SVG), {"image/png": PIXELS}):
+        found = shown(display(data, {"fruitlib_figure": facts}), tmp_path)
+        assert "<script>" not in found and "background" not in found and "min-width" not in found
+
+
+def test_a_script_in_an_svg_stays_in_the_picture_where_it_does_not_run(tmp_path):
+    picture = SVG.replace("<circle", '<script>alert(1)</script><circle onload="alert(1)"')
+    found = shown(display(in_html(picture), {"fruitlib_figure": {"alt": "a"}}), tmp_path)
+    assert found.count("<img") == 1 and "<script" not in found and 'onload="' not in found

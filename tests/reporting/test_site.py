@@ -135,7 +135,7 @@ def sweep(tmp_path: Path) -> Path:
         for stem in site.EXPECTED:
             write(
                 folder / run / f"{stem}.ipynb",
-                notebook(f"{stem} <u>asks</u>?", *evidence(), accuracy=0.93333, photos=12345.0),
+                notebook(f"{stem} <u>asks</u>?", *evidence(), accuracy=0.93333, n=12345.0),
             )
     trouble = v4.new_output(
         "error", ename="OutOfMemoryError", evalue="no <room>\nat all", traceback=["\x1b[31mline 7\x1b[0m"]
@@ -179,7 +179,7 @@ def test_a_page_reads_question_answer_settings_evidence(sweep):
     order = [
         "03_metrics <u>asks</u>?",
         "Accuracy 0.933 (95 % CI 0.79–0.98, n = 30)",
-        "0.9333",
+        "validation accuracy 0.933",
         "12345",
         "peak learning rate",
         "Which fruits?",
@@ -187,7 +187,7 @@ def test_a_page_reads_question_answer_settings_evidence(sweep):
     places = [markup.text.rindex(part) for part in order]
     assert places == sorted(places)
     assert "0.0003 default 0.001" in markup.text and "default adam" not in markup.text
-    assert "2 settings, 1 changed" in markup.text
+    assert "Settings 1 of 2 differ from the default" in markup.text and "1 as by default" in markup.text
     assert "headline widget text" not in markup.text
     assert "u" not in markup.tags
 

@@ -2,17 +2,29 @@
 
 import base64
 import json
+import re
 import time
 from types import SimpleNamespace
+from urllib.parse import unquote
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from nbformat import v4
 from PIL import Image
 
 from fruitlib.evaluation import intervals, leakage
-from fruitlib.reporting import export_figures, metrics_figures, split_figures, training_figures, widgets
+from fruitlib.reporting import (
+    export_figures,
+    metrics_figures,
+    pages,
+    pictures,
+    split_figures,
+    training_figures,
+    widgets,
+)
+from fruitlib.reporting import style as style_room
 from fruitlib.reporting.style import InteractiveShell, save_figure, use_style
 
 NAMES = ["apple", "sour $_1$ cherry", "tomato"]
@@ -71,19 +83,85 @@ def test_history_marks_the_kept_epoch():
     assert "kept (epoch 2)" in [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
 
 
-def test_save_shows_the_very_picture_that_it_writes(tmp_path, monkeypatch):
-    shown, path = [], tmp_path / "deep" / "figure.png"
-    monkeypatch.setattr("fruitlib.reporting.style.display", shown.append)
-    spread = {"fp32": (0.3, 0.5), "int8": (0.1, 0.1)}
-    figure = export_figures.cost_bars({"fp32": 0.4, "int8": 0.1}, "size", "MB", spread).figure
-    save_figure(figure, path)
-    with Image.open(path) as picture:
-        assert picture.size[0] > 300
-    assert not shown and not plt.get_fignums()  # no notebook here; and the figure will not be shown a second time
+def a_figure():
+    table = pd.DataFrame({"file": ["fp32, <b>", "int8"], "MB": [0.4, 1 / 3]})
+    figure = export_figures.cost_bars({"fp32": 0.4, "int8": 1 / 3}, 'Size of the "file"', "MB").figure
+    style_room.keep_table(figure, table)
+    return figure
+
+
+@pytest.fixture
+def notebook_outputs(monkeypatch):
+    """What `save_figure` shows in a notebook: outputs as nbformat has them."""
+    outputs = []
+
+    def display(data, metadata, raw):
+        outputs.append(v4.new_output("display_data", data, metadata=metadata))
+
+    monkeypatch.setattr("fruitlib.reporting.style.display", display)
     monkeypatch.setattr(InteractiveShell, "initialized", lambda: True)
-    save_figure(export_figures.cost_bars({"fp32": 0.4}, "Size of the file", "MB").figure, path)
-    data, facts = shown[0]._repr_png_()
-    assert base64.b64decode(data) == path.read_bytes() and facts["alt"] == "Size of the file"
+    return outputs
+
+
+def encoded(path) -> str:
+    return base64.b64encode(path.read_bytes()).decode()
+
+
+def on_page(output, folder) -> str:
+    page = pages.Page(folder / "a.ipynb", "a", [v4.new_code_cell("x", outputs=[output])])
+    return pages.content(page, folder)["evidence"]
+
+
+@pytest.mark.parametrize("kind", style_room.TYPES)
+def test_save_shows_the_very_picture_that_it_writes_and_the_page_its_numbers(kind, tmp_path, notebook_outputs):
+    path = tmp_path / "deep" / f"a figure{kind}"
+    save_figure(a_figure(), path)
+    assert not plt.get_fignums()  # it will not be shown a second time
+    (output,) = notebook_outputs
+    shown = output["data"].get("text/html") or "".join(output["data"].values())
+    assert encoded(path) in shown
+    figure = re.search("<figure.*</figure>", on_page(output, tmp_path))[0]
+    address = pictures.embedded(style_room.TYPES[kind], path.read_text() if kind == ".svg" else encoded(path))
+    assert f'<img src="{address}" alt="Size of the &#34;file&#34;" width="' in figure
+    assert 'download="a_figure.csv"' in figure and "min-width: " in figure
+    table = unquote(re.search('href="data:text/csv;charset=utf-8,([^"]*)"', figure)[1])
+    assert table == 'file,MB\n"fp32, <b>",0.4\nint8,0.333333\n'
+
+
+def test_outside_a_notebook_a_figure_is_only_written_sharp_for_photographs(tmp_path, monkeypatch):
+    monkeypatch.setattr("fruitlib.reporting.style.display", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(InteractiveShell, "initialized", lambda: False)
+    figure = plt.figure(figsize=(4, 3))
+    figure.text(0, 0, "corner"), figure.text(0.9, 1, "corner")
+    save_figure(figure, tmp_path / "figure.jpg")
+    with Image.open(tmp_path / "figure.jpg") as picture:
+        assert 700 < picture.width < 1000 and picture.format == "JPEG"
+
+
+def test_an_svg_of_very_many_lines_becomes_pixels_with_words_as_they_were(tmp_path, monkeypatch):
+    def saved(name):
+        figure, ax = plt.subplots()
+        ax.plot(np.random.default_rng(0).normal(size=(900, 200)))
+        ax.set_title("words")
+        save_figure(figure, tmp_path / name)
+        return (tmp_path / name).read_text()
+
+    monkeypatch.setattr(style_room, "MAX_SVG", 900_000)
+    small = saved("a.svg")
+    monkeypatch.setattr(style_room, "MAX_SVG", 10**9)
+    full = saved("b.svg")
+    assert "data:image/png" in small and "data:image/png" not in full and len(small) < len(full)
+    assert small.count(">words</text>") == full.count(">words</text>") == 1
+    assert pictures.embedded("image/svg+xml", small) and pictures.embedded("image/svg+xml", full)
+
+
+def test_every_letter_has_eleven_pixels_at_the_least_width(tmp_path, notebook_outputs):
+    figure = plt.figure(figsize=(8, 1))
+    figure.text(0.1, 0.5, "small", fontsize=9)
+    figure.text(0.1, 0.5, "unseen", fontsize=1, visible=False)
+    save_figure(figure, tmp_path / "a.svg")
+    facts = notebook_outputs[0]["metadata"]["fruitlib_figure"]
+    assert facts["least"] / facts["width"] * 9 * 100 / 72 == pytest.approx(11, abs=0.1)
 
 
 def shown(ax) -> str:
@@ -144,7 +222,7 @@ def test_live_curves_are_one_output_and_do_not_outweigh_training(monkeypatch):
     shown, updates = [], []
 
     class Handle:
-        def update(self, figure):
+        def update(self, figure, raw=False):
             updates.append(figure)
 
     monkeypatch.setattr(widgets, "display", lambda figure, display_id: shown.append(figure) or Handle())
@@ -156,18 +234,18 @@ def test_live_curves_are_one_output_and_do_not_outweigh_training(monkeypatch):
     for clock[0], table in zip([3, 3.5, 4, 5, 6, 6.6, 7], tables, strict=True):
         live(table)
     assert (len(shown), len(updates)) == (1, 1)  # after 3.5 and 6.6 seconds; drawing must not outweigh training
-    live.finish(tables[4])
-    assert len(updates) == 2  # and at the end, also where training stopped early
+    live.finish()
+    assert updates[1] == {"text/plain": ""}  # it goes: the notebook draws the history below, once
     quick = widgets.LiveCurves(epochs=6, seconds=3)
     quick(tables[6])
-    quick.finish(tables[6])
+    quick.finish()
     assert (len(shown), len(updates)) == (1, 2)  # over in a moment: the notebook draws all of it below
     monkeypatch.setenv("FRUITLIB_JOB", "somewhere")
     clock[0] = 0.0
     unseen = widgets.LiveCurves(epochs=6, seconds=3)
     for clock[0] in (4.0, 8.0):
         unseen(tables[6])
-    unseen.finish(tables[6])
+    unseen.finish()
     assert (len(shown), len(updates)) == (1, 2)  # executed by a sweep: nobody watches
 
 

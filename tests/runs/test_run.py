@@ -10,7 +10,7 @@ import pytest
 from fruitlib.core import config, files, machine, source_code
 from fruitlib.core.errors import InputError
 from fruitlib.data import splits
-from fruitlib.runs.headline import _bundle
+from fruitlib.runs.headline import _bundle, named
 from fruitlib.runs.run import Run, clear_run, create_run, open_run
 from fruitlib.runs.stages import STAGES, notebook_path
 
@@ -256,3 +256,17 @@ def test_a_damaged_record_of_settings_is_one_line(tmp_path, text):
     (tmp_path / "params.yaml").write_text(text)
     with pytest.raises(InputError, match=r"params\.yaml: damaged"):
         _ = Run(tmp_path).config
+
+
+@pytest.mark.parametrize(
+    ("numbers", "shown"),
+    [
+        ({"n": 30.0, "seconds": 24.03, "accuracy": 0.8333, "macro_f1": 0.8175, "kept_epoch": 30.0},
+         {"validation accuracy": "0.833", "validation macro-F1": "0.818", "seconds of training": "24"}),
+        ({"accuracy_difference": -0.0001, "disagree": 0.0, "p": 1.0, "significant": 0.0, "n": 30.0},
+         {"points of accuracy B has more": "0.0", "photos they predict differently": "0", "p of the test": "1"}),
+        ({"selection_optimism_points": 0.0, "raw_key": 3.0}, {}),
+    ],
+)  # fmt: skip
+def test_a_headline_shows_three_named_numbers_at_most(numbers, shown):
+    assert named(numbers) == shown

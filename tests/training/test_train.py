@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 
 from fruitlib.core import config, files
-from fruitlib.core.errors import InputError
+from fruitlib.core.errors import InputError, Interrupted
 from fruitlib.data import dataset, splits
 from fruitlib.data.batch import Batch
 from fruitlib.evaluation import metrics
@@ -338,3 +338,26 @@ def test_a_best_epoch_that_last_pt_does_not_know_is_dropped(make_run):
         assert not (run.path / "best.next.pt").exists() and not (run.path / "predictions_val.next.csv").exists()
         assert ((run.path / "best.pt").read_bytes() == kept) == stays
     assert (run.path / "predictions_val.csv").read_text() == "next"
+
+
+@pytest.mark.parametrize(
+    ("epochs", "line"),
+    [
+        (0, "training was interrupted before its first epoch was complete: execute 02_train again, .* starts anew"),
+        (2, "training was interrupted after epoch 2 of 3: execute 02_train again, .* resumes with epoch 3"),
+    ],
+)
+def test_an_interrupted_training_says_in_one_line_that_it_resumes(make_run, monkeypatch, epochs, line):
+    run = make_run(epochs=3, cam_every=0)
+
+    def interrupt(*_):
+        if len(run.history()) == epochs:
+            raise KeyboardInterrupt
+
+    if not epochs:
+        monkeypatch.setattr(train, "train", interrupt)
+    with pytest.raises(Interrupted, match=f"^{line}$") as caught:
+        train.fit(run, interrupt)
+    assert caught.value._render_traceback_() == [str(caught.value)]
+    monkeypatch.undo()
+    assert len(train.fit(Run(run.path))) == 3

@@ -1,0 +1,82 @@
+"""Figures of notebook pages in a browser: sharp, readable on a phone, enlarged by a link, their numbers copied."""
+
+import nbformat
+import pandas as pd
+import pytest
+from nbformat import v4
+
+from fruitlib.reporting import export_figures, site, style
+
+ASSETS = site.files("fruitlib.reporting").joinpath("assets")
+
+
+@pytest.fixture
+def page_file(tmp_path, monkeypatch):
+    """A page with one figure, 6.5 inches wide, whose table has awkward cells."""
+    outputs = []
+
+    def display(data, metadata, raw):
+        outputs.append(v4.new_output("display_data", data, metadata=metadata))
+
+    monkeypatch.setattr(style, "display", display)
+    monkeypatch.setattr(style.InteractiveShell, "initialized", lambda: True)
+    style.use_style()
+    figure = export_figures.cost_bars({"fp32": 0.4, "int8": 0.1}, "File size", "MB").figure
+    style.keep_table(figure, pd.DataFrame({"file": ['a "b", c', "x|y"], "MB": [0.4, 0.1]}))
+    style.save_figure(figure, tmp_path / "figures" / "size.svg")
+    cells = [v4.new_markdown_cell("# A title"), v4.new_code_cell("plot()", outputs=outputs)]
+    nbformat.write(v4.new_notebook(cells=cells), tmp_path / "05.ipynb")
+    site.write_folder(tmp_path, "T", "")
+    (tmp_path / "assets").mkdir()
+    style_sheet = "".join(ASSETS.joinpath(name).read_text("utf-8") for name in ("report.css", "pages.css"))
+    (tmp_path / "assets" / "report.css").write_text(style_sheet, "utf-8")
+    return tmp_path / "05.html"
+
+
+def with_script(page_file):
+    """The page as the report's script will be in it, by whatever policy it is let in."""
+    text = page_file.read_text("utf-8")
+    (page_file.parent / "figures.js").write_text(ASSETS.joinpath("figures.js").read_text("utf-8"), "utf-8")
+    text = text.replace("default-src 'none';", "default-src 'none'; script-src 'self' file:;")
+    other = page_file.with_name("scripted.html")
+    other.write_text(text.replace("</head>", '<script defer src="figures.js"></script></head>'), "utf-8")
+    return other
+
+
+def test_without_script_a_link_enlarges_and_closes_and_the_table_is_a_file(offline, page_file):
+    offline.goto(page_file.as_uri())
+    picture = offline.locator("figure img")
+    before = picture.bounding_box()["width"]
+    picture.click()
+    assert picture.bounding_box()["width"] >= 960 > before and offline.locator("a.close").is_visible()
+    offline.locator("a.close").click()
+    assert picture.bounding_box()["width"] == before and not offline.locator("a.close").is_visible()
+    with offline.expect_download() as download:
+        offline.locator("a.table").click()
+    assert download.value.suggested_filename == "size.csv"
+    assert pd.read_csv(download.value.path())["file"].tolist() == ['a "b", c', "x|y"]
+
+
+def test_the_smallest_letters_have_eleven_pixels_on_a_phone_and_the_page_is_no_wider(offline, page_file):
+    offline.set_viewport_size({"width": 390, "height": 844})
+    offline.goto(page_file.as_uri())
+    shown = offline.locator("figure img").bounding_box()["width"]
+    natural = float(offline.locator("figure img").get_attribute("width"))
+    assert shown / natural * 10 * 100 / 72 >= 10.9  # the labels of the bars, of 10 points
+    assert offline.evaluate("document.documentElement.scrollWidth") <= 390
+
+
+def test_the_script_closes_by_escape_and_copies_markdown(offline, page_file):
+    offline.goto(with_script(page_file).as_uri())
+    picture = offline.locator("figure img")
+    before = picture.bounding_box()["width"]
+    for close in (lambda: offline.keyboard.press("Escape"), picture.click):
+        picture.click()
+        assert picture.bounding_box()["width"] > before
+        close()
+        assert picture.bounding_box()["width"] == before
+    offline.evaluate("navigator.clipboard.writeText = async (text) => { window.copied = text; }")
+    offline.get_by_role("button", name="Copy as Markdown").click()
+    offline.get_by_role("button", name="Copied").wait_for()
+    lines = ["| file | MB |", "| --- | --- |", '| a "b", c | 0.4 |', "| x\\|y | 0.1 |", ""]
+    assert offline.evaluate("window.copied") == "\n".join(lines)
