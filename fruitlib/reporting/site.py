@@ -30,15 +30,8 @@ from fruitlib.reporting.site_checks import number
 from fruitlib.reporting.site_index import EXPECTED, LINK, NONE, Seen, fixed
 from fruitlib.runs.status import read_sweep
 
-SHOWN_BY = (
-    "pages",
-    "page_figures",
-    "pictures",
-    "markup",
-    "site_photos",
-    "explore",
-    "sprites",
-)  # what a page's looks depend on
+# What the looks of a page depend on.
+SHOWN_BY = ("pages", "page_figures", "pictures", "markup", "site_photos", "explore", "sprites")
 
 
 def build_site(sweep_dir: Path, changed_only: bool = False) -> Path:

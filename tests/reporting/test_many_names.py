@@ -142,8 +142,8 @@ def test_few_classes_are_all_shown_and_none_vanishes_from_a_legend():
     for name in ("counts", "rates", "confusion", "split", "folds", "sizes"):
         shown = words_of(drawn[name])
         assert "_unknown" in shown and "$5 apples$" in shown and " of " not in shown.replace("share of", ""), name
-    for ax in drawn["thresholds"].axes:
-        assert sum("_unknown" in text.get_text() for text in ax.get_legend().get_texts()) == 1
+    (legend,) = drawn["thresholds"].legends  # of both curves
+    assert sum("_unknown" in text.get_text() for text in legend.get_texts()) == 1
 
 
 @pytest.mark.parametrize(("classes", "numbers"), [(20, 400), (21, 0), (60, 0)])
