@@ -31,7 +31,7 @@ COLUMNS = ("sha256", "path", "old", "decision", "new", "when", "who")
 RELABEL, KEEP, SET_ASIDE, UNDO = "relabel", "keep", "set aside", "undo"
 DECISIONS = (RELABEL, KEEP, SET_ASIDE, UNDO)
 KEY = ["sha256", "box", "old"]
-STATUS = "set_aside"  # in a manifest
+STATUS, BY_HAND = "set_aside", "set aside by hand"  # in a manifest, with its reason
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -164,7 +164,8 @@ def apply(
 ) -> tuple[pd.DataFrame, list[str]]:
     """Give photos that were opened the labels decided on; no row is dropped.
 
-    A photo that was set aside has status `set_aside`. `decision` is what was decided, or "".
+    A photo that was set aside has status `set_aside`. `decision` is what was decided, or "", and `given` the label
+    before.
 
     Args:
         manifest: path, label, status, reason, sha256, as `photo_checks.check_photos` gives them.
@@ -177,7 +178,7 @@ def apply(
     Raises:
         InputError: a new label that is no class, or only one class is left.
     """
-    manifest = manifest.assign(decision="")
+    manifest = manifest.assign(decision="", given=manifest["label"])
     if decided.empty:
         return manifest, []
     where = files.display_path(place(config))
@@ -190,7 +191,7 @@ def apply(
     manifest.loc[rows[RELABEL]["row"], "label"] = rows[RELABEL]["new"].to_numpy()
     aside = rows[SET_ASIDE]["row"]
     reasons = manifest.loc[aside, "reason"].map(lambda reason: f" ({reason})" if reason else "")
-    manifest.loc[aside, "reason"] = "set aside by hand" + reasons
+    manifest.loc[aside, "reason"] = BY_HAND + reasons
     manifest.loc[aside, "status"] = STATUS
     left = {*classes, *manifest.loc[manifest["status"] != STATUS, "label"]}
     if len(left) < 2:
@@ -199,6 +200,20 @@ def apply(
     gone = sorted(set(found["old"]) - left)
     notes += [f"class {name} has no photo left after these corrections, and is none any more" for name in gone]
     return manifest, [printable(note) for note in notes]
+
+
+def as_given(manifest: pd.DataFrame, usable: pd.DataFrame) -> pd.DataFrame:
+    """The rows to divide: as if no label had been corrected, so that a correction moves no other photo across.
+
+    Without it, one relabelled photo would redraw the split, and test photos that were seen would be trained on. A class
+    that is none any more is the exception.
+    """
+    if "given" not in manifest:
+        return usable
+    aside = manifest[(manifest["status"] == STATUS) & (manifest["reason"] == BY_HAND)]
+    rows = pd.concat([usable, aside.assign(split=aside["split"].fillna(""))]).sort_index()
+    kept = rows["given"].isin(set(usable["label"]))
+    return rows.assign(label=rows["given"].where(kept, rows["label"]))[kept | rows.index.isin(usable.index)]
 
 
 def apply_to_sealed(

@@ -152,16 +152,17 @@ def divide(manifest: pd.DataFrame, config: Config) -> tuple[pd.DataFrame, list[s
     notes += _unused_settings_notes(config, set(usable["split"]))
     _check_sizes(usable, manifest, config)
     folds = pd.Series("", usable.index, dtype=str)
+    placed = corrections.as_given(manifest, usable)
     try:
         val_per_class = 0 if config.folds else config.val_per_class
-        splits, summary = assign_splits(usable, val_per_class, config.test_per_class, config.split_seed)
+        splits, summary = assign_splits(placed, val_per_class, config.test_per_class, config.split_seed)
         if config.folds:
-            pool = usable[splits == "train"]
+            pool = placed[splits == "train"]
             assigned, more = assign_folds(pool, config.folds, config.repeats, config.split_seed)
             folds, summary = assigned.reindex(usable.index, fill_value=""), [*summary, *more]
     except InputError as problem:
         raise InputError(f"{problem}{_subset_hint(config)}") from None
-    sides = {"split": splits, "fold": folds}
+    sides = {"split": splits[usable.index], "fold": folds}
     given = (usable["split"] != "").any()
     manifest = manifest.assign(**{name: side.reindex(manifest.index, fill_value="") for name, side in sides.items()})
     if given and len(divided := leaks(manifest)):

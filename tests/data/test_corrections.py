@@ -72,6 +72,19 @@ def test_every_later_division_honours_them_and_retrains(photos, tmp_path):
     assert {path.suffix for path in photos.rglob("*") if path.is_file()} == {".png"}
 
 
+@pytest.mark.parametrize("folds", [{}, {"folds": 3, "repeats": 2}])
+@pytest.mark.parametrize("decision", [("relabel", "cherry"), ("set aside", "")])
+def test_no_other_photo_changes_sides(photos, tmp_path, folds, decision):
+    cfg = settings(photos, **folds)
+    before, _ = divide(cfg, tmp_path / "a")
+    decide(cfg, photos, "apple/00.png", *decision)
+    after, _ = divide(cfg, tmp_path / "b")
+    others = before.index.drop("apple/00.png")
+    assert after.loc[others, ["split", "fold"]].equals(before.loc[others, ["split", "fold"]])
+    where = ["split", "fold"] if decision[0] == "relabel" else []
+    assert after.loc["apple/00.png", where].equals(before.loc["apple/00.png", where])
+
+
 def test_a_confirmed_label_retrains_nothing(photos, tmp_path):
     cfg = settings(photos)
     before, _ = divide(cfg, tmp_path / "a")
