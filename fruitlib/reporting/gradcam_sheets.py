@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from fruitlib.explain import gradcam
 from fruitlib.explain.gradcam import Heatmaps
 from fruitlib.reporting import photo_sheets
-from fruitlib.reporting.labels import label, labels
+from fruitlib.reporting.labels import label
 from fruitlib.reporting.style import drawing, spread
 
 PHOTOS, COLUMNS = 12, 16  # on a sheet, at most
+EMPTY = "no heat"
 
 
 def one_of_each(true_names: list[str]) -> list[int]:
@@ -26,33 +27,42 @@ def _title(words: str, shown: int, total: int) -> str:
     return words if shown == total else f"{words}: {shown} of {total:,} photos"
 
 
+def _heat(photo: np.ndarray, maps: list[np.ndarray]) -> tuple[list[np.ndarray], list[str]]:
+    """A photo, and heatmaps on it; and what is written upon each: that a map is empty."""
+    return [photo, *(gradcam.overlay(photo, one) for one in maps)], ["", *("" if one.any() else EMPTY for one in maps)]
+
+
+def _row_name(true_name: str, maps: Heatmaps, place: int, class_names: list[str]) -> str:
+    """The true class, and what the network predicts."""
+    predicted = int(maps.predicted[place])
+    return f"{label(true_name)}, predicted\n{label(class_names[predicted])} ({maps.probs[place][predicted]:.0%})"
+
+
 @drawing
 def heatmaps_by_layer(photos: np.ndarray, maps: Heatmaps, true_names: list[str], class_names: list[str]) -> Figure:
     """A row per photo, a column per layer; row names say the true class and what is predicted."""
     shown = spread(len(photos), PHOTOS)
-    rows = [
-        [photo, *(gradcam.overlay(photo, heat) for heat in heat_of_layers)]
-        for photo, heat_of_layers in ((photos[place], maps.heatmap[place]) for place in shown)
-    ]
-    predicted = {place: int(maps.predicted[place]) for place in shown}
-    names = [
-        f"{label(true_names[place])}, predicted\n{label(class_names[one])} ({maps.probs[place][one]:.0%})"
-        for place, one in predicted.items()
-    ]
+    rows, words = zip(*(_heat(photos[place], list(maps.heatmap[place])) for place in shown), strict=True)
+    names = [_row_name(true_names[place], maps, place, class_names) for place in shown]
     title = _title("Grad-CAM by layer", len(shown), len(photos))
-    return photo_sheets.picture_table(rows, names, ["photo", *maps.layer_names], title)
+    return photo_sheets.picture_table(list(rows), names, ["photo", *maps.layer_names], title, list(words))
 
 
 @drawing
-def heatmaps_by_epoch(photos: np.ndarray, kept: dict[int, Heatmaps], true_names: list[str]) -> Figure | None:
-    """A row per photo, a column per epoch, of the last layer; None where no heatmaps were kept."""
+def heatmaps_by_epoch(
+    photos: np.ndarray, kept: dict[int, Heatmaps], true_names: list[str], class_names: list[str]
+) -> Figure | None:
+    """A row per photo, a column per epoch, of the last layer; None where no heatmaps were kept.
+
+    Row names say the true class and what was predicted at the last of these epochs.
+    """
     if not kept:
         return None
     shown, epochs = spread(len(photos), PHOTOS), [list(kept)[place] for place in spread(len(kept), COLUMNS)]
-    rows = [
-        [photos[place], *(gradcam.overlay(photos[place], kept[epoch].heatmap[place, -1]) for epoch in epochs)]
-        for place in shown
-    ]
-    columns, names = ["photo", *(f"epoch {epoch}" for epoch in epochs)], labels(true_names[place] for place in shown)
+    rows, words = zip(
+        *(_heat(photos[place], [kept[epoch].heatmap[place, -1] for epoch in epochs]) for place in shown), strict=True
+    )
+    columns = ["photo", *(f"epoch {epoch}" for epoch in epochs)]
+    names = [_row_name(true_names[place], kept[epochs[-1]], place, class_names) for place in shown]
     title = _title("Grad-CAM by epoch, last layer", len(shown), len(photos))
-    return photo_sheets.picture_table(rows, names, columns, title)
+    return photo_sheets.picture_table(list(rows), names, columns, title, list(words))

@@ -47,6 +47,8 @@ def network(file: Path, errors: dict[str, float]) -> Figure:
         bars.annotate(
             f"{value:.0f}", (max(value, 0), place), (4, 0), textcoords="offset points", fontsize=9, va="center"
         )
+    for place in (place for place, row in enumerate(rows) if row.error == -np.inf):
+        bars.annotate("gives no numbers", (0, place), (4, 0), textcoords="offset points", fontsize=9, va="center")
     bars.set(xlabel="dB of signal over INT8's error", ylim=(len(rows) - 0.4, -0.6))
     bars.set_xlim(min([0, *values]), 1.2 * max([1, *values]))
     bars.tick_params(axis="x", labelsize=9)

@@ -79,9 +79,13 @@ def pair_sheet(pairs: Sequence[tuple], titles: Sequence[str], at_most: int = 12,
 
 @drawing
 def picture_table(
-    pictures: list[list[np.ndarray]], row_names: list[str], column_names: list[str], title: str
+    pictures: list[list[np.ndarray]],
+    row_names: list[str],
+    column_names: list[str],
+    title: str,
+    words: list[list[str]] | None = None,
 ) -> Figure:
-    """A table of pictures (lists of H×W×3 arrays): row names at the left, column names on top."""
+    """A table of pictures (lists of H×W×3 arrays): row names at the left, column names on top, `words` upon them."""
     step, names = SIDE + 0.06, [_in_lines(name, 16) for name in column_names]
     for name in row_names:
         find_fonts(name)
@@ -93,8 +97,11 @@ def picture_table(
     for row, (line, name) in enumerate(zip(pictures, row_names, strict=True)):
         y = head + row * step
         ax.text(-0.08, y + SIDE / 2, name, ha="right", va="center", fontsize=9)
-        for x, picture in zip(places, line, strict=True):
+        for x, picture, word in zip(places, line, words[row] if words else [""] * len(line), strict=True):
             _picture(ax, picture, x, y)
+            if word:
+                box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
+                ax.text(x + SIDE / 2, y + 0.9 * SIDE, word, ha="center", va="center", fontsize=9, bbox=box)
     return figure
 
 

@@ -87,7 +87,7 @@ def figures(classes: int) -> dict:
         "sizes": split_figures.group_sizes(manifest),
         "contact": photo_sheets.contact_sheet(pixels, called, title="photos"),
         "layers": gradcam_sheets.heatmaps_by_layer(pixels / 255, heat, called, called),
-        "epochs": gradcam_sheets.heatmaps_by_epoch(pixels / 255, dict.fromkeys(range(17), heat), called),
+        "epochs": gradcam_sheets.heatmaps_by_epoch(pixels / 255, dict.fromkeys(range(17), heat), called, called),
         "disagree": compare_figures.disagreements(pd.DataFrame([pair]), called),
     }
 
