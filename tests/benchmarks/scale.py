@@ -69,7 +69,7 @@ def work(rows: int, way: str, folder: Path) -> dict:
     settings = {"val_per_class": 0.1, "test_per_class": 0.1, "folds": 5 if way == "folds" else 0}
     frame, notes = splits.divide(frame, config.make(settings))
     watch.done("divided")
-    manifest = frame[list(splits.COLUMNS)]
+    manifest = frame.assign(decision="")[list(splits.COLUMNS)]
     del frame
     if settings["folds"]:  # the rest is the same for shares
         manifest.to_csv(folder / "manifest.csv", index=False)

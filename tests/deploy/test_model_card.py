@@ -32,7 +32,7 @@ def run(tmp_path_factory, shapes) -> Run:
     """A run that was exported, and nothing else."""
     folder = tmp_path_factory.mktemp("card")
     settings = {"data": str(shapes), "val_per_class": 4, "test_per_class": 4, "image_size": 32, "epochs": 3}
-    settings |= {"batch_size": 8, "cam_every": 0, "precision": "fp32", "probe": "none"}
+    settings |= {"batch_size": 8, "cam_every": 0, "precision": "fp32", "probe": "none", "int8_speedup": 0}
     cfg = config.make(settings)
     splits.prepare_manifest(cfg, folder)
     made = runs.create_run(folder / "run", cfg)

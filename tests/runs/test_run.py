@@ -81,8 +81,9 @@ def test_an_import_that_is_added_joins_the_closure(monkeypatch, tmp_path):
         ("data.stratify", set(STAGES)),  # which photos stand where
         ("core.machine", set(STAGES)),  # the seeding
         ("training.lr_finder", {"02_train"}),
-        ("deploy.quantize", {"export", "test", "05_quantize", "06_test_accuracy"}),
-        ("deploy.export", {"export", "test", "05_quantize", "06_test_accuracy"}),
+        # 04's browser shows the INT8 file's heat beside torch's
+        ("deploy.quantize", {"export", "test", "04_gradcam", "05_quantize", "06_test_accuracy"}),
+        ("deploy.export", {"export", "test", "04_gradcam", "05_quantize", "06_test_accuracy"}),
         ("deploy.verify", {"05_quantize", "06_test_accuracy"}),  # how files are measured changes no file
         # nor does another score open the test photos; the model card, which 05 writes too, tells it
         ("deploy.test_scores", {"05_quantize", "06_test_accuracy"}),
