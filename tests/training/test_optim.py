@@ -83,8 +83,13 @@ def test_each_block_learns_slower_than_the_next_and_the_head_at_lr(name):
 
 
 def test_groups_have_names():
-    names = [group["name"] for group in optim.build(*network()).param_groups]
-    assert names[-2:] == ["head", "head, biases and norms"] and len(set(names)) == len(names)
+    names = [group["name"] for group in optim.build(*network(layer_decay=0.5)).param_groups]
+    assert names[-2:] == ["head", "head, biases and norms"] and len(set(names)) == len(names) > 2
+
+
+def test_blocks_of_one_learning_rate_are_one_group():
+    names = [group["name"] for group in optim.build(*network(model="resnet18")).param_groups]
+    assert names == ["network", "network, biases and norms"]
 
 
 @pytest.mark.parametrize(
@@ -139,8 +144,8 @@ def state_of(model, part) -> list[tuple[str, torch.Tensor]]:
 
 def test_what_stays_frozen_is_not_in_the_optimizer(resnet_weights):
     cfg, model = network(model="resnet18", weights=resnet_weights, freeze="backbone")
-    groups = optim.build(cfg, model).param_groups
-    assert [group["name"] for group in groups] == ["head", "head, biases and norms"]
+    held = [id(p) for group in optim.build(cfg, model).param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in models.head_of(model).parameters())
 
 
 # ---- schedules ----
