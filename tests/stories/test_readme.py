@@ -7,13 +7,17 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 import pandas as pd
+import pytest
 import yaml
 
 from fruitlib.core import config
 from fruitlib.sweep import params
 
 ROOT = Path(__file__).parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
+README, HOW_TO_READ, SETTINGS = (
+    (ROOT / place / "README.md").read_text(encoding="utf-8") for place in (".", "executed", "params")
+)
+FOLDERS = ("executed", "params", "tests/benchmarks")
 EXAMPLE = ROOT / "executed" / "example"
 
 
@@ -73,8 +77,7 @@ def test_what_was_tried_with_other_networks_is_what_was_measured():
     by_model = {row["combination"]: f"{row['accuracy']:.2f}"[1:] for row in results.to_dict("records")}
     order = ["lite1,", "lite2,", "squeezenet1_1", "lite0,weights=none", "lite0,weights=package"]
     *others, best = [next(value for name, value in by_model.items() if part in name) for part in order]
-    tried = (ROOT / "executed" / "README.md").read_text(encoding="utf-8")
-    assert f"| {', '.join(others)} | {best} with Lite0 |" in tried
+    assert f"| {', '.join(others)} | {best} with Lite0 |" in HOW_TO_READ
 
 
 def test_transfer_says_what_was_measured():
@@ -94,7 +97,7 @@ def test_what_bf16_costs_is_what_was_measured():
     assert (score["from"], score["to"], score["seeds"], score["groups"]) == ("fp32", "bf16", 5, 49)
     assert score["low"] > -config.Config().int8_margin
     said = f"macro-F1 {100 * score['gain']:+.1f} points, {100 * score['low']:+.1f} to {100 * score['high']:+.1f} on new"
-    assert f"bf16 over fp32: {said} varieties and seeds" in README
+    assert f"bf16 over fp32: {said} varieties and seeds" in SETTINGS.replace("\n  ", " ")
 
 
 def test_what_choosing_adds_is_the_examples():
@@ -105,7 +108,7 @@ def test_what_choosing_adds_is_the_examples():
 
 def test_the_claims_are_answered_in_08_s_own_words():
     lines = set(pd.read_csv(EXAMPLE / "insight" / "insight.csv")["summary"].str.replace("\n", "<br>"))
-    answers = [line.split("|")[2].strip() for line in README.splitlines() if "Holm p" in line]
+    answers = [line.split("|")[2].strip() for line in HOW_TO_READ.splitlines() if "Holm p" in line]
     assert len(answers) == 4 and set(answers) <= lines
 
 
@@ -122,9 +125,15 @@ def test_the_tree_names_every_room_and_notebook_and_nothing_else():
     assert named == rooms | modules | {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
 
 
-def test_every_local_link_leads_somewhere():
-    links = re.findall(r"\]\(([^)]+)\)", README)
-    assert links and all((ROOT / link).exists() for link in links if "://" not in link)
+@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *(ROOT / place / "README.md" for place in FOLDERS)], ids=str)
+def test_every_local_link_leads_somewhere(page):
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
+    assert all((page.parent / link).exists() for link in links if "://" not in link)
+
+
+def test_every_params_file_is_listed():
+    listed = set(re.findall(r"^\| `(\w+\.yaml)` \|", SETTINGS, flags=re.MULTILINE))
+    assert listed == {path.name for path in (ROOT / "params").glob("*.yaml")} - {"base.yaml"}
 
 
 def test_the_params_example_is_valid(tmp_path):
