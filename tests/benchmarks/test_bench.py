@@ -99,9 +99,6 @@ def test_the_kept_tables_are_quoted():
         pytest.skip("no figures are kept: make bench BENCH=--keep")
     places = (Path(__file__).parent, bench.ROOT)
     own, front = ((folder / "README.md").read_text(encoding="utf-8").splitlines() for folder in places)
-        (folder / "README.md").read_text(encoding="utf-8").splitlines()
-        for folder in (Path(__file__).parent, bench.ROOT)
-    )
     speeds, whole = figures.tables(json.loads(bench.RESULTS.read_text(encoding="utf-8")))
     lines = [*speeds.splitlines(), *whole.splitlines()]
     assert not [line for line in lines if line not in own], "bench.py --show prints what it has to quote"
