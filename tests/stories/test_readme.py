@@ -90,9 +90,10 @@ def test_transfer_says_what_was_measured():
     assert f"and {frozen:.2f} at 224".replace("0.", ".") in said
 
 
-def test_what_bf16_costs_is_what_was_measured():
+@pytest.mark.parametrize("network", ["insight", "insight_resnet18"])
+def test_what_bf16_costs_is_what_was_measured(network):
     """No more than INT8 may, on new varieties and seeds: the lower end of a two-sided 95 % interval."""
-    table = pd.read_csv(EXAMPLE / "precision" / "insight.csv").set_index("measure")
+    table = pd.read_csv(EXAMPLE / "precision" / f"{network}.csv").set_index("measure")
     score = table.loc["macro_f1"]
     assert (score["from"], score["to"], score["seeds"], score["groups"]) == ("fp32", "bf16", 5, 49)
     assert score["low"] > -config.Config().int8_margin
