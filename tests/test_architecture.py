@@ -19,7 +19,7 @@ PACKAGE = ROOT / "fruitlib"
 # A room imports only rooms that stand before it; cli.py stands after them all.
 ROOMS = ["core", "data", "runs", "evaluation", "explain", "training", "deploy", "reporting", "kernels", "sweep"]
 MODULES = sorted(path for path in PACKAGE.glob("*/*.py") if path.name != "__init__.py")
-LINEAR_RECIPES = {"train", "train_head"}  # a story each, told from its first line to its last
+LINEAR_RECIPES = {"train", "train_head"}  # each is one recipe, in the order in which things happen
 
 
 def dotted(path: Path) -> str:

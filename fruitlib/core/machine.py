@@ -57,7 +57,7 @@ def requested_threads(name: str) -> int:
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep the memory it frees, for its next batch; whether the C library here can be told so.
+    """Let this process keep the memory it frees, for its next batch; whether the C library here lets it.
 
     glibc gives large blocks back to the system at once, which then clears every page of the next batch again: features
     of 64 photos by EfficientNet-Lite0 took 2.3 times as long, a training step of resnet18 1.14 times.

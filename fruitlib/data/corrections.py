@@ -155,8 +155,8 @@ def described(config: Config, decided: pd.DataFrame) -> str:
     """The decisions in a few words that change when one of them does: `none`, or how many, where, and a digest."""
     if decided.empty:
         return "none"
-    said = decided[[*KEY, "decision", "new"]].sort_values(KEY).to_numpy().tolist()
-    return f"{len(decided)} in {files.display_path(place(config))} ({files.fingerprint(said)})"
+    facts = decided[[*KEY, "decision", "new"]].sort_values(KEY).to_numpy().tolist()
+    return f"{len(decided)} in {files.display_path(place(config))} ({files.fingerprint(facts)})"
 
 
 def apply(

@@ -39,7 +39,7 @@ NAMED = dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), "JPEG") | {
 }
 NAMED |= {"tif": "TIFF", "tiff": "TIFF", "avif": "AVIF", "jp2": "JPEG2000", "j2k": "JPEG2000"}
 NAMED |= {"heic": "HEIF", "heif": "HEIF"} | dict.fromkeys(("ppm", "pgm", "pbm", "pnm"), "PPM")
-ENDINGS = {f".{ending}" for ending in NAMED}  # HEIC, too, which needs an extra: so that it is said
+ENDINGS = {f".{ending}" for ending in NAMED}  # HEIC, too, which needs an extra: so that a message names it
 SAME_KIND = {"MPO": "JPEG", "DIB": "BMP"}
 ORIENTATION = 0x0112  # the EXIF tag; 2 to 8 say how to turn a photo upright (Exif 2.3, 4.6.4)
 TURNS = dict(

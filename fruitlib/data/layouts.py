@@ -2,7 +2,7 @@
 
 Known are class folders; class folders in parts, the parts named in many ways (`part_names`); parts within every class;
 and up to two folders too many above the classes. A folder that is a part is never taken for a class: where parts and
-classes cannot be told apart, the layout is refused.
+classes cannot be distinguished, the layout is refused.
 """
 
 import os
@@ -188,7 +188,7 @@ class _Finder:
                 self.notes.append(note)
 
     def _check_parts(self, place: Place, named: dict[str, str], others: list[str]) -> None:
-        """Refuse parts without a train part, one part twice, and parts that cannot be told from classes."""
+        """Refuse parts without a train part, one part twice, and parts that cannot be distinguished from classes."""
         counts, listed = Counter(named.values()), some(named)
         if "train" not in counts:
             raise self._refuse(

@@ -112,7 +112,7 @@ def _deep_colours(photo: Image.Image, content: bytes, bits: int) -> tuple[Image.
 
 
 def _lower_bytes(photo: Image.Image, content: bytes) -> Image.Image | None:
-    """The lower 8 of 16 bits a channel: Pillow keeps what it takes for the upper byte, so it is told the other order.
+    """The lower 8 of 16 bits a channel: Pillow keeps what it takes for the upper byte, so it gets the other order.
 
     None where it unpacks the pixels in some other way.
     """

@@ -105,7 +105,7 @@ def _from_folder(folder: Path) -> tuple[pd.DataFrame, list[str]]:
 
 
 def _check_classes(rows: pd.DataFrame, place: Path, what: str) -> None:
-    """At least two classes, told apart by name, and every one in every part (rows without a split: training)."""
+    """At least two classes, distinct by name, and every one in every part (rows without a split: training)."""
     names = set(rows["label"].unique())
     if len(names) < 2:
         kind, deeper = "classes", ""

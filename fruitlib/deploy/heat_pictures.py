@@ -13,7 +13,7 @@ from fruitlib.deploy.named_photos import Photo
 
 SMALLEST = 224  # pixels a side that a square is enlarged to
 GAP = 4  # white pixels between the two
-# From cold to hot: deep blue to yellow, ever lighter, told apart with every kind of colour blindness.
+# From cold to hot: deep blue to yellow, ever lighter, distinct with every kind of colour blindness.
 COLOURS = np.array([(0, 28, 92), (52, 70, 140), (140, 100, 120), (226, 140, 60), (255, 232, 70)], np.float32)
 OVER_COLD, OVER_HOT = 0.35, 0.75  # how much of the photo the colours cover, by heat
 

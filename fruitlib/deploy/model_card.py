@@ -1,6 +1,6 @@
 """model.md: what a run's exported files are, of what their numbers speak, and how to call them.
 
-Only what the run's files and the sweep's hold is said; what is missing is left out.
+It contains only what the run's files and the sweep's hold; what is missing is left out.
 """
 
 import json
@@ -30,7 +30,7 @@ CARD_FILE = "model.md"
 OUT_OF_FOLD = "results_oof.csv"  # of a sweep with folds: a row per combination
 FILES = {"fp32": model_files.FP32, "int8": model_files.INT8}
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
-FEW = 10  # photos of a class, with which nothing can be said of it alone
+FEW = 10  # photos of a class, too few for a number of its own
 NAMED = 30  # classes that a sentence names, at most
 SNIPPETS = {  # heading -> file in assets, language of the code
     "Python (`pip install numpy pillow onnxruntime`)": ("use.py", "python"),
@@ -250,7 +250,7 @@ def _files(run: Run, made: Mapping[str, Path], export: ExportRecord) -> str:
 
 def _how_to_call(run: Run, name: str) -> str:
     classes = ", ".join(json.dumps(one, ensure_ascii=False) for one in run.class_names)
-    parts = ["## How to call it", "Photos must be upright. Answer alone only as said above."]
+    parts = ["## How to call it", "Photos must be upright. Answer alone only above the probability named above."]
     for heading, (file, language) in SNIPPETS.items():
         code = (resources.files("fruitlib.deploy") / "assets" / file).read_text("utf-8")
         code = code.replace("model.onnx", name).replace("CLASSES", classes)

@@ -23,7 +23,7 @@ def study_text(study: Study) -> str:
     if study.searched:
         text += "\nproposed by a search, not planned as pairs: few runs are alike in all settings but one"
     elif study.settings and not set(REPLICATES) & set(study.differs):
-        text += f"\none seed: nothing here can be told from a seed's luck; give {SEEDS_ADVISED}"
+        text += f"\none seed: nothing here can be distinguished from a seed's luck; give {SEEDS_ADVISED}"
     return text
 
 

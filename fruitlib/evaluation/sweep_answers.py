@@ -78,7 +78,7 @@ def beside_probe_summary(numbers: Mapping, is_probe: bool, candidates: int, word
 
     Args:
         numbers: those of the run, or of the combination, as in `metrics.json`.
-        is_probe: whether the run is itself a logistic regression on frozen features; said where nothing was compared.
+        is_probe: whether the run is itself a logistic regression on frozen features; used where nothing was compared.
         candidates: among how many it was chosen by its results.
     """
     text = wording.probe_text(numbers, word)

@@ -292,7 +292,7 @@ def leakage_points_text(leak: Leakage) -> str:
     points, low, high = (round(number) for number in (leak.points, leak.points_low, leak.points_high))
     verdict = "is leakage" if points == 1 else "are leakage"
     if low <= 0:
-        verdict = "cannot be told from 0" if high >= 0 else "the other way: too few groups for a comparison"
+        verdict = "cannot be distinguished from 0" if high >= 0 else "the other way: too few groups for a comparison"
     return f"{plural(points, 'point')} (95 % interval {low} to {high}) {verdict}"
 
 

@@ -16,7 +16,7 @@ MOST_OTHERS = (
 class Layout:
     """How a network lays out what its layers give, as far as its public attributes say."""
 
-    others: int | None = None  # tokens in front that stand for no place (timm's num_prefix_tokens); None: not said
+    others: int | None = None  # tokens in front that stand for no place (timm's num_prefix_tokens); None: not known
     channels_last: bool = False  # timm's output_fmt is NHWC: decides where the shape does not
     shuffled: bool = False  # tokens not in reading order: Hiera's, which `reroll` puts back
 
@@ -32,7 +32,7 @@ class Layout:
     def maps(self, output: torch.Tensor, n: int, name: str) -> torch.Tensor:
         """What layer `name` gives for `n` square images, as (n, channels, h, w).
 
-        (n, channels, h, w) as it is; (n, h, w, channels), told apart by which two sides are equal, as the images are
+        (n, channels, h, w) as it is; (n, h, w, channels), distinguished by which two sides are equal, as the images are
         square; (n, tokens, channels), whose last tokens are a square grid in reading order.
 
         Raises:

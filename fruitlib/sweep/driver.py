@@ -270,8 +270,8 @@ class Driver:
     def _timed_update(self, what: str):
         """Around an update: the next one is due when this one's duration is a twentieth of the time since.
 
-        An error in it is told once and costs no run: the update is tried again. A disk that failed would fail the runs,
-        too, so that error goes on. A file that is gone was removed by a run that starts again.
+        An error in it is reported once and costs no run: the update is tried again. A disk that failed would fail the
+        runs, too, so that error goes on. A file that is gone was removed by a run that starts again.
         """
         started, self._changed[what] = time.monotonic(), False
         try:

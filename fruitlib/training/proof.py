@@ -1,4 +1,4 @@
-"""Proof that pretrained weights are what they are said to be, by two photos that every machine has.
+"""Proof that pretrained weights are what their source claims, by two photos that every machine has.
 
 scikit-learn brings a pagoda (`china.jpg`) and a dahlia (`flower.jpg`). Two things are looked at, before a network's own
 head is replaced. Its names: with ImageNet's 1000 classes it must call the one a building, the other a flower or what

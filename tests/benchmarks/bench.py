@@ -8,7 +8,7 @@
 
 The peers have an environment of their own, `.venv-peers`, made at the first call (some 5 GB) with the versions of
 `peers/requirements.txt`; their scripts and ours are in `peers/`. All train on the same drawn photos (100 x 100 JPEGs),
-with random weights, Adam, a random crop and mirroring, and are told the same number of threads: all cores.
+with random weights, Adam, a random crop and mirroring, and get the same number of threads: all cores.
 
 *Photos per second*: of the epochs after the first, training alone. The limit is a plain step on batches in memory. One
 process per peer and network; one after the other; every other round in the opposite order. *Whole processes*: seconds
@@ -52,7 +52,7 @@ BUSY = 1.0  # processes at work before anything starts, on average of a minute
 
 
 class Failed(Exception):
-    """A process failed; the message is the end of what it said."""
+    """A process failed; the message is the end of its output."""
 
 
 def environment() -> Path:
@@ -84,8 +84,8 @@ def finished(command: list[str], variables: dict[str, str]) -> str:
     except subprocess.TimeoutExpired:
         raise Failed(f"took more than {LONGEST} s") from None
     if done.returncode:
-        said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-        raise Failed(f"exit code {done.returncode}: {said[-1] if said else 'nothing was said'}")
+        output = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+        raise Failed(f"exit code {done.returncode}: {output[-1] if output else 'no output'}")
     return done.stdout
 
 
@@ -132,8 +132,8 @@ class Bench:
             command += [str(data), "--epochs", str(epochs), "--weights", str(self.folder / "weights.pt")]
         command += ["--network", network, "--batch", str(NETWORKS[network][0]), "--side", str(SIDE)]
         try:
-            said = finished([*command, "--precisions", *precisions], self.ours() if own else self.variables)
-            return json.loads(said.splitlines()[-1])
+            output = finished([*command, "--precisions", *precisions], self.ours() if own else self.variables)
+            return json.loads(output.splitlines()[-1])
         except Failed as why:
             self.note(f"{name}, {network}", str(why))
             return {}
@@ -160,8 +160,8 @@ class Bench:
         if name == OURS and found:
             self.defaults[network] = found["default"]["precision"]
         rates = {precision: self.rate(f"{name}, {precision}", found.get(precision)) for precision in PRECISIONS}
-        said = ", ".join(f"{rate:,.0f} in {precision}" for precision, rate in rates.items() if rate)
-        print(f"{network}, {name}: {said or 'no'} photos/s", flush=True)
+        output = ", ".join(f"{rate:,.0f} in {precision}" for precision, rate in rates.items() if rate)
+        print(f"{network}, {name}: {output or 'no'} photos/s", flush=True)
         return rates
 
     def rate(self, name: str, found: dict | None) -> float | None:

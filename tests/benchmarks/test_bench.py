@@ -120,7 +120,7 @@ def results(limit_ratio: float, machine: str = "this", **no_figure: str) -> dict
 
 
 @pytest.mark.parametrize(
-    ("kept", "now", "code", "said"),
+    ("kept", "now", "code", "message"),
     [
         (results(0.9), results(0.88), 0, "no ratio is more than 15% below those of 2026-01-01"),
         (results(0.9), results(0.7), 1, "3-conv: fruitlib / limit has fallen from 0.90 to 0.70"),
@@ -130,12 +130,12 @@ def results(limit_ratio: float, machine: str = "this", **no_figure: str) -> dict
         (results(0.9), results(0.9, fruitlib="exit code 1: boom"), 1, "fruitlib gave no figure: exit code 1: boom"),
     ],
 )
-def test_results_are_compared_with_the_kept_ones(kept, now, code, said, tmp_path, monkeypatch, capsys):
+def test_results_are_compared_with_the_kept_ones(kept, now, code, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(bench, "RESULTS", tmp_path / "results.json")
     if kept:
         bench.RESULTS.write_text(json.dumps(kept))
     assert bench.compared(now) == code
-    assert said in capsys.readouterr().out
+    assert message in capsys.readouterr().out
 
 
 def test_results_are_kept_unless_ours_failed(tmp_path, monkeypatch):

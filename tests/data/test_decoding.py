@@ -43,8 +43,8 @@ def test_the_bits_in_use_are_found_and_scaled_to_eight(tmp_path, name, channels,
     values[0, 0] = top - 1
     write_deep(tmp_path / name, values)
     facts = inspection.inspect(tmp_path / name)
-    said = "16 bits scaled to 8" if bits == 16 else f"uses {bits} of its 16 bits"
-    assert facts[:2] == ("ok", said) and facts[-1] == bits
+    message = "16 bits scaled to 8" if bits == 16 else f"uses {bits} of its 16 bits"
+    assert facts[:2] == ("ok", message) and facts[-1] == bits
     shown = np.asarray(decoding.open_photo(tmp_path / name))
     expected = values >> (bits - 8)
     assert np.array_equal(shown, expected if channels == 3 else np.repeat(expected[..., None], 3, axis=2))
@@ -167,8 +167,8 @@ def test_large_photos_are_read_at_a_reduced_scale_with_boxes_in_place(tmp_path, 
         assert photo.size == (300, 200) and photo.image.size == (150, 100)
     small = preprocess.decode(tmp_path, f"{name}#xywh=206,56,48,68", config.make({"image_size": 32, "crop_margin": 0}))
     assert (np.abs(small.astype(int) - [255, 0, 0]) < 40).all()
-    said = inspection.inspect(tmp_path / name, (210, 60, 40, 60))[1]
-    assert said == ("" if name == "a.jpg" else "a single flat colour")  # JPEG's edges reach into their neighbourhood
+    message = inspection.inspect(tmp_path / name, (210, 60, 40, 60))[1]
+    assert message == ("" if name == "a.jpg" else "a single flat colour")  # JPEG's edges reach into their neighbourhood
     assert inspection.inspect(tmp_path / name)[:4] == ("ok", "", 300, 200)
 
 

@@ -201,22 +201,26 @@ def test_the_record_is_valid_json_and_names_classes_and_folds(collection, tmp_pa
 def test_the_classes_are_said_before_a_photo_is_opened_and_what_was_lost_afterwards(collection, tmp_path):
     (collection / "사과" / "notes.txt").touch()
     (collection / "사과" / "broken.png").write_bytes(b"text")
-    said = []
+    lines = []
 
     def progress(done, total):
-        said.append("photos are opened")
+        lines.append("photos are opened")
 
     wanted = settings(collection, bad_photos="quarantine")
-    splits.prepare_manifest(wanted, tmp_path / "a", progress, said.append)
-    opened = said.index("photos are opened")
-    assert said[0] == "2 classes: sour cherry 12, 사과 13"
-    assert any("not a photo: skipped" in line for line in said[1:opened])
-    assert any("1 of the photos are quarantined" in line and "사과/broken.png" in line for line in said[opened:])
+    splits.prepare_manifest(wanted, tmp_path / "a", progress, lines.append)
+    opened = lines.index("photos are opened")
+    assert lines[0] == "2 classes: sour cherry 12, 사과 13"
+    assert any("not a photo: skipped" in line for line in lines[1:opened])
+    assert any("1 of the photos are quarantined" in line and "사과/broken.png" in line for line in lines[opened:])
     record = splits.load_record(tmp_path / "a")
-    assert record["listing"] == said[0] and set(said) == {*record["notes"], record["listing"], "photos are opened"}
-    before, said[:] = set(said), []
-    splits.prepare_manifest(wanted, tmp_path / "a", progress, said.append)  # nothing is opened, all is said again
-    assert set(said) == before - {"photos are opened"}
+    assert record["listing"] == lines[0] and set(lines) == {
+        *record["notes"],
+        record["listing"],
+        "photos are opened",
+    }
+    before, lines[:] = set(lines), []
+    splits.prepare_manifest(wanted, tmp_path / "a", progress, lines.append)  # nothing is opened, all is printed again
+    assert set(lines) == before - {"photos are opened"}
 
 
 @pytest.mark.parametrize(
@@ -238,9 +242,9 @@ def test_the_classes_found_fit_in_a_line(labels, columns, words):
 def test_of_many_notes_the_first_are_said(collection, tmp_path, monkeypatch):
     monkeypatch.setattr(splits, "MOST_SAID", 1)
     (collection / "사과" / "notes.txt").touch()
-    said = []
-    splits.prepare_manifest(settings(collection), tmp_path, say=said.append)
-    assert said[2] == "… and 1 more notes, in manifest.json"
+    lines = []
+    splits.prepare_manifest(settings(collection), tmp_path, say=lines.append)
+    assert lines[2] == "… and 1 more notes, in manifest.json"
 
 
 def test_photos_left_out_are_not_opened_and_stay_in_the_manifest(collection, tmp_path):
@@ -607,7 +611,7 @@ def test_shuffled_labels_are_the_same_ones_elsewhere():
 
 
 def test_a_division_is_made_anew_only_with_a_word(collection, tmp_path, capsys):
-    """Other settings or changed photos: said, with what has changed. Other photos: 02 refuses."""
+    """Other settings or changed photos: a note names what has changed. Other photos: 02 refuses."""
     splits.prepare_manifest(settings(collection), tmp_path / "a")
     splits.prepare_manifest(settings(collection), tmp_path / "a")
     assert capsys.readouterr().out == ""

@@ -55,9 +55,9 @@ def refused(data, **settings):
 )
 def test_encodings_and_separators_of_spreadsheets(tmp_path, text, encoding, notes):
     touch(tmp_path, "a.jpg", "b.jpg")
-    rows, said = scan(table(tmp_path, text, encoding))
+    rows, message = scan(table(tmp_path, text, encoding))
     assert rows["path"].tolist() == ["a.jpg", "b.jpg"] and rows["label"].tolist() == ["사과", "y"]
-    assert said == notes
+    assert message == notes
 
 
 @pytest.mark.parametrize("label", ["café", "Größe", "Äpfel", "piña"])

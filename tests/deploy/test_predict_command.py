@@ -1,4 +1,4 @@
-"""`fruitlib predict`: which photos are meant, what is said of each, what is written, and every way it can go wrong."""
+"""`fruitlib predict`: which photos are meant, what it prints of each, what it writes, and every way it can go wrong."""
 
 import csv
 import io
@@ -104,7 +104,7 @@ def test_photos_are_named_by_folders_files_patterns_and_csvs(photos, tmp_path):
     ]
 
 
-# ---- what is said of each
+# ---- what is printed of each
 
 
 @pytest.mark.parametrize("change", [{}, {"deep_bits": 10}, {"crop_to": "object", "crop_margin": 0.2}], ids=str)
@@ -153,7 +153,7 @@ def test_the_table_holds_a_row_per_photo_and_broken_ones_are_skipped(file, photo
 
 
 @pytest.mark.parametrize(
-    ("above", "state", "said"),
+    ("above", "state", "message"),
     [
         ("none", "unsure", "every photo is unsure"),
         ("", "", "no photo has a state"),
@@ -162,12 +162,12 @@ def test_the_table_holds_a_row_per_photo_and_broken_ones_are_skipped(file, photo
     ],
 )
 def test_a_photo_is_unsure_where_its_probability_is_not_above_the_proven_one(
-    make_file, photos, tmp_path, capsys, above, state, said
+    make_file, photos, tmp_path, capsys, above, state, message
 ):
     file = make_file(name="other.onnx", **({"answer_above": above} if above else {}))
     assert run(Request(file, [str(photos)], csv=tmp_path / "out.csv")) == 0
     assert {row["state"] for row in rows_of(tmp_path / "out.csv")} == {state}
-    assert capsys.readouterr().out.count(said) == 1
+    assert capsys.readouterr().out.count(message) == 1
 
 
 def test_many_photos_keep_their_order_and_few_are_held(file, tmp_path, monkeypatch, capsys):
@@ -269,7 +269,7 @@ def foreign(folder, **change):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda file, folder: foreign(folder), "has no class names"),
         (lambda file, folder: foreign(folder, class_names='["a", "b"]'), "does not take photos"),
@@ -279,10 +279,10 @@ def foreign(folder, **change):
     ],
     ids=["foreign", "other inputs", "damaged names", "missing", "folder"],
 )
-def test_a_file_that_is_not_ours_is_refused_in_one_line(change, said, file, photos, tmp_path, capsys):
+def test_a_file_that_is_not_ours_is_refused_in_one_line(change, message, file, photos, tmp_path, capsys):
     assert cli.main(["predict", str(change(file, tmp_path)), str(photos)]) == 2
     err = capsys.readouterr().err
-    assert err.count("\n") == 1 and re.search(said, err)
+    assert err.count("\n") == 1 and re.search(message, err)
 
 
 @pytest.mark.parametrize("share", [0, 0.001, 0.5, 0.99])
@@ -294,7 +294,7 @@ def test_a_truncated_file_is_refused(file, photos, tmp_path, capsys, share):
 
 
 @pytest.mark.parametrize(
-    ("metadata", "said"),
+    ("metadata", "message"),
     [
         ({"answer_above": "high"}, "metadata are damaged"),
         ({"preprocess": "{}"}, "metadata are damaged"),
@@ -307,8 +307,8 @@ def test_a_truncated_file_is_refused(file, photos, tmp_path, capsys, share):
         ({"class_names": '{"a": 1, "b": 2, "c": 3}'}, "class names are damaged"),
     ],
 )
-def test_damaged_metadata_are_named(make_file, metadata, said):
-    with pytest.raises(InputError, match=said):
+def test_damaged_metadata_are_named(make_file, metadata, message):
+    with pytest.raises(InputError, match=message):
         answers.open_model(make_file(name="damaged.onnx", **metadata))
 
 
@@ -327,7 +327,7 @@ def same_names(folder):
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         (lambda at: {"photos": []}, "no photos: name files"),
         (lambda at: {"photos": [], "html": at / "page.html", "csv": at / "out.csv"}, "no photos: name files"),
@@ -346,13 +346,13 @@ def same_names(folder):
         (lambda at: {"threads": -1}, "--threads -1"),
     ],
 )
-def test_bad_input_is_named_before_the_work_begins(file, photos, tmp_path, monkeypatch, options, said):
+def test_bad_input_is_named_before_the_work_begins(file, photos, tmp_path, monkeypatch, options, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "no_column.csv").write_text("a,b\n1,2\n")
     (tmp_path / "no_rows.csv").write_text("path\n")
     (tmp_path / "latin.csv").write_bytes(b"path\nK\xfcrbis.jpg\n")
     monkeypatch.setattr(answers, "answers", lambda *arguments: pytest.fail("the work began"))
-    with pytest.raises(InputError, match=said):
+    with pytest.raises(InputError, match=message):
         run(Request(**({"model": file, "photos": [str(photos)]} | options(tmp_path))))
 
 

@@ -171,7 +171,7 @@ BETTER |= {"over_probe_low": 0.02, "over_probe_high": 0.18, "over_probe_p": 0.01
 
 
 @pytest.mark.parametrize(
-    ("numbers", "is_probe", "candidates", "said", "unsaid"),
+    ("numbers", "is_probe", "candidates", "message", "missing"),
     [
         (BETTER, False, 1, "better on new groups", "picked"),
         (
@@ -186,9 +186,9 @@ BETTER |= {"over_probe_low": 0.02, "over_probe_high": 0.18, "over_probe_p": 0.01
         ({"accuracy": 0.9}, True, 8, "is itself a logistic regression on frozen features", "Compared"),
     ],
 )
-def test_the_chosen_one_is_compared_in_one_line(numbers, is_probe, candidates, said, unsaid):
+def test_the_chosen_one_is_compared_in_one_line(numbers, is_probe, candidates, message, missing):
     text = sweep_answers.beside_probe_summary(numbers, is_probe, candidates)
-    assert said in text and unsaid not in text and "\n" not in text
+    assert message in text and missing not in text and "\n" not in text
 
 
 def test_a_chosen_run_that_nobody_compared_gets_no_line():

@@ -42,7 +42,7 @@ def test_a_planted_leak_has_its_price():
 
 def test_groups_that_share_nothing_cost_nothing():
     leak = leakage.price_of_leakage(*planted(leak=False))
-    assert leak.points_low < 0 < leak.points_high and "cannot be told from 0" in wording.leakage_text(leak)
+    assert leak.points_low < 0 < leak.points_high and "cannot be distinguished from 0" in wording.leakage_text(leak)
     assert 0.5 < leak.safe < 1
 
 

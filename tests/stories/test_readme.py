@@ -66,10 +66,10 @@ def test_the_table_of_pretrained_networks_is_what_was_measured():
 def test_02_says_what_was_measured():
     results = pd.read_csv(EXAMPLE / "finetune" / "results_oof.csv")["accuracy"].tolist()
     further, scratch = results[1:4], results[4:]
-    said = (ROOT / "notebooks" / "02_train.ipynb").read_text(encoding="utf-8")
-    assert f"is right on {results[0]:.2f} of the photos" in said
-    assert f"trained further from there, on {min(further):.2f} to {max(further):.2f} by seed" in said
-    assert f"from scratch, on {min(scratch):.2f} to {max(scratch):.2f}." in said
+    text = (ROOT / "notebooks" / "02_train.ipynb").read_text(encoding="utf-8")
+    assert f"is right on {results[0]:.2f} of the photos" in text
+    assert f"trained further from there, on {min(further):.2f} to {max(further):.2f} by seed" in text
+    assert f"from scratch, on {min(scratch):.2f} to {max(scratch):.2f}." in text
 
 
 def test_what_was_tried_with_other_networks_is_what_was_measured():
@@ -82,12 +82,12 @@ def test_what_was_tried_with_other_networks_is_what_was_measured():
 
 def test_transfer_says_what_was_measured():
     results = pd.read_csv(EXAMPLE / "transfer" / "results_oof.csv")
-    said = (ROOT / "params" / "transfer.yaml").read_text(encoding="utf-8")
-    assert " ".join(f"{accuracy:.2f}"[1:] for accuracy in results["accuracy"]) in said
+    text = (ROOT / "params" / "transfer.yaml").read_text(encoding="utf-8")
+    assert " ".join(f"{accuracy:.2f}"[1:] for accuracy in results["accuracy"]) in text
     probe, *_ = results["probe_accuracy"]
-    assert f"reach {probe:.2f}".replace("0.", ".") in said and (results["over_probe_p"][:5] > 0.05).all()
+    assert f"reach {probe:.2f}".replace("0.", ".") in text and (results["over_probe_p"][:5] > 0.05).all()
     frozen = pd.read_csv(EXAMPLE / "finetune" / "results_oof.csv")["accuracy"][0]
-    assert f"and {frozen:.2f} at 224".replace("0.", ".") in said
+    assert f"and {frozen:.2f} at 224".replace("0.", ".") in text
 
 
 @pytest.mark.parametrize("network", ["insight", "insight_resnet18"])
@@ -97,14 +97,14 @@ def test_what_bf16_costs_is_what_was_measured(network):
     score = table.loc["macro_f1"]
     assert (score["from"], score["to"], score["seeds"], score["groups"]) == ("fp32", "bf16", 5, 49)
     assert score["low"] > -config.Config().int8_margin
-    said = f"macro-F1 {100 * score['gain']:+.1f} points, {100 * score['low']:+.1f} to {100 * score['high']:+.1f} on new"
-    assert f"bf16 over fp32: {said} varieties and seeds" in SETTINGS.replace("\n  ", " ")
+    text = f"macro-F1 {100 * score['gain']:+.1f} points, {100 * score['low']:+.1f} to {100 * score['high']:+.1f} on new"
+    assert f"bf16 over fp32: {text} varieties and seeds" in SETTINGS.replace("\n  ", " ")
 
 
 def test_what_choosing_adds_is_the_examples():
     points = 100 * json.loads((EXAMPLE / "sweep.json").read_text(encoding="utf-8"))["optimism"]["points"]
-    said = f"{points:.0f} point" + "s" * (round(points) != 1)
-    assert f"flatters its validation accuracy by about {said}." in README.replace("\n", " ")
+    text = f"{points:.0f} point" + "s" * (round(points) != 1)
+    assert f"flatters its validation accuracy by about {text}." in README.replace("\n", " ")
 
 
 def test_the_claims_are_answered_in_08_s_own_words():

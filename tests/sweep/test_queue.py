@@ -111,8 +111,8 @@ def test_a_stopped_process_of_another_sweep_is_named(engine_of, tmp_path):
         (tmp_path / "busy" / WORKING).write_text(json.dumps(facts))
         holder.send_signal(signal.SIGSTOP)
         assert [outcome for _, outcome in made.outcomes(idle)] == [Outcome("complete")]
-    said = f"busy: process {holder.pid} works on it and was stopped: kill -CONT {holder.pid}, or kill -9 {holder.pid}"
-    assert output == ["busy: another process is working on it", said]  # once
+    line = f"busy: process {holder.pid} works on it and was stopped: kill -CONT {holder.pid}, or kill -9 {holder.pid}"
+    assert output == ["busy: another process is working on it", line]  # once
 
 
 def test_a_run_that_another_process_holds_is_waited_for(engine_of, tmp_path):

@@ -1,4 +1,4 @@
-"""A search: asked, watched, pruned, told; a torn journal mended; open trials taken up again."""
+"""A search: asked, watched, pruned, reported; a torn journal mended; open trials taken up again."""
 
 import json
 import subprocess
@@ -84,7 +84,7 @@ def test_a_sweep_that_was_killed_finds_its_open_trials_with_their_values(plan_of
         assert {name: plan.runs[name] for name in (first, second)} == before
         assert trials.ask() is None  # three there are
         finish(trials, second, 0.7)
-        trials.tell(second, "complete", Run(tmp_path / second))  # told once already: no harm
+        trials.tell(second, "complete", Run(tmp_path / second))  # reported once already: no harm
         assert [trial.state.name for trial in trials.study.trials] == ["COMPLETE", "COMPLETE", "RUNNING"]
 
 

@@ -183,6 +183,6 @@ def test_a_process_whose_pid_stands_in_an_old_file_is_not_the_runs(tmp_path, age
 
 def test_what_a_run_leaves_running_is_ended_and_not_waited_for(perform):
     """It holds the standard output of the run's process, and is no descendant when that has ended."""
-    leaves = "import os; print('said', flush=True); os.system('setsid sleep 20 & exit 0')"
+    leaves = "import os; print('done', flush=True); os.system('setsid sleep 20 & exit 0')"
     code, why, seconds = perform(leaves)
     assert (code, why) == (0, "") and seconds < 5

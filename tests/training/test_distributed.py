@@ -224,11 +224,11 @@ def test_a_process_that_does_not_know_the_key_is_refused(tmp_path, other):
     ]
     for process in both:
         process.start()
-    said = {results.get(), results.get()}
+    message = {results.get(), results.get()}
     for process in both:
         process.join(10)
     refused = {f"a process outside the group answers as process {rank}: training stops" for rank in (0, 1)}
-    assert said == ({"trusted"} if other == b"key" else refused)
+    assert message == ({"trusted"} if other == b"key" else refused)
 
 
 def follow_children(run, monkeypatch, code: str) -> tuple[str, distributed._Children, list]:

@@ -1,4 +1,4 @@
-"""timm's networks: features as timm computes them, heads, blocks, image sizes, and what is said of their weights."""
+"""timm's networks: features as timm computes them, heads, blocks, image sizes, and what is known of their weights."""
 
 import pytest
 import timm
@@ -198,7 +198,7 @@ def test_fresh_weights_take_a_size_that_published_ones_cannot():
     assert make("timm:mixer_s16_224", image_size=64).eval()(torch.rand(1, 3, 64, 64)).shape == (1, 3)
 
 
-# ---- what is said of the weights ----
+# ---- what is known of the weights ----
 
 
 @pytest.mark.parametrize(

@@ -213,7 +213,7 @@ def test_a_file_is_read_once(tmp_path, monkeypatch):
     assert reads.count("best.pt") == 1
 
 
-# ---- what is said ----
+# ---- the lines printed ----
 
 
 @pytest.mark.parametrize(
