@@ -41,7 +41,7 @@ class Store:
     kind: str
     summary: str
     keys: Sequence[str] = ()  # sha256 of the files' bytes, "" or none at all where not known
-    crew: processes.Crew | None = None  # of many photos that are decoded every time
+    pool: processes.Pool | None = None  # of many photos that are decoded every time
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -53,7 +53,7 @@ class Store:
             return self.pixels.take(indexes, axis=0)
         once, back = np.unique(indexes, return_inverse=True)
         paths, keys = ([names[i] for i in once] if names else () for names in (self.paths, self.keys))
-        return stacked(self.folder, paths, self.config, keys, self.crew)[back]
+        return stacked(self.folder, paths, self.config, keys, self.pool)[back]
 
 
 def open_store(
@@ -74,8 +74,8 @@ def open_store(
 
     def store(kind: str, where: str, pixels: np.ndarray | None = None) -> Store:
         summary = f"{len(paths):,} photos, {in_words(size)} decoded, {where}"
-        crew = processes.crew(len(paths)) if kind == "stream" else None
-        return Store(pixels, folder, paths, config, kind, summary, keys, crew)
+        pool = processes.pool_for(len(paths)) if kind == "stream" else None
+        return Store(pixels, folder, paths, config, kind, summary, keys, pool)
 
     if not paths:
         return store("ram", "in memory", np.empty(shape, np.uint8))
@@ -90,8 +90,8 @@ def open_store(
             if kind == "stream":
                 return store(kind, where)
             if not is_whole(file, shape):
-                with processes.briefly(processes.crew(len(paths))) as crew:
-                    write(file, shape, decoded(folder, paths, config, keys, crew), progress)
+                with processes.briefly(processes.pool_for(len(paths))) as pool:
+                    write(file, shape, decoded(folder, paths, config, keys, pool), progress)
             return store(kind, where, mapped(file, shape, read_ahead=kind == "ram"))
     except OSError as problem:  # the disk is full, or read-only
         reason = f"{files.display_path(cache_dir)}: {problem.strerror or problem}"
@@ -176,17 +176,17 @@ def decoded(
     paths: Sequence[str],
     config: Config,
     keys: Sequence[str] = (),
-    crew: processes.Crew | None = None,
+    pool: processes.Pool | None = None,
 ) -> Iterator[np.ndarray]:
-    """The photos at `paths` one by one, each uint8 (S, S, 3), decoded by a thread per core, or by a crew."""
-    at_once = crew.count if crew else min(processes.MOST, machine.usable_cores())
+    """The photos at `paths` one by one, each uint8 (S, S, 3), decoded by a thread per core, or by a pool."""
+    at_once = pool.count if pool else min(processes.MOST, machine.usable_cores())
     how = types.SimpleNamespace(**config.model_dump(include={*PREPROCESS_SETTINGS, "max_megapixels"}))
 
     def decode(chunk: list[tuple[str, str]]) -> list[np.ndarray]:
-        if crew is None:
+        if pool is None:
             return [preprocess.decode(folder, path, config, key) for path, key in chunk]
         places = [(*sources.locate(folder, path), path, key) for path, key in chunk]
-        found = crew.do(preprocess.decode_files, places, how)
+        found = pool.do(preprocess.decode_files, places, how)
         return [  # what is too large for a process is decoded here
             preprocess.decode_file(*place[:3], how, place[3]) if one is None else one
             for place, one in zip(places, found, strict=True)
@@ -205,11 +205,11 @@ def stacked(
     paths: Sequence[str],
     config: Config,
     keys: Sequence[str] = (),
-    crew: processes.Crew | None = None,
+    pool: processes.Pool | None = None,
 ) -> np.ndarray:
     """The photos at `paths` as one uint8 array (n, S, S, 3)."""
     pixels = np.empty((len(paths), config.image_size, config.image_size, 3), np.uint8)
-    for index, photo in enumerate(decoded(folder, paths, config, keys, crew)):
+    for index, photo in enumerate(decoded(folder, paths, config, keys, pool)):
         pixels[index] = photo
     return pixels
 

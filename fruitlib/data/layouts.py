@@ -21,7 +21,7 @@ from fruitlib.data.tree import Place, Tree, read_tree
 
 TOO_MANY = 2  # folders above the classes that are looked into
 WAY_ON = (  # for a part that lacks a class
-    "add photos of it there, or leave the class out everywhere, or have all photos divided anew: move them out of the "
+    "add photos of it there, or leave the class out everywhere, or have all photos divided again: move them out of the "
     "parts, or set data to one part"
 )
 A_CLASS_TOO = {"train", "trains", "valid"}  # parts by name that may be a class: beside bus and tram, beside invalid

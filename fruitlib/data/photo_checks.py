@@ -69,12 +69,12 @@ def _checked(places: Iterator[tuple], min_side: int, megapixels: float, workers:
     """Lists of (row, facts) of places, (row, file, box) in the order of files; each file is opened once."""
     by_file = ([*rows_of_one] for _, rows_of_one in itertools.groupby(places, key=lambda place: place[1]))
     chunks = iter(lambda: list(itertools.islice(by_file, processes.CHUNK)), [])
-    with processes.briefly(processes.crew(photos, workers)) as crew:
+    with processes.briefly(processes.pool_for(photos, workers)) as pool:
 
         def check(chunk: list[list[tuple]]) -> list[tuple[int, Facts]]:
             files = [(places[0][1], [box for _, _, box in places]) for places in chunk]
             job = inspection.inspect_files, files, min_side, megapixels
-            found = crew.do(*job) if crew else job[0](*job[1:])
+            found = pool.do(*job) if pool else job[0](*job[1:])
             results = []
             for places, (file, boxes), facts in zip(chunk, files, found, strict=True):
                 facts = facts or inspection.inspect_file(file, boxes, min_side, megapixels)  # too large for a process

@@ -116,7 +116,7 @@ def _as_named(folder: Path, named: list[str], inside: bool) -> list[str | None]:
         if real is None:
             continue
         for position, file in zip(positions, _in_folder(folder / _root(real), names), strict=True):
-            if file is not None:  # the same text object where nothing differs: of two million, none is made anew
+            if file is not None:  # the same text object where nothing differs: of two million, none is copied
                 path = f"{real.rstrip('/')}/{file}" if real else file
                 found[position] = named[position] if path == named[position] else path
     return found

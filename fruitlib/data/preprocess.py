@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from fruitlib.core.config import Config
 
 LIBRARIES = {"opencv": objects.VERSION, "pillow": PIL.__version__}  # other versions may decode differently
-CHANGED = "changed since the photos were divided: run the sweep (or 01_split) again, which divides them anew"
+CHANGED = "changed since the photos were divided: run the sweep (or 01_split) again, which divides them again"
 
 
 def decode(folder: Path, path: str, config: "Config", sha256: str = "") -> np.ndarray:

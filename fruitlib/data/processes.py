@@ -31,7 +31,7 @@ CHUNK = 16  # photos handed out at a time: handing out small ones one by one cos
 SERVE = "from fruitlib.data import processes; processes.serve()"
 
 
-class Crew:
+class Pool:
     """Processes for work on photos; any number of threads may ask them. They end with it, or when it is closed."""
 
     def __init__(self, count: int):
@@ -84,7 +84,7 @@ def _package_and_path() -> list[str]:
     return [package, *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
 
 
-def crew(photos: int, workers: int | None = None) -> Crew | None:
+def pool_for(photos: int, workers: int | None = None) -> Pool | None:
     """As many processes as there are cores (or `workers`), where so many photos are worth it; else None: threads do.
 
     Processes that train together on one machine share its cores.
@@ -94,35 +94,35 @@ def crew(photos: int, workers: int | None = None) -> Crew | None:
     if photos < WORTHWHILE or count < 2:
         return None
     try:
-        return Crew(count)
+        return Pool(count)
     except OSError as problem:
         print(f"the system allows no more processes ({os_error_text(problem)}): threads open the photos, more slowly")
         return None
 
 
 @contextlib.contextmanager
-def briefly(crew: Crew | None) -> Iterator[Crew | None]:
-    """The crew, which is closed when the block ends."""
+def briefly(pool: Pool | None) -> Iterator[Pool | None]:
+    """The pool, which is closed when the block ends."""
     try:
-        yield crew
+        yield pool
     finally:
-        if crew:
-            crew.close()
+        if pool:
+            pool.close()
 
 
 def in_order(work: Callable, jobs: Iterable[tuple], at_once: int) -> Iterator:
     """`work(*job)` for every job, in order, by threads; few are queued at a time, for memory and for Ctrl-C."""
-    pool = ThreadPoolExecutor(at_once)
+    threads = ThreadPoolExecutor(at_once)
     try:
         waiting = deque()
         for job in jobs:
-            waiting.append(pool.submit(work, *job))
+            waiting.append(threads.submit(work, *job))
             if len(waiting) >= 4 * at_once:
                 yield waiting.popleft().result()
         while waiting:
             yield waiting.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)
+        threads.shutdown(cancel_futures=True)
 
 
 def serve() -> None:

@@ -39,7 +39,7 @@ def prepare_manifest(
 
     Args:
         say: called with each line for people: the classes found before a photo is opened, in the end the notes. Without
-            it only what was divided before and is divided anew is printed.
+            it only what was divided before and is divided again is printed.
         same_photos: refuse a folder that holds a division of other photos than `data` names.
 
     Raises:
@@ -106,11 +106,11 @@ def _made_manifest(
 
 
 def _what_changed(settings: dict, before: dict | None) -> str:
-    """A sentence on why photos that were divided before are divided anew."""
+    """A sentence on why photos that were divided before are divided again."""
     changed = [name for name, value in settings.items() if before and before.get(name) != value]
     texts = [f"{name} was {before.get(name)} and is {settings[name]}" for name in changed]
     why = "; ".join(texts) or "photos, their list or the code that divides them have changed"
-    return f"the photos are divided anew, and what rests on their division is made again: {why}"
+    return f"the photos are divided again, and what rests on their division is made again: {why}"
 
 
 def build_manifest(

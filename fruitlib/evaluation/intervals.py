@@ -241,7 +241,7 @@ def _variance_alone(matrix: np.ndarray, slope: np.ndarray) -> float:
 
 
 def variance_between_groups(parts: np.ndarray, labels: np.ndarray, unit: np.ndarray) -> tuple[float, int]:
-    """The variance of a sum of `parts` (n,) over groups drawn anew within each class, and its degrees of freedom.
+    """The variance of a sum of `parts` (n,) over groups resampled within each class, and its degrees of freedom.
 
     A group belongs to the class of most of its photos. 0 degrees where a class has a single group.
     """

@@ -187,7 +187,7 @@ def detectable_alone(only_a: int, only_b: int, n: int, power: float = 0.8) -> fl
 
 
 def between_groups(surplus: np.ndarray, sizes: np.ndarray) -> tuple[float, float, float]:
-    """95 % interval of sum(surplus) / sum(sizes) over groups (G,) drawn anew, and the difference found in four of five.
+    """95 % interval of sum(surplus) / sum(sizes) over groups (G,) resampled, and the difference found in four of five.
 
     Student's t; the variance of the ratio is linearised (Cochran 1977, section 6.4). Where groups have unlike sizes
     a large one pulls the ratio to itself: residuals are enlarged by 1 / (1 - its share), and the degrees of freedom

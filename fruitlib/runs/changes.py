@@ -20,9 +20,9 @@ def words(held: dict, config: Config, same_photos: bool) -> str:
 
 
 def say_what_is_replaced(run) -> None:
-    """Print why the finished training of a `Run` is removed, if there is one: a setting changed by hand trains anew."""
+    """Print why the finished training of a `Run` is removed, if it is: a setting changed by hand trains again."""
     with contextlib.suppress(InputError, OSError):  # damaged records, which are removed with it
         if run.record("train"):
             held, record = run.params["settings"], run.params["record"]
             why = words(held, run.config, record.get("data_fingerprint") == run.data_fingerprint)
-            print(f"{files.display_path(run.path)} holds another training ({why}): it is replaced, 02 trains anew")
+            print(f"{files.display_path(run.path)} holds another training ({why}): it is replaced, 02 trains again")

@@ -192,7 +192,7 @@ class FolderLost(RuntimeError):
 class Place:
     """A folder that holds a manifest now, to be distinguished from what is at its path later.
 
-    Whoever writes a file makes its folder anew where that is missing: without this, a sweep whose results were removed
+    Whoever writes a file makes its folder again where that is missing: without this, a sweep whose results were removed
     would go on, and write half a folder.
     """
 

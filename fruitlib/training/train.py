@@ -90,7 +90,7 @@ def _interrupted_line(run: Run) -> str:
     """That training was interrupted, and where it goes on."""
     again = "execute 02_train again, by hand or by the same sweep, and it"
     if not (run.path / checkpoint.NAME).is_file():
-        return f"training was interrupted before its first epoch was complete: {again} starts anew"
+        return f"training was interrupted before its first epoch was complete: {again} starts from the beginning"
     epochs, total = len(run.history()), run.config.epochs
     return f"training was interrupted after epoch {epochs} of {total}: {again} resumes with epoch {epochs + 1}"
 

@@ -60,15 +60,15 @@ def drawn(folder):
 def by_processes(monkeypatch):
     """Any number of photos is worth processes; gives the crews that were made."""
     made = []
-    real = processes.Crew
+    real = processes.Pool
     monkeypatch.setattr(processes, "WORTHWHILE", 1)
     monkeypatch.setattr(processes.machine, "usable_cores", lambda: 2)
-    monkeypatch.setattr(processes, "Crew", lambda count: made.append(real(count)) or made[-1])
+    monkeypatch.setattr(processes, "Pool", lambda count: made.append(real(count)) or made[-1])
     return made
 
 
-def alive(crew):
-    return [process for process in crew._all if process.poll() is None]
+def alive(pool):
+    return [process for process in pool._all if process.poll() is None]
 
 
 def test_processes_find_what_threads_find(tmp_path, by_processes, monkeypatch):
@@ -105,12 +105,12 @@ def test_processes_decode_what_threads_decode(tmp_path, by_processes, kind):
     store = cache.open_store(folder, paths, [""] * len(paths), how, tmp_path / "cache")
     asked = [3, 0, len(paths) - 1, 3, 5]
     assert np.array_equal(store.take(asked), np.stack([preprocess.decode(folder, paths[i], how) for i in asked]))
-    (crew,) = by_processes
-    assert (len(alive(crew)) == 2) == (kind == "stream")
+    (pool,) = by_processes
+    assert (len(alive(pool)) == 2) == (kind == "stream")
     by_processes.clear()
-    started = crew._all
-    del store, crew
-    assert [process for process in started if process.poll() is None] == []  # nobody has the crew any more
+    started = pool._all
+    del store, pool
+    assert [process for process in started if process.poll() is None] == []  # nobody has the pool any more
 
 
 def test_a_photo_that_does_not_open_is_named(tmp_path, by_processes):
@@ -121,32 +121,32 @@ def test_a_photo_that_does_not_open_is_named(tmp_path, by_processes):
 
 
 def test_a_process_that_is_killed_is_said_and_the_others_end(by_processes):
-    with processes.briefly(processes.crew(10)) as crew:
-        assert crew.do(os.getpid) in {process.pid for process in crew._all}
-        for process in crew._all:
+    with processes.briefly(processes.pool_for(10)) as pool:
+        assert pool.do(os.getpid) in {process.pid for process in pool._all}
+        for process in pool._all:
             process.kill()
         with pytest.raises(InputError, match=r"opens photos was ended: killed by SIGKILL.*run again"):
-            crew.do(os.getpid)
-    assert alive(crew) == []
+            pool.do(os.getpid)
+    assert alive(pool) == []
 
 
 def test_what_a_process_raises_or_prints_is_not_mistaken_for_an_answer(by_processes, capfd):
-    with processes.briefly(processes.crew(10)) as crew:
-        assert crew.do(print, "to nobody") is None
+    with processes.briefly(processes.pool_for(10)) as pool:
+        assert pool.do(print, "to nobody") is None
         with pytest.raises(ZeroDivisionError):
-            crew.do(divmod, 1, 0)
-        assert crew.do(divmod, 7, 2) == (3, 1)
+            pool.do(divmod, 1, 0)
+        assert pool.do(divmod, 7, 2) == (3, 1)
     assert "to nobody" in capfd.readouterr().err
 
 
 PROGRAM = """
 import sys, time
 from fruitlib.data import processes
-crew = processes.Crew(2)  # without the guard of __main__ that others need
-print(*(process.pid for process in crew._all), flush=True)
-crew.do(time.sleep, 0)
+pool = processes.Pool(2)  # without the guard of __main__ that others need
+print(*(process.pid for process in pool._all), flush=True)
+pool.do(time.sleep, 0)
 print("ready", flush=True)
-crew.do(time.sleep, 2)
+pool.do(time.sleep, 2)
 """
 
 
@@ -171,7 +171,7 @@ def test_where_no_more_processes_are_allowed_threads_open_the_photos_and_it_is_s
         raise BlockingIOError(errno.EAGAIN, "Resource temporarily unavailable")
 
     monkeypatch.setattr(processes.subprocess, "Popen", refused)
-    assert processes.crew(processes.WORTHWHILE, 2) is None
+    assert processes.pool_for(processes.WORTHWHILE, 2) is None
     assert "no more processes (Resource temporarily unavailable): threads open the photos" in capsys.readouterr().out
 
 

@@ -616,7 +616,7 @@ def test_a_division_is_made_anew_only_with_a_word(collection, tmp_path, capsys):
     splits.prepare_manifest(settings(collection), tmp_path / "a")
     assert capsys.readouterr().out == ""
     splits.prepare_manifest(settings(collection, split_seed=7), tmp_path / "a")
-    assert "divided anew" in (line := capsys.readouterr().out) and "split_seed was 0 and is 7" in line
+    assert "divided again" in (line := capsys.readouterr().out) and "split_seed was 0 and is 7" in line
     splits.prepare_manifest(settings(collection, split_seed=7), tmp_path / "a", same_photos=True)
     with pytest.raises(InputError, match=r"holds a division of .*, and data is sample here: set data: "):
         splits.prepare_manifest(settings("sample"), tmp_path / "a", same_photos=True)

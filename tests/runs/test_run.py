@@ -171,7 +171,7 @@ def test_what_is_trained_keeps_the_record_of_what_it_ran_on(run, monkeypatch, ca
     assert again.config.calibration_images == 7 and again.params["record"]["versions"]["torch"] != "99"
     assert not capsys.readouterr().out
     other = create_run(run.path, run.config.model_copy(update={"lr": 0.5}))
-    message = f"holds another training (lr = {run.config.lr}, here 0.5): it is replaced, 02 trains anew"
+    message = f"holds another training (lr = {run.config.lr}, here 0.5): it is replaced, 02 trains again"
     assert message in capsys.readouterr().out
     assert other.params["record"]["versions"]["torch"] == "99" and not (run.path / "best.pt").exists()
 
