@@ -345,7 +345,7 @@ def test_a_best_epoch_that_last_pt_does_not_know_is_dropped(make_run):
     [
         (
             0,
-            "interrupted before its first epoch was complete: execute 02_train again, .* starts from the beginning",
+            "training was interrupted before its first epoch .*: execute 02_train again, .* starts from the beginning",
         ),
         (2, "training was interrupted after epoch 2 of 3: execute 02_train again, .* resumes with epoch 3"),
     ],
