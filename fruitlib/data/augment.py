@@ -1,7 +1,8 @@
 """Augmentation as data: what happens to a photo is drawn from (seed, epoch, slot), and applied on the CPU or a GPU.
 
-Warps are homographies in coordinates from -1 to 1 over the picture, leading from a pixel of the result to where it is
-taken from; colours are affine maps of RGB in [0, 1]. A slot is a place in an epoch: a photo shown twice has two.
+Crops are rectangles of whole pixels, which are enlarged to the picture's size. Warps are homographies in coordinates
+from -1 to 1 over the picture, leading from a pixel of the result to where it is taken from; colours are affine maps of
+RGB in [0, 1]. A slot is a place in an epoch: a photo shown twice has two.
 """
 
 from collections.abc import Callable
@@ -15,7 +16,8 @@ from torchvision.transforms import InterpolationMode, v2
 
 LUMA = np.array([0.299, 0.587, 0.114])  # weights of red, green and blue in brightness (ITU-R BT.601)
 ORDER, AUGMENT, MIX = 0, 1, 2  # purposes; each has its own random stream
-COLOUR_POLICIES, TORCHVISION_POLICIES = ("colour", "full"), ("trivial", "randaugment")
+GEOMETRIC_POLICIES, COLOUR_POLICIES = ("geometric", "full"), ("colour", "full")
+TORCHVISION_POLICIES = ("trivial", "randaugment")
 ROWS = 1 << 16
 
 
@@ -23,6 +25,7 @@ ROWS = 1 << 16
 class Draws:
     """What is done to each of m photos; None where a policy leaves that alone."""
 
+    crops: np.ndarray | torch.Tensor | None = None  # int64 (m, 5): left, top, width, height; 1 where mirrored, else 0
     warps: np.ndarray | torch.Tensor | None = None  # float64 (m, 3, 3)
     colours: np.ndarray | torch.Tensor | None = None  # float64 (m, 3, 4)
     torchvision_policy: str = ""  # trivial or randaugment; torchvision draws its operations from `seeds`
@@ -30,13 +33,14 @@ class Draws:
 
     def pick(self, slots) -> "Draws":
         """The draws of these slots."""
-        some = [None if part is None else part[slots] for part in (self.warps, self.colours, self.seeds)]
-        return Draws(some[0], some[1], self.torchvision_policy, some[2])
+        parts = self.crops, self.warps, self.colours, self.seeds
+        crops, warps, colours, seeds = (None if part is None else part[slots] for part in parts)
+        return Draws(crops, warps, colours, self.torchvision_policy, seeds)
 
     def sent(self, send: Callable[[torch.Tensor], torch.Tensor]) -> "Draws":
-        """Warps and colours as float32 tensors, each on the device where `send` brings it, for `apply_batch`."""
-        parts = [None if part is None else send(torch.from_numpy(part).float()) for part in (self.warps, self.colours)]
-        return Draws(*parts)
+        """Crops, warps and colours as float32 tensors on the device where `send` brings each, for `apply_batch`."""
+        parts = self.crops, self.warps, self.colours
+        return Draws(*(None if part is None else send(torch.from_numpy(part).float()) for part in parts))
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,10 @@ def generator(seed: int, epoch: int, purpose: int) -> torch.Generator:
     return torch.Generator().manual_seed(int(words[0] >> 1))
 
 
-def draw(policy: str, count: int, seed: int, epoch: int) -> Draws:
+def draw(policy: str, count: int, seed: int, epoch: int, side: int) -> Draws:
     """An epoch's augmentation by `policy`, a row for each of `count` slots; row i is the same for any larger count.
+
+    `side` is that of the pictures in pixels.
 
     none; crop: a part of 35 to 100 % of the area and 3:4 to 4:3, mirrored or not (as in Szegedy et al. 2015);
     geometric: see `_geometric`; colour: see `_colours`; full: both; trivial: TrivialAugment (Müller and Hutter 2021)
@@ -64,32 +70,31 @@ def draw(policy: str, count: int, seed: int, epoch: int) -> Draws:
     random, parts = generator(seed, epoch, AUGMENT), []
     for start in range(0, max(count, 1), ROWS):  # in parts, so that millions of slots pass through little memory
         rows = min(ROWS, count - start)
-        parts.append(_drawn(policy, torch.rand(rows, 12, generator=random, dtype=torch.float64).numpy().T))
-    columns = {name: [getattr(part, name) for part in parts] for name in ("warps", "colours", "seeds")}
+        parts.append(_drawn(policy, torch.rand(rows, 12, generator=random, dtype=torch.float64).numpy().T, side))
+    columns = {name: [getattr(part, name) for part in parts] for name in ("crops", "warps", "colours", "seeds")}
     whole = {name: None if some[0] is None else np.concatenate(some) for name, some in columns.items()}
     return Draws(torchvision_policy=parts[0].torchvision_policy, **whole)
 
 
-def _drawn(policy: str, numbers: np.ndarray) -> Draws:
+def _drawn(policy: str, numbers: np.ndarray, side: int) -> Draws:
     """The draws that `policy` makes of random numbers (12, m)."""
+    if policy == "crop":
+        return Draws(crops=_crops(numbers[:5], side))
     if policy in TORCHVISION_POLICIES:
         return Draws(torchvision_policy=policy, seeds=(numbers[0] * 2**53).astype(np.int64))
-    warps = {"crop": _crops, "geometric": _geometric, "full": _geometric}.get(policy)
-    return Draws(warps(numbers[:8]) if warps else None, _colours(numbers[8:]) if policy in COLOUR_POLICIES else None)
+    return Draws(
+        warps=_geometric(numbers[:8]) if policy in GEOMETRIC_POLICIES else None,
+        colours=_colours(numbers[8:]) if policy in COLOUR_POLICIES else None,
+    )
 
 
-def _crops(numbers: np.ndarray) -> np.ndarray:
-    """(m, 3, 3) of random numbers (8, m): the sides of the part, its place, and a mirror."""
-    mirror, area, aspect, across, down, *_ = numbers
+def _crops(numbers: np.ndarray, side: int) -> np.ndarray:
+    """(m, 5) of random numbers (5, m): where the part begins, its sides, and whether it is mirrored."""
+    mirror, area, aspect, *place = numbers
     area, aspect = 0.35 + 0.65 * area, np.exp((2 * aspect - 1) * np.log(4 / 3))
-    width, height = np.minimum(np.sqrt(area * aspect), 1), np.minimum(np.sqrt(area / aspect), 1)
-    zero, one = np.zeros_like(area), np.ones_like(area)
-    rows = [
-        [np.where(mirror < 0.5, -width, width), zero, (2 * across - 1) * (1 - width)],
-        [zero, height, (2 * down - 1) * (1 - height)],
-        [zero, zero, one],
-    ]
-    return np.array(rows).transpose(2, 0, 1)
+    sizes = [np.rint(side * np.minimum(np.sqrt(part), 1)).clip(1) for part in (area * aspect, area / aspect)]
+    starts = [np.rint(share * (side - size)) for share, size in zip(place, sizes, strict=True)]
+    return np.array([*starts, *sizes, mirror < 0.5]).T.astype(np.int64)
 
 
 def _geometric(numbers: np.ndarray) -> np.ndarray:
@@ -135,6 +140,12 @@ def apply(pictures: np.ndarray, draws: Draws) -> np.ndarray:
     if draws.torchvision_policy:
         return _by_torchvision(pictures, draws)
     side, result = pictures.shape[1], pictures
+    if draws.crops is not None:
+        result = np.empty_like(pictures)
+        for picture, (left, top, width, height, mirrored), out in zip(pictures, draws.crops, result, strict=True):
+            cv2.resize(picture[top : top + height, left : left + width], (side, side), dst=out)
+            if mirrored:
+                cv2.flip(out, 1, dst=out)
     if draws.warps is not None:
         result = np.empty_like(pictures)
         for picture, matrix, out in zip(pictures, in_pixels(draws.warps, side), result, strict=True):
@@ -160,6 +171,9 @@ def apply_batch(images: torch.Tensor, draws: Draws) -> torch.Tensor:
     and they round differently with k, while here an image does not depend on the others.
     """
     side = images.shape[-1]
+    if draws.crops is not None:
+        grid = _crop_grid(torch.as_tensor(draws.crops, dtype=images.dtype, device=images.device), side)
+        images = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
     if draws.warps is not None:
         warps = torch.as_tensor(draws.warps, dtype=images.dtype, device=images.device)[:, None, None]
         ticks = (torch.arange(side, device=images.device, dtype=images.dtype) * 2 + 1) / side - 1
@@ -174,6 +188,16 @@ def apply_batch(images: torch.Tensor, draws: Draws) -> torch.Tensor:
             turned = turned + colours[:, :, channel] * images[:, channel, None]
         images = turned.clamp(0, 1)
     return images
+
+
+def _crop_grid(crops: torch.Tensor, side: int) -> torch.Tensor:
+    """Where each pixel of the enlarged parts `crops` (k, 5) is taken from, (k, side, side, 2), for `F.grid_sample`."""
+    starts, sizes, mirrored = crops[:, None, 0:2], crops[:, None, 2:4], crops[:, 4] > 0
+    ticks = (torch.arange(side, device=crops.device, dtype=crops.dtype) + 0.5)[None, :, None] / side
+    places = torch.clamp(starts + ticks * sizes - 0.5, starts, starts + sizes - 1)  # (k, side, 2), pixels' indexes
+    places = (2 * places + 1) / side - 1
+    across = torch.where(mirrored[:, None], places[..., 0].flip(1), places[..., 0])
+    return torch.stack(torch.broadcast_tensors(across[:, None, :], places[:, :, None, 1]), dim=-1)
 
 
 def _by_torchvision(pictures: np.ndarray, draws: Draws) -> np.ndarray:

@@ -113,7 +113,7 @@ class Feed(_Epochs):
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """This process's share of each of the epoch's batches."""
         config, slots = self.config, self.slots(epoch).numpy()
-        draws = augment.draw(config.augment, len(slots), config.seed, epoch)
+        draws = augment.draw(config.augment, len(slots), config.seed, epoch, config.image_size)
         order = batches(len(slots), config.batch_size, config.seed, epoch)
 
         def share(number: int) -> _Share:
@@ -296,7 +296,7 @@ def examples(pictures: np.ndarray, policy: str, seed: int) -> np.ndarray:
         mix = augment.pairs(policy, MIXED_EVENLY, len(pictures), side, seed, 1, 0)
         inputs = to_float(torch.from_numpy(pictures).permute(0, 3, 1, 2))
         return _as_pictures(augment.mixed(inputs.clone(), inputs[mix.partners], mix))
-    return augment.apply(pictures, augment.draw(policy, len(pictures), seed, epoch=1))
+    return augment.apply(pictures, augment.draw(policy, len(pictures), seed, 1, pictures.shape[1]))
 
 
 def _as_pictures(inputs: torch.Tensor) -> np.ndarray:

@@ -22,8 +22,12 @@ def pictures():
     return smooth.permute(0, 2, 3, 1).contiguous().numpy()
 
 
+def draw(policy, count, seed, epoch, side=48):
+    return augment.draw(policy, count, seed, epoch, side)
+
+
 def look(pictures, policy, count=None, seed=0, epoch=1):
-    return augment.apply(pictures, augment.draw(policy, count or len(pictures), seed, epoch).pick(range(len(pictures))))
+    return augment.apply(pictures, draw(policy, count or len(pictures), seed, epoch).pick(range(len(pictures))))
 
 
 @pytest.mark.parametrize("policy", ALL)
@@ -35,7 +39,7 @@ def test_draws_depend_on_seed_epoch_and_slot_alone(policy, pictures):
     assert np.array_equal(look(pictures, policy), first)
     assert torch.equal(torch.get_rng_state(), state)
     assert np.array_equal(look(pictures, policy, count=50), first)  # nor does the number of slots
-    draws = augment.draw(policy, 16, 0, 1)
+    draws = draw(policy, 16, 0, 1)
     some = [9, 3, 3]
     assert np.array_equal(augment.apply(pictures[some], draws.pick(some)), first[some])
     for other in (look(pictures, policy, seed=1), look(pictures, policy, epoch=2)):
@@ -44,7 +48,7 @@ def test_draws_depend_on_seed_epoch_and_slot_alone(policy, pictures):
 
 
 def test_geometric_mirrors_turns_scales_shifts_and_distorts_within_its_limits():
-    draws = augment.draw("geometric", 4000, seed=0, epoch=1)
+    draws = draw("geometric", 4000, seed=0, epoch=1)
     assert draws.colours is None  # colour is part of the label
     bend = np.tile(np.eye(3), (4000, 1, 1))
     bend[:, 2, :2] = draws.warps[:, 2, :2]
@@ -61,12 +65,23 @@ def test_geometric_mirrors_turns_scales_shifts_and_distorts_within_its_limits():
 
 
 def test_crop_takes_a_third_or_more_from_inside_the_picture():
-    warps = augment.draw("crop", 4000, seed=0, epoch=1).warps
-    width, height = np.abs(warps[:, 0, 0]), warps[:, 1, 1]
-    assert 0.35 <= (width * height).min() < 0.36 and 0.95 < (width * height).max() <= 1
+    side = 1000
+    left, top, width, height, mirrored = draw("crop", 4000, seed=0, epoch=1, side=side).crops.T
+    area = width * height / side**2
+    assert 0.349 < area.min() < 0.36 and 0.95 < area.max() <= 1
     assert 0.74 < (width / height).min() < 0.76 and 1.32 < (width / height).max() < 1.34
-    assert (np.abs(warps[:, 0, 2]) + width).max() <= 1 + 1e-9 and (np.abs(warps[:, 1, 2]) + height).max() <= 1 + 1e-9
-    assert 0.46 < (warps[:, 0, 0] < 0).mean() < 0.54
+    assert min(left.min(), top.min()) == 0 and (left + width).max() == (top + height).max() == side
+    assert 0.46 < mirrored.mean() < 0.54
+
+
+def test_a_crop_is_the_part_enlarged_and_mirrored(pictures):
+    crops = np.array([[4, 10, 24, 12, mirrored] for mirrored in (0, 1)])
+    part = torch.from_numpy(pictures[:2, 10:22, 4:28]).permute(0, 3, 1, 2).float()
+    wanted = torch.nn.functional.interpolate(part, size=(48, 48), mode="bilinear").permute(0, 2, 3, 1).numpy()
+    wanted[1] = wanted[1, :, ::-1]
+    assert np.abs(augment.apply(pictures[:2], augment.Draws(crops=crops)) - wanted).max() < 1.5
+    whole = augment.Draws(crops=np.array([[0, 0, 48, 48, 0]] * 16))
+    assert np.array_equal(augment.apply(pictures, whole), pictures)
 
 
 @pytest.mark.parametrize("policy", ["crop", "geometric"])
@@ -77,7 +92,7 @@ def test_warps_keep_colours(policy):
 
 def test_colour_leaves_places_and_greys_keep_no_hue(pictures):
     warm = look(pictures, "colour").astype(int)
-    assert augment.draw("colour", 4, 0, 1).warps is None
+    assert draw("colour", 4, 0, 1).warps is None
     grey = np.repeat(pictures[..., :1], 3, axis=3)
     assert np.ptp(look(grey, "colour"), axis=3).max() <= 1
     assert 4 < np.abs(warm - pictures).mean() < 40
@@ -87,15 +102,15 @@ def test_colour_leaves_places_and_greys_keep_no_hue(pictures):
 
 
 def test_large_epochs_are_drawn_in_parts_without_a_seam(monkeypatch):
-    whole = augment.draw("full", 100, 0, 1)
+    whole = draw("full", 100, 0, 1)
     monkeypatch.setattr(augment, "ROWS", 32)
-    parts = augment.draw("full", 100, 0, 1)
+    parts = draw("full", 100, 0, 1)
     assert np.array_equal(parts.warps, whole.warps) and np.array_equal(parts.colours, whole.colours)
-    assert len(augment.draw("full", 0, 0, 1).warps) == 0
+    assert len(draw("full", 0, 0, 1).warps) == 0
 
 
 def test_full_is_geometric_and_colour(pictures):
-    full, geometric, colour = (augment.draw(policy, 16, 3, 2) for policy in ("full", "geometric", "colour"))
+    full, geometric, colour = (draw(policy, 16, 3, 2) for policy in ("full", "geometric", "colour"))
     assert np.array_equal(full.warps, geometric.warps) and np.array_equal(full.colours, colour.colours)
     both = augment.apply(augment.apply(pictures, geometric), colour)
     assert np.array_equal(augment.apply(pictures, full), both)
@@ -106,7 +121,7 @@ def test_the_identity_leaves_a_photo_alone(pictures):
     assert np.array_equal(augment.apply(pictures, still), pictures)
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     torch.testing.assert_close(augment.apply_batch(images, still), images, atol=1e-4, rtol=0)
-    assert augment.apply(pictures, augment.draw("none", 16, 0, 1)) is pictures
+    assert augment.apply(pictures, draw("none", 16, 0, 1)) is pictures
 
 
 def test_a_mirror_and_a_shift_of_whole_pixels_are_exact(pictures):
@@ -121,7 +136,7 @@ def test_a_mirror_and_a_shift_of_whole_pixels_are_exact(pictures):
 
 @pytest.mark.parametrize("policy", OURS)
 def test_one_by_one_and_all_at_once_agree(policy, pictures):
-    draws = augment.draw(policy, 16, seed=5, epoch=3)
+    draws = draw(policy, 16, seed=5, epoch=3)
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     once = augment.apply_batch(images, draws).permute(0, 2, 3, 1).numpy() * 255
     apart = np.abs(once - augment.apply(pictures, draws))
@@ -130,7 +145,7 @@ def test_one_by_one_and_all_at_once_agree(policy, pictures):
 
 @pytest.mark.parametrize("policy", OURS)
 def test_a_picture_does_not_depend_on_those_augmented_beside_it(policy, pictures):
-    draws = augment.draw(policy, 16, seed=5, epoch=3)
+    draws = draw(policy, 16, seed=5, epoch=3)
     images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 255
     apart = [augment.apply_batch(images[[i]], draws.pick([i])) for i in range(16)]
     assert torch.equal(augment.apply_batch(images, draws), torch.cat(apart))

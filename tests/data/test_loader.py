@@ -143,7 +143,7 @@ def test_arrays_and_pictures_hold_the_same_pixels(photos):
 
 def test_a_batch_is_what_its_slots_say(photos):
     cfg = settings(augment="geometric", seed=3)
-    draws = augment.draw("geometric", COUNT, 3, 2)
+    draws = augment.draw("geometric", COUNT, 3, 2, cfg.image_size)
     order = loader.batches(COUNT, 8, 3, 2)
     shown = list(feed(photos, cfg).epoch(2))
     assert len(shown) == len(order) and len(feed(photos, cfg)) == COUNT
