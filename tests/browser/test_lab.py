@@ -40,7 +40,7 @@ class Page:
         self.page = page
 
     def pictures(self) -> list[str]:
-        return [image.get_attribute("src") for image in self.page.locator(PICTURE).all()]
+        return self.page.locator(PICTURE).evaluate_all("all => all.map(image => image.src)")
 
     def captions(self) -> str:
         return " ".join(self.page.locator(".jp-Notebook figcaption").all_inner_texts())
@@ -88,6 +88,17 @@ def test_clicks_and_keys_change_what_is_shown(lab, browser, chosen, kernel):
     assert shown.changes(lambda: shown.choose("method", "EigenCAM"), 1)
     assert shown.changes(lambda: layer.press("ArrowLeft"), 1) and "EigenCAM, conv1" in shown.captions()
     assert shown.changes(lambda: shown.choose("B", "lr=0.003"), 2) and "B: lr=0.003" in shown.captions()
+
+    def press(control: str, *keys: str) -> None:
+        for key in keys:
+            page.get_by_label(control, exact=True).press(key)
+
+    cells = page.locator(".jp-Cell").count()
+    assert shown.changes(lambda: press("class", "ArrowUp"), 0)
+    assert shown.changes(lambda: press("class", "d"), 0)
+    press("heat for", "d", "d")  # which deletes a cell where JupyterLab takes it
+    assert shown.changes(lambda: press("A", "ArrowDown"), 1)
+    assert page.locator(".jp-Cell").count() == cells
     shown.click("save what is shown")
     assert shown.soon(lambda: "saved:" in page.locator(".jp-Notebook [role=status]").inner_text())
     assert list((chosen / "cams").glob("shown_*.png")) and list((chosen / "cams").glob("shown_*.json"))
