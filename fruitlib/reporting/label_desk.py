@@ -4,6 +4,7 @@ A widget for 01 and 03. A decision is written at once to the data set's file of 
 that none is lost when view, page or kernel changes; taking one back writes another row. No photo is touched.
 """
 
+import base64
 import html
 import io
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from ipywidgets import HTML, Box, Button, Dropdown, HBox, Image, Layout, VBox
+from ipywidgets import HTML, Box, Button, Dropdown, HBox, Layout, VBox
 
 from fruitlib.core import files, machine
 from fruitlib.core.config import Config
@@ -24,6 +25,7 @@ from fruitlib.reporting.keys_box import KeysBox
 
 CARDS = 12  # on a page
 SIDE = 176  # of a card's picture, pixels
+IMAGE = f"<img width={SIDE} height={SIDE} alt=\"{{}}\" src='data:image/jpeg;base64,{{}}'>"
 NARROW, WIDE = "21em", "31em"  # a card with one picture or two
 KINDS = ("doubtful label", "conflict", "quarantined", "near-duplicate")
 STATES = ("to decide", "decided", "all")
@@ -256,9 +258,9 @@ class LabelDesk:
         reasons = [row["reason"] or "decided before"] if case is None else case["reasons"]
         suggested = row["label"] if case is None else case["suggested"]
         readable = row["status"] != "quarantined" or row["reason"].startswith(SAME_PHOTO)
-        old, beside = self.decisions.key(path)[2], self._beside(path)
-        card.show(path, pictures[path], old, reasons, suggested, decided, readable)
-        card.show_beside(beside, pictures.get(beside, b""), self.manifest["label"].get(beside, ""))
+        card.show(path, self.decisions.key(path)[2], reasons, suggested, decided, readable)
+        beside = self._beside(path)
+        card.show_pictures({one: pictures[one] for one in (path, beside) if one}, self.manifest["label"].get(beside))
 
     def _decide(self, card: "Card", decision: str) -> None:
         """A button was pressed."""
@@ -287,8 +289,7 @@ class Card:
 
     def __init__(self, classes: list[str], decide: Callable[["Card", str], None]):
         self.path, self.old, self._readable = "", "", True
-        self.picture, self.beside = (Image(format="jpeg", width=SIDE, height=SIDE) for _ in range(2))
-        self.text, self.about_beside, self.state = HTML(), HTML(), HTML()
+        self.pictures, self.text, self.state = HTML(), HTML(), HTML()
         self.choice = Dropdown(options=classes, layout=Layout(width="9em"))
         self.buttons = {}
         for decision, name in ((KEEP, "keep"), (RELABEL, "relabel"), (SET_ASIDE, "set aside"), (UNDO, "undo")):
@@ -299,19 +300,14 @@ class Card:
         rows = [HBox([keep, aside, undo]), HBox([self.choice, relabel]), self.state]
         border = "1px solid var(--jp-border-color2, #ccc)"
         layout = Layout(width=NARROW, max_width="98%", border=border, padding="6px", margin="0 8px 8px 0")
-        both = HBox([self.picture, self.beside], layout=Layout(grid_gap="6px"))
-        self.widget = VBox([both, self.text, self.about_beside, *rows], layout=layout)
+        self.widget = VBox([self.pictures, self.text, *rows], layout=layout)
 
     def hide(self) -> None:
         self.path, self.widget.layout.display = "", "none"
 
-    def show(
-        self, path: str, picture: bytes, old: str, reasons: list[str], suggested: str, decided: dict, readable: bool
-    ):
-        """Show a photo. Where it is no photo that can be read, it can only be set aside."""
+    def show(self, path: str, old: str, reasons: list[str], suggested: str, decided: dict, readable: bool) -> None:
+        """Say what a photo is, and why it is here. Where it cannot be read, it can only be set aside."""
         self.path, self.old, self._readable = path, old, readable
-        self.picture.value = picture
-        self.picture.alt = shortened(printable(path), 80)
         lines = [f"<b>{html.escape(printable(old))}</b> · {_short(path)}"]
         lines += [html.escape(shortened(printable(reason), 160)) for reason in reasons[:3]]
         lines += [f"and {len(reasons) - 3} more like this"] if len(reasons) > 3 else []
@@ -321,13 +317,16 @@ class Card:
         self.tell(decided)
         self.widget.layout.display = "flex"
 
-    def show_beside(self, path: str, picture: bytes, label: str) -> None:
-        """Show the photo that it looks like, to its right; none where `path` is empty."""
-        self.beside.value, self.beside.alt = picture, shortened(printable(path), 80)
-        self.about_beside.value = f"right: <b>{html.escape(printable(label))}</b> · {_short(path)}"
-        self.widget.layout.width = WIDE if path else NARROW
-        for part in (self.beside, self.about_beside):
-            part.layout.display = None if path else "none"
+    def show_pictures(self, pictures: dict[str, bytes], label: str | None) -> None:
+        """Show the photo, and to its right the one that it looks like, of that label, where there is one."""
+        images = [IMAGE.format(_short(path), _base64(picture)) for path, picture in pictures.items()]
+        row = f"<div style='display:flex;flex-wrap:wrap;gap:6px'>{''.join(images)}</div>"
+        right = [
+            f"left: this photo; right: <b>{html.escape(printable(label))}</b> · {_short(path)}"
+            for path in list(pictures)[1:]
+        ]
+        self.pictures.value = row + "".join(right)
+        self.widget.layout.width = WIDE if right else NARROW
 
     def tell(self, decided: dict) -> None:
         """Show what was decided."""
@@ -368,6 +367,10 @@ class Pictures:
     def _glimpse(self, path: str) -> np.ndarray:
         small = decoding.glimpse(sources.locate(self.folder, path)[0], SIDE)
         return np.full((SIDE, SIDE, 3), 225, np.uint8) if small is None else small
+
+
+def _base64(picture: bytes) -> str:
+    return base64.b64encode(picture).decode()
 
 
 def _short(path: str) -> str:

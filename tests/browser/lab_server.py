@@ -94,3 +94,10 @@ def open_notebook(page, address: str, name: str) -> None:
 def run_all(page) -> None:
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.locator(RUN_ALL).click()
+
+
+def end_kernels(page, address: str) -> None:
+    """End the kernel of every notebook that is open."""
+    options = {"headers": {"Authorization": f"token {TOKEN}"}}
+    for session in page.request.get(f"{address}/api/sessions", **options).json():
+        assert page.request.delete(f"{address}/api/sessions/{session['id']}", **options).status == 204
