@@ -103,7 +103,7 @@ class CamBrowser(KeysBox):
             [self.a, self.b],
             [self.target, self.method],
             [self.layer, self.epoch, self.opacity],
-            [self.save, Label(KEYS)],
+            [self.save, HTML(KEYS)],
         ]
         boxes = [HBox(row, layout=Layout(flex_flow="row wrap")) for row in rows]
         return [*boxes, self.message, self.picture]
