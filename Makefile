@@ -14,9 +14,12 @@ test: .venv/installed ## the tests; PYTEST adds options, such as PYTEST="-k spli
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadscope --no-loadscope-reorder $(PYTEST)
 
+# Pending kernels: what is run while the kernel is being changed is lost in JupyterLab, because the server answers only when
+# the old kernel has ended; with them it answers at once.
 lab: .venv/installed ## JupyterLab on notebook 00: the sweeps there are, and a form that starts the next one
 	@$(BIN)/jupyter lab --ServerApp.root_dir=$(CURDIR) --LabApp.default_url=/lab/tree/notebooks/00_start.ipynb \
-		--FileContentsManager.post_save_hook=fruitlib.kernels.saving.refresh_git
+		--FileContentsManager.post_save_hook=fruitlib.kernels.saving.refresh_git \
+		--MultiKernelManager.use_pending_kernels=True
 
 bench: .venv/installed ## speed beside torch, timm, fastai, Lightning; sweeps beside papermill (half an hour); BENCH adds options
 	@$(BIN)/python tests/benchmarks/data_path.py

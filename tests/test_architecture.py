@@ -78,7 +78,7 @@ SCIPY = ("calibration", "crossed", "intervals", "learning_curve", "significance"
         (
             "ipywidgets",
             {
-                *(f"reporting.{name}" for name in ("widgets", "label_desk", "sweep_list", "cam_browser")),
+                *(f"reporting.{name}" for name in ("widgets", "label_desk", "sweep_list", "cam_browser", "keys_box")),
                 "sweep.start_form",
             },
         ),

@@ -1,9 +1,17 @@
 """Which labels are doubtful, by confident learning on predictions of models that never saw the photo."""
 
+from datetime import datetime
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 
-from fruitlib.core.errors import InputError
+from fruitlib.core import files
+from fruitlib.core.errors import InputError, first_line
+from fruitlib.data import corrections, splits
+
+DOUBTS = "doubtful_labels.csv"  # which 03 writes beside a run
+DOUBT_COLUMNS = ("path", "label", "suggested", "probability", "quality")
 
 
 def doubtful_labels(predictions: pd.DataFrame, class_names: list[str]) -> pd.DataFrame:
@@ -66,3 +74,38 @@ def _averaged(predictions: pd.DataFrame, class_names: list[str]) -> tuple[pd.Dat
         bad = table["path"][~np.isfinite(probs).all(1)].iloc[0]
         raise InputError(f"predictions: {bad} has a probability that is not a number: run that prediction again")
     return table, probs / probs.sum(1, keepdims=True).clip(1e-12)
+
+
+def doubts_of_runs(sweep_dir: Path, manifest: pd.DataFrame) -> tuple[pd.DataFrame, list[str]]:
+    """What 03 has doubted so far about a manifest's photos: of runs of this sweep and of those beside it, newest first.
+
+    A row counts where the photo (its path, bytes and label) is the same in both sweeps, is no test photo here, and its
+    label has not been confirmed.
+
+    Returns:
+        The columns of `doubtful_labels`, run (`sweep/run`) and found (the day, ISO 8601); and a sentence for each list
+        that cannot be read.
+    """
+    open_rows = manifest[manifest["split"] != "test"]
+    photos = pd.MultiIndex.from_frame(open_rows[["path", "sha256", "label"]])
+    parts, problems = [], []
+    for path in sorted(sweep_dir.parent.glob(f"*/*/{DOUBTS}"), key=lambda path: path.stat().st_mtime, reverse=True):
+        try:
+            parts.append(_doubts_of_run(path, photos))
+        except (OSError, ValueError, KeyError, InputError) as problem:
+            problems.append(f"{files.display_path(path)} is left out, it cannot be read: {first_line(problem)}")
+    parts = parts or [pd.DataFrame(columns=[*DOUBT_COLUMNS, "run", "found"])]
+    return corrections.unconfirmed(pd.concat(parts, ignore_index=True), manifest), problems
+
+
+def _doubts_of_run(path: Path, photos: pd.MultiIndex) -> pd.DataFrame:
+    """The rows of one list whose photos are among these (path, sha256, label)."""
+    texts = dict.fromkeys(DOUBT_COLUMNS[:3], str)
+    rows = files.read_csv(path, dtype=texts, keep_default_na=False)[list(DOUBT_COLUMNS)]
+    if rows.empty:
+        return rows.assign(run="", found="")
+    contents = splits.load_manifest(path.parents[1]).drop_duplicates("path").set_index("path")["sha256"]
+    there = rows.assign(sha256=rows["path"].map(contents))[["path", "sha256", "label"]]
+    found = datetime.fromtimestamp(path.stat().st_mtime).date().isoformat()
+    same = rows[pd.MultiIndex.from_frame(there).isin(photos)]
+    return same.assign(run=f"{path.parents[1].name}/{path.parent.name}", found=found)

@@ -19,6 +19,7 @@ In: arrays and tables. Out: figures, which `style.save_figure` saves and shows, 
     sweep_list        00: the sweeps there are, with links
     cam_views         what the browser asks: a run's network or its INT8 file, about one photo
     cam_pictures      what the browser shows, as HTML and as a figure
+    keys_box          controls that keep their keys in JupyterLab
     cam_browser       04, 07: the Grad-CAM browser of JupyterLab
     widgets           live curves, the live table, a photo to try
     label_desk        01, 03: labels that a person looks at, to keep, relabel or set aside

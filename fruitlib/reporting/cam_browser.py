@@ -1,8 +1,7 @@
 """04 and 07 in JupyterLab: a browser of what networks look at, photo by photo.
 
 Nothing is computed before the browser is shown, and nothing while a sweep executes the notebook: a report cannot move.
-The sliders (photo, layer, epoch, opacity) take the arrow keys once they have been clicked, or reached with Tab; on
-lists these keys are JupyterLab's.
+Every control takes the arrow keys once it has been clicked, or reached with Tab (`keys_box`).
 """
 
 import contextlib
@@ -23,7 +22,6 @@ from ipywidgets import (
     Label,
     Layout,
     SelectionSlider,
-    VBox,
 )
 
 from fruitlib.core import files, machine
@@ -32,6 +30,7 @@ from fruitlib.evaluation.compare import Pair
 from fruitlib.reporting import cam_pictures, cam_views
 from fruitlib.reporting.cam_pictures import Shown
 from fruitlib.reporting.cam_views import KEPT_BY, PREDICTED, SPLITS, TRUE
+from fruitlib.reporting.keys_box import KEYS, KeysBox
 from fruitlib.runs.run import Run, open_run
 
 ANY, NOTHING = "any", "nothing else"
@@ -41,7 +40,7 @@ MANY = 2_000  # photos that are predicted for a filter, at most
 MINUTES = "predicting them takes minutes; choose a class or a group first"
 
 
-class CamBrowser(VBox):
+class CamBrowser(KeysBox):
     """Choose a photo, a network, a class, a method, a layer and an epoch, and see where it looks.
 
     The controls are attributes, each an ipywidget: `split`, `label`, `answer`, `confidence`, `group`, `photo`, `a`,
@@ -104,7 +103,7 @@ class CamBrowser(VBox):
             [self.a, self.b],
             [self.target, self.method],
             [self.layer, self.epoch, self.opacity],
-            [self.save],
+            [self.save, HTML(KEYS)],
         ]
         boxes = [HBox(row, layout=Layout(flex_flow="row wrap")) for row in rows]
         return [*boxes, self.message, self.picture]

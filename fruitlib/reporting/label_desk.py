@@ -4,13 +4,15 @@ A widget for 01 and 03. A decision is written at once to the data set's file of 
 that none is lost when view, page or kernel changes; taking one back writes another row. No photo is touched.
 """
 
+import base64
 import html
 import io
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from ipywidgets import HTML, Box, Button, Dropdown, HBox, Image, Layout, VBox
+from ipywidgets import HTML, Box, Button, Dropdown, HBox, Layout, VBox
 
 from fruitlib.core import files, machine
 from fruitlib.core.config import Config
@@ -18,9 +20,13 @@ from fruitlib.core.errors import InputError
 from fruitlib.core.texts import printable, shortened
 from fruitlib.data import corrections, dataset, decoding, duplicates, photo_checks, sources
 from fruitlib.data.corrections import KEEP, KEY, RELABEL, SET_ASIDE, UNDO
+from fruitlib.evaluation import label_errors
+from fruitlib.reporting.keys_box import KeysBox
 
 CARDS = 12  # on a page
 SIDE = 176  # of a card's picture, pixels
+IMAGE = f"<img width={SIDE} height={SIDE} alt=\"{{}}\" src='data:image/jpeg;base64,{{}}'>"
+NARROW, WIDE = "21em", "31em"  # a card with one picture or two
 KINDS = ("doubtful label", "conflict", "quarantined", "near-duplicate")
 STATES = ("to decide", "decided", "all")
 SAME_PHOTO = "the same photo is labelled"  # how `duplicates.resolve` begins the reason of such a conflict
@@ -29,46 +35,74 @@ AS_IT_IS = {"crop_to": "box", "resize": "pad", "center": 1.0, "brightness": 1.0,
 AS_IT_IS |= {"saturation": 1.0, "sharpness": 1.0, "image_size": SIDE}
 
 
-def show(config: Config, manifest: pd.DataFrame, doubtful: pd.DataFrame | None = None, who: str = ""):
+def show(
+    config: Config,
+    manifest: pd.DataFrame,
+    doubtful: pd.DataFrame | None = None,
+    who: str = "",
+    sweep_dir: Path | None = None,
+):
     """The desk over a manifest's photos, or a line where it has none to show; nothing while a sweep executes this.
 
     Args:
         doubtful: `label_errors.doubtful_labels`, where a model's predictions are at hand.
         who: a name to keep with each decision.
+        sweep_dir: where 03 has not been executed yet on what is shown: the labels that runs of this sweep, and of
+            those beside it, have doubted so far (`label_errors.doubts_of_runs`).
     """
     if machine.in_sweep():
         return None
     if corrections.place(config) is None:
         return HTML("corrections: none is set, so that no decision can be kept: set corrections: auto")
+    if sweep_dir is not None:
+        doubtful, problems = label_errors.doubts_of_runs(sweep_dir, manifest)
+        print("\n".join([doubts_text(doubtful), *problems]))
     return LabelDesk(config, manifest, doubtful, who).widget
 
 
+def doubts_text(doubtful: pd.DataFrame) -> str:
+    """How many labels runs have doubted so far."""
+    photos, runs = doubtful["path"].nunique(), doubtful["run"].nunique()
+    if not photos:
+        return "no run has doubted a label of these photos so far"
+    return f"doubtful labels: {photos:,}, from 03 of {runs:,} run{'s' * (runs != 1)}"
+
+
 def cases(manifest: pd.DataFrame, doubtful: pd.DataFrame | None = None) -> pd.DataFrame:
-    """What a person should look at, a row a photo: path, kinds (some of `KINDS`), reasons (a sentence each), suggested.
+    """What a person should look at, a row a photo.
 
     Of each set of near-duplicates the first photo is left out, and so are test photos, which nobody should look at.
+
+    Returns:
+        path, kinds (some of `KINDS`), reasons (a sentence each), suggested (a label), beside (the path of the photo
+        that it looks like; "" where it is about this one alone).
     """
     found = [*_doubtful(doubtful), *_conflicts(manifest), *_quarantined(manifest), *_near(manifest)]
-    table = pd.DataFrame(found, columns=["kind", "path", "reason", "suggested"])
+    table = pd.DataFrame(found, columns=["kind", "path", "reason", "suggested", "beside"])
     order = table["kind"].map(KINDS.index)
     parts = table.iloc[order.argsort(kind="stable")].groupby("path", sort=False)
-    return parts.agg(kinds=("kind", list), reasons=("reason", list), suggested=("suggested", "first")).reset_index()
+    together = {"kinds": ("kind", list), "reasons": ("reason", list), "suggested": ("suggested", "first")}
+    return parts.agg(**together, beside=("beside", "max")).reset_index()
 
 
 def _doubtful(doubtful: pd.DataFrame | None) -> list[tuple]:
     rows = [] if doubtful is None else doubtful.itertuples()
     why = "the model says {0.suggested} ({0.probability:.0%})"
-    return [(KINDS[0], row.path, why.format(row), row.suggested) for row in rows]
+    if doubtful is not None and "run" in doubtful:
+        why = "{0.run}, {0.found}, says {0.suggested} ({0.probability:.0%})"
+    return [(KINDS[0], row.path, why.format(row), row.suggested, "") for row in rows]
 
 
 def _conflicts(manifest: pd.DataFrame) -> list[tuple]:
     """Both photos of each pair that looks alike under two labels; photos that are there under two."""
+    tested = set(manifest.loc[manifest["split"] == "test", "path"])
     found, pairs = [], corrections.unconfirmed_pairs(duplicates.conflicts(manifest), manifest)
     for row in pairs.itertuples():
         for one, other, label in (("path_a", row.path_b, row.label_b), ("path_b", row.path_a, row.label_a)):
-            found.append((KINDS[1], getattr(row, one), f"looks like {other}, labelled {label}", label))
+            why = f"looks like {other}, labelled {label}"
+            found.append((KINDS[1], getattr(row, one), why, label, "" if other in tested else other))
     twice = manifest[manifest["reason"].str.startswith(SAME_PHOTO)].sort_values(["sha256", "path"])
-    found += [(KINDS[1], row.path, row.reason, _other_label(twice, row)) for row in twice.itertuples()]
+    found += [(KINDS[1], row.path, row.reason, _other_label(twice, row), "") for row in twice.itertuples()]
     return found
 
 
@@ -79,14 +113,14 @@ def _other_label(twice: pd.DataFrame, row) -> str:
 
 def _quarantined(manifest: pd.DataFrame) -> list[tuple]:
     rows = manifest[(manifest["status"] == "quarantined") & ~manifest["reason"].str.startswith(SAME_PHOTO)]
-    return [(KINDS[2], row.path, row.reason, row.label) for row in rows.itertuples()]
+    return [(KINDS[2], row.path, row.reason, row.label, "") for row in rows.itertuples()]
 
 
 def _near(manifest: pd.DataFrame) -> list[tuple]:
     pairs = duplicates.pairs(manifest[manifest["split"] != "test"])
     pairs = pairs[(pairs["label_a"] == pairs["label_b"]) & ~pairs["path_b"].isin(corrections.confirmed(manifest))]
     pairs = pairs.drop_duplicates("path_b")
-    return [(KINDS[3], row.path_b, f"looks like {row.path_a}", row.label_b) for row in pairs.itertuples()]
+    return [(KINDS[3], row.path_b, f"looks like {row.path_a}", row.label_b, row.path_a) for row in pairs.itertuples()]
 
 
 class Decisions:
@@ -181,7 +215,7 @@ class LabelDesk:
         self.cards = [Card(classes, self._decide) for _ in range(CARDS)]
         grid = Box([card.widget for card in self.cards], layout=Layout(flex_flow="row wrap", display="flex"))
         filters = HBox([self.kind, self.label, self.state], layout=Layout(flex_flow="row wrap"))
-        self.widget = VBox([self.said, filters, grid, HBox([self.back, self.place, self.on])])
+        self.widget = KeysBox([self.said, filters, grid, HBox([self.back, self.place, self.on])])
 
     def turn_to(self, page: int) -> None:
         """Show another page, or another view's first one."""
@@ -195,9 +229,9 @@ class LabelDesk:
         pages = max(1, -(-len(paths) // CARDS))
         self.page = min(max(self.page, 0), pages - 1)
         self.shown = paths[self.page * CARDS : (self.page + 1) * CARDS]
-        pictures = self.pictures.of(self.shown)
+        pictures = self.pictures.of([*self.shown, *filter(None, map(self._beside, self.shown))])
         for card, path in zip(self.cards, [*self.shown, *[""] * CARDS], strict=False):
-            card.hide() if not path else self._fill(card, path, pictures[path])
+            card.hide() if not path else self._fill(card, path, pictures)
         self.back.disabled, self.on.disabled = self.page == 0, self.page == pages - 1
         count = f"{len(paths):,} photo{'s' * (len(paths) != 1)}"
         self.place.value = f"{count}, page {self.page + 1} of {pages}" if paths else "no such photo"
@@ -214,13 +248,19 @@ class LabelDesk:
             paths = [path for path in paths if (path in decided) == (state == "decided")]
         return [path for path in paths if self.label.value in ("", self.manifest["label"][path])]
 
-    def _fill(self, card: "Card", path: str, picture: bytes) -> None:
+    def _beside(self, path: str) -> str:
+        """The path of the photo that it looks like; "" where there is none."""
+        return self.cases["beside"].get(path, "")
+
+    def _fill(self, card: "Card", path: str, pictures: dict[str, bytes]) -> None:
         case = self.cases.loc[path] if path in self.cases.index else None
         row, decided = self.manifest.loc[path], self.decisions.of(path)
         reasons = [row["reason"] or "decided before"] if case is None else case["reasons"]
         suggested = row["label"] if case is None else case["suggested"]
         readable = row["status"] != "quarantined" or row["reason"].startswith(SAME_PHOTO)
-        card.show(path, picture, self.decisions.key(path)[2], reasons, suggested, decided, readable)
+        card.show(path, self.decisions.key(path)[2], reasons, suggested, decided, readable)
+        beside = self._beside(path)
+        card.show_pictures({one: pictures[one] for one in (path, beside) if one}, self.manifest["label"].get(beside))
 
     def _decide(self, card: "Card", decision: str) -> None:
         """A button was pressed."""
@@ -249,8 +289,7 @@ class Card:
 
     def __init__(self, classes: list[str], decide: Callable[["Card", str], None]):
         self.path, self.old, self._readable = "", "", True
-        self.picture = Image(format="jpeg", width=SIDE, height=SIDE)
-        self.text, self.state = HTML(), HTML()
+        self.pictures, self.text, self.state = HTML(), HTML(), HTML()
         self.choice = Dropdown(options=classes, layout=Layout(width="9em"))
         self.buttons = {}
         for decision, name in ((KEEP, "keep"), (RELABEL, "relabel"), (SET_ASIDE, "set aside"), (UNDO, "undo")):
@@ -260,20 +299,16 @@ class Card:
         keep, relabel, aside, undo = self.buttons.values()
         rows = [HBox([keep, aside, undo]), HBox([self.choice, relabel]), self.state]
         border = "1px solid var(--jp-border-color2, #ccc)"
-        layout = Layout(width="21em", border=border, padding="6px", margin="0 8px 8px 0")
-        self.widget = VBox([self.picture, self.text, *rows], layout=layout)
+        layout = Layout(width=NARROW, max_width="98%", border=border, padding="6px", margin="0 8px 8px 0")
+        self.widget = VBox([self.pictures, self.text, *rows], layout=layout)
 
     def hide(self) -> None:
         self.path, self.widget.layout.display = "", "none"
 
-    def show(
-        self, path: str, picture: bytes, old: str, reasons: list[str], suggested: str, decided: dict, readable: bool
-    ):
-        """Show a photo. Where it is no photo that can be read, it can only be set aside."""
+    def show(self, path: str, old: str, reasons: list[str], suggested: str, decided: dict, readable: bool) -> None:
+        """Say what a photo is, and why it is here. Where it cannot be read, it can only be set aside."""
         self.path, self.old, self._readable = path, old, readable
-        self.picture.value = picture
-        self.picture.alt = shortened(printable(path), 80)
-        lines = [f"<b>{html.escape(printable(old))}</b> · {html.escape(shortened(printable(path), 60))}"]
+        lines = [f"<b>{html.escape(printable(old))}</b> · {_short(path)}"]
         lines += [html.escape(shortened(printable(reason), 160)) for reason in reasons[:3]]
         lines += [f"and {len(reasons) - 3} more like this"] if len(reasons) > 3 else []
         self.text.value = "<div style='line-height:1.3;overflow-wrap:anywhere'>" + "<br>".join(lines) + "</div>"
@@ -281,6 +316,17 @@ class Card:
         self.choice.value = wanted if wanted in self.choice.options else self.choice.options[0]
         self.tell(decided)
         self.widget.layout.display = "flex"
+
+    def show_pictures(self, pictures: dict[str, bytes], label: str | None) -> None:
+        """Show the photo, and to its right the one that it looks like, of that label, where there is one."""
+        images = [IMAGE.format(_short(path), _base64(picture)) for path, picture in pictures.items()]
+        row = f"<div style='display:flex;flex-wrap:wrap;gap:6px'>{''.join(images)}</div>"
+        right = [
+            f"left: this photo; right: <b>{html.escape(printable(label))}</b> · {_short(path)}"
+            for path in list(pictures)[1:]
+        ]
+        self.pictures.value = row + "".join(right)
+        self.widget.layout.width = WIDE if right else NARROW
 
     def tell(self, decided: dict) -> None:
         """Show what was decided."""
@@ -321,6 +367,14 @@ class Pictures:
     def _glimpse(self, path: str) -> np.ndarray:
         small = decoding.glimpse(sources.locate(self.folder, path)[0], SIDE)
         return np.full((SIDE, SIDE, 3), 225, np.uint8) if small is None else small
+
+
+def _base64(picture: bytes) -> str:
+    return base64.b64encode(picture).decode()
+
+
+def _short(path: str) -> str:
+    return html.escape(shortened(printable(path), 60))
 
 
 def _jpeg(picture: np.ndarray) -> bytes:

@@ -1,7 +1,9 @@
 """00: the sweeps there are, how far each is, and links to its report and notebooks.
 
-A Jupyter server shows a report's page without its style: it shuts the page in ("sandbox allow-scripts") and refuses
-what such a page asks for besides. So a button opens the report as the file that it is, where there is a desktop.
+A Jupyter server shows a report's page without its style and pictures: it confines the page to an origin of its own
+(`Content-Security-Policy: sandbox allow-scripts`), a browser sends no login cookie (SameSite) with what such a page
+asks for, and the server answers with its login page. To lift that would let the scripts of any HTML file use the
+server. So a button opens the report as the file that it is, where there is a desktop.
 """
 
 import html
@@ -16,6 +18,7 @@ from urllib.parse import quote
 from ipywidgets import HTML, Button, Dropdown, HBox, Layout, VBox
 
 from fruitlib.core import files
+from fruitlib.core.errors import InputError
 from fruitlib.core.texts import printable
 from fruitlib.runs.status import STALE, SweepStatus, load_status
 
@@ -26,6 +29,21 @@ def sweeps() -> list[Path]:
     """The folders of executed/ that hold a sweep, the one that changed last first."""
     folders = [path.parent for path in (files.home() / "executed").glob("*/sweep.json")]
     return sorted(folders, key=lambda folder: (folder / "sweep.json").stat().st_mtime, reverse=True)
+
+
+def followed(name: str = "") -> Path | None:
+    """The folder of the sweep of that name; without a name of the one that changed last, None where there is none.
+
+    Raises:
+        InputError: no such sweep.
+    """
+    there = sweeps()
+    if not name:
+        return there[0] if there else None
+    if found := [folder for folder in there if folder.name == name]:
+        return found[0]
+    names = ", ".join(folder.name for folder in there) or "none"
+    raise InputError(f"sweep: no {name!r} in executed/; there are: {names}")
 
 
 def state(status: SweepStatus, changed: float) -> str:

@@ -12,6 +12,7 @@ from fruitlib.core.errors import InputError
 from fruitlib.core.setting_errors import choices
 from fruitlib.data import sources
 from fruitlib.reporting import widgets
+from fruitlib.reporting.keys_box import KeysBox
 from fruitlib.sweep import starting
 from fruitlib.sweep.starting import MORE, NAME
 
@@ -48,7 +49,7 @@ class StartForm:
         rows = [self._row(name) for name in self.fields]
         self.below = VBox([])
         last = HBox([self.button, self.found], layout=Layout(flex_flow="row wrap", align_items="center"))
-        return VBox([self._begin(), *rows, last, self.said, self.below])
+        return KeysBox([self._begin(), *rows, last, self.said, self.below])
 
     def _row(self, name: str) -> HBox:
         """Name, field, and what the setting is or what is wrong with it."""

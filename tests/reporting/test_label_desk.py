@@ -1,6 +1,9 @@
 """The label desk: what it lists and why; decisions are written at once and survive every change of the view."""
 
+import os
+import re
 import shutil
+from datetime import datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ from PIL import Image
 
 from fruitlib.core import config
 from fruitlib.data import corrections, splits
+from fruitlib.evaluation import label_errors
 from fruitlib.reporting import label_desk
 
 
@@ -52,6 +56,11 @@ def test_it_lists_what_a_person_should_look_at_and_why(project):
     }
     assert table.loc["apple/03.png", "reasons"] == ["the model says cherry (90%)"]
     assert table.loc["cherry/alike.png", "reasons"] == ["looks like apple/02.png, labelled apple"]
+    assert table["beside"].to_dict() == {
+        "apple/02.png": "cherry/alike.png",
+        "cherry/alike.png": "apple/02.png",
+        "apple/z copy.png": "apple/01.png",
+    } | dict.fromkeys(["apple/03.png", "apple/00.png", "cherry/twice.png", "apple/broken.png"], "")
     assert table["suggested"].loc[["apple/03.png", "cherry/alike.png", "cherry/twice.png"]].tolist() == [
         "cherry",
         "apple",
@@ -124,6 +133,56 @@ def test_a_pair_that_was_kept_is_no_longer_a_conflict(project):
     assert not {"apple/02.png", "cherry/alike.png"} & set(table["path"])
 
 
+def test_the_photo_that_one_looks_like_is_shown_beside_it(project):
+    shown = desk(project)
+    card = shown.cards[0]
+    assert (card.path, card.pictures.value.count("<img"), card.widget.layout.width) == ("apple/03.png", 1, "21em")
+    shown.kind.value = "near-duplicate"
+    first, second = re.findall("src='(.*?)'", card.pictures.value)
+    assert card.path == "apple/z copy.png" and first == second  # a copy, byte by byte
+    assert "right: <b>apple</b> · apple/01.png" in card.pictures.value
+    shown.kind.value = "conflict"
+    card = shown.cards[shown.shown.index("cherry/alike.png")]
+    assert re.findall('alt="(.*?)"', card.pictures.value) == ["cherry/alike.png", "apple/02.png"]
+
+
+def doubts(folder: Path, rows: list[tuple], hours_ago: float) -> None:
+    """The list that 03 wrote for a run, so many hours ago."""
+    folder.mkdir(parents=True)
+    pd.DataFrame(rows, columns=DOUBTFUL.columns).to_csv(folder / "doubtful_labels.csv", index=False)
+    time = datetime.now().timestamp() - 3600 * hours_ago
+    os.utime(folder / "doubtful_labels.csv", (time, time))
+
+
+def test_01_lists_what_runs_of_these_photos_have_doubted_the_newest_first(project, capsys):
+    manifest, executed = divided(project), Path(project.data).parent
+    tested = manifest["path"].eq("apple/04.png")
+    manifest.loc[tested, "split"] = "test"
+    row = ("apple/03.png", "apple", "cherry", 0.9, 0.1)
+    doubts(executed / "sweep" / "old", [row, ("cherry/11.png", "cherry", "apple", 0.8, 0.2)], 50)
+    doubts(executed / "sweep" / "new", [row, ("apple/04.png", "apple", "cherry", 0.9, 0.1)], 1)
+    doubts(executed / "sweep" / "relabelled", [("apple/05.png", "cherry", "apple", 0.9, 0.1)], 1)
+    doubts(executed / "other" / "run", [row], 2)  # another sweep, whose photo of this name is another one
+    manifest.assign(sha256="0" * 64).to_csv(executed / "other" / "manifest.csv", index=False)
+    doubts(executed / "same" / "run", [row], 3)
+    manifest.to_csv(executed / "same" / "manifest.csv", index=False)
+    doubts(executed / "broken" / "run", [row], 1)
+    label_desk.show(project, manifest, sweep_dir=executed / "sweep")
+    said = capsys.readouterr().out
+    assert "doubtful labels: 2, from 03 of 3 runs" in said and said.count("\n") == 2
+    assert "broken/run/doubtful_labels.csv is left out, it cannot be read: " in said and "no manifest.csv" in said
+    listed, _ = label_errors.doubts_of_runs(executed / "sweep", manifest)
+    assert listed[["path", "run"]].values.tolist() == [
+        ["apple/03.png", "sweep/new"],
+        ["apple/03.png", "same/run"],
+        ["apple/03.png", "sweep/old"],
+        ["cherry/11.png", "sweep/old"],
+    ]
+    reasons = label_desk.cases(manifest, listed).set_index("path")["reasons"]
+    assert [reason.split(",")[0] for reason in reasons["apple/03.png"]] == ["sweep/new", "same/run", "sweep/old"]
+    assert f"{datetime.now() - timedelta(hours=50):%Y-%m-%d}, says apple (80%)" in reasons["cherry/11.png"][0]
+
+
 def test_what_cannot_be_read_can_only_be_set_aside(project):
     shown = desk(project)
     shown.kind.value = "quarantined"
@@ -145,7 +204,7 @@ def test_pages_and_filters(project, monkeypatch):
     assert [card.widget.layout.display for card in shown.cards] == ["flex", "none", "none"] and shown.on.disabled
     shown.label.value = "cherry"
     assert shown.place.value == "2 photos, page 1 of 1" and all(path.startswith("cherry") for path in shown.shown)
-    assert all(bytes(card.picture.value).startswith(b"\xff\xd8") for card in shown.cards[:2])
+    assert all("data:image/jpeg;base64,/9j/" in card.pictures.value for card in shown.cards[:2])
 
 
 def test_what_goes_wrong_is_said_in_the_desk(project):

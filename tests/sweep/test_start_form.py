@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from fruitlib.core.errors import InputError
 from fruitlib.reporting import sweep_list
 from fruitlib.sweep import params, start_form, starting
 
@@ -147,6 +148,9 @@ def test_the_list_says_how_far_each_sweep_is_and_links_what_is_there(finished_sw
     shown = sweep_list.table()
     assert f"href='/hub/ann/files/executed/{newest.name}/index.html'" in shown
     assert f"href='/hub/ann/lab/tree/executed/{newest.name}/01_split.ipynb'" in shown
+    assert sweep_list.followed() == sweep_list.followed(newest.name) == newest
+    with pytest.raises(InputError, match=f"no 'tomorrow' in executed/; there are: .*{newest.name}"):
+        sweep_list.followed("tomorrow")
 
 
 @pytest.mark.parametrize(
@@ -166,6 +170,7 @@ def test_the_state_of_a_sweep_in_words(states, changed, words):
 
 
 def test_no_sweep_is_said(home):
+    assert sweep_list.followed() is None
     assert "no sweep yet" in sweep_list.table() and os.listdir(home / "params") == []
 
 
