@@ -382,7 +382,10 @@ BOX = '<div class="scroll" tabindex="0" role="group" aria-label="Table: A &amp; 
     ("given", "left"),
     [
         ("<table><tr><th></th><th>a</th>", f"{BOX}<table><tbody><tr><td></td><th>a</th></tr></tbody></table></div>"),
-        ('<table><tr><th colspan="2"> &nbsp;', f'{BOX}<table><tbody><tr><td colspan="2"></td></tr></tbody></table></div>'),
+        (
+            '<table><tr><th colspan="2"> &nbsp;',
+            f'{BOX}<table><tbody><tr><td colspan="2"></td></tr></tbody></table></div>',
+        ),
         (
             "<table><tr><td><table></table>b</table>c",
             f"{BOX}<table><tbody><tr><td><table></table>b</td></tr></tbody></table></div>c",
