@@ -19,6 +19,7 @@ from fruitlib.core import texts
 from fruitlib.core.files import read_csv, read_json
 from fruitlib.evaluation.metrics import confusion_matrix, rates, wilson
 from fruitlib.reporting.sprites import Sheet
+from fruitlib.runs.run import POOLED
 
 PREDICTIONS = "predictions_val.csv"
 MILLION = 1_000_000
@@ -75,12 +76,33 @@ class RunPhotos:
 
 def load_photos(folder: Path, groups: dict[str, str]) -> RunPhotos | None:
     """The validation photos of a run's folder, by torch; None where there are none, or they cannot be read."""
-    path = folder / PREDICTIONS
-    if path.is_symlink() or not path.is_file():
+    return _photos_of(_predictions(folder / PREDICTIONS), groups)
+
+
+def load_pooled(sweep_dir: Path, combination: str, groups: dict[str, str]) -> RunPhotos | None:
+    """The photos of all folds of a combination, each predicted by a fold that has not seen it; of repeats the first.
+
+    None where there are no pooled predictions of it, or they cannot be read.
+    """
+    table = _predictions(sweep_dir / POOLED)
+    if not {"combination", "repeat"} <= set(table):
         return None
+    own = table[table["combination"] == combination]
+    return _photos_of(own[own["repeat"] == own["repeat"].min()], groups)
+
+
+def _predictions(path: Path) -> pd.DataFrame:
+    """A table of predictions; empty where there is none, or it cannot be read."""
+    named = ("path", "label", "predicted", "backend", "combination")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if path.is_file() and not path.is_symlink():
+            return read_csv(path, dtype=dict.fromkeys(named, str), keep_default_na=False)
+    return pd.DataFrame()
+
+
+def _photos_of(table: pd.DataFrame, groups: dict[str, str]) -> RunPhotos | None:
+    """Predictions, one a photo, by torch where a table has several backends; None where they are not whole."""
     try:
-        named = ("path", "label", "predicted", "backend")
-        table = read_csv(path, dtype=dict.fromkeys(named, str), keep_default_na=False)
         if "backend" in table and len(table):
             backends = table["backend"]
             table = table[backends == ("torch" if "torch" in set(backends) else backends.iloc[0])]
@@ -89,7 +111,7 @@ def load_photos(folder: Path, groups: dict[str, str]) -> RunPhotos | None:
         probs = table[columns].to_numpy(float)
         known = set(table["label"]) | set(table["predicted"]) <= set(names)
         whole = len(table) and table["path"].is_unique and np.isfinite(probs).all()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     if not known or not whole or probs.min() < 0 or probs.max() > 1:
         return None

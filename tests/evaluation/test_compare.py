@@ -432,6 +432,21 @@ def test_combinations_of_folds_are_named_like_runs(tmp_path, ours, monkeypatch, 
     assert wording.comparison_text(found) in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("scores", "tie"), [((0.9, 0.9), True), ((0.9, 0.8), False)])
+def test_a_tie_of_combinations_is_called_one(tmp_path, ours, monkeypatch, scores, tie):
+    monkeypatch.setattr(Run, "groups", lambda self, paths: ["" for _ in paths])
+    monkeypatch.setattr(Run, "class_names", NAMES)
+    names = ["lr=0.1", "lr=0.2"]
+    folds = [ours.assign(combination=name, run=f"r{name}", trained="t", repeat=1, fold=1) for name in names]
+    csv(tmp_path, "predictions_oof.csv", pd.concat(folds))
+    runs = {"run": [f"r{name}" for name in names], "combination": names, "state": "complete", "macro_f1": [0.1, 0.2]}
+    csv(tmp_path, "results.csv", pd.DataFrame(runs))
+    csv(tmp_path, "results_oof.csv", pd.DataFrame({"combination": names, "macro_f1": scores}))
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": [], "chosen": names[0], "choose_by": "macro_f1"}))
+    text = wording.comparison_text(compare.compare_pair(compare.pair_of_sweep(tmp_path)))
+    assert (TIE + BY_ORDER in text) is tie and ("a tie" in text) is tie
+
+
 @pytest.mark.parametrize("part", ["val", "oof"])
 def test_each_side_shows_its_own_photos_and_looks_at_those_it_predicted(tmp_path, monkeypatch, ours, part):
     """The second run has the photos under other paths; pooled folds, each of another network, have no heatmaps."""
