@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -285,6 +286,31 @@ def test_photos_of_one_group_do_not_count_as_six():
     few = compare.compare_pair(pair)
     assert "3 groups are too few to tell" in wording.comparison_text(few)
     assert not {"p", "accuracy_low", "macro_f1_low", "detectable"} & set(few.numbers)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "B is better on new photos. A is right on 26 of 30 photos, B on 30 (A: one; B: two)"),
+        (
+            {"chosen_among": 5},
+            "B is better on new photos, though picked by results out of 5, which makes p too small. A",
+        ),
+        ({"significant": False}, "Nothing shows that either is better on new photos. A is right"),
+        ({"significant": False, "groups": 7}, "Nothing shows that either is better on new groups. A is right"),
+        ({"groups": 3}, "3 groups and 27 photos alone are too few to tell which is better. A is right"),
+        ({"significant": False, "tie": "t"}, "A tie: nothing shows that either is better on new photos. A is right"),
+        ({"disagree": 0, "tie": "t"}, "A tie: they predict the same for every photo. A is right"),
+        ({"alone": True}, "Only one run is complete: nothing to compare"),
+    ],
+)
+def test_the_answer_of_07_is_one_sentence(tmp_path, changes, words):
+    found = types.SimpleNamespace(groups=changes.pop("groups", 0), units=30, n=30, value=0.13)
+    found.significant, found.too_few = changes.pop("significant", True), found.groups == 3
+    facts = {"n": 30, "a_correct": 26, "b_correct": 30, "disagree": 4, "tie": "", "alone": False, "chosen_among": 0}
+    facts |= {"folds": False, "group_word": "group", "accuracy": found}
+    text = wording.comparison_answer(types.SimpleNamespace(**facts | changes), "one", "two")
+    assert text.startswith(words) and len(text) < 160
 
 
 def test_a_run_s_settings_say_what_a_group_is_called(tmp_path, ours, monkeypatch):
