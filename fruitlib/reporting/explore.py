@@ -8,6 +8,7 @@ import contextlib
 import functools
 import json
 import math
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,6 +31,8 @@ MOST_CLASSES = 25  # in a table of confusions; where there are more, the most fr
 MOST_GROUPS = 60  # rows of the grid of groups, those with most mistakes
 SHOWN = 3  # most probable classes of a photo
 CURVES = ("train_loss", "val_loss", "val_accuracy", "val_macro_f1")
+SMALL_SIDE = 300  # of a table whose singular values are all computed
+FEATURES_FILE = "features_val.npz"  # as `explain.penultimate` calls it, which imports torch
 FEATURES, PROBABILITIES = "features", "probabilities"
 
 
@@ -197,7 +200,7 @@ def flat_map(probs: np.ndarray, features: np.ndarray | None = None) -> tuple[np.
         table = np.log(np.clip(probs, 1e-6, 1))
         table = table - table.mean(1, keepdims=True)
     centred = table - table.mean(0)
-    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    axes = _two_axes(centred)
     axes = axes[:2] * np.sign(axes[np.arange(len(axes[:2])), np.abs(axes[:2]).argmax(1)])[:, None]
     flat = centred @ axes.T
     flat = np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
@@ -206,17 +209,40 @@ def flat_map(probs: np.ndarray, features: np.ndarray | None = None) -> tuple[np.
     return np.rint(1000 * places).astype(np.int64), FEATURES if features is not None else PROBABILITIES
 
 
+def _two_axes(centred: np.ndarray) -> np.ndarray:
+    """The directions (2, d), or fewer, in which a centred table (n, d) varies most.
+
+    Of a large table by subspace iteration (Halko, Martinsson and Tropp 2011): all its singular values take a minute.
+    """
+    if min(centred.shape) <= SMALL_SIDE:
+        return np.linalg.svd(centred, full_matrices=False)[2][:2]
+    basis = np.random.default_rng(0).normal(size=(centred.shape[1], 8))
+    for _ in range(12):
+        basis = np.linalg.qr(centred.T @ (centred @ basis))[0]
+    return np.linalg.svd(centred @ basis, full_matrices=False)[2][:2] @ basis.T
+
+
 def load_features(folder: Path, paths: list[str]) -> np.ndarray | None:
-    """Features (n, d) of the photos, where a run has them saved in `features_val.npz` (paths, features); else None."""
-    path = folder / "features_val.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError):
+    """Features (n, d) of the photos, which 04 saves in `features_val.npz` (`explain.penultimate`).
+
+    None where there are none of all these photos, or they are those of an earlier training.
+    """
+    path = folder / FEATURES_FILE
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         if path.is_symlink() or path.stat().st_size > 200_000_000:
             return None
         with np.load(path, allow_pickle=False) as stored:
             order = pd.Index(stored["paths"]).get_indexer(paths)
-            features = stored["features"][order].astype(float)
-        return features if (order >= 0).all() and features.ndim == 2 and np.isfinite(features).all() else None
+            features, trained = stored["features"][order].astype(np.float32), f"{stored['trained']}"
+        whole = (order >= 0).all() and features.ndim == 2 and np.isfinite(features).all()
+        return features if whole and trained == train_identity(folder) else None
     return None
+
+
+def train_identity(folder: Path) -> str:
+    """Which training a run's folder holds; "" where none was recorded."""
+    record = record_of(folder / "stages" / "train.json")
+    return f"{record.get('identity', '')}" if isinstance(record, dict) else ""
 
 
 # ---------------------------------------------------------------- tables that stand without script

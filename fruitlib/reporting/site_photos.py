@@ -69,11 +69,13 @@ def _photo_sheet(sweep_dir: Path, run: Run, seen: Seen, sweep: dict) -> Sheet:
 
 def stamp(folder: Path, title: str, appearance: str, seen: Seen, beside: tuple) -> str:
     """Changes when the page of a run's photos would."""
-    path = folder / explore.PREDICTIONS
+    times = [_time(folder / name) for name in (explore.PREDICTIONS, explore.FEATURES_FILE)]
     heat = seen.heat.get(folder.name, NOTHING)
-    return fingerprint(
-        title, appearance, path.stat().st_mtime_ns, seen.sheet.stamp, seen.sheet.note, heat.stamp, beside
-    )
+    return fingerprint(title, appearance, times, seen.sheet.stamp, seen.sheet.note, heat.stamp, beside)
+
+
+def _time(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def content(folder: Path, seen: Seen, sweep: dict) -> dict:

@@ -88,10 +88,20 @@ def test_the_map_keeps_what_is_alike_together_and_takes_features_where_there_are
     between = np.linalg.norm(places[:3].mean(0) - places[3:6].mean(0))
     assert of_what == "probabilities" and within < between / 3 and places.min() >= 0 and places.max() == 1000
     paths = photos.table["path"].tolist()
-    np.savez(tmp_path / "features_val.npz", paths=np.array(paths[::-1]), features=np.arange(18.0).reshape(9, 2))
+    arrays = {"paths": np.array(paths[::-1]), "features": np.arange(18.0).reshape(9, 2), "trained": ""}
+    np.savez(tmp_path / "features_val.npz", **arrays)
     features = explore.load_features(tmp_path, paths)
     assert features[0].tolist() == [16, 17] and explore.flat_map(photos.probs, features)[1] == "features"
     assert explore.load_features(tmp_path, ["unknown.jpg"]) is None
+
+
+def test_many_features_lie_on_the_plane_where_they_vary_most():
+    rng = np.random.default_rng(0)
+    places = rng.uniform(-1, 1, (400, 2)) * (3, 1)
+    axes = np.linalg.qr(rng.normal(size=(500, 2)))[0].T
+    found, _ = explore.flat_map(np.empty((400, 0)), places @ axes + rng.normal(0, 0.001, (400, 500)))
+    for dimension in (0, 1):
+        assert abs(np.corrcoef(found[:, dimension], places[:, dimension])[0, 1]) > 0.99
 
 
 def test_one_photo_or_equal_ones_have_a_map():
