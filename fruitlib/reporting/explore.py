@@ -19,7 +19,7 @@ from markupsafe import Markup
 from fruitlib.core import texts
 from fruitlib.core.files import read_csv, read_json
 from fruitlib.evaluation.metrics import confusion_matrix, rates, wilson
-from fruitlib.reporting.sprites import Sheet
+from fruitlib.reporting.sprites import NOTHING, Sheet
 from fruitlib.runs.run import POOLED
 
 PREDICTIONS = "predictions_val.csv"
@@ -32,7 +32,7 @@ MOST_GROUPS = 60  # rows of the grid of groups, those with most mistakes
 SHOWN = 3  # most probable classes of a photo
 CURVES = ("train_loss", "val_loss", "val_accuracy", "val_macro_f1")
 SMALL_SIDE = 300  # of a table whose singular values are all computed
-FEATURES_FILE = "features_val.npz"  # as `explain.penultimate` calls it, which imports torch
+FEATURES_FILE = "features_val.npz"  # as `explain.for_report` calls it, which imports torch
 FEATURES, PROBABILITIES = "features", "probabilities"
 
 
@@ -156,8 +156,10 @@ def _rounded(value: float) -> float | None:
 # ---------------------------------------------------------------- a run's page
 
 
-def run_data(photos: RunPhotos, sheet: Sheet, heat: Sheet, features: np.ndarray | None = None) -> dict:
-    """What the page of a run's photos holds for the script."""
+def run_data(
+    photos: RunPhotos, sheet: Sheet, heat: Sheet, features: np.ndarray | None = None, every: Sheet = NOTHING
+) -> dict:
+    """What the page of a run's photos holds for the script; `every` has heat of photos that `heat` lacks."""
     table, millionths = photos.table, photos.millionths
     top = np.argsort(-millionths, axis=1, kind="stable")[:, :SHOWN]
     group_names = sorted({name for name in photos.groups if name})
@@ -178,6 +180,8 @@ def run_data(photos: RunPhotos, sheet: Sheet, heat: Sheet, features: np.ndarray 
         "sheet": sheet_data(sheet, "../assets/"),
         "rows": [heat.cells.get(path, -1) for path in table["path"]],
         "heat": sheet_data(heat, "") | {"layers": heat.layers},
+        "everyRows": [every.cells.get(path, -1) for path in table["path"]],
+        "every": sheet_data(every, "") | {"layers": every.layers},
         "map": flat.tolist(),
         "mapOf": of_what,
     }
@@ -223,7 +227,7 @@ def _two_axes(centred: np.ndarray) -> np.ndarray:
 
 
 def load_features(folder: Path, paths: list[str]) -> np.ndarray | None:
-    """Features (n, d) of the photos, which 04 saves in `features_val.npz` (`explain.penultimate`).
+    """Features (n, d) of the photos, which 04 saves in `features_val.npz` (`explain.for_report`).
 
     None where there are none of all these photos, or they are those of an earlier training.
     """

@@ -44,6 +44,7 @@ class Seen:
 
     photos: dict[str, RunPhotos] = field(default_factory=dict)
     heat: dict[str, Sheet] = field(default_factory=dict)
+    every: dict[str, Sheet] = field(default_factory=dict)  # heat of each validation photo, where there are few
     sheet: Sheet = NOTHING
     pages: set[str] = field(default_factory=set)  # runs with a page of photos
     left_out: int = 0  # runs whose predictions are not on the index

@@ -40,7 +40,8 @@ def see(sweep_dir: Path, sweep: dict) -> Seen:
         seen.sheet = _photo_sheet(sweep_dir, first, seen, sweep)
     for name, run in runs.items():
         with contextlib.suppress(OSError, ValueError, KeyError):  # the photos are elsewhere: no heat over them
-            seen.heat[name] = sprites.heat_sheet(run.path, sprites.seen_by(run))
+            for kind, sheets in ((sprites.FOLLOWED, seen.heat), (sprites.EVERY, seen.every)):
+                sheets[name] = sprites.heat_sheet(run.path, sprites.seen_by(run), kind)
     seen.pages = {name for name in seen.photos if not (sweep_dir / name / f"{PAGE}.ipynb").exists()}
     return seen
 
@@ -70,8 +71,8 @@ def _photo_sheet(sweep_dir: Path, run: Run, seen: Seen, sweep: dict) -> Sheet:
 def stamp(folder: Path, title: str, appearance: str, seen: Seen, beside: tuple) -> str:
     """Changes when the page of a run's photos would."""
     times = [_time(folder / name) for name in (explore.PREDICTIONS, explore.FEATURES_FILE)]
-    heat = seen.heat.get(folder.name, NOTHING)
-    return fingerprint(title, appearance, times, seen.sheet.stamp, seen.sheet.note, heat.stamp, beside)
+    stamps = [sheets.get(folder.name, NOTHING).stamp for sheets in (seen.heat, seen.every)]
+    return fingerprint(title, appearance, times, seen.sheet.stamp, seen.sheet.note, stamps, beside)
 
 
 def _time(path: Path) -> int:
@@ -83,7 +84,7 @@ def content(folder: Path, seen: Seen, sweep: dict) -> dict:
     photos, heat = seen.photos[folder.name], seen.heat.get(folder.name, NOTHING)
     many = len(photos.table) > explore.MOST_PHOTOS
     features = None if many else explore.load_features(folder, photos.table["path"].tolist())
-    data = {} if many else explore.run_data(photos, seen.sheet, heat, features)
+    data = {} if many else explore.run_data(photos, seen.sheet, heat, features, seen.every.get(folder.name, NOTHING))
     wrong = photos.mistakes
     word = f"{sweep.get('group_word') or 'group'}"
     grouped = len(set(filter(None, photos.groups))) < sum(map(bool, photos.groups))

@@ -1,22 +1,28 @@
-"""What the head of a network is given of each photo, kept while the network looks at the photos for another reason."""
+"""What 04 keeps of the validation photos for the report, from the one pass that it makes anyway: features and heat."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.functional import interpolate
 
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import replacing
+from fruitlib.explain import gradcam
+from fruitlib.explain.gradcam import Heatmaps
 from fruitlib.runs.run import Run
 
 FEATURES_FILE = "features_val.npz"
 LARGEST = 60_000  # about float16's
+EVERY = 100  # validation photos whose heat the report shows, at most: of more, that of the followed ones alone
+SIDE = 48  # pixels of their maps
 
 
 @contextlib.contextmanager
-def kept(run: Run, head: nn.Module, paths: Sequence[str]) -> Iterator[None]:
+def keeping_features(run: Run, head: nn.Module, paths: Sequence[str]) -> Iterator[None]:
     """Inside, the photos at `paths` pass through the head once, in this order; then `features_val.npz` is written.
 
     It holds paths, features (n, D) in float16 (maps and tokens as their means), and which training they are of.
@@ -51,3 +57,12 @@ def inputs_of(head: nn.Module) -> Iterator[list[np.ndarray]]:
         yield seen
     finally:
         handle.remove()
+
+
+def save_heat(run: Run, paths: Sequence[str], heatmaps: Heatmaps) -> None:
+    """Write small maps of all validation photos to `cams/validation_EPOCH.npz`; where there are over `EVERY`, none."""
+    if len(paths) > EVERY:
+        return
+    heat = interpolate(torch.from_numpy(heatmaps.heatmap), (SIDE, SIDE), mode="area").numpy()
+    path = run.path / "cams" / f"validation_{run.record('train').get('kept_epoch', 1):04d}.npz"
+    gradcam.save_heatmaps(path, replace(heatmaps, heatmap=heat), paths=np.array(paths))
