@@ -15,6 +15,7 @@ from fruitlib.runs.run import Run
 
 PAGE = "photos"  # name of the page, without .html
 KEPT_ROWS = 400_000  # predictions of all runs together that are held
+HEAT_ROWS = 2500  # photos on the sheets with heat of every photo, of all runs together: some 15 MB at most
 LISTED = 24  # mistakes that stand on the page without script
 
 
@@ -38,12 +39,18 @@ def see(sweep_dir: Path, sweep: dict) -> Seen:
     if runs:
         first = next((run for name, run in runs.items() if name == sweep["shipped"]), next(iter(runs.values())))
         seen.sheet = _photo_sheet(sweep_dir, first, seen, sweep)
-    for name, run in runs.items():
+    for name in sorted(runs, key=lambda name: name != sweep["shipped"]):
         with contextlib.suppress(OSError, ValueError, KeyError):  # the photos are elsewhere: no heat over them
-            for kind, sheets in ((sprites.FOLLOWED, seen.heat), (sprites.EVERY, seen.every)):
-                sheets[name] = sprites.heat_sheet(run.path, sprites.seen_by(run), kind)
+            _heat(name, runs[name], seen)
     seen.pages = {name for name in seen.photos if not (sweep_dir / name / f"{PAGE}.ipynb").exists()}
     return seen
+
+
+def _heat(name: str, run: Run, seen: Seen) -> None:
+    photo = sprites.seen_by(run)
+    seen.heat[name] = sprites.heat_sheet(run.path, photo)
+    if sum(len(sheet.cells) for sheet in seen.every.values()) < HEAT_ROWS:
+        seen.every[name] = sprites.heat_sheet(run.path, photo, sprites.EVERY)
 
 
 def _photo_sheet(sweep_dir: Path, run: Run, seen: Seen, sweep: dict) -> Sheet:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import nbformat
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 from report_sweep import CLASSES, write_report_sweep
 
-from fruitlib.reporting import explore, site, site_checks, sprites
+from fruitlib.reporting import explore, site, site_checks, site_photos, sprites
 from fruitlib.reporting.explore import RunPhotos
 from fruitlib.reporting.pages import Page
 
@@ -311,6 +312,18 @@ def test_the_footer_says_what_it_was_made_with(tmp_path):
 
 
 # ---- size
+
+
+def test_heat_of_every_photo_is_left_out_where_the_runs_are_many(tmp_path, monkeypatch):
+    folder = write_report_sweep(tmp_path, runs=3)
+    names = sorted(path.parent.parent.name for path in folder.glob("*/cams/epoch_0001.npz"))
+    for name in names:
+        shutil.copy(folder / name / "cams/epoch_0001.npz", folder / name / "cams/validation_0001.npz")
+    monkeypatch.setattr(site_photos, "HEAT_ROWS", 4)  # three photos a run
+    site.build_site(folder)
+    there = [name for name in names if (folder / name / "heat_all.webp").is_file()]
+    chosen = json.loads((folder / "sweep.json").read_text())["chosen"]
+    assert len(there) == 2 and chosen in there and (folder / names[0] / "heat.webp").is_file()
 
 
 def test_seventy_two_runs_of_three_hundred_photos_are_small(tmp_path, monkeypatch):

@@ -347,8 +347,10 @@
   function setUpPhotos() {
     const PAGE = 120; // photos at a time
     const FOLLOWED_HEAT = "Heat: for the true class; no colour: nothing there counts. ↑ and ↓: another epoch.";
-    const EVERY_HEAT = "Heat: for the predicted class; no colour: nothing there counts. Layers and epochs: a few photos.";
-    const NO_HEAT = "No heat was kept of this photo: 04 keeps that of all validation photos where there are 100 at most.";
+    const EVERY_HEAT = "Heat: for the predicted class; no colour: nothing there counts. Other layers and epochs: of a few photos.";
+    const NO_HEAT =
+      "No heat was kept of this photo. It is kept of every photo where 04 has 100 at most to look at, " +
+      "and shown for the first runs of a large sweep.";
     const n = data.paths.length;
     const state = { photo: data.paths.indexOf(view.get("photo")), limit: PAGE };
     const read = (name) => view.get(name) || "";
