@@ -184,14 +184,21 @@ def _candidates(pair: Pair) -> int:
 
 
 def _tie(pair: Pair) -> str:
-    """How a tie of two runs in what their sweep chose by was broken; "" where there is none, or neither was chosen."""
-    if not _candidates(pair) or pair.a.part == "oof":
-        return ""
-    folder = pair.a.run.sweep_dir
-    if not (folder / "sweep.json").is_file() or not (folder / "results.csv").is_file():
+    """How a tie in what their sweep chose by was broken, of runs, or of combinations by their pooled predictions.
+
+    "" where there is none, or neither was chosen.
+    """
+    folder = pair.a.run.sweep_dir if _candidates(pair) else None
+    if folder is None or not (folder / "sweep.json").is_file() or not (folder / "results.csv").is_file():
         return ""
     sweep, table = read_sweep(folder), files.read_csv(folder / "results.csv", dtype={"run": str}).set_index("run")
-    by, names = str(sweep.get("choose_by", "macro_f1")), [pair.a.run.name, pair.b.run.name]
+    names = [pair.a.run.name, pair.b.run.name]
+    if pair.a.part == "oof":
+        if "combination" not in table or not set(names) <= set(table.index):
+            return ""
+        names = table.loc[names, "combination"].tolist()
+        table = files.read_csv(folder / "results_oof.csv", dtype={"combination": str}).set_index("combination")
+    by = str(sweep.get("choose_by", "macro_f1"))
     if by not in table or not set(names) <= set(table.index) or sweep.get("chosen") not in names:
         return ""
     score, other = table.loc[names, by].tolist()

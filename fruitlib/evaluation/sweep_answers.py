@@ -21,10 +21,10 @@ Answer = tuple[str, dict[str, float]]  # the sentence, and the numbers kept besi
 
 def write_comparison(folder: Path, pair: Pair, comparison: Comparison) -> Answer:
     """Write `compare.json`: both names, the numbers that are not NaN, and the summary."""
-    summary, names = wording.comparison_text(comparison), {"a": pair.a.name, "b": pair.b.name}
+    names = {"a": pair.a.name, "b": pair.b.name}
+    summary = wording.comparison_text(comparison)
     files.write_json(folder / "compare.json", {**names, **comparison.numbers, "summary": summary})
-    named = "" if comparison.alone else f"A: {pair.a.name}, B: {pair.b.name}. "
-    return named + summary, comparison.numbers
+    return wording.comparison_answer(comparison, *names.values()), comparison.numbers
 
 
 def write_effects(study: Study) -> pd.DataFrame:

@@ -166,6 +166,28 @@ def comparison_text(comparison: Comparison) -> str:
     return text
 
 
+def comparison_answer(comparison: Comparison, a: str, b: str) -> str:
+    """The verdict alone, and how often each is right; `a` and `b` are the names of the sides."""
+    if comparison.alone:
+        return comparison_text(comparison)
+    found, where = comparison.accuracy, "on new photos"
+    if found.groups:
+        where = f"on new {plural_of(comparison.group_word)}"
+    if not comparison.disagree:
+        verdict = "They predict the same for every photo"
+    elif found.too_few:
+        verdict = f"{units_text(found, comparison.group_word)} are too few to tell which is better"
+    elif found.significant:
+        verdict = f"{'AB'[int(found.value > 0)]} is better {where}"
+        if comparison.chosen_among > 2:
+            verdict += f", though picked by results out of {comparison.chosen_among}, which makes p too small"
+    else:
+        verdict = f"Nothing shows that either is better {where}"
+    verdict = f"A tie: {verdict[0].lower()}{verdict[1:]}" if comparison.tie else verdict
+    right = f"A is right on {comparison.a_correct} of {plural(comparison.n, 'photo')}, B on {comparison.b_correct}"
+    return f"{verdict}. {right} (A: {a}; B: {b})"
+
+
 def difference_text(
     found: PairedDifference, sides: Sequence[str] = "AB", group_word: str = "group", by_looks: bool = False
 ) -> str:

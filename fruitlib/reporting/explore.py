@@ -8,6 +8,7 @@ import contextlib
 import functools
 import json
 import math
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from markupsafe import Markup
 from fruitlib.core import texts
 from fruitlib.core.files import read_csv, read_json
 from fruitlib.evaluation.metrics import confusion_matrix, rates, wilson
-from fruitlib.reporting.sprites import Sheet
+from fruitlib.reporting.sprites import NOTHING, Sheet
+from fruitlib.runs.run import POOLED
 
 PREDICTIONS = "predictions_val.csv"
 MILLION = 1_000_000
@@ -29,6 +31,8 @@ MOST_CLASSES = 25  # in a table of confusions; where there are more, the most fr
 MOST_GROUPS = 60  # rows of the grid of groups, those with most mistakes
 SHOWN = 3  # most probable classes of a photo
 CURVES = ("train_loss", "val_loss", "val_accuracy", "val_macro_f1")
+SMALL_SIDE = 300  # of a table whose singular values are all computed
+FEATURES_FILE = "features_val.npz"  # as `explain.for_report` calls it, which imports torch
 FEATURES, PROBABILITIES = "features", "probabilities"
 
 
@@ -75,12 +79,33 @@ class RunPhotos:
 
 def load_photos(folder: Path, groups: dict[str, str]) -> RunPhotos | None:
     """The validation photos of a run's folder, by torch; None where there are none, or they cannot be read."""
-    path = folder / PREDICTIONS
-    if path.is_symlink() or not path.is_file():
+    return _photos_of(_predictions(folder / PREDICTIONS), groups)
+
+
+def load_pooled(sweep_dir: Path, combination: str, groups: dict[str, str]) -> RunPhotos | None:
+    """The photos of all folds of a combination, each predicted by a fold that has not seen it; of repeats the first.
+
+    None where there are no pooled predictions of it, or they cannot be read.
+    """
+    table = _predictions(sweep_dir / POOLED)
+    if not {"combination", "repeat"} <= set(table):
         return None
+    own = table[table["combination"] == combination]
+    return _photos_of(own[own["repeat"] == own["repeat"].min()], groups)
+
+
+def _predictions(path: Path) -> pd.DataFrame:
+    """A table of predictions; empty where there is none, or it cannot be read."""
+    named = ("path", "label", "predicted", "backend", "combination")
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        if path.is_file() and not path.is_symlink():
+            return read_csv(path, dtype=dict.fromkeys(named, str), keep_default_na=False)
+    return pd.DataFrame()
+
+
+def _photos_of(table: pd.DataFrame, groups: dict[str, str]) -> RunPhotos | None:
+    """Predictions, one a photo, by torch where a table has several backends; None where they are not whole."""
     try:
-        named = ("path", "label", "predicted", "backend")
-        table = read_csv(path, dtype=dict.fromkeys(named, str), keep_default_na=False)
         if "backend" in table and len(table):
             backends = table["backend"]
             table = table[backends == ("torch" if "torch" in set(backends) else backends.iloc[0])]
@@ -89,7 +114,7 @@ def load_photos(folder: Path, groups: dict[str, str]) -> RunPhotos | None:
         probs = table[columns].to_numpy(float)
         known = set(table["label"]) | set(table["predicted"]) <= set(names)
         whole = len(table) and table["path"].is_unique and np.isfinite(probs).all()
-    except (OSError, ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError):
         return None
     if not known or not whole or probs.min() < 0 or probs.max() > 1:
         return None
@@ -131,8 +156,10 @@ def _rounded(value: float) -> float | None:
 # ---------------------------------------------------------------- a run's page
 
 
-def run_data(photos: RunPhotos, sheet: Sheet, heat: Sheet, features: np.ndarray | None = None) -> dict:
-    """What the page of a run's photos holds for the script."""
+def run_data(
+    photos: RunPhotos, sheet: Sheet, heat: Sheet, features: np.ndarray | None = None, every: Sheet = NOTHING
+) -> dict:
+    """What the page of a run's photos holds for the script; `every` has heat of photos that `heat` lacks."""
     table, millionths = photos.table, photos.millionths
     top = np.argsort(-millionths, axis=1, kind="stable")[:, :SHOWN]
     group_names = sorted({name for name in photos.groups if name})
@@ -153,6 +180,8 @@ def run_data(photos: RunPhotos, sheet: Sheet, heat: Sheet, features: np.ndarray 
         "sheet": sheet_data(sheet, "../assets/"),
         "rows": [heat.cells.get(path, -1) for path in table["path"]],
         "heat": sheet_data(heat, "") | {"layers": heat.layers},
+        "everyRows": [every.cells.get(path, -1) for path in table["path"]],
+        "every": sheet_data(every, "") | {"layers": every.layers},
         "map": flat.tolist(),
         "mapOf": of_what,
     }
@@ -175,7 +204,7 @@ def flat_map(probs: np.ndarray, features: np.ndarray | None = None) -> tuple[np.
         table = np.log(np.clip(probs, 1e-6, 1))
         table = table - table.mean(1, keepdims=True)
     centred = table - table.mean(0)
-    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    axes = _two_axes(centred)
     axes = axes[:2] * np.sign(axes[np.arange(len(axes[:2])), np.abs(axes[:2]).argmax(1)])[:, None]
     flat = centred @ axes.T
     flat = np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
@@ -184,17 +213,40 @@ def flat_map(probs: np.ndarray, features: np.ndarray | None = None) -> tuple[np.
     return np.rint(1000 * places).astype(np.int64), FEATURES if features is not None else PROBABILITIES
 
 
+def _two_axes(centred: np.ndarray) -> np.ndarray:
+    """The directions (2, d), or fewer, in which a centred table (n, d) varies most.
+
+    Of a large table by subspace iteration (Halko, Martinsson and Tropp 2011): all its singular values take a minute.
+    """
+    if min(centred.shape) <= SMALL_SIDE:
+        return np.linalg.svd(centred, full_matrices=False)[2][:2]
+    basis = np.random.default_rng(0).normal(size=(centred.shape[1], 8))
+    for _ in range(12):
+        basis = np.linalg.qr(centred.T @ (centred @ basis))[0]
+    return np.linalg.svd(centred @ basis, full_matrices=False)[2][:2] @ basis.T
+
+
 def load_features(folder: Path, paths: list[str]) -> np.ndarray | None:
-    """Features (n, d) of the photos, where a run has them saved in `features_val.npz` (paths, features); else None."""
-    path = folder / "features_val.npz"
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError):
+    """Features (n, d) of the photos, which 04 saves in `features_val.npz` (`explain.for_report`).
+
+    None where there are none of all these photos, or they are those of an earlier training.
+    """
+    path = folder / FEATURES_FILE
+    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         if path.is_symlink() or path.stat().st_size > 200_000_000:
             return None
         with np.load(path, allow_pickle=False) as stored:
             order = pd.Index(stored["paths"]).get_indexer(paths)
-            features = stored["features"][order].astype(float)
-        return features if (order >= 0).all() and features.ndim == 2 and np.isfinite(features).all() else None
+            features, trained = stored["features"][order].astype(np.float32), f"{stored['trained']}"
+        whole = (order >= 0).all() and features.ndim == 2 and np.isfinite(features).all()
+        return features if whole and trained == train_identity(folder) else None
     return None
+
+
+def train_identity(folder: Path) -> str:
+    """Which training a run's folder holds; "" where none was recorded."""
+    record = record_of(folder / "stages" / "train.json")
+    return f"{record.get('identity', '')}" if isinstance(record, dict) else ""
 
 
 # ---------------------------------------------------------------- tables that stand without script

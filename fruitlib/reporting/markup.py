@@ -5,12 +5,15 @@ from pathlib import Path
 from urllib.parse import unquote
 
 import nh3
+from markupsafe import escape
 
 from fruitlib.reporting import pictures
 
 TAGS = """a abbr b blockquote br caption code col colgroup dd del details div dl dt em figcaption figure h1 h2 h3 h4 h5
     h6 hr i img kbd li mark ol p pre s small span strong sub summary sup table tbody td tfoot th thead tr u ul"""
 ATTRIBUTES = "alt class colspan height href id open rowspan scope src start style title width"
+TAG = re.compile(r'<(/?)(\w+)((?: [\w-]+="[^"]*")*)>')  # as nh3 writes one
+EMPTY_HEADER = re.compile(r'<th((?: [\w-]+="[^"]*")*)>(?:\s|&nbsp;)*</th>')
 STYLES = {"background-color", "color", "font-style", "font-weight", "text-align", "width"}
 
 
@@ -43,6 +46,27 @@ def clean_markup(markup: str, folder: Path, root: Path | None = None) -> str:
         link_rel=None,
     )
     return re.sub(r'(?s)<a((?: [\w-]+="[^"]*")*)>(.*?)</a>', _anchor, cleaned).strip()
+
+
+def readable_tables(markup: str, name: str) -> str:
+    """Clean markup in which each table, called `name`, has a box that scrolls and that the keyboard reaches.
+
+    Header cells without a word, as pandas writes above an index, become plain cells: a screen reader would announce
+    them as headers of nothing.
+    """
+    box = f'<div class="scroll" tabindex="0" role="group" aria-label="Table: {escape(name)}">'
+    depth = 0
+
+    def boxed(tag: re.Match) -> str:
+        nonlocal depth
+        if tag[2] != "table":
+            return tag[0]
+        depth += -1 if tag[1] else 1
+        if tag[1]:
+            return tag[0] if depth else f"{tag[0]}</div>"
+        return tag[0] if depth > 1 else f"{box}{tag[0]}"
+
+    return TAG.sub(boxed, EMPTY_HEADER.sub(r"<td\1></td>", markup))
 
 
 def _outside(address: str) -> bool:

@@ -23,7 +23,7 @@ from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 from fruitlib.core import texts
 from fruitlib.core.errors import InputError, Interrupted, first_line
 from fruitlib.reporting import page_figures, pictures
-from fruitlib.reporting.markup import clean_markup
+from fruitlib.reporting.markup import clean_markup, readable_tables
 from fruitlib.runs.headline import named
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -87,6 +87,10 @@ class _Writing:
     clean: Callable  # foreign markup -> harmless markup
     numbers: Iterator[int]  # of the page's figures
     log: list = field(default_factory=list)  # what cells tagged `log` printed
+
+    def shown(self, markup: str) -> str:
+        """Foreign markup as it stands on the page."""
+        return readable_tables(self.clean(markup), self.heading)
 
 
 def content(page: Page, root: Path) -> dict:
@@ -166,9 +170,10 @@ def _evidence(cells: list, writing: _Writing) -> str:
         if place in absent:
             code += [_cut(cell.source, MAX_TEXT)] if cell.cell_type == "code" else []
         elif cell.cell_type == "markdown":
-            parts += [_code(code), writing.clean(markdown2html(_cut(cell.source, MAX_MARKUP)))]
-            code, headings = [], re.findall(r"^#+ +(.+)$", cell.source, re.MULTILINE)
+            headings = re.findall(r"^#+ +(.+)$", cell.source, re.MULTILINE)
             writing.heading = (headings or [writing.heading])[-1]
+            parts += [_code(code), writing.shown(markdown2html(_cut(cell.source, MAX_MARKUP)))]
+            code = []
         elif cell.cell_type == "code":
             code.append(_cut(cell.source, MAX_TEXT))
             if shown := _outputs(cell, writing):
@@ -233,8 +238,8 @@ def _display(output, writing: _Writing) -> str:
     if WIDGET in data:
         data = {mime: value for mime, value in data.items() if mime not in (WIDGET, "text/plain")}
     found = _cut(_text(data.get("text/html")), MAX_MARKUP) or markdown2html(_cut(_text(data.get("text/markdown"))))
-    if shown := writing.clean(found):
-        return f'<div class="scroll">{shown}</div>'
+    if shown := writing.shown(found):
+        return shown
     plain = _text(data.get("text/latex")) or _text(data.get("text/plain"))
     if not plain and data:
         return f'<p class="note">An output of type {escape(texts.some(data))} is in the notebook alone.</p>'

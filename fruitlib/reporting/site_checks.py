@@ -62,7 +62,8 @@ def checks(sweep_dir: Path, shared: list[Page], runs: list[dict], shipped: dict 
     found = [_leaks(shared), *map(_shuffled, runs)]
     if shipped:
         record = record_of(sweep_dir / shipped["name"] / "stages" / "train.json")
-        found += [_parity(shipped["row"]), _int8(shipped["row"]), _weights(record)]
+        found += [_shortcuts(_looked_at(runs, shipped)), _parity(shipped["row"]), _int8(shipped["row"])]
+        found.append(_weights(record))
     return [check for check in found if check]
 
 
@@ -87,6 +88,31 @@ def _shuffled(run: dict) -> Check | None:
 
 
 _SHUFFLED = (("", ""), ("", "_low"), ("majority_", ""))
+
+
+def _looked_at(runs: list[dict], shipped: dict) -> dict:
+    """The shipped run's row; after folds, where 04 did not look at it, that of a fold of its combination."""
+    combination = shipped["row"].get("combination")
+    own = [run["row"] for run in runs if combination and run["row"].get("combination") == combination]
+    return next((row for row in [shipped["row"], *own] if _has(row, "grey_accuracy")), {})
+
+
+def _has(row: dict, *names: str) -> bool:
+    return all(math.isfinite(number(row.get(name))) for name in names)
+
+
+def _shortcuts(row: dict) -> Check | None:
+    """Whether 04 found that something beside the object gives the class away."""
+    if not _has(row, "grey_accuracy"):
+        return None
+    name = "No shortcut beside the object"
+    if not _has(row, "hidden_told", "hidden_chance"):
+        return Check(name, OPEN, "the object’s place is not known, so that it cannot be hidden (04)")
+    told = f"with the object hidden, {number(row['hidden_told']):.0%} of photos are told right, "
+    told += f"by the best constant answer {number(row['hidden_chance']):.0%} (04)"
+    if not _has(row, "shortcut"):
+        return Check(name, OPEN, f"too few photos to tell; {told}")
+    return Check(name, FAILED if number(row["shortcut"]) else PASSED, told)
 
 
 def _parity(row: dict) -> Check | None:

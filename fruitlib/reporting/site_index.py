@@ -19,7 +19,9 @@ from fruitlib.reporting.explore import (
     RunPhotos,
     as_script_data,
     confusion_of,
+    load_groups,
     load_history,
+    load_pooled,
     paired_runs,
     plain,
     sheet_data,
@@ -42,6 +44,7 @@ class Seen:
 
     photos: dict[str, RunPhotos] = field(default_factory=dict)
     heat: dict[str, Sheet] = field(default_factory=dict)
+    every: dict[str, Sheet] = field(default_factory=dict)  # heat of each validation photo, where there are few
     sheet: Sheet = NOTHING
     pages: set[str] = field(default_factory=set)  # runs with a page of photos
     left_out: int = 0  # runs whose predictions are not on the index
@@ -64,7 +67,8 @@ def facts(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]], seen: Seen
     # a run that was made to be shipped was trained on the validation photos too
     ranking = ranked([run for run in complete if run.get("candidate", "stages" not in run)], sweep)
     shipped = next((run for run in runs if run["name"] == sweep["shipped"]), None)
-    pooled.sort(key=lambda row: -number(row.get(sweep["choose_by"])))
+    # best first, the chosen one before its equals
+    pooled.sort(key=lambda row: (-number(row.get(sweep["choose_by"])), row.get("combination") != sweep["chosen"]))
     winners = [row for row in pooled if shipped and row.get("combination") == shipped["row"].get("combination")]
     winner = next(iter(winners + pooled), None)
     empty = "results.csv is missing or empty: no numbers to show" if complete and not results else ""
@@ -99,7 +103,7 @@ def facts(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]], seen: Seen
         "checks": checks(sweep_dir, pages[""], runs, shipped),
         "made_with": made_with(sweep_dir, sweep, shipped),
         "with_photos": seen.pages,
-        "strip": strip_of(sweep_dir, sweep, shipped, winner, ranking, seen),
+        "strip": strip_of(sweep_dir, shipped, winner, ranking, seen),
         "data": as_script_data(data),
         "paired_left_out": left + seen.left_out,
     }
@@ -177,8 +181,13 @@ def _tie(sweep, pooled, ranking, shipped, winner) -> str:
 # ---------------------------------------------------------------- four pictures
 
 
-def strip_of(sweep_dir: Path, sweep: dict, shipped, winner, ranking: list[dict], seen: Seen) -> dict:
-    """Curves, confusion, worst mistakes and where it looks, of the shipped run where it has them, else of the best."""
+def strip_of(sweep_dir: Path, shipped, winner, ranking: list[dict], seen: Seen) -> dict:
+    """Curves, confusion, worst mistakes and where it looks, of the shipped run where it has them, else of the best.
+
+    After folds confusion and mistakes are those of the chosen combination's pooled predictions.
+    """
+    groups = load_groups(sweep_dir)
+    pooled = load_pooled(sweep_dir, f"{winner.get('combination')}", groups) if winner else None
     own = [run for run in ranking if winner and run["row"].get("combination") == winner.get("combination")]
     order = [run["name"] for run in [*([shipped] if shipped else []), *own, *ranking]]
     strip = {"sheet": sheet_data(seen.sheet, "assets/")}
@@ -187,11 +196,12 @@ def strip_of(sweep_dir: Path, sweep: dict, shipped, winner, ranking: list[dict],
         if len(history.get("epoch", ())) > 1:
             strip["curves"] = {"run": name} | curves_of(history)
             break
-    shown = next((name for name in order if name in seen.photos), None)
-    if shown:
-        photos = seen.photos[shown]
-        strip["confusion"] = {"run": shown, "table": confusion_of(photos)}
-        strip["mistakes"] = _worst(shown, photos, seen.sheet)
+    run = next((name for name in order if name in seen.photos), "")
+    photos = pooled or seen.photos.get(run)
+    if photos:
+        whose = {"run": "" if pooled else run, "n": len(photos.table)}
+        strip["confusion"] = whose | {"table": confusion_of(photos)}
+        strip["mistakes"] = whose | _worst(photos, seen.sheet)
     looks = next((name for name in order if seen.heat.get(name, NOTHING).layers), None)
     if looks:
         heat = seen.heat[looks]
@@ -205,15 +215,15 @@ def strip_of(sweep_dir: Path, sweep: dict, shipped, winner, ranking: list[dict],
     return strip
 
 
-def _worst(run: str, photos: RunPhotos, sheet: Sheet) -> dict:
-    """The most confident mistakes of a run; where there are none, its least confident answers."""
+def _worst(photos: RunPhotos, sheet: Sheet) -> dict:
+    """The most confident mistakes; where there are none, the least confident answers."""
     wrong = photos.mistakes
     chosen = (wrong if len(wrong) else photos.least_sure)[:STRIP_PHOTOS]
     cells = [sheet.cells.get(path, -1) for path in photos.table["path"].iloc[chosen]]
     rows = photos.table.iloc[chosen].to_dict("records")
     confidence = photos.confidence[chosen] / 1e6
     shown = [row | {"at": cell, "p": p} for row, cell, p in zip(rows, cells, confidence, strict=True)]
-    return {"run": run, "wrong": len(wrong), "n": len(photos.table), "rows": shown}
+    return {"wrong": len(wrong), "rows": shown}
 
 
 def curves_of(history: dict[str, list], width: int = 240, height: int = 150) -> dict:

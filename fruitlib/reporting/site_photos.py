@@ -15,6 +15,7 @@ from fruitlib.runs.run import Run
 
 PAGE = "photos"  # name of the page, without .html
 KEPT_ROWS = 400_000  # predictions of all runs together that are held
+HEAT_ROWS = 2500  # photos on the sheets with heat of every photo, of all runs together: some 15 MB at most
 LISTED = 24  # mistakes that stand on the page without script
 
 
@@ -38,11 +39,18 @@ def see(sweep_dir: Path, sweep: dict) -> Seen:
     if runs:
         first = next((run for name, run in runs.items() if name == sweep["shipped"]), next(iter(runs.values())))
         seen.sheet = _photo_sheet(sweep_dir, first, seen, sweep)
-    for name, run in runs.items():
+    for name in sorted(runs, key=lambda name: name != sweep["shipped"]):
         with contextlib.suppress(OSError, ValueError, KeyError):  # the photos are elsewhere: no heat over them
-            seen.heat[name] = sprites.heat_sheet(run.path, sprites.seen_by(run))
+            _heat(name, runs[name], seen)
     seen.pages = {name for name in seen.photos if not (sweep_dir / name / f"{PAGE}.ipynb").exists()}
     return seen
+
+
+def _heat(name: str, run: Run, seen: Seen) -> None:
+    photo = sprites.seen_by(run)
+    seen.heat[name] = sprites.heat_sheet(run.path, photo)
+    if sum(len(sheet.cells) for sheet in seen.every.values()) < HEAT_ROWS:
+        seen.every[name] = sprites.heat_sheet(run.path, photo, sprites.EVERY)
 
 
 def _photo_sheet(sweep_dir: Path, run: Run, seen: Seen, sweep: dict) -> Sheet:
@@ -69,11 +77,13 @@ def _photo_sheet(sweep_dir: Path, run: Run, seen: Seen, sweep: dict) -> Sheet:
 
 def stamp(folder: Path, title: str, appearance: str, seen: Seen, beside: tuple) -> str:
     """Changes when the page of a run's photos would."""
-    path = folder / explore.PREDICTIONS
-    heat = seen.heat.get(folder.name, NOTHING)
-    return fingerprint(
-        title, appearance, path.stat().st_mtime_ns, seen.sheet.stamp, seen.sheet.note, heat.stamp, beside
-    )
+    times = [_time(folder / name) for name in (explore.PREDICTIONS, explore.FEATURES_FILE)]
+    stamps = [sheets.get(folder.name, NOTHING).stamp for sheets in (seen.heat, seen.every)]
+    return fingerprint(title, appearance, times, seen.sheet.stamp, seen.sheet.note, stamps, beside)
+
+
+def _time(path: Path) -> int:
+    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def content(folder: Path, seen: Seen, sweep: dict) -> dict:
@@ -81,7 +91,7 @@ def content(folder: Path, seen: Seen, sweep: dict) -> dict:
     photos, heat = seen.photos[folder.name], seen.heat.get(folder.name, NOTHING)
     many = len(photos.table) > explore.MOST_PHOTOS
     features = None if many else explore.load_features(folder, photos.table["path"].tolist())
-    data = {} if many else explore.run_data(photos, seen.sheet, heat, features)
+    data = {} if many else explore.run_data(photos, seen.sheet, heat, features, seen.every.get(folder.name, NOTHING))
     wrong = photos.mistakes
     word = f"{sweep.get('group_word') or 'group'}"
     grouped = len(set(filter(None, photos.groups))) < sum(map(bool, photos.groups))

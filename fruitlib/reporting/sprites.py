@@ -21,7 +21,9 @@ from fruitlib.core.files import fingerprint, read_json, replacing, write_json
 from fruitlib.data import photo_checks, preprocess, sources
 from fruitlib.runs.run import Run
 
-PHOTOS, HEAT = "photos", "heat"  # names of the sheets, without their endings
+PHOTOS = "photos"  # name of the sheet, without its ending
+FOLLOWED, EVERY = "epoch", "validation"  # heat of the photos that training follows, and of each validation photo
+HEAT = {FOLLOWED: "heat", EVERY: "heat_all"}
 LARGE, SMALL = 160, 96  # pixels of a photo's side, of few photos and of many
 FEW, MOST = 400, 2000  # photos that are large; photos on a sheet
 MAX_ROWS = 100  # photos whose heat is shown, of a run
@@ -80,17 +82,18 @@ def photo_sheet(sweep_dir: Path, run: Run | None, paths: Sequence[str], note: st
     return _written(record, sheet, _tiled(list(pictures.values()), columns))
 
 
-def heat_sheet(folder: Path, photo: Callable[[str, int], np.ndarray]) -> Sheet:
+def heat_sheet(folder: Path, photo: Callable[[str, int], np.ndarray], kind: str = FOLLOWED) -> Sheet:
     """`heat.webp` of a run: a row per photo whose heatmaps are in `cams/`: the photo, then each layer at each epoch.
 
-    Heat is inferno's colour, and as opaque as it is hot. `photo` gives the photo at a path as the network saw it,
-    uint8 (S, S, 3). `NOTHING` where there are no heatmaps, or none that can be read.
+    `kind` EVERY: `heat_all.webp`, of each validation photo the last layer, as 04 looked at it.
+    Heat is inferno's colour, and as opaque as it is hot. `photo` gives the photo at a path as the network saw it, uint8
+    (S, S, 3). `NOTHING` where there are no heatmaps, or none that can be read.
     """
-    files = [path for path in sorted((folder / "cams").glob("epoch_*.npz")) if not path.is_symlink()]
+    files = [path for path in sorted((folder / "cams").glob(f"{kind}_*.npz")) if not path.is_symlink()]
     if not files or (folder / "cams").is_symlink():
         return NOTHING
     stamp = fingerprint(VERSION, [[path.name, path.stat().st_mtime_ns, path.stat().st_size] for path in files])
-    if known := _known(folder / f"{HEAT}.json", stamp):
+    if known := _known(folder / f"{HEAT[kind]}.json", stamp):
         return known
     kept = [(number, *found) for path in files if (number := _epoch(path)) and (found := _heatmaps(path))]
     if not kept:
@@ -108,8 +111,8 @@ def heat_sheet(folder: Path, photo: Callable[[str, int], np.ndarray]) -> Sheet:
     if not shown:
         return NOTHING
     layers = [{"epoch": epoch, "layer": str(names[epoch][layer])} for epoch, layer in columns]
-    sheet = Sheet(f"{HEAT}.webp", HEAT_SIDE, 1 + len(columns), shown, layers, "", stamp)
-    return _written(folder / f"{HEAT}.json", sheet, _tiled(cells, 1 + len(columns)))
+    sheet = Sheet(f"{HEAT[kind]}.webp", HEAT_SIDE, 1 + len(columns), shown, layers, "", stamp)
+    return _written(folder / f"{HEAT[kind]}.json", sheet, _tiled(cells, 1 + len(columns)))
 
 
 def seen_by(run: Run) -> Callable[[str, int], np.ndarray]:
@@ -130,7 +133,7 @@ def _known(record: Path, stamp: str) -> Sheet | None:
 
 
 def _epoch(path: Path) -> int:
-    digits = path.stem.removeprefix("epoch_")
+    digits = path.stem.rpartition("_")[2]
     return int(digits) if digits.isascii() and digits.isdigit() else 0
 
 

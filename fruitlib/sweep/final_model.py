@@ -63,7 +63,7 @@ def ranked(plan: Sweep, work: dict[str, Run], states: dict, sweep_dir: Path) -> 
     path = sweep_dir / "results_oof.csv"
     scores = files.read_csv(path).set_index("combination")[plan.choose_by] if path.is_file() else {}
     whole = [name for name, names in plan.combinations().items() if name in scores and set(names) <= set(complete)]
-    return sorted(whole, key=lambda name: scores[name], reverse=True)
+    return sorted(whole, key=lambda name: round(scores[name], 9), reverse=True)  # equal but for rounding: a tie
 
 
 def with_pages(plan: Sweep, ranking: list[str]) -> list[str]:

@@ -1,12 +1,15 @@
 """Figures of notebook pages in a browser: sharp, readable on a phone, enlarged by a link, their numbers copied."""
 
+import re
+
 import nbformat
 import pandas as pd
 import pytest
 from nbformat import v4
 
-from fruitlib.reporting import export_figures, site, style
+from fruitlib.reporting import export_figures, page_figures, site, style
 
+PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg=="
 ASSETS = site.files("fruitlib.reporting").joinpath("assets")
 
 
@@ -55,13 +58,26 @@ def test_without_script_a_link_enlarges_and_closes_and_the_table_is_a_file(offli
     assert pd.read_csv(download.value.path())["file"].tolist() == ['a "b", c', "x|y"]
 
 
-def test_the_smallest_letters_have_eleven_pixels_on_a_phone_and_the_page_is_no_wider(offline, page_file):
+def test_a_phone_shows_a_figure_whole_and_a_tap_makes_its_letters_eleven_pixels_high(offline, page_file):
     offline.set_viewport_size({"width": 390, "height": 844})
     offline.goto(page_file.as_uri())
-    shown = offline.locator("figure img").bounding_box()["width"]
-    natural = float(offline.locator("figure img").get_attribute("width"))
-    assert shown / natural * 10 * 100 / 72 >= 10.9  # the labels of the bars, of 10 points
+    picture, hint = offline.locator("figure img"), offline.get_by_text("Tap the figure to read its labels.")
+    natural = float(picture.get_attribute("width"))
+    assert picture.bounding_box()["width"] <= 358 < natural and hint.is_visible()
     assert offline.evaluate("document.documentElement.scrollWidth") <= 390
+    picture.click()
+    assert picture.bounding_box()["width"] / natural * 10 * 100 / 72 >= 10.9  # the labels of the bars, of 10 points
+    assert offline.evaluate("document.documentElement.scrollWidth") <= 390 and not hint.is_visible()
+
+
+def test_no_hint_where_letters_are_large_enough_or_the_screen_is_wide(offline, page_file):
+    text = page_file.read_text("utf-8")
+    offline.goto(page_file.as_uri())
+    assert not offline.locator(".hint").is_visible()
+    least = int(re.search(r"--least: (\d+)px", text)[1])
+    shown = page_figures.markup("image/png", PNG, {"least": 390}, "", 1)
+    assert "hint" not in shown and least > 390 and "--least: 390px" in shown
+    assert "figcaption" not in page_figures.markup("image/png", PNG, {"least": "3;x"}, "", 1)
 
 
 def test_the_script_closes_by_escape_and_copies_markdown(offline, page_file):

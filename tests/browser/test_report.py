@@ -4,6 +4,7 @@ import json
 import math
 import re
 
+import numpy as np
 import pytest
 from report_sweep import CLASSES, write_report_sweep
 
@@ -16,6 +17,9 @@ RUNS = ["lr=0.001,optimizer=adam", "lr=0.001,optimizer=sgd", "lr=0.002,optimizer
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
     folder = write_report_sweep(tmp_path_factory.mktemp("report"))
+    paths = explore.load_photos(folder / RUNS[2], {}).table["path"].tolist()[1:3]  # as 04 keeps heat of all photos
+    arrays = {"paths": np.array(paths), "heatmap": np.ones((2, 1, 48, 48), np.float16), "layer_names": ["conv2"]}
+    np.savez(folder / RUNS[2] / "cams" / "validation_0008.npz", **arrays)
     site.build_site(folder)
     return folder
 
@@ -205,6 +209,18 @@ def test_the_same_photo_of_the_next_run_is_one_click_away(photos, report):
     photos.wait_for_url("**/photos.html#*")
     assert photos.locator(".crumbs .run").inner_text() == RUNS[2]
     assert photos.locator("#detail .path").inner_text() == explore.load_photos(report / RUNS[2], {}).table["path"][7]
+
+
+def test_heat_of_every_photo_is_shown_where_04_kept_it(offline, report):
+    offline.goto((report / RUNS[2] / "photos.html").as_uri())
+    numbers, notes = {0: 2, 1: 1, 3: 0}, {0: "for the true class", 1: "for the predicted class", 3: "No heat was kept"}
+    for photo, layers in numbers.items():
+        offline.locator(f'.photos-grid [data-photo="{photo}"]').click()
+        assert offline.locator("#detail .over").count() == (layers > 0)
+        assert notes[photo] in offline.inner_text("#detail")
+        assert offline.get_by_label("Layer").locator("option").count() == layers
+    offline.get_by_label("Heat", exact=True).first.select_option("yes")
+    assert "5 of 30 photos" in offline.inner_text("#photos-shown")
 
 
 def test_layer_and_opacity_change_what_lies_over_the_photo(photos):

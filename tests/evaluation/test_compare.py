@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -287,6 +288,31 @@ def test_photos_of_one_group_do_not_count_as_six():
     assert not {"p", "accuracy_low", "macro_f1_low", "detectable"} & set(few.numbers)
 
 
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "B is better on new photos. A is right on 26 of 30 photos, B on 30 (A: one; B: two)"),
+        (
+            {"chosen_among": 5},
+            "B is better on new photos, though picked by results out of 5, which makes p too small. A",
+        ),
+        ({"significant": False}, "Nothing shows that either is better on new photos. A is right"),
+        ({"significant": False, "groups": 7}, "Nothing shows that either is better on new groups. A is right"),
+        ({"groups": 3}, "3 groups and 27 photos alone are too few to tell which is better. A is right"),
+        ({"significant": False, "tie": "t"}, "A tie: nothing shows that either is better on new photos. A is right"),
+        ({"disagree": 0, "tie": "t"}, "A tie: they predict the same for every photo. A is right"),
+        ({"alone": True}, "Only one run is complete: nothing to compare"),
+    ],
+)
+def test_the_answer_of_07_is_one_sentence(tmp_path, changes, words):
+    found = types.SimpleNamespace(groups=changes.pop("groups", 0), units=30, n=30, value=0.13)
+    found.significant, found.too_few = changes.pop("significant", True), found.groups == 3
+    facts = {"n": 30, "a_correct": 26, "b_correct": 30, "disagree": 4, "tie": "", "alone": False, "chosen_among": 0}
+    facts |= {"folds": False, "group_word": "group", "accuracy": found}
+    text = wording.comparison_answer(types.SimpleNamespace(**facts | changes), "one", "two")
+    assert text.startswith(words) and len(text) < 160
+
+
 def test_a_run_s_settings_say_what_a_group_is_called(tmp_path, ours, monkeypatch):
     monkeypatch.setattr(Run, "groups", lambda self, paths: [f"tree {i % 10}" for i, _ in enumerate(paths)])
     monkeypatch.setattr(Run, "class_names", NAMES)
@@ -430,6 +456,21 @@ def test_combinations_of_folds_are_named_like_runs(tmp_path, ours, monkeypatch, 
     assert found.only_b == 4
     assert cli.main(["compare", str(tmp_path / "lr=0.1"), str(tmp_path / "lr=0.2")]) == 0
     assert wording.comparison_text(found) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("scores", "tie"), [((0.9, 0.9), True), ((0.9, 0.8), False)])
+def test_a_tie_of_combinations_is_called_one(tmp_path, ours, monkeypatch, scores, tie):
+    monkeypatch.setattr(Run, "groups", lambda self, paths: ["" for _ in paths])
+    monkeypatch.setattr(Run, "class_names", NAMES)
+    names = ["lr=0.1", "lr=0.2"]
+    folds = [ours.assign(combination=name, run=f"r{name}", trained="t", repeat=1, fold=1) for name in names]
+    csv(tmp_path, "predictions_oof.csv", pd.concat(folds))
+    runs = {"run": [f"r{name}" for name in names], "combination": names, "state": "complete", "macro_f1": [0.1, 0.2]}
+    csv(tmp_path, "results.csv", pd.DataFrame(runs))
+    csv(tmp_path, "results_oof.csv", pd.DataFrame({"combination": names, "macro_f1": scores}))
+    (tmp_path / "sweep.json").write_text(json.dumps({"runs": [], "chosen": names[0], "choose_by": "macro_f1"}))
+    text = wording.comparison_text(compare.compare_pair(compare.pair_of_sweep(tmp_path)))
+    assert (TIE + BY_ORDER in text) is tie and ("a tie" in text) is tie
 
 
 @pytest.mark.parametrize("part", ["val", "oof"])

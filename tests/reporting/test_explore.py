@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 
 import nbformat
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from PIL import Image
 from report_sweep import CLASSES, write_report_sweep
 
-from fruitlib.reporting import explore, site, site_checks, sprites
+from fruitlib.reporting import explore, site, site_checks, site_photos, sprites
 from fruitlib.reporting.explore import RunPhotos
 from fruitlib.reporting.pages import Page
 
@@ -88,10 +89,20 @@ def test_the_map_keeps_what_is_alike_together_and_takes_features_where_there_are
     between = np.linalg.norm(places[:3].mean(0) - places[3:6].mean(0))
     assert of_what == "probabilities" and within < between / 3 and places.min() >= 0 and places.max() == 1000
     paths = photos.table["path"].tolist()
-    np.savez(tmp_path / "features_val.npz", paths=np.array(paths[::-1]), features=np.arange(18.0).reshape(9, 2))
+    arrays = {"paths": np.array(paths[::-1]), "features": np.arange(18.0).reshape(9, 2), "trained": ""}
+    np.savez(tmp_path / "features_val.npz", **arrays)
     features = explore.load_features(tmp_path, paths)
     assert features[0].tolist() == [16, 17] and explore.flat_map(photos.probs, features)[1] == "features"
     assert explore.load_features(tmp_path, ["unknown.jpg"]) is None
+
+
+def test_many_features_lie_on_the_plane_where_they_vary_most():
+    rng = np.random.default_rng(0)
+    places = rng.uniform(-1, 1, (400, 2)) * (3, 1)
+    axes = np.linalg.qr(rng.normal(size=(500, 2)))[0].T
+    found, _ = explore.flat_map(np.empty((400, 0)), places @ axes + rng.normal(0, 0.001, (400, 500)))
+    for dimension in (0, 1):
+        assert abs(np.corrcoef(found[:, dimension], places[:, dimension])[0, 1]) > 0.99
 
 
 def test_one_photo_or_equal_ones_have_a_map():
@@ -192,6 +203,58 @@ def test_the_index_says_among_the_best_where_there_is_a_tie(tmp_path):
     assert "It is a tie: " in text and "among the best by macro F1" in text and "the best macro F1" not in text
 
 
+def pooled_sweep(tmp_path, scores: list[float]):
+    """Two runs that are the folds of combination a; a and b are compared by what the folds predict together."""
+    folder = write_report_sweep(tmp_path, runs=2, chosen="b", shipped=RUN)
+    runs = sorted(path.parent for path in folder.glob("*/predictions_val.csv"))
+    parts = [pd.read_csv(run / "predictions_val.csv").iloc[at::2] for at, run in enumerate(runs)]
+    one = pd.concat([part.assign(run=run.name, fold=fold) for part, run, fold in zip(parts, runs, (1, 2), strict=True)])
+    right = one.assign(predicted=one["label"])
+    tables = [one.assign(combination="b", repeat=1), right.assign(combination="b", repeat=2)]
+    pd.concat([*tables, right.assign(combination="a", repeat=1)]).to_csv(folder / "predictions_oof.csv", index=False)
+    rows = [
+        {"combination": name, "macro_f1": f1, "n": 30, "repeats": 2, "folds": 2}
+        for name, f1 in zip("ab", scores, strict=True)
+    ]
+    pd.DataFrame(rows).to_csv(folder / "results_oof.csv", index=False)
+    pd.read_csv(folder / "results.csv").assign(combination="b").to_csv(folder / "results.csv", index=False)
+    return folder, int((one["label"] != one["predicted"]).sum())
+
+
+def test_after_folds_confusion_and_mistakes_are_those_of_the_pooled_photos(tmp_path):
+    folder, wrong = pooled_sweep(tmp_path, [0.7, 0.9])
+    photos = explore.load_pooled(folder, "b", {})
+    assert len(photos.table) == 30 and len(photos.mistakes) == wrong > 0
+    assert explore.load_pooled(folder, "c", {}) is None and explore.load_pooled(tmp_path, "b", {}) is None
+    strip = site.build_site(folder).read_text("utf-8").partition('aria-label="Four pictures"')[2]
+    cells = re.findall(r'<td class="(?:right|wrong|none)">(\d+)</td>', strip)
+    assert list(map(int, cells)) == [n for row in explore.confusion_of(photos).matrix for n in row]
+    assert "Confusion on 30 photos of <code" in strip and "a fold that was not trained on it" in strip
+    assert f"of {wrong} mistakes in 30 photos" in strip
+
+
+@pytest.mark.parametrize(("scores", "tie"), [((0.9, 0.9), True), ((0.7, 0.9), False)])
+def test_a_tie_of_combinations_is_said_too(tmp_path, scores, tie):
+    folder, _ = pooled_sweep(tmp_path, scores)
+    text = site.build_site(folder).read_text("utf-8")
+    said = "It is a tie: a has the same macro F1, 0.900. Of equals the first of the sweep was taken."
+    assert (said in text) is tie and ("among the best by" in text) is tie
+    table = text.partition("<h2>Combinations, by cross-validation</h2>")[2]
+    assert re.findall(r'<code class="run">(.)</code>', table)[:2] == ["b", "a"]  # the chosen one first
+
+
+LOOKED = {"grey_accuracy": 0.5, "hidden_told": 0.4, "hidden_chance": 0.33}
+NO_SHORTCUT = "No shortcut beside the object"
+
+
+def test_of_a_refit_the_fold_that_04_looked_at_speaks():
+    fold = {"name": "fold=1", "row": LOOKED | {"combination": "a", "shortcut": 1}}
+    other = {"name": "other", "row": LOOKED | {"combination": "b", "shortcut": 0}}
+    shipped = {"name": "ship=refit", "row": {"combination": "a", "grey_accuracy": float("nan")}}
+    assert site_checks._looked_at([other, fold, shipped], shipped) is fold["row"]
+    assert site_checks._looked_at([other, fold], {"name": "x", "row": {}}) == {}
+
+
 def checks_of(tmp_path, row: dict, train: dict, leaks=None, settings=None) -> dict:
     (tmp_path / "r/stages").mkdir(parents=True)
     (tmp_path / "r/stages/train.json").write_text(json.dumps(train))
@@ -213,6 +276,10 @@ def checks_of(tmp_path, row: dict, train: dict, leaks=None, settings=None) -> di
         ({"int8_state": "not made"}, {}, None, {}, {"INT8": "open"}),
         ({"int8_state": "costs at most the margin", "int8_costs_at_most": 0.02}, {}, None, {}, {"INT8": "passed"}),
         ({"int8_state": "not broken; cost unproven", "int8_costs_at_most": 0.1}, {}, None, {}, {"INT8": "open"}),
+        (LOOKED | {"shortcut": 0.0}, {}, None, {}, {NO_SHORTCUT: "passed"}),
+        (LOOKED | {"shortcut": 1.0, "hidden_told": 0.8}, {}, None, {}, {NO_SHORTCUT: "failed"}),
+        (LOOKED, {}, None, {}, {NO_SHORTCUT: "open"}),
+        ({"grey_accuracy": 0.5, "hidden_told": float("nan")}, {}, None, {}, {NO_SHORTCUT: "open"}),
         ({}, {"weights": {"proof": "proven: names photos"}}, None, {}, {"Pretrained weights": "passed"}),
         ({}, {"weights": {"proof": "not proven: names none"}}, None, {}, {"Pretrained weights": "open"}),
         (
@@ -245,6 +312,18 @@ def test_the_footer_says_what_it_was_made_with(tmp_path):
 
 
 # ---- size
+
+
+def test_heat_of_every_photo_is_left_out_where_the_runs_are_many(tmp_path, monkeypatch):
+    folder = write_report_sweep(tmp_path, runs=3)
+    names = sorted(path.parent.parent.name for path in folder.glob("*/cams/epoch_0001.npz"))
+    for name in names:
+        shutil.copy(folder / name / "cams/epoch_0001.npz", folder / name / "cams/validation_0001.npz")
+    monkeypatch.setattr(site_photos, "HEAT_ROWS", 4)  # three photos a run
+    site.build_site(folder)
+    there = [name for name in names if (folder / name / "heat_all.webp").is_file()]
+    chosen = json.loads((folder / "sweep.json").read_text())["chosen"]
+    assert len(there) == 2 and chosen in there and (folder / names[0] / "heat.webp").is_file()
 
 
 def test_seventy_two_runs_of_three_hundred_photos_are_small(tmp_path, monkeypatch):

@@ -375,6 +375,28 @@ def test_only_harmless_markup_passes_the_filter(tmp_path, given, left):
     assert markup.clean_markup(given, tmp_path) == left
 
 
+BOX = '<div class="scroll" tabindex="0" role="group" aria-label="Table: A &amp; B">'
+
+
+@pytest.mark.parametrize(
+    ("given", "left"),
+    [
+        ("<table><tr><th></th><th>a</th>", f"{BOX}<table><tbody><tr><td></td><th>a</th></tr></tbody></table></div>"),
+        (
+            '<table><tr><th colspan="2"> &nbsp;',
+            f'{BOX}<table><tbody><tr><td colspan="2"></td></tr></tbody></table></div>',
+        ),
+        (
+            "<table><tr><td><table></table>b</table>c",
+            f"{BOX}<table><tbody><tr><td><table></table>b</td></tr></tbody></table></div>c",
+        ),
+        ('<p title="<table>">a', '<p title="&lt;table&gt;">a</p>'),
+    ],
+)
+def test_every_table_scrolls_by_keyboard_and_no_header_is_empty(tmp_path, given, left):
+    assert markup.readable_tables(markup.clean_markup(given, tmp_path), "A & B") == left
+
+
 def test_the_same_inputs_give_the_same_bytes(sweep):
     site.build_site(sweep)
     before = {path: path.read_bytes() for path in sweep.rglob("*") if path.suffix in (".html", ".css")}

@@ -123,7 +123,7 @@ def test_save_shows_the_very_picture_that_it_writes_and_the_page_its_numbers(kin
     figure = re.search("<figure.*</figure>", on_page(output, tmp_path))[0]
     address = pictures.embedded(style_room.TYPES[kind], path.read_text() if kind == ".svg" else encoded(path))
     assert f'<img src="{address}" alt="Size of the &#34;file&#34;" width="' in figure
-    assert 'download="a_figure.csv"' in figure and "min-width: " in figure
+    assert 'download="a_figure.csv"' in figure and "--least: " in figure
     table = unquote(re.search('href="data:text/csv;charset=utf-8,([^"]*)"', figure)[1])
     assert table == 'file,MB\n"fp32, <b>",0.4\nint8,0.333333\n'
 

@@ -346,6 +346,11 @@
 
   function setUpPhotos() {
     const PAGE = 120; // photos at a time
+    const FOLLOWED_HEAT = "Heat: for the true class; no colour: nothing there counts. ↑ and ↓: another epoch.";
+    const EVERY_HEAT = "Heat: for the predicted class; no colour: nothing there counts. Other layers and epochs: of a few photos.";
+    const NO_HEAT =
+      "No heat was kept of this photo. It is kept of every photo where 04 has 100 at most to look at, " +
+      "and shown for the first runs of a large sweep.";
     const n = data.paths.length;
     const state = { photo: data.paths.indexOf(view.get("photo")), limit: PAGE };
     const read = (name) => view.get(name) || "";
@@ -414,7 +419,7 @@
       if (data.groups.length) parts.push([data.groupWord, "group", groups]);
       parts.push(["Heat", "heat", [["", "all"], ["yes", "with heat"]]], ["Order", "order", orders]);
       for (const [label, key, options] of parts) {
-        if (key === "heat" && !data.heat.file) continue;
+        if (key === "heat" && !data.heat.file && !data.every.file) continue;
         controls.append(choice(label, options, read(key), (value) => {
           keep(key, value);
           list();
@@ -458,7 +463,7 @@
           wanted("predicted", data.predicted, at) &&
           wanted("group", data.group, at) &&
           (!read("outcome") || outcome(at) === read("outcome")) &&
-          (!read("heat") || data.rows[at] >= 0)
+          (!read("heat") || heatOf(at))
       );
       const sign = { sure: -1, unsure: 1 }[read("order")] || 0;
       if (sign) shown.sort((a, b) => sign * (data.confidence[a] - data.confidence[b]));
@@ -504,16 +509,16 @@
 
     function describe(at) {
       const pictures = make("div", { class: "pictures" });
-      const row = data.rows[at];
-      if (row >= 0) pictures.append(...overlaid(at, row));
+      const found = heatOf(at);
+      if (found) pictures.append(...overlaid(at, found));
       else if (data.cells[at] >= 0) pictures.append(cell(data.sheet, data.cells[at], data.paths[at], 240));
       const right = data.labels[at] === data.predicted[at];
       const facts = make("div", { class: "facts" }, make("p", { class: "path" }, data.paths[at]));
       facts.append(make("p", {}, `Label: ${label(at)}. Predicted: ${guess(at)}, ${right ? "✓ right" : "✗ wrong"}.`));
       if (data.group[at] >= 0) facts.append(make("p", {}, `${data.groupWord}: ${data.groups[data.group[at]]}`));
       facts.append(probabilities(at));
-      if (row >= 0) facts.append(heatControls(at));
-      else if (data.heat.file) facts.append(make("p", { class: "note" }, "No heat was kept of this photo."));
+      if (found) facts.append(heatControls(at, found.sheet));
+      else if (data.heat.file) facts.append(make("p", { class: "note" }, NO_HEAT));
       return [pictures, facts];
     }
 
@@ -527,29 +532,35 @@
       return list;
     }
 
-    function layerNumber() {
+    /* The sheet that has heat of a photo, and its row there; null where none was kept. */
+    function heatOf(at) {
+      if (data.rows[at] >= 0) return { sheet: data.heat, row: data.rows[at] };
+      return data.everyRows[at] >= 0 ? { sheet: data.every, row: data.everyRows[at] } : null;
+    }
+
+    function layerNumber(sheet) {
       const fits = (each) => each.layer === read("layer") && `${each.epoch}` === read("epoch");
-      const wanted = data.heat.layers.findIndex(fits);
-      return wanted >= 0 ? wanted : data.heat.layers.length - 1;
+      const wanted = sheet.layers.findIndex(fits);
+      return wanted >= 0 ? wanted : sheet.layers.length - 1;
     }
 
-    function overlaid(at, row) {
-      const first = row * data.heat.columns;
-      const heat = cell(data.heat, first + 1 + layerNumber(), `heat over ${data.paths[at]}`, 240);
+    function overlaid(at, { sheet, row }) {
+      const first = row * sheet.columns;
+      const heat = cell(sheet, first + 1 + layerNumber(sheet), `heat over ${data.paths[at]}`, 240);
       heat.style.opacity = read("opacity") || "0.8";
-      const original = cell(data.heat, first, data.paths[at], 240);
-      return [original, make("span", { class: "over" }, cell(data.heat, first, "", 240), heat)];
+      const original = cell(sheet, first, data.paths[at], 240);
+      return [original, make("span", { class: "over" }, cell(sheet, first, "", 240), heat)];
     }
 
-    function heatControls(at) {
-      const now = data.heat.layers[layerNumber()];
+    function heatControls(at, sheet) {
+      const now = sheet.layers[layerNumber(sheet)];
       const set = (layer, epoch) => {
         keep("layer", layer);
         keep("epoch", epoch);
         select(at);
       };
-      const layers = distinct(data.heat.layers.map((each) => each.layer)).map((name) => [name, name]);
-      const epochs = distinct(data.heat.layers.map((each) => `${each.epoch}`)).map((name) => [name, name]);
+      const layers = distinct(sheet.layers.map((each) => each.layer)).map((name) => [name, name]);
+      const epochs = distinct(sheet.layers.map((each) => `${each.epoch}`)).map((name) => [name, name]);
       const range = { type: "range", min: "0", max: "1", step: "0.05", value: read("opacity") || "0.8" };
       const opacity = make("input", { id: "opacity", ...range });
       opacity.addEventListener("input", () => {
@@ -562,7 +573,7 @@
         choice("Layer", layers, now.layer, (value) => set(value, now.epoch)),
         choice("Epoch", epochs, `${now.epoch}`, (value) => set(now.layer, value)),
         make("label", { class: "choice" }, "Heat ", opacity),
-        make("p", { class: "note" }, "Heat: for the true class; no colour: nothing there counts. ↑ and ↓: another epoch.")
+        make("p", { class: "note" }, sheet === data.every ? EVERY_HEAT : FOLLOWED_HEAT)
       );
     }
 
@@ -576,7 +587,7 @@
       }
       const later = { ArrowUp: -1, ArrowDown: 1 }[event.key];
       if (later && data.heat.layers.length && data.rows[state.photo] >= 0) {
-        const now = data.heat.layers[layerNumber()];
+        const now = data.heat.layers[layerNumber(data.heat)];
         const epochs = distinct(data.heat.layers.map((each) => each.epoch));
         const next = epochs[epochs.indexOf(now.epoch) + later];
         if (next !== undefined) {
