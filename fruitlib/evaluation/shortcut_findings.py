@@ -17,7 +17,7 @@ from fruitlib.evaluation.significance import PairedDifference
 GREY, HUE, HIDDEN = "grey", "other hue", "object hidden"
 FAR = 0.1  # accuracy above chance, with the object hidden, from which the background is called a shortcut
 FEWEST = 10  # photos whose object's place is known, for a verdict
-COLUMNS = ("heat_on_object", "object_area", "hidden_accuracy", "hidden_told", "hidden_chance", "shortcut")
+COLUMNS = ("heat_on_object", "object_area", "hidden_accuracy", "hidden_corrected", "hidden_chance", "shortcut")
 COLUMNS += ("grey_accuracy",)
 
 
@@ -160,30 +160,30 @@ class Background:
 
     Without an object a network tends to call every photo the same, which hides what else it knows. So a photo's answer
     is also taken to be the class whose log probability is furthest above its mean over these photos; labels play no
-    part in that. `told` compares it with the best constant answer (`told.beside`).
+    part in that. `corrected` compares it with the best constant answer (`corrected.beside`).
     """
 
     plain: float  # accuracy on the same photos as they are
     answered: Share  # right as the network answers
-    told: Changed
-    most: str  # the class that is told best
-    recall: float  # of its photos, the share that is told as it
-    others: float  # of the other classes' photos, the share that is told as it
+    corrected: Changed  # the same with its leaning taken out
+    most: str  # the class that is recognised best
+    recall: float  # of its photos, the share that is taken for it
+    others: float  # of the other classes' photos, the share that is taken for it
 
     @property
     def shortcut(self) -> bool:
-        """Whether classes are told far more often than by a constant answer, beyond chance."""
-        found = self.told.difference
+        """Whether classes are recognised far more often than by a constant answer, beyond chance."""
+        found = self.corrected.difference
         return not self.open and found.significant and found.value >= FAR
 
     @property
     def open(self) -> bool:
         """Whether there are too few photos or groups for a verdict."""
-        return self.told.n < FEWEST or self.told.difference.too_few
+        return self.corrected.n < FEWEST or self.corrected.difference.too_few
 
     def verdict(self, word: str = "group") -> str:
         """Whether something beside the object gives the class away, in a sentence."""
-        one = self.told
+        one = self.corrected
         text = f"with the object hidden it is right on {self.answered.value:.2f} of {one.n:,} photos, with its leaning "
         text += f"to some classes taken out on {one.accuracy:.2f}; the best constant answer is on {one.beside:.2f} "
         text += f"({points_text(one.difference, word)})"
@@ -193,7 +193,7 @@ class Background:
             return f"No shortcut found: {text}"
         return (
             f"It looks beside the object: {text}. Something around the object gives the class away, {self.most} most "
-            f"of all: {self.recall:.0%} of its photos are told as it, and {self.others:.0%} of the others"
+            f"of all: {self.recall:.0%} of its photos are taken for it, and {self.others:.0%} of the others"
         )
 
 
@@ -205,14 +205,14 @@ def background(
     How often a shortcut is found by this: see `tests/explain/test_shortcuts.py`, which plants one.
     """
     constant, answers = np.bincount(labels, minlength=len(names)).argmax(), log_probs.argmax(1)
-    told = (log_probs - log_probs.mean(0)).argmax(1)
-    recalls = [(told[labels == i] == i).mean() if (labels == i).any() else math.nan for i in range(len(names))]
-    others = [(told[labels != i] == i).mean() if (labels != i).any() else 0.0 for i in range(len(names))]
+    corrected = (log_probs - log_probs.mean(0)).argmax(1)
+    recalls = [(corrected[labels == i] == i).mean() if (labels == i).any() else math.nan for i in range(len(names))]
+    others = [(corrected[labels != i] == i).mean() if (labels != i).any() else 0.0 for i in range(len(names))]
     best = int(np.nanargmax(np.subtract(recalls, others)))
     return Background(
         float((plain == labels).mean()),
         intervals.share_of(answers == labels, groups),
-        changed(HIDDEN, labels == constant, told == labels, groups),
+        changed(HIDDEN, labels == constant, corrected == labels, groups),
         names[best],
         float(recalls[best]),
         float(others[best]),
@@ -229,9 +229,9 @@ def shortcuts_text(results: list[dict]) -> str:
     found = [row for row in known if row["shortcut"] == 1]
     if not found:
         return f"in none of {wording.plural(len(known), 'run')} does the background give the class away"
-    worst = max(found, key=lambda row: row["hidden_told"] - row["hidden_chance"])
+    worst = max(found, key=lambda row: row["hidden_corrected"] - row["hidden_chance"])
     return (
         f"in {len(found)} of {wording.plural(len(known), 'run')} something beside the object gives the class away, "
-        f"most in {worst['run']}: with the object hidden, the class is told right on {worst['hidden_told']:.2f} of "
+        f"most in {worst['run']}: with the object hidden, the network is right on {worst['hidden_corrected']:.2f} of "
         f"photos, where the best constant answer is on {worst['hidden_chance']:.2f}"
     )

@@ -21,6 +21,7 @@ PLAIN = 0.75  # share of the border's pixels that have to be
 SMALLEST, LARGEST = 0.01, 0.85  # of the picture's area, between which the object lies
 PART = 0.25  # of the area of the largest part; smaller parts are not the object
 GROW = 0.03  # of the side, by which the mask is widened before the object is hidden
+OTHERS = 3  # classes at most that lend their objects' forms to a hole
 LOOK_BOX = 512  # pixels of the longer side of the empty photo on which a box is drawn
 TURNED = (5, 6, 7, 8)  # values of EXIF's orientation that exchange width and height
 
@@ -55,15 +56,21 @@ class Masks:
         return f"the object is found in {known:,} of {n:,} photos, {how}"
 
 
-def find(pictures: np.ndarray, boxes: list[np.ndarray | None] | None = None, seed: int = 0) -> Masks:
+def find(
+    pictures: np.ndarray,
+    boxes: list[np.ndarray | None] | None = None,
+    seed: int = 0,
+    labels: np.ndarray | None = None,
+) -> Masks:
     """The object of each picture: its box where there is one, else what differs from a plain background.
 
     Args:
         boxes: for each picture, where its box is (bool (S, S), from `boxes_seen`), or None.
-        seed: of the grain with which the object is hidden.
+        seed: of the grain with which the object is hidden, and of `holes`.
+        labels: classes (n,), so that an object is hidden by `holes`, whose form does not give its class away.
     """
     masks, found, rng = np.zeros(pictures.shape[:3], bool), [], np.random.default_rng(seed)
-    hidden = pictures.copy()
+    backgrounds = {}
     for number, picture in enumerate(pictures):
         box = boxes[number] if boxes else None
         small = _small(picture)
@@ -71,10 +78,31 @@ def find(pictures: np.ndarray, boxes: list[np.ndarray | None] | None = None, see
         mask = _differing(small, estimate) if box is None else box
         fits = mask is not None and estimate is not None and SMALLEST <= mask.mean() <= LARGEST
         if fits:
-            masks[number] = mask = _resized(mask, len(picture))
-            _hide(hidden[number], mask, estimate, rng)
+            masks[number] = _resized(mask, len(picture))
+            backgrounds[number] = estimate.best
         found.append((BACKGROUND if box is None else BOX) if fits else NONE)
+    known = np.array(list(backgrounds), int)
+    forms = masks[known] if labels is None else holes(masks[known], labels[known], rng)
+    hidden = pictures.copy()
+    for number, form in zip(known, forms, strict=True):
+        _hide(hidden[number], form, backgrounds[number], rng)
     return Masks(masks, found, hidden)
+
+
+def holes(masks: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Forms under which to hide each object, bool (n, S, S), of their masks and classes (n,).
+
+    A patch in the form of the object shows what it hides: where a stem was, there was a cherry. So each hole is the
+    object's own mask together with that of one photo, drawn at random, of each other class. Holes of all classes are
+    then alike, in the sense that they are drawn in the same way; with more than `OTHERS` other classes, of which some
+    are drawn for each photo, nearly so.
+    """
+    forms, classes = masks.copy(), np.unique(labels)
+    for number, label in enumerate(labels):
+        others = classes[classes != label]
+        for other in rng.permutation(others)[:OTHERS]:
+            forms[number] |= masks[rng.choice(np.flatnonzero(labels == other))]
+    return forms
 
 
 def _small(picture: np.ndarray) -> np.ndarray:
@@ -202,18 +230,17 @@ def _large_parts(mask: np.ndarray) -> np.ndarray:
     return (areas >= max(PART * areas.max(), 1))[parts]
 
 
-def _hide(picture: np.ndarray, mask: np.ndarray, estimate: _Estimate, rng: np.random.Generator) -> None:
-    """Replace the object in uint8 (S, S, 3) by what its background is estimated to be, in place.
+def _hide(picture: np.ndarray, mask: np.ndarray, background: np.ndarray, rng: np.random.Generator) -> None:
+    """Replace the part `mask` (S, S) of uint8 (S, S, 3) by its estimated background (3, s, s), in place.
 
-    The mask (S, S) is widened first. The estimate comes from the border, so that no rim of the object enters it, and
-    gets the border's grain, so that a smooth patch does not show the object's form. A background with a pattern, or a
-    soft shadow, may still show it.
+    The mask is widened first. The estimate comes from the border, so that no rim of the object enters it, and
+    gets the border's grain. On a background with a pattern the patch is still seen, hence `holes`.
     """
     side = len(picture)
     grow = 2 * max(1, round(GROW * side)) + 1
     kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (grow, grow))
     wide = cv2.dilate(mask.astype(np.uint8), kernel).astype(bool)
-    background = np.ascontiguousarray(estimate.best.transpose(1, 2, 0))
+    background = np.ascontiguousarray(background.transpose(1, 2, 0))
     if len(background) != side:
         background = cv2.resize(background, (side, side), interpolation=cv2.INTER_LINEAR)
     edge = _frame(side)[1]

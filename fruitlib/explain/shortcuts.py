@@ -2,7 +2,8 @@
 
 Four answers on validation photos: how much of the heat lies on the object; whether hot places count (`insertion`); how
 often it is right without colour or in other colours; and how often it is right where the object is hidden, which
-nothing but a shortcut explains (Xiao et al. 2021, "Noise or Signal", hide it likewise).
+nothing but a shortcut explains (Xiao et al. 2021, "Noise or Signal", hide it likewise; here the hole's form gives no
+class away, see `object_masks.holes`).
 """
 
 from collections.abc import Sequence
@@ -25,7 +26,7 @@ from fruitlib.explain.object_masks import Masks
 from fruitlib.runs.run import Run
 
 SHORTCUTS_FILE = "shortcuts.json"
-HEADLINE = ("heat_on_object", "hidden_told", "hidden_chance")
+HEADLINE = ("heat_on_object", "hidden_corrected", "hidden_chance")
 MOST_PHOTOS = 400  # validation photos that are changed, evenly spread
 CURVE_PHOTOS = 16, 8  # photos whose curves are followed, of a small network and of a large one
 SMALL = 0.2e9  # floating-point operations for one photo, up to which a network is small
@@ -55,7 +56,7 @@ class Looked:
     def verdict(self) -> str:
         """Whether it looks at the object, in a sentence."""
         if self.background is None:
-            return f"Whether the background gives the class away cannot be told: {self.masks.summary}"
+            return f"Whether the background gives the class away is not known: {self.masks.summary}"
         return self.background.verdict(self.word)
 
     def answer(self, otherwise: str) -> str:
@@ -84,8 +85,8 @@ class Looked:
         for name, one in (("grey", self.changes[GREY]), ("hue", self.changes[HUE])):
             numbers |= {f"{name}_accuracy": one.accuracy, **_difference(name, one)}
         if self.background:
-            one = self.background.told
-            numbers |= {"hidden_accuracy": self.background.answered.value, "hidden_told": one.accuracy}
+            one = self.background.corrected
+            numbers |= {"hidden_accuracy": self.background.answered.value, "hidden_corrected": one.accuracy}
             numbers |= {"hidden_chance": one.beside, **_difference("hidden", one)}
             numbers |= {} if self.background.open else {"shortcut": int(self.background.shortcut)}
         for one in self.gains:
@@ -161,7 +162,7 @@ def look(
         counts = [len(part) for part in (pictures, labels, heat, targets)]
         raise InputError(f"photos, labels, heatmaps and targets: {counts}; give at least one, as many of each")
     groups = list(groups) if groups is not None else [""] * len(labels)
-    masks = object_masks.find(pictures, boxes, seed)
+    masks = object_masks.find(pictures, boxes, seed, np.asarray(labels))
     known = np.flatnonzero(masks.known)
     whole = len(known) < len(pictures)  # then the whole photo's hue is turned, alike in all
     turned = turned_hue(pictures, None if whole else masks.masks)

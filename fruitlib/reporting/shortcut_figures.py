@@ -21,7 +21,7 @@ RUNS = 30  # of a sweep, at most
 MARKS = {  # columns of results.csv: what they are called, marker, colour
     "accuracy": ("as they are", "o", COLOURS["train"]),
     "grey_accuracy": ("without colour", "s", "#8c8c8c"),
-    "hidden_told": ("object hidden, leaning taken out", "X", COLOURS["val"]),
+    "hidden_corrected": ("object hidden, leaning taken out", "X", COLOURS["val"]),
 }
 
 
@@ -103,12 +103,12 @@ def _accuracy(ax: Axes, found: Looked) -> None:
     rows += [("other hue\n", found.changes[HUE].share)]
     if found.background:
         rows.append(("object hidden\n", found.background.answered))
-        rows.append(("hidden, leaning\ntaken out, ", found.background.told.share))
+        rows.append(("hidden, leaning\ntaken out, ", found.background.corrected.share))
     for at, (_, share) in enumerate(rows):
         ax.plot([share.low, share.high], [at, at], color=RIGHT, linewidth=2)
         ax.plot(share.value, at, "o", color=RIGHT)
     if found.background:
-        chance, last = found.background.told.beside, len(rows) - 1
+        chance, last = found.background.corrected.beside, len(rows) - 1
         ax.plot([chance, chance], [last - 1.35, last + 0.35], color=WRONG, linewidth=2)
         ax.text(chance, last + 0.42, "best constant answer", color=WRONG, fontsize=9, ha="center", va="top")
     names = [f"{name}n = {share.n}" for name, share in rows]
@@ -146,7 +146,7 @@ def of_runs(results: pd.DataFrame) -> Figure | None:
 
     `results` has the columns of results.csv; None where no run has them. Of more than 30 runs, the most accurate.
     """
-    if "hidden_told" not in results and "grey_accuracy" not in results:
+    if "hidden_corrected" not in results and "grey_accuracy" not in results:
         return None
     table = results[results["grey_accuracy"].notna()]
     table = table.iloc[greatest(table["accuracy"], RUNS)].sort_values("accuracy", ascending=False)

@@ -106,13 +106,13 @@ def _shortcuts(row: dict) -> Check | None:
     if not _has(row, "grey_accuracy"):
         return None
     name = "No shortcut beside the object"
-    if not _has(row, "hidden_told", "hidden_chance"):
+    if not _has(row, "hidden_corrected", "hidden_chance"):
         return Check(name, OPEN, "the object’s place is not known, so that it cannot be hidden (04)")
-    told = f"with the object hidden, {number(row['hidden_told']):.0%} of photos are told right, "
-    told += f"by the best constant answer {number(row['hidden_chance']):.0%} (04)"
+    found = f"with the object hidden, {number(row['hidden_corrected']):.0%} of photos are recognised, "
+    found += f"by the best constant answer {number(row['hidden_chance']):.0%} (04)"
     if not _has(row, "shortcut"):
-        return Check(name, OPEN, f"too few photos to tell; {told}")
-    return Check(name, FAILED if number(row["shortcut"]) else PASSED, told)
+        return Check(name, OPEN, f"too few photos to decide; {found}")
+    return Check(name, FAILED if number(row["shortcut"]) else PASSED, found)
 
 
 def _parity(row: dict) -> Check | None:

@@ -14,7 +14,7 @@ NAMED = {
     "test_macro_f1": ("test macro-F1", ".3f", 1),
     "test_n": ("test photos", ".0f", 1),
     "heat_on_object": ("share of heat on the object", ".2f", 1),
-    "hidden_told": ("accuracy told with the object hidden", ".2f", 1),
+    "hidden_corrected": ("accuracy with the object hidden", ".2f", 1),
     "hidden_chance": ("that of the best constant answer", ".2f", 1),
     "accuracy": ("validation accuracy", ".3f", 1),
     "macro_f1": ("validation macro-F1", ".3f", 1),

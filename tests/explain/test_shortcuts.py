@@ -1,8 +1,9 @@
 """Does a network look at the object? Masks where the object is known, curves of known networks, a watermark planted.
 
-Of ten networks of `trained_net` trained on photos of which one class had a mark, and of ten on the same photos without,
-seeds 0 to 9, the mark was found in ten and in none: with the object hidden, classes were told right on 0.55 to 0.67 of
-60 photos, and on 0.27 to 0.37. Two seeds are repeated here.
+Of twenty networks of `trained_net` trained on photos of which one class had a mark, and of twenty on the same photos
+without, seeds 0 to 19, the mark was found in twenty and in none: with the object hidden, the corrected answer was right
+on 0.55 to 0.72 of 60 photos, and on 0.27 to 0.35. (Seeds 0 to 9 were at hand when the rule was made.) Two seeds are
+repeated here.
 """
 
 import json
@@ -121,6 +122,17 @@ def test_a_box_goes_before_the_background():
     assert found.summary == "the object is found in 3 of 4 photos, by its box in 2, by a plain background in 1"
 
 
+def test_the_form_of_a_hole_does_not_give_the_class_away():
+    """Masks of three sizes, one for each class: holes are as large in one class as in another."""
+    labels, places = np.repeat([0, 1, 2], 50), np.random.default_rng(0).integers(24, 40, (150, 2))
+    masks = np.stack([inside(*place, 6 + 6 * label) for label, place in zip(labels, places, strict=True)])
+    forms = object_masks.holes(masks, labels, np.random.default_rng(1))
+    assert not (masks & ~forms).any()  # each object is hidden
+    areas = [forms[labels == label].mean((1, 2)) for label in range(3)]
+    spread = np.std(np.concatenate(areas)) / np.sqrt(50)
+    assert np.ptp([own.mean() for own in areas]) < 4 * spread < np.ptp([masks[labels == i].mean() for i in range(3)])
+
+
 @pytest.mark.parametrize("resize", ["crop", "pad", "squash"])
 @pytest.mark.parametrize("crop_to", ["none", "box"])
 @pytest.mark.parametrize("turned", [False, True])
@@ -231,9 +243,9 @@ def test_an_answer_to_empty_photos_is_judged_beyond_its_leaning():
     log_probs = np.tile(np.log([0.1, 0.1, 0.8]), (30, 1))
     log_probs[labels == 0, 0] += 1  # knows the first class, and still says the third
     found = findings.background(labels, labels, log_probs, NAMES, None)
-    assert found.answered.value == pytest.approx(1 / 3) and found.told.accuracy >= 2 / 3
+    assert found.answered.value == pytest.approx(1 / 3) and found.corrected.accuracy >= 2 / 3
     assert found.shortcut and found.most == "apple" and (found.recall, found.others) == (1.0, 0.0)
-    assert "apple most of all: 100% of its photos are told as it, and 0% of the others" in found.verdict()
+    assert "apple most of all: 100% of its photos are taken for it, and 0% of the others" in found.verdict()
 
 
 @pytest.mark.parametrize(
@@ -244,7 +256,7 @@ def test_an_answer_to_empty_photos_is_judged_beyond_its_leaning():
         (np.repeat([0, 1], 10), None, "It looks beside the object"),
         (np.random.default_rng(0).permutation(np.repeat([0, 1], 10)), None, "No shortcut found"),
     ],
-    ids=["8 photos", "4 groups", "told", "not told"],
+    ids=["8 photos", "4 groups", "recognised", "not recognised"],
 )
 def test_the_verdict_needs_photos_and_groups(labels, groups, starts):
     log_probs = np.log(np.where(np.arange(len(labels))[:, None] < len(labels) / 2, [0.9, 0.1], [0.2, 0.8]))
@@ -254,20 +266,23 @@ def test_the_verdict_needs_photos_and_groups(labels, groups, starts):
 
 
 @pytest.mark.parametrize(
-    ("rows", "said"),
+    ("rows", "text"),
     [
         ([], "in no run is known"),
         ([{"run": "a", "shortcut": float("nan")}], "in no run is known"),
         ([{"run": "a", "shortcut": 0.0}, {"run": "b", "shortcut": 0.0}], "in none of 2 runs"),
         (
-            [{"run": "a", "shortcut": 0.0}, {"run": "b", "shortcut": 1.0, "hidden_told": 0.9, "hidden_chance": 0.5}],
+            [
+                {"run": "a", "shortcut": 0.0},
+                {"run": "b", "shortcut": 1.0, "hidden_corrected": 0.9, "hidden_chance": 0.5},
+            ],
             "in 1 of 2 runs something beside the object gives the class away, most in b: with the object hidden, the "
-            "class is told right on 0.90 of photos, where the best constant answer is on 0.50",
+            "network is right on 0.90 of photos, where the best constant answer is on 0.50",
         ),
     ],
 )
-def test_a_sweep_says_which_runs_look_beside(rows, said):
-    assert findings.shortcuts_text(rows).startswith(said)
+def test_a_sweep_says_which_runs_look_beside(rows, text):
+    assert findings.shortcuts_text(rows).startswith(text)
 
 
 def test_what_does_not_fit_is_refused_in_a_line():
@@ -280,8 +295,8 @@ def test_without_objects_it_says_that_it_cannot_tell(heat, tmp_path):
     pictures = np.random.default_rng(1).integers(0, 256, (12, 32, 32, 3), dtype=np.uint8)
     labels, maps = np.repeat([0, 1], 6), np.full((12, 32, 32), heat, np.float32)
     found = shortcuts.look(Corner(), pictures, labels, maps, np.ones(12, int), NAMES[:2])
-    assert found.background is None and "cannot be told" in found.verdict
-    assert found.hue_where == "of the whole photo" and not {"shortcut", "hidden_told"} & set(found.record)
+    assert found.background is None and "is not known" in found.verdict
+    assert found.hue_where == "of the whole photo" and not {"shortcut", "hidden_corrected"} & set(found.record)
     found.write(SimpleNamespace(path=tmp_path))
     written = json.loads((tmp_path / shortcuts.SHORTCUTS_FILE).read_text())
     assert written["summary"] == found.lines and written["grey_accuracy"] == found.changes["grey"].accuracy
@@ -339,7 +354,7 @@ def test_a_planted_watermark_is_found_and_none_is_found_without(photos, seed, pl
     assert (found.predicted == labels).mean() > 0.6 and found.masks.known.mean() > 0.9
     low, own = found.heat.shares < found.heat.areas, labels == marked
     if planted:
-        assert found.record["shortcut"] == 1 and found.record["hidden_told"] > found.record["hidden_chance"] + 0.15
+        assert found.record["shortcut"] == 1 and found.record["hidden_corrected"] > found.record["hidden_chance"] + 0.15
         assert (
             found.verdict.startswith("It looks beside the object") and f", {NAMES[marked]} most of all" in found.verdict
         )

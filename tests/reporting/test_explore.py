@@ -243,7 +243,7 @@ def test_a_tie_of_combinations_is_said_too(tmp_path, scores, tie):
     assert re.findall(r'<code class="run">(.)</code>', table)[:2] == ["b", "a"]  # the chosen one first
 
 
-LOOKED = {"grey_accuracy": 0.5, "hidden_told": 0.4, "hidden_chance": 0.33}
+LOOKED = {"grey_accuracy": 0.5, "hidden_corrected": 0.4, "hidden_chance": 0.33}
 NO_SHORTCUT = "No shortcut beside the object"
 
 
@@ -277,9 +277,9 @@ def checks_of(tmp_path, row: dict, train: dict, leaks=None, settings=None) -> di
         ({"int8_state": "costs at most the margin", "int8_costs_at_most": 0.02}, {}, None, {}, {"INT8": "passed"}),
         ({"int8_state": "not broken; cost unproven", "int8_costs_at_most": 0.1}, {}, None, {}, {"INT8": "open"}),
         (LOOKED | {"shortcut": 0.0}, {}, None, {}, {NO_SHORTCUT: "passed"}),
-        (LOOKED | {"shortcut": 1.0, "hidden_told": 0.8}, {}, None, {}, {NO_SHORTCUT: "failed"}),
+        (LOOKED | {"shortcut": 1.0, "hidden_corrected": 0.8}, {}, None, {}, {NO_SHORTCUT: "failed"}),
         (LOOKED, {}, None, {}, {NO_SHORTCUT: "open"}),
-        ({"grey_accuracy": 0.5, "hidden_told": float("nan")}, {}, None, {}, {NO_SHORTCUT: "open"}),
+        ({"grey_accuracy": 0.5, "hidden_corrected": float("nan")}, {}, None, {}, {NO_SHORTCUT: "open"}),
         ({}, {"weights": {"proof": "proven: names photos"}}, None, {}, {"Pretrained weights": "passed"}),
         ({}, {"weights": {"proof": "not proven: names none"}}, None, {}, {"Pretrained weights": "open"}),
         (

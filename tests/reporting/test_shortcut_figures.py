@@ -55,7 +55,7 @@ def test_what_was_looked_at_is_drawn(plain, heat, capsys):
 def test_runs_are_drawn(runs, objects, capsys):
     table = pd.DataFrame({"run": [f"lr={number}" for number in range(runs)], "accuracy": 0.9, "grey_accuracy": 0.5})
     if objects:
-        table = table.assign(hidden_told=0.4, hidden_chance=0.3, heat_on_object=0.6, object_area=np.nan)
+        table = table.assign(hidden_corrected=0.4, hidden_chance=0.3, heat_on_object=0.6, object_area=np.nan)
     figure = shortcut_figures.of_runs(table)
     figure.draw_without_rendering()
     plt.close(figure)
