@@ -13,7 +13,7 @@ import itertools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -48,12 +48,6 @@ class Job:
         return (self.side / SIDE) ** GROWTH if stage in GROWING else 1.0
 
 
-def _named(phases: Iterable[Iterable[Job]], names: Container[str] | None = None) -> list[Job]:
-    """The jobs of which it is known whose they are; only of these `names`, if any are given."""
-    jobs = itertools.chain.from_iterable(phases)
-    return list(dict.fromkeys(job for job in jobs if job.name and (names is None or job.name in names)))
-
-
 def time_left(phases: Iterable[Sequence[float]], places: int) -> float:
     """Seconds until the end: jobs (seconds each, those that run first) begin in their order in the first free place."""
     total = 0.0
@@ -80,16 +74,23 @@ class Outlook:
         self.phases: list[list[Job]] = []
         self.doing, self.since = "", 0.0
         self._ended: set[tuple[str, str]] = set()
+        self._examples: dict[tuple[str, str], Job] = {}  # by name and stage: whose records are read
         self._before: dict[tuple[str, str], float] = {}  # when records that are not valid any more were written
         self._records: dict[Path, tuple[float, float]] = {}
         self._report_seconds: list[float] = []
 
     def plan(self, phases: list[list[Job]]) -> None:
         """What is to be done from now on. A record that a stage has now is an old one, which the stage replaces."""
-        for job in _named(phases):
+        jobs = [job for job in itertools.chain.from_iterable(phases) if job.name]
+        for job in jobs:
             for stage in job.stages:
                 self._before.setdefault((job.name, stage), self._record(job.name, stage)[0])
+        self.learn_from(jobs)
         self.phases = phases
+
+    def learn_from(self, jobs: Iterable[Job]) -> None:
+        """Jobs whose records say how long stages take: those planned, and those of earlier sweeps."""
+        self._examples |= {(job.name, stage): job for job in jobs for stage in job.stages}
 
     def end(self, name: str, stages: Iterable[str]) -> None:
         """These stages of a job are over, however they ended."""
@@ -111,7 +112,7 @@ class Outlook:
         if not self.phases:
             return None, {}
         known = {run.name: run for run in runs}
-        pace = _Pace(self.phases, known, self._seconds_taken(), now)
+        pace = _Pace(dict(self._examples), known, self._seconds_taken(), now)
         waits, of_runs = [], {}
         for phase in self.phases:
             running, waiting = [], []
@@ -170,10 +171,9 @@ class Outlook:
     def _seconds_taken(self) -> dict[tuple[str, str], list[float]]:
         """Seconds of the stages that have a record, by stage and by what their jobs have alike."""
         taken = defaultdict(list)
-        for job in _named(self.phases):
-            for stage in job.stages:
-                if seconds := self._record(job.name, stage)[1]:
-                    taken[stage, job.alike].append(seconds / (job.epochs if stage == TRAIN else 1))
+        for (name, stage), job in list(self._examples.items()):
+            if seconds := self._record(name, stage)[1]:
+                taken[stage, job.alike].append(seconds / (job.epochs if stage == TRAIN else 1))
         if self._report_seconds:
             taken[REPORT, ""] = self._report_seconds
         return taken
@@ -182,26 +182,25 @@ class Outlook:
 class _Pace:
     """How long stages take, from those that have ended and the epochs of those that train."""
 
-    def __init__(self, phases: list[list[Job]], runs: dict[str, RunStatus], taken: dict, now: float):
+    def __init__(self, examples: dict[tuple[str, str], Job], runs: dict[str, RunStatus], taken: dict, now: float):
         self.taken, self.now = taken, now
-        self._examples = {job.alike: job for phase in phases for job in phase}
-        self._stopping = _stopping(phases, runs)
+        self._alike = {job.alike: job for job in examples.values()}
+        trained = [(job, runs[name]) for (name, stage), job in examples.items() if stage == TRAIN and name in runs]
+        self._stopping = _stopping(trained)
         others = {key: times for key, times in taken.items() if key[0] != TRAIN}
         usual = sum(
-            len(times) * STARTING[stage] * self._examples[alike].growth(stage)
-            for (stage, alike), times in others.items()
+            len(times) * STARTING[stage] * self._alike[alike].growth(stage) for (stage, alike), times in others.items()
         )
         self._scale = sum(map(sum, others.values())) / usual if usual else 1.0
-        self._training = self._whole_trainings(phases, runs)
+        self._training = self._whole_trainings(trained)
 
-    def _whole_trainings(self, phases: list[list[Job]], runs: dict[str, RunStatus]) -> dict[str, list[float]]:
+    def _whole_trainings(self, trained: list[tuple[Job, RunStatus]]) -> dict[str, list[float]]:
         """Seconds per planned epoch of each training, ended or under way, by what jobs have alike."""
         found = defaultdict(list)
         for (stage, alike), times in self.taken.items():
             if stage == TRAIN:
                 found[alike] += times
-        for job in _named(phases, runs):
-            run = runs[job.name]
+        for job, run in trained:
             if run.state == "running" and run.stage == TRAIN and (left := self.training_left(run, job)) is not None:
                 found[job.alike].append((run.seconds[-1] if run.seconds else 0) / job.epochs + left / job.epochs)
         return found
@@ -223,7 +222,7 @@ class _Pace:
     def _of_others(self, stage: str, taken: dict) -> list[float]:
         """Seconds of a stage in jobs of every kind, the mean of each kind, as if their images were of `SIDE` pixels."""
         kinds = {alike: times for (other, alike), times in taken.items() if other == stage}
-        return [fmean(times) / self._examples[alike].growth(stage) for alike, times in kinds.items()]
+        return [fmean(times) / self._alike[alike].growth(stage) for alike, times in kinds.items()]
 
     def training_left(self, run: RunStatus, job: Job) -> float | None:
         """Seconds that a training still takes; None before anything of it is measured."""
@@ -247,11 +246,10 @@ class _Pace:
         return min(planned, max(run.epoch + 1, math.ceil(planned * share)))
 
 
-def _stopping(phases: list[list[Job]], runs: dict[str, RunStatus]) -> dict[str, float]:
+def _stopping(trained: list[tuple[Job, RunStatus]]) -> dict[str, float]:
     """The mean share of their planned epochs that trainings had in the end, by what their jobs have alike."""
     shares = defaultdict(list)
-    for job in _named(phases, runs):
-        run = runs[job.name]
+    for job, run in trained:
         if run.epoch and run.epochs and run.stage != TRAIN and run.state in ("complete", "running"):
             shares[job.alike].append(run.epoch / run.epochs)
     return {alike: fmean(found) for alike, found in shares.items()}

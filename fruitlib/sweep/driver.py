@@ -48,11 +48,10 @@ def run_sweep(params_file: Path, data: str | None = None, options: Options = Opt
     folder.refuse_other_results(plan, sweep_dir)
     if (known := folder.earlier_data(plan, sweep_dir)) != plan.config.data:
         plan = read_params(params_file, {"data": known})
-    origins = checks.check_plan(plan)
     count = plan.search.trials if plan.search else len(plan.runs)
     number = f"{count} {'trial' if plan.search else 'run'}{'s' * (count > 1)}"
     show(f"{plan.title}\n{number} in {files.display_path(sweep_dir)}, photos: {plan.config.data}")
-    for line in origins:
+    for line in checks.check_plan(plan):
         show(line)
     with Terminal(plan, sweep_dir) as progress:
         checks.check_classes(plan, progress.photos)
@@ -157,6 +156,8 @@ class Driver:
             self._report_trial(name)  # the last sweep may have been killed between a run's end and this report
         if worker.SPLIT not in self.engine.names:
             self.progress.outlook.end(worker.SPLIT, (worker.SPLIT,))
+        complete = [name for name, state in self.states.items() if state["state"] == "complete"]
+        self.progress.outlook.learn_from(schedule.earlier(self.plan, self.work, complete))
         self._plan_outlook()
         self._submit_runs(self._pending())
         self._write_summary()

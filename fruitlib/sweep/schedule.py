@@ -48,6 +48,11 @@ def after_choice(
     return [list(filter(None, late)), list(filter(None, tests)), *ending(len(work))]
 
 
+def earlier(plan: Sweep, work: dict[str, Run], complete: list[str]) -> list[Job]:
+    """The jobs of runs that are complete: they say how long others will take."""
+    return [_job(name, work[name].config, final_model.stages(work[name], plan.pages)) for name in complete]
+
+
 def missing(run: Run, stages: tuple[str, ...]) -> Job | None:
     """The job of executing those stages of a run that are not complete; None where all are."""
     left = tuple(stage for stage in stages if not run.is_complete(stage))
