@@ -19,6 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns its exit code: 0 well, 1 a run failed, 2 bad input, 130 interrupted."""
     options = _parser().parse_args(arguments)
     try:
+        _say_first(options)
         return options.command(options)
     except InputError as problem:
         show(f"fruitlib: {problem}", file=sys.stderr)
@@ -47,6 +48,19 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def _say_first(options: argparse.Namespace) -> None:
+    """Say what begins, before the imports, which take seconds.
+
+    A sweep says it always. Of other commands standard output is a result, and standard error of bad input one line; so
+    they say it where a person watches.
+    """
+    words = options.begins.format(**vars(options))
+    if options.command is _sweep:
+        show(words)
+    elif sys.stderr.isatty():
+        show(words, file=sys.stderr)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="fruitlib", description="Photos in, executed notebooks and a report out.")
     parser.add_argument("--version", action="version", version=f"fruitlib {__version__}")
@@ -58,11 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--out", help="name of the folder in executed/ (default: the params file's name)")
     sweep.add_argument("--jobs", type=int, help="runs at a time (default: as many as GPUs, or cores)")
     sweep.add_argument("--scheduler", default="", metavar="ADDRESS", help="a Dask scheduler, such as tcp://host:8786")
-    sweep.set_defaults(command=_sweep)
+    sweep.set_defaults(command=_sweep, begins="reading {params}")
 
     report = commands.add_parser("report", help="write the pages of an executed sweep again")
     report.add_argument("sweep", help="a folder of executed/, such as executed/demo")
-    report.set_defaults(command=_report)
+    report.set_defaults(command=_report, begins="writing the pages of {sweep}")
 
     _add_compare(commands)
     words = (
@@ -70,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     check = commands.add_parser("check", help=words, description=words)
     check.add_argument("what", help="a folder of executed/, such as executed/demo, or a file such as model.int8.onnx")
-    check.set_defaults(command=_check)
+    check.set_defaults(command=_check, begins="checking {what}")
 
     _add_predict(commands)
     _add_data(commands)
@@ -88,7 +102,7 @@ def _add_compare(commands) -> None:
         compare.add_argument(f"--backend-{side}", default="", help="torch, fp32 or int8, where there are several")
         named = "what its CSV calls them: path=file,label=truth,predicted=answer,p_apple=apple"
         compare.add_argument(f"--columns-{side}", default="", metavar="NAMES", help=named)
-    compare.set_defaults(command=_compare)
+    compare.set_defaults(command=_compare, begins="reading the predictions of {a} and {b}")
 
 
 def _add_predict(commands) -> None:
@@ -105,7 +119,7 @@ def _add_predict(commands) -> None:
     right = "say how many answers are right: a photo's folder, or the CSV's column label, names its class"
     predict.add_argument("--labels", action="store_true", help=right)
     predict.add_argument("--threads", type=int, default=0, help="threads to work with (default: one per core)")
-    predict.set_defaults(command=_predict)
+    predict.set_defaults(command=_predict, begins="opening {model}")
 
 
 def _add_data(commands) -> None:
@@ -114,13 +128,14 @@ def _add_data(commands) -> None:
     data = commands.add_parser("data", help="draw the practice photographs, or fetch a public data set")
     names = data.add_subparsers(required=True, metavar="NAME")
     for name, words in (("sample", "draw three fruits"), ("sample5", "draw five fruits, for the base model")):
-        names.add_parser(name, help=words).set_defaults(command=_draw, name=name)
+        draw = names.add_parser(name, help=words)
+        draw.set_defaults(command=_draw, name=name, begins="{name}: photos are drawn where there are none yet")
     words = "fetch a data set by git into data/; an interrupted fetch leaves nothing there"
     bring = names.add_parser("fetch", help=words, description=words)
     bring.add_argument("name", choices=list(fetch.DATASETS), metavar="NAME", help=", ".join(fetch.DATASETS))
     bring.add_argument("--url", help="another address of the same git repository, such as a mirror")
     bring.add_argument("--to", metavar="FOLDER", help="the folder to make (default: data/NAME)")
-    bring.set_defaults(command=_fetch)
+    bring.set_defaults(command=_fetch, begins="fetching {name}")
 
 
 def _sweep(options: argparse.Namespace) -> int:
@@ -193,14 +208,14 @@ def _check(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from fruitlib.deploy import predict_command
 
-    wanted = {name: value for name, value in vars(options).items() if name != "command"}
+    wanted = {name: value for name, value in vars(options).items() if name not in ("command", "begins")}
     return predict_command.run(predict_command.Request(**wanted))
 
 
 def _draw(options: argparse.Namespace) -> int:
     from fruitlib.data import sources
 
-    print(files.display_path(sources.ready(options.name)))
+    print(files.display_path(sources.ready(options.name, progress.meter("photos drawn"))))
     return 0
 
 

@@ -1,5 +1,8 @@
 """The command line: what it prints cannot steer the terminal, and a line stays a line."""
 
+import subprocess
+import sys
+
 import pytest
 
 from fruitlib import __version__, cli
@@ -50,3 +53,31 @@ def test_the_version_is_said(capsys):
 def test_no_runs_at_a_time_is_refused(capsys, jobs):
     assert cli.main(["sweep", "params/demo.yaml", "--jobs", jobs]) == 2
     assert capsys.readouterr().err.startswith(f"fruitlib: --jobs {jobs}: give how many runs")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["sweep", "nothing.yaml"], "reading nothing.yaml"),
+        (["report", "executed/nothing"], "writing the pages of executed/nothing"),
+        (["check", "nothing"], "checking nothing"),
+        (["check", "nothing.onnx"], "checking nothing.onnx"),
+        (["compare", "a", "b"], "reading the predictions of a and b"),
+        (["predict", "nothing.onnx", "a.jpg"], "opening nothing.onnx"),
+        (["data", "sample"], "sample: photos are drawn where there are none yet"),
+        (["data", "fetch", "fruits-360-3-body"], "fetching fruits-360-3-body"),
+    ],
+)
+def test_the_first_words_come_before_the_imports_that_take_time(arguments, words):
+    """The process is stopped at its first words: what takes long is not imported by then."""
+    code = (
+        "import sys\n"
+        "from fruitlib import cli\n"
+        "def stop(text, file=None):\n"
+        "    slow = {'torch', 'pandas', 'numpy', 'onnxruntime', 'matplotlib', 'PIL', 'yaml'} & set(sys.modules)\n"
+        "    sys.exit(f'{text} | {sorted(slow)}')\n"
+        "cli.show, sys.stderr.isatty = stop, lambda: True\n"
+        f"cli.main({arguments!r})\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stderr.strip() == f"{words} | []"

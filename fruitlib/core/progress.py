@@ -1,28 +1,81 @@
-"""How far long work is and how long it still takes, in words."""
+"""How far long work is and how long it still takes, in words; and in a file, for whoever watches from outside.
 
+Inside `recorded`, every `meter` and every long epoch is noted in that folder's `FILE`, at most every other second: so
+the terminal of a sweep shows what a notebook of it downloads, decodes or trains.
+"""
+
+import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import TypeVar
+
+from fruitlib.core import files
 
 OnProgress = Callable[[int, int], None]  # called with (done, total) while long work goes on
+FILE = ".doing.json"
+EPOCH = "epoch"  # what is noted of an epoch, beside its number
+NOTE_EVERY = 2.0  # seconds
+Item = TypeVar("Item")
+_folder: Path | None = None
 
 
-def meter(what: str, every: float = 5, say: Callable[[str], None] | None = None) -> OnProgress:
+@contextlib.contextmanager
+def recorded(folder: Path):
+    """Inside, long work of this process is noted in that folder; nothing of it is left there in the end."""
+    global _folder
+    _folder = folder
+    try:
+        yield
+    finally:
+        _folder = None
+        _forget(folder)
+
+
+def meter(what: str, every: float = 5, say: Callable[[str], None] | None = None, unit: str = "") -> OnProgress:
     """An `OnProgress` that prints `photos checked: 4,500 of 49,236, 3 min left` every so many seconds.
 
-    Work that is over sooner prints nothing. `say` prints a line in its own way.
+    Work that is over sooner prints nothing. `say` prints a line in its own way. `unit`: of what is counted, such as MB.
     """
     say = say or (lambda line: print(line, flush=True))
-    started = spoken = time.monotonic()
+    started = spoken = noted = time.monotonic()
 
     def show(done: int, total: int) -> None:
-        nonlocal spoken
-        if (now := time.monotonic()) - spoken < every or not done:
+        nonlocal spoken, noted
+        now = time.monotonic()
+        if done and now - noted >= NOTE_EVERY:
+            noted = now
+            _note(what, done, total)
+        elif done == total and noted > started and _folder:
+            _forget(_folder)
+        if now - spoken < every or not done:
             return
         left = (now - started) / done * (total - done)
-        say(f"{what}: {done:,} of {total:,}, {duration(left)} left")
+        say(f"{what}: {done:,} of {total:,}{unit and f' {unit}'}, {duration(left)} left")
         spoken = now
 
     return show
+
+
+def through_epoch(batches: Iterable[Item], number: int, steps: int) -> Iterator[Item]:
+    """The `steps` batches of an epoch; how many have been taken is noted where it takes longer than two seconds."""
+    noted = time.monotonic()
+    for done, batch in enumerate(batches):
+        if (now := time.monotonic()) - noted >= NOTE_EVERY:
+            noted = now
+            _note(EPOCH, done, steps, number=number)
+        yield batch
+
+
+def _note(what: str, done: int, total: int, **facts) -> None:
+    if _folder and total:
+        with contextlib.suppress(OSError):  # no reason to lose the work
+            files.write_json(_folder / FILE, {"what": what, "share": done / total, **facts})
+
+
+def _forget(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        (folder / FILE).unlink(missing_ok=True)
 
 
 def duration(seconds: float) -> str:

@@ -55,7 +55,7 @@ class LiveCurves:
 def live(sweep_dir: str, seconds: float = 2) -> HTML:
     """The table that `fruitlib sweep` shows on its terminal, of a sweep that runs anywhere: `live("executed/demo")`.
 
-    It is read from the sweep's folder every `seconds`, until all runs are over.
+    It is read from the sweep's folder every `seconds`, until the sweep is over.
     """
     folder, shown = files.resolve(sweep_dir), HTML()
 
@@ -63,7 +63,7 @@ def live(sweep_dir: str, seconds: float = 2) -> HTML:
         status = load_status(folder)
         shown.value = _status_table(status)
         to_come = status.count("pending") + status.count("running") + max(0, status.total - len(status.runs))
-        return bool(status.runs) and not to_come
+        return bool(status.runs) and not to_come and status.elapsed is None  # 07, 08 and the report come after the runs
 
     def follow() -> None:
         while not refresh():
@@ -85,7 +85,8 @@ def _status_table(status: SweepStatus) -> str:
         cells = "".join(f"<td style='padding-right:1.5em'>{html.escape(cell)}</td>" for cell in run.row)
         weight = "600" if run.state == "running" else "400"
         rows.append(f"<tr style='font-weight:{weight}'>{cells}</tr>")
-    return f"<p>{html.escape(status.line)}</p><table><tr>{head}</tr>{''.join(rows)}</table>"
+    line = " · ".join(part for part in (status.line, status.times) if part)
+    return f"<p>{html.escape(line)}</p><table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
 def try_photo(answer_of: Callable) -> VBox:

@@ -7,4 +7,5 @@ In and out: files. Read `run` first; `stages` says when a result is stale.
     changes    how a training that is held differs from the one asked for, in words
     headline   the answer on top of a notebook
     status     how far a sweep is, read from its folder
+    outlook    when a sweep will be over, from what its stages took so far
 """

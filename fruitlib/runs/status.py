@@ -6,12 +6,11 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fruitlib.core import files
+from fruitlib.core import files, progress
 from fruitlib.core.errors import InputError
 from fruitlib.runs.run import WORKING
 
-# The stages' shares of a small run's time. metrics is computed where there is no 03, or within it.
-SHARES = {"02_train": 0.7, "metrics": 0.0, "03_metrics": 0.08, "04_gradcam": 0.1, "05_quantize": 0.12}
+PROGRESS = ".progress.json"  # of a sweep: how far it is, and until when it takes, by the process that executes it
 STALE = 20.0  # seconds after which an untouched marker shows that its process was killed
 COLUMNS = ("run", "state", "epoch", "val", "left")
 
@@ -26,17 +25,23 @@ class RunStatus:
     epoch: int = 0
     epochs: int = 0
     score: float | None = None  # of the last epoch, or the best one's where training is over
-    share: float = 0.0  # of its work that is done, about
-    left: float | None = None  # seconds, about
+    part: float = 0.0  # of the epoch under way that is done, where it is a long one
+    doing: str = ""  # what the stage does that takes long, such as a download
+    since: float = 0.0  # when the stage began (`time.time`)
+    seconds: list[float] = field(default_factory=list)  # of training at the end of each epoch
+    changed: float = 0.0  # when the last epoch ended
+    left: float | None = None  # seconds, about, as the sweep that executes it says
     error: str = ""
 
     @property
     def row(self) -> tuple[str, ...]:
         """Its cells in the table."""
         epoch = f"{self.epoch}/{self.epochs}" if self.epoch else ""
+        if self.part:
+            epoch = f"{self.epoch}/{self.epochs} · {self.part:.0%}"
         score = "" if self.score is None else f"{self.score:.3f}"
         left = "" if self.left is None else clock(self.left)
-        state = self.stage if self.state == "running" else self.state
+        state = self.doing or self.stage if self.state == "running" else self.state
         return (self.name, state, epoch, score, left)
 
 
@@ -48,6 +53,10 @@ class SweepStatus:
     metric: str = "macro_f1"
     total: int = 0
     runs: list[RunStatus] = field(default_factory=list)
+    doing: str = ""  # of what belongs to no run: 01_split, 07_compare, report ...
+    elapsed: float | None = None  # seconds since the process that executes it began; None: none does
+    left: float | None = None  # seconds, about; None: not known yet
+    share: float = 0.0  # of the time from its beginning to its end that has passed
 
     def count(self, state: str) -> int:
         """Runs in this state."""
@@ -60,6 +69,14 @@ class SweepStatus:
         parts = [f"{over}/{total} runs"]
         parts += [f"{n} {state}" for state in ("running", "pruned", "failed") if (n := self.count(state))]
         return ", ".join(parts)
+
+    @property
+    def times(self) -> str:
+        """What is being done beside the runs, and the time it has taken and takes; empty where nothing goes on."""
+        if self.elapsed is None:
+            return self.doing
+        parts = [self.doing] * bool(self.doing) + [f"{clock(self.elapsed)} elapsed"]
+        return " · ".join(parts + ([] if self.left is None else [f"{clock(self.left)} left"]))
 
 
 def read_sweep(sweep_dir: Path) -> dict:
@@ -86,41 +103,86 @@ def _is_run(listed: object) -> bool:
 
 def load_status(sweep_dir: Path) -> SweepStatus:
     """The status of a sweep from its folder; without runs where none has begun."""
+    status = load_runs(sweep_dir)
+    _add_progress(status, _fresh(sweep_dir / PROGRESS))
+    return status
+
+
+def load_runs(sweep_dir: Path) -> SweepStatus:
+    """The status without what the process that executes the sweep says about times."""
     try:
         sweep = read_sweep(sweep_dir)
         metric = sweep["choose_by"]
         runs = [load_run_status(sweep_dir / run["name"], run, metric) for run in sweep["runs"]]
-        return SweepStatus(sweep["title"], metric, sweep.get("total", len(runs)), runs)
+        status = SweepStatus(sweep["title"], metric, sweep.get("total", len(runs)), runs)
     except (OSError, ValueError, KeyError, TypeError):
-        return SweepStatus(str(sweep_dir.name))
+        status = SweepStatus(str(sweep_dir.name))
+    status.doing = _fresh(sweep_dir / WORKING).get("stage", "")
+    return status
+
+
+def _add_progress(status: SweepStatus, told: dict) -> None:
+    """Add what the process that executes the sweep says about times."""
+    with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
+        status.doing = told.get("doing") or status.doing
+        status.left = None if told["left"] is None else float(told["left"])
+        status.elapsed, status.share = float(told["elapsed"]), float(told["share"])
+        for run in status.runs:
+            run.left = told["runs"].get(run.name) if run.state == "running" else None
+
+
+def save_progress(sweep_dir: Path, status: SweepStatus) -> None:
+    """Write down what `load_status` reads about times; called by the process that executes the sweep.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    told = {name: getattr(status, name) for name in ("doing", "elapsed", "left", "share")}
+    told["runs"] = {run.name: run.left for run in status.runs if run.left is not None}
+    files.write_json(sweep_dir / PROGRESS, told)
+
+
+def _fresh(path: Path) -> dict:
+    """The content of a file that its process touches every few seconds; empty where that has ended."""
+    with contextlib.suppress(OSError, ValueError):
+        if time.time() - path.stat().st_mtime < STALE:
+            return files.read_json(path)
+    return {}
 
 
 def load_run_status(folder: Path, known: dict, metric: str) -> RunStatus:
     """One run's status: `known` is what the sweep last recorded (name, state, epochs, error)."""
     status = RunStatus(known["name"], known["state"], epochs=known.get("epochs", 0), error=known.get("error") or "")
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        if working := _fresh(folder / WORKING):
+            status.stage, status.since = working["stage"], float(working.get("since", 0))
+            status.state = "running"
+    if status.state not in ("running", "pruned", "complete"):
+        return status
     with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-        marker = folder / WORKING
-        if time.time() - marker.stat().st_mtime < STALE:
-            working = files.read_json(marker)
-            status.state, status.stage = "running", working["stage"]
-            order = list(SHARES)
-            if status.stage in order:
-                status.share = sum(SHARES[stage] for stage in order[: order.index(status.stage)])
-    if status.state == "pending" and (folder / "stages" / "02_train.json").is_file():  # a fold that waits for others
-        status.share = SHARES["02_train"]
-    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-        with (folder / "history.csv").open(encoding="utf-8", newline="") as file:
+        path = folder / "history.csv"
+        status.changed = path.stat().st_mtime
+        with path.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
-        if status.state in ("running", "pruned", "complete"):
-            status.epoch = int(rows[-1]["epoch"])
-            scores = [float(row[f"val_{metric}"]) for row in rows]
-            status.score = scores[-1] if status.stage == "02_train" else max(scores)
-        if status.stage == "02_train" and status.epoch < status.epochs:
-            status.share += SHARES["02_train"] * status.epoch / status.epochs
-            training = float(rows[-1]["seconds"]) / status.epoch * status.epochs
-            rest = (1 - SHARES["02_train"]) / SHARES["02_train"]
-            status.left = training * (1 + rest) - float(rows[-1]["seconds"])
+        status.epoch = int(rows[-1]["epoch"])
+        status.seconds = [float(row["seconds"]) for row in rows]
+        scores = [float(row[f"val_{metric}"]) for row in rows]
+        status.score = scores[-1] if status.stage == "02_train" else max(scores)
+    if status.state == "running":
+        _add_long_work(status, folder / progress.FILE)
     return status
+
+
+def _add_long_work(status: RunStatus, path: Path) -> None:
+    """Add what a stage says about long work in it (`core.progress`), unless a stage before it has left that."""
+    with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
+        told, written = files.read_json(path), path.stat().st_mtime
+        share = min(1.0, max(0.0, float(told["share"])))
+        if told["what"] == progress.EPOCH:
+            now = status.stage == "02_train" and told["number"] == status.epoch + 1 and written >= status.since
+            status.part = share if now else 0.0
+        elif time.time() - written < STALE:
+            status.doing = f"{told['what']} {share:.0%}"
 
 
 def in_order(status: SweepStatus) -> list[RunStatus]:

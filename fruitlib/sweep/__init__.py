@@ -13,7 +13,8 @@ Read `params` for what a sweep may be, then `driver`, which executes it. Each ru
     watch         a run's processes: those that were stopped or hang are found, what they leave is removed
     executors     where those processes run: here, or on a Dask cluster
     queue         tasks to processes, until all are done: waits for others, tries again what was killed
-    terminal      the live table, and what a sweep found
+    schedule      what a sweep has before it, from which its end is guessed
+    terminal      the live table with the time left, and what a sweep found
     checks        what is checked before anything is written
     starting      what was typed into a form -> a params file, checked; its sweep as a process of its own
     start_form    00: that form as a widget

@@ -15,12 +15,14 @@ from fruitlib.core import files
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.core.texts import show
 from fruitlib.data import splits
+from fruitlib.runs.outlook import REPORT
 from fruitlib.runs.run import OUTCOME, Run
-from fruitlib.sweep import checks, executors, final_model, folder, search, summary, worker
+from fruitlib.runs.stages import STAGES
+from fruitlib.sweep import checks, executors, final_model, folder, schedule, search, summary, worker
 from fruitlib.sweep.final_model import NUMBER_STAGES, RUN_STAGES, TEST_STAGE
 from fruitlib.sweep.params import Sweep, read_params
 from fruitlib.sweep.queue import Engine, Outcome, PlacementLost, Task
-from fruitlib.sweep.terminal import Terminal, print_results
+from fruitlib.sweep.terminal import Terminal, print_results, result_line
 
 MAX_FAILURES = 5  # trials that fail in a row, after which a search starts no more
 PUBLISH_SHARE = 0.05  # of the time, at most, is spent on updating summary and report while runs are executed
@@ -46,15 +48,15 @@ def run_sweep(params_file: Path, data: str | None = None, options: Options = Opt
     folder.refuse_other_results(plan, sweep_dir)
     if (known := folder.earlier_data(plan, sweep_dir)) != plan.config.data:
         plan = read_params(params_file, {"data": known})
-    origins = checks.check_plan(plan)
     count = plan.search.trials if plan.search else len(plan.runs)
     number = f"{count} {'trial' if plan.search else 'run'}{'s' * (count > 1)}"
     show(f"{plan.title}\n{number} in {files.display_path(sweep_dir)}, photos: {plan.config.data}")
-    for line in origins:
+    for line in checks.check_plan(plan):
         show(line)
     with Terminal(plan, sweep_dir) as progress:
         checks.check_classes(plan, progress.photos)
         executor, placed = _executor(plan, options, count, progress)
+        progress.outlook.places, progress.outlook.beside = schedule.places(executor, count)
         kernel = executors.Kernel(progress, placed)
 
         def photo_checked(done: int, total: int) -> None:
@@ -150,9 +152,13 @@ class Driver:
         known = self.trials.earlier() if self.trials else {}
         for name in self.plan.runs:
             self._add_run(name, known.get(name, "pending"))
-        self.progress.before = {name for name, state in self.states.items() if state["state"] != "pending"}
         for name in self.states:
             self._report_trial(name)  # the last sweep may have been killed between a run's end and this report
+        if worker.SPLIT not in self.engine.names:
+            self.progress.outlook.end(worker.SPLIT, (worker.SPLIT,))
+        complete = [name for name, state in self.states.items() if state["state"] == "complete"]
+        self.progress.outlook.learn_from(schedule.earlier(self.plan, self.work, complete))
+        self._plan_outlook()
         self._submit_runs(self._pending())
         self._write_summary()
         self._start_new_trials()
@@ -175,6 +181,11 @@ class Driver:
     def _pending(self) -> list[str]:
         return [name for name, state in self.states.items() if state["state"] == "pending"]
 
+    def _plan_outlook(self) -> None:
+        """Name what is still to be done, by which the time left is guessed; a guess stops no sweep."""
+        with contextlib.suppress(OSError, ValueError):
+            self.progress.outlook.plan(schedule.before_choice(self.plan, self.work, self._pending()))
+
     def _submit_runs(self, names: list[str]) -> None:
         """Submit runs. All folds of a combination are trained before 03 is executed, which needs the predictions on all
         photos; with other `pages` than every, that is in the end."""
@@ -193,12 +204,14 @@ class Driver:
         while self.trials and not self._search_paused and self.engine.room > 0 and (name := self.trials.ask()):
             self._add_run(name)
             self._submit_runs([name])
+            self._plan_outlook()
             self._changed = dict.fromkeys(self._changed, True)
 
     def _record_outcome(self, task: Task, outcome: Outcome) -> None:
         """Record how a task ended, and start what depends on it."""
         self.place.check()
         self._changed = dict.fromkeys(self._changed, True)
+        self.progress.outlook.end(task.name, task.stages if outcome.state == "complete" else (*task.stages, *STAGES))
         if task.name in worker.SWEEP_STAGES:
             if outcome.error:
                 self.failures.append(f"{task.name}: {outcome.error}")
@@ -212,7 +225,7 @@ class Driver:
             self.progress.say(f"{task.name}: {outcome.error}")
         elif complete:
             state.update(state="complete", error=None)
-            self.progress.say(f"{task.name}: {_result(run, task.stages)}")
+            self.progress.say(f"{task.name}: {result_line(run, task.stages)}")
         elif task.stages != RUN_STAGES[:1]:
             changed = "settings, photos or code changed while it ran: run the same command again"
             state.update(state="failed", error=changed)
@@ -296,7 +309,7 @@ class Driver:
             self.progress.say(line)
 
     def _write_pages(self) -> None:
-        with self._timed_update("pages"):
+        with self._timed_update("pages"), self.progress.outlook.does(REPORT):
             from fruitlib.reporting import site  # three seconds of imports, which bad input need not wait for
 
             site.build_site(self.sweep_dir, changed_only=True)
@@ -336,8 +349,6 @@ class Driver:
         except InputError as problem:
             self.states[run.name] = {"state": "failed", "error": str(problem)}
             return run.name
-        if self._is_complete(run):
-            self.progress.before.add(run.name)
         return run.name
 
     def _execute_pages(self, shipped: str | None) -> None:
@@ -347,20 +358,26 @@ class Driver:
         for which its own 05 waits.
         """
         ranking = final_model.ranked(self.plan, self.work, self.states, self.sweep_dir)
-        for name in final_model.with_pages(self.plan, ranking):
-            self._submit_missing(name, ("05_quantize", "03_metrics", "04_gradcam"))
+        with_pages = final_model.with_pages(self.plan, ranking)
+        tested = self._to_test(shipped)
+        self.progress.outlook.plan(schedule.after_choice(self.plan, self.work, with_pages, shipped, tested))
+        for name in with_pages:
+            self._submit_missing(name, schedule.PAGES)
         if shipped and shipped not in self.plan.runs and not self.states[shipped]["error"]:
             self._submit_missing(shipped, final_model.stages(self.work[shipped]))
         self._wait()
 
     def _execute_tests(self, shipped: str | None) -> None:
         """Evaluate the shipped run, or every run, on the test photos, if there are any."""
-        if shipped is None or self.work[shipped].rows("test").empty:
-            return
-        for name in list(self.work) if self.plan.test == "every" else [shipped]:
+        for name in self._to_test(shipped):
             if self.states[name]["state"] == "complete" and not self.states[name]["error"]:  # else it has no files
                 self._submit_missing(name, (TEST_STAGE,))
         self._wait()
+
+    def _to_test(self, shipped: str | None) -> list[str]:
+        if shipped is None or self.work[shipped].rows("test").empty:
+            return []
+        return list(self.work) if self.plan.test == "every" else [shipped]
 
     def _is_complete(self, run: Run) -> bool:
         """Whether all that a run has to have before it is compared is complete."""
@@ -375,18 +392,3 @@ class Driver:
                 self.engine.add(Task(stage, self.sweep_dir, (stage,), self.plan.config))
                 for task, outcome in self.engine.outcomes(self.place.check):  # no update: they read these files
                     self._record_outcome(task, outcome)
-
-
-def _result(run: Run, stages: tuple[str, ...]) -> str:
-    """The result of a run's stages in a few words, for the terminal."""
-    if stages == (TEST_STAGE,):
-        numbers = run.read_json("test.json")["numbers"]
-        accuracy, low, high, n = (numbers[f"test_{name}"] for name in ("accuracy", "low", "high", "n"))
-        return f"test accuracy {accuracy:.3f} ({low:.2f}–{high:.2f}, n = {n})"
-    if "02_train" not in stages:
-        return " and ".join(stages)
-    metrics = run.read_json("metrics.json")
-    if not metrics:
-        return "complete"
-    interval = f"{metrics['accuracy_low']:.2f}–{metrics['accuracy_high']:.2f}"
-    return f"macro-F1 {metrics['macro_f1']:.3f}, accuracy {metrics['accuracy']:.3f} ({interval}, n = {metrics['n']})"

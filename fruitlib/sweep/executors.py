@@ -190,7 +190,7 @@ class Local(Executor):
     """So many runs at a time on this machine, each with its share of the cores, and a GPU of its own if there are."""
 
     def __init__(self, width: int, say: Callable[[str], None], threads: int = 0, gpus: list[str] | None = None):
-        self.width, self.say = width, say
+        self.width, self.say, self.threads = width, say, threads
         self._slots: queue.SimpleQueue[dict] = queue.SimpleQueue()
         for number in range(width):
             slot = {"OMP_NUM_THREADS": str(threads)} if threads else {}

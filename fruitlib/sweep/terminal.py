@@ -1,9 +1,11 @@
-"""A sweep while it runs, read from its folder: a live table on the terminal; in the end, its results.
+"""A sweep while it runs, read from its folder: a live table and a bar on the terminal; in the end, its results.
 
-What is shown comes from files alone (`sweep.json`, and each run's `.working.json` and `history.csv`), so another
-process, or a notebook (`widgets.live`), sees the same of a sweep that runs here, elsewhere, or on several machines.
+What is shown of runs comes from files alone (`sweep.json`, each run's `.working.json` and `history.csv`), so another
+process, or a notebook (`widgets.live`), sees the same of a sweep that runs here, elsewhere, or on several machines. The
+time left is guessed here (`runs.outlook`), and written into the sweep's `.progress.json` for the others.
 """
 
+import contextlib
 import sys
 import threading
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
@@ -21,9 +24,14 @@ from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.selection import SelectionOptimism
 from fruitlib.evaluation.sweep_answers import load_effects
 from fruitlib.evaluation.wording import choice_text
-from fruitlib.runs.status import COLUMNS, SweepStatus, clock, in_order, load_status
+from fruitlib.runs.outlook import Outlook
+from fruitlib.runs.run import Run
+from fruitlib.runs.status import COLUMNS, PROGRESS, SweepStatus, in_order, load_runs, save_progress
+from fruitlib.sweep.final_model import TEST_STAGE
 from fruitlib.sweep.params import Sweep
 
+BELOW = 3  # lines of the terminal under the table: the bar, and two for the line in words
+PRINT_EVERY, SAVE_EVERY = 30.0, 3.0  # seconds between lines where there is no terminal, and between files
 COLOURS = {"running": "cyan", "complete": "green", "failed": "red", "pruned": "yellow", "pending": "bright_black"}
 
 
@@ -43,6 +51,30 @@ def table(status: SweepStatus, rows: int) -> Table:
     return drawn
 
 
+def screen(status: SweepStatus, console: Console) -> Group:
+    """The table, cut to what the terminal has room for, and under it the bar and the line in words."""
+    room = max(2, console.size.height - BELOW - 1)
+    rows = room - 1
+    while rows > 1 and (excess := len(console.render_lines(table(status, rows))) - room) > 0:
+        rows = max(1, rows - excess)  # long names take several lines
+    return Group(table(status, rows), bar(status), Text(line(status)))
+
+
+def bar(status: SweepStatus) -> Table:
+    """How much of the sweep's time has passed; a moving bar before that can be guessed."""
+    drawn = Table.grid(padding=(0, 1, 0, 0), expand=True)
+    drawn.add_column(ratio=1)
+    drawn.add_column(justify="right", no_wrap=True)
+    known = status.left is not None
+    drawn.add_row(ProgressBar(1, status.share, pulse=not known), f"{status.share:.0%}" if known else "")
+    return drawn
+
+
+def line(status: SweepStatus) -> str:
+    """The sweep in one line, with the time it has taken and what is left of it."""
+    return " · ".join(part for part in (status.line, status.times) if part)
+
+
 class Terminal:
     """Shows a sweep while it runs: a live table on a terminal, lines where there is none."""
 
@@ -50,7 +82,8 @@ class Terminal:
         extra = bool(plan.config.folds) and plan.ship != "fold"  # the run of the model that is shipped
         self.total = plan.search.trials if plan.search else len(plan.runs) + extra
         self.sweep_dir, self.started, self.doing = sweep_dir, time.monotonic(), ""
-        self.before: set[str] = set()  # complete before this sweep began
+        self.outlook = Outlook(sweep_dir)
+        self._share = 0.0
         self._console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         self._live: Live | None = None
         self._closed = threading.Event()
@@ -71,6 +104,8 @@ class Terminal:
         if not self._closed.is_set():
             self._closed.set()
             self._thread.join()
+            with contextlib.suppress(OSError):
+                (self.sweep_dir / PROGRESS).unlink(missing_ok=True)
             if self._live:
                 self._live.stop()
 
@@ -83,32 +118,53 @@ class Terminal:
         self._console.print(Text(printable(text)))
 
     def _watch(self) -> None:
-        printed = time.monotonic()
-        while not self._closed.wait(0.5):
-            if self._live is None and time.monotonic() - printed < 30:
-                continue
-            printed = time.monotonic()
+        printed, saved, took = time.monotonic(), 0.0, 0.0
+        pause = 0.5 if self._live else SAVE_EVERY
+        while not self._closed.wait(max(pause, 10 * took)):  # of thousands of runs it takes a while to read
+            began = time.monotonic()
             try:
-                status = load_status(self.sweep_dir)
+                status = self.status()
                 if self._live:
-                    height = max(4, self._console.size.height - 4)
-                    self._live.update(Group(table(status, height), Text(self.line(status))), refresh=True)
-                else:
-                    self.say(self.line(status))
+                    self._live.update(screen(status, self._console), refresh=True)
+                elif began - printed >= PRINT_EVERY:
+                    self.say(line(status))
+                    printed = began
+                if began - saved >= SAVE_EVERY:
+                    saved = began
+                    save_progress(self.sweep_dir, status)
             except (OSError, ValueError):  # a full disk, a folder that is being removed: another thread reports it
-                continue
+                pass
+            took = time.monotonic() - began
 
-    def line(self, status: SweepStatus) -> str:
-        """The sweep in one line, with the time it has taken and what is left of it."""
-        status.total = self.total
-        elapsed = time.monotonic() - self.started
-        now = [run for run in status.runs if run.name not in self.before]
-        done = sum(run.share if run.state in ("running", "pending") else 1 for run in now)
-        work = max(self.total, len(status.runs)) - len(self.before)
-        parts = [part for part in (status.line, self.doing) if part] + [f"{clock(elapsed)} elapsed"]
-        if work > done > 0.02 * work:
-            parts.append(f"{clock(elapsed / done * (work - done))} left")
-        return " · ".join(parts)
+    def status(self) -> SweepStatus:
+        """The status of the sweep now, with what is left of it."""
+        status = load_runs(self.sweep_dir)
+        status.total, status.elapsed = self.total, time.monotonic() - self.started
+        idle = not status.count("running")  # the report is written while runs are executed, too
+        status.doing = self.doing or (self.outlook.doing if idle else "") or status.doing
+        status.left, of_runs = self.outlook.left(status.runs, time.time())
+        for run in status.runs:
+            run.left = of_runs.get(run.name)
+        if status.left is not None:
+            whole = status.elapsed + status.left
+            self._share = max(self._share, status.elapsed / whole if whole else 0.0)
+        status.share = self._share
+        return status
+
+
+def result_line(run: Run, stages: tuple[str, ...]) -> str:
+    """The result of a run's stages in a few words, for the terminal."""
+    if stages == (TEST_STAGE,):
+        numbers = run.read_json("test.json")["numbers"]
+        accuracy, low, high, n = (numbers[f"test_{name}"] for name in ("accuracy", "low", "high", "n"))
+        return f"test accuracy {accuracy:.3f} ({low:.2f}–{high:.2f}, n = {n})"
+    if "02_train" not in stages:
+        return " and ".join(stages)
+    metrics = run.read_json("metrics.json")
+    if not metrics:
+        return "complete"
+    interval = f"{metrics['accuracy_low']:.2f}–{metrics['accuracy_high']:.2f}"
+    return f"macro-F1 {metrics['macro_f1']:.3f}, accuracy {metrics['accuracy']:.3f} ({interval}, n = {metrics['n']})"
 
 
 def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:

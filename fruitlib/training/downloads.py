@@ -1,9 +1,10 @@
-"""Downloads that fail soon where there is no network.
+"""Downloads that fail soon where there is no network, and say how far they are.
 
 huggingface_hub itself tries for most of a minute (47 s and twelve lines, measured), torch.hub waits for ever.
 """
 
 import contextlib
+import importlib
 import socket
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import torch
 from fruitlib.core import model_names
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.core.model_names import TIMM
-from fruitlib.training import packaged
+from fruitlib.core.progress import meter
+from fruitlib.training import messages, packaged
 
 SECONDS = 10  # that a server may take to answer
 FILES = ("model.safetensors", "pytorch_model.bin")
@@ -20,13 +22,40 @@ FILES = ("model.safetensors", "pytorch_model.bin")
 
 @contextlib.contextmanager
 def limited():
-    """Inside, connections that stay silent end after `SECONDS`: torch.hub itself waits for ever."""
-    before = socket.getdefaulttimeout()
+    """Inside, connections that stay silent end after `SECONDS`: torch.hub itself waits for ever.
+
+    What torch.hub and huggingface_hub draw as a bar is a line every few seconds, as of other long work.
+    """
+    before, modules = socket.getdefaulttimeout(), [torch.hub]
+    with contextlib.suppress(ImportError):
+        modules.append(importlib.import_module("huggingface_hub.utils.tqdm"))
+    bars = [module.tqdm for module in modules]
     socket.setdefaulttimeout(SECONDS)
     try:
+        for module, bar in zip(modules, bars, strict=True):
+            module.tqdm = _told(bar)
         yield
     finally:
+        for module, bar in zip(modules, bars, strict=True):
+            module.tqdm = bar
         socket.setdefaulttimeout(before)
+
+
+def _told(bar: type) -> type:
+    """A library's bar that draws nothing and tells `core.progress` instead; bytes are told as megabytes."""
+
+    class Told(bar):
+        def __init__(self, *things, **options):
+            self._meter = meter("downloading weights", say=messages.say_from_any_rank, unit="MB")
+            self._done, self._all = options.get("initial") or 0, options.get("total")
+            super().__init__(*things, **options | {"disable": True})
+
+        def update(self, more: float | None = 1):
+            self._done += more or 0
+            if self._all:
+                self._meter(round(self._done / 1e6), round(self._all / 1e6))
+
+    return Told
 
 
 def check(model: str) -> None:

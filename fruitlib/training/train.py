@@ -18,7 +18,7 @@ from fruitlib.core import files, machine
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError, Interrupted
 from fruitlib.core.model_names import FITTED_HEADS
-from fruitlib.core.progress import duration, meter
+from fruitlib.core.progress import duration, meter, recorded, through_epoch
 from fruitlib.data import balance, dataset, loader
 from fruitlib.data.dataset import Photos
 from fruitlib.evaluation import metrics
@@ -61,7 +61,7 @@ def fit(run: Run, on_epoch: OnEpoch | None = None) -> pd.DataFrame:
             search stops this run early (`runs.Pruned`).
         Interrupted: a person stopped it; the line says where it goes on.
     """
-    with run.locked(), run.training():
+    with run.locked(), run.training(), recorded(run.path):
         if run.is_complete("train"):
             say(f"{files.display_path(run.path)} is trained already, nothing to do; history read from its files")
             (run.path / checkpoint.NAME).unlink(missing_ok=True)  # where a kill came just before its removal
@@ -168,7 +168,7 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
             # Train: every process takes its share of each batch, in parts that fit its device. The loss is the mean
             # over the whole batch, so that gradients depend on neither.
             tally, lr = evaluate.Tally(num_classes, device), schedule.lr
-            for batch in feed.epoch(epoch):
+            for batch in through_epoch(feed.epoch(epoch), epoch, feed.steps):
                 loss, logits = micro_batch.gradients(network, batch, objective, speed, scaler, state, config)
                 if config.clip_norm:
                     scaler.unscale_(optimizer)
@@ -351,7 +351,9 @@ def progress_line(history: list[dict], epochs: int, best: int = 0) -> str:
 
 def main(run_dir: str) -> None:
     """The life of one of several processes."""
-    group.worker(lambda: train(Run(files.resolve(run_dir)), lambda history: None))
+    folder = files.resolve(run_dir)
+    with recorded(folder) if machine.rank() == 0 else contextlib.nullcontext():
+        group.worker(lambda: train(Run(folder), lambda history: None))
 
 
 if __name__ == "__main__":
