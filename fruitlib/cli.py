@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 from fruitlib import __version__
-from fruitlib.core import files, progress
+from fruitlib.core import files, machine, progress
 from fruitlib.core.errors import InputError
 from fruitlib.core.texts import show
 
@@ -139,8 +139,9 @@ def _add_data(commands) -> None:
 
 
 def _sweep(options: argparse.Namespace) -> int:
-    from fruitlib.data import sources
-    from fruitlib.sweep.driver import Options, run_sweep
+    with machine.quick_imports():
+        from fruitlib.data import sources
+        from fruitlib.sweep.driver import Options, run_sweep
 
     if options.jobs is not None and options.jobs < 1:
         raise InputError(
@@ -157,7 +158,8 @@ def _sweep(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from fruitlib.reporting import site
+    with machine.quick_imports():
+        from fruitlib.reporting import site
 
     index = site.build_site(Path(options.sweep).resolve())
     show("\n".join([*site.left_out(index.parent), files.display_path(index)]))

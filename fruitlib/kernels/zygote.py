@@ -26,6 +26,7 @@ import time
 import weakref
 from pathlib import Path
 
+from fruitlib.core import machine
 from fruitlib.kernels import launcher
 from fruitlib.kernels.child import become, close_files, send, thread_pools
 
@@ -88,12 +89,13 @@ def remove_left_over(path: str) -> None:
 
 def preload() -> None:
     """Import what notebooks import, if it is installed, and parse the code that the stages' identities depend on."""
-    for name in PRELOADED.split():
-        with contextlib.suppress(ImportError):
-            importlib.import_module(name)
-        leave_without_starter()
-    if source_code := sys.modules.get("fruitlib.core.source_code"):
-        source_code.parse_all()
+    with machine.quick_imports():
+        for name in PRELOADED.split():
+            with contextlib.suppress(ImportError):
+                importlib.import_module(name)
+            leave_without_starter()
+        if source_code := sys.modules.get("fruitlib.core.source_code"):
+            source_code.parse_all()
     for name in FRESH:
         sys.modules.pop(name, None)
 
