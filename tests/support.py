@@ -23,7 +23,7 @@ NUMBERS = ["run", "state", "accuracy", "macro_f1", "val_loss", "kept_epoch", "in
 
 
 def draw_shapes(folder: Path, per_class: int = 16, size: int = 40) -> Path:
-    """Three classes told apart by shape at random places and colours, which a small network learns in seconds."""
+    """Three classes distinguished by shape at random places and colours, which a small network learns in seconds."""
     for label, shape in enumerate(("disc", "bar", "cross")):
         (folder / shape).mkdir(parents=True)
         for number in range(per_class):

@@ -1,4 +1,4 @@
-"""After JupyterLab has saved a notebook: git is told that nothing has changed, where only outputs have.
+"""After JupyterLab has saved a notebook: git sees no change where only outputs have changed.
 
 The filter in .gitattributes keeps outputs out of git. But git compares the size of a file before it asks a filter, and
 so calls the notebook modified until it is added again, which then changes nothing. `make lab` names this hook.

@@ -125,7 +125,7 @@ class CamBrowser(KeysBox):
         self._quiet = False
 
     def _react(self, handler, keep_message: bool = False) -> None:
-        """Call it, unless a control was changed by the browser itself; what goes wrong is said, in a line."""
+        """Call it, unless a control was changed by the browser itself; what goes wrong is shown in a line."""
         if self._quiet:
             return
         self._say("" if not keep_message else self._message)
@@ -312,7 +312,7 @@ class CamBrowser(KeysBox):
         self._say(f"saved: {files.display_path(path)}, and its settings beside it in {stem}.json")
 
     def _settings(self, sides: list[Shown]) -> dict:
-        """All that is needed to show it again, and what it said."""
+        """All that is needed to show it again, and its messages."""
         chosen = {"photo": self._path, "split": self.split.value, "true": self._true, "opacity": self.opacity.value}
         chosen |= dict(zip(("heat_for", "method"), self._asked, strict=True)) | {"layer": self.layer.value}
         chosen |= {"epoch": self.epoch.value or "kept", "saved": datetime.now().isoformat(timespec="seconds")}

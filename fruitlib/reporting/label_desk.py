@@ -211,11 +211,11 @@ class LabelDesk:
         self.on = Button(description="next ▶", layout=Layout(width="6em"))
         self.back.on_click(lambda _: self.turn_to(self.page - 1))
         self.on.on_click(lambda _: self.turn_to(self.page + 1))
-        self.place, self.said = HTML(), HTML()
+        self.place, self.message = HTML(), HTML()
         self.cards = [Card(classes, self._decide) for _ in range(CARDS)]
         grid = Box([card.widget for card in self.cards], layout=Layout(flex_flow="row wrap", display="flex"))
         filters = HBox([self.kind, self.label, self.state], layout=Layout(flex_flow="row wrap"))
-        self.widget = KeysBox([self.said, filters, grid, HBox([self.back, self.place, self.on])])
+        self.widget = KeysBox([self.message, filters, grid, HBox([self.back, self.place, self.on])])
 
     def turn_to(self, page: int) -> None:
         """Show another page, or another view's first one."""
@@ -281,7 +281,7 @@ class LabelDesk:
         way = "Execute 01 again to divide the photos by them. Runs whose photos change train anew."
         colour = "var(--jp-error-color1, #c62828)"
         wrong = f"<br><b style='color:{colour}'>{html.escape(problem)}</b>" if problem else ""
-        self.said.value = f"{html.escape(kept)}{way}{wrong}"
+        self.message.value = f"{html.escape(kept)}{way}{wrong}"
 
 
 class Card:

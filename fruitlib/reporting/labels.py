@@ -15,7 +15,7 @@ BASE = "DejaVu Sans"  # comes with matplotlib: Latin, Greek, Cyrillic, Arabic, H
 BOXES = "Last Resort"  # comes with matplotlib: a box for every letter there is
 ZERO_WIDTH = "\u200b"
 EAST_ASIAN = {"HANGUL", "CJK", "HIRAGANA", "KATAKANA", "BOPOMOFO", "FULLWIDTH", "HALFWIDTH", "IDEOGRAPHIC"}
-_unknown_scripts: set[str] = set()  # no font has all that was asked for of them; said once
+_unknown_scripts: set[str] = set()  # no font has all that was asked for of them; named once
 
 
 def label(text: object, letters: int = 32) -> str:

@@ -162,8 +162,8 @@ def _threshold_rows(name: str, curve: dict) -> pd.DataFrame:
 def by_group(table: pd.DataFrame) -> Axes:
     """A dot for every group: the share of its photos that are right, with its Wilson interval; worst first.
 
-    `table` has a row per group: label, right, n; its index names them. 30 at most are shown. Their classes are told by
-    colour, of more than 7 by name.
+    `table` has a row per group: label, right, n; its index names them. 30 at most are shown. Colour shows
+    their classes; of more than 7, names do.
     """
     shown = table.head(GROUPS)
     classes = list(dict.fromkeys(sorted(shown["label"])))
@@ -319,14 +319,14 @@ def _confused_pairs(matrix: np.ndarray, class_names: list[str]) -> Axes:
     """How many photos of one class are predicted as another, the pairs with most photos first."""
     wrong = np.where(np.eye(len(matrix), dtype=bool), 0, matrix)
     order = np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]
-    pairs = [(int(true), int(said)) for true, said in zip(*np.unravel_index(order, wrong.shape), strict=True)]
+    pairs = [(int(true), int(predicted)) for true, predicted in zip(*np.unravel_index(order, wrong.shape), strict=True)]
     pairs = [pair for pair in pairs if wrong[pair]]
     figure, ax = plt.subplots(figsize=(8, 1.2 + row_height(len(pairs), 0.3)))
-    rows = [(class_names[true], class_names[said], wrong[true, said], matrix[true].sum()) for true, said in pairs]
+    rows = [(class_names[pair[0]], class_names[pair[1]], wrong[pair], matrix[pair[0]].sum()) for pair in pairs]
     keep_table(figure, pd.DataFrame(rows, columns=["true", "predicted", "photos", "photos of the class"]))
     bars = ax.barh(range(len(pairs)), [wrong[pair] for pair in pairs], color=COLOURS["val"], height=0.7)
     ax.bar_label(bars, [f"{wrong[pair]} of {matrix[pair[0]].sum()}" for pair in pairs], padding=4, fontsize=9)
-    names = [f"{label(class_names[true], 24)} → {label(class_names[said], 24)}" for true, said in pairs]
+    names = [f"{label(class_names[true], 24)} → {label(class_names[predicted], 24)}" for true, predicted in pairs]
     ax.set_yticks(range(len(pairs)), names, fontsize=9)
     ax.set(ylim=(max(len(pairs), 1) - 0.4, -0.6), xlabel="photos of the first class that are predicted as the second")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))

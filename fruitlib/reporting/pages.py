@@ -191,8 +191,8 @@ def _absent(cells: list) -> set[int]:
     for start, end in itertools.pairwise([*starts, len(cells)]):
         outputs = [output for cell in cells[start:end] for output in cell.get("outputs", [])]
         failed = any(output.output_type == "error" for output in outputs)
-        said = any((output.get("metadata") or {}).get("fruitlib_absent") is True for output in outputs)
-        absent |= set(range(start, end)) if said and not failed else set()
+        marked = any((output.get("metadata") or {}).get("fruitlib_absent") is True for output in outputs)
+        absent |= set(range(start, end)) if marked and not failed else set()
     return absent
 
 
@@ -218,10 +218,10 @@ def _output(output, writing: _Writing) -> str:
         text = f"<pre>{ansi2html(_cut(output.text))}</pre>" if output.text.strip() else ""
         return _fold("messages", text) if text and output.name == "stderr" else text
     if output.output_type == "error":
-        lines, said = _cut("\n".join(output.traceback)), _one_line(output)
-        more = strip_ansi(lines).strip() != said  # our own errors have one line
+        lines, line = _cut("\n".join(output.traceback)), _one_line(output)
+        more = strip_ansi(lines).strip() != line  # our own errors have one line
         trace = _fold("traceback", f"<pre>{ansi2html(lines)}</pre>") if more else ""
-        return f'<div class="answer failed" id="failure"><p>{escape(said)}</p>{trace}</div>'
+        return f'<div class="answer failed" id="failure"><p>{escape(line)}</p>{trace}</div>'
     return "" if _headline(output) else _display(output, writing)
 
 

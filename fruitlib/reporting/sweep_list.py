@@ -59,10 +59,10 @@ def state(status: SweepStatus, changed: float) -> str:
 def show() -> VBox:
     """A row per sweep (name, title, how far it is, links), and a button that opens a report."""
     reports = {folder.name: folder / "index.html" for folder in sweeps() if (folder / "index.html").is_file()}
-    choice, said = Dropdown(options=list(reports), layout=Layout(width="16em")), HTML()
+    choice, message = Dropdown(options=list(reports), layout=Layout(width="16em")), HTML()
     button = Button(description="Open its report", disabled=not reports, layout=Layout(width="11em"))
-    button.on_click(lambda _: setattr(said, "value", html.escape(open_report(reports[choice.value]))))
-    return VBox([HTML(table()), HBox([choice, button, said], layout=Layout(flex_flow="row wrap"))])
+    button.on_click(lambda _: setattr(message, "value", html.escape(open_report(reports[choice.value]))))
+    return VBox([HTML(table()), HBox([choice, button, message], layout=Layout(flex_flow="row wrap"))])
 
 
 def open_report(page: Path) -> str:

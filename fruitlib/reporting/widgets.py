@@ -95,7 +95,7 @@ def try_photo(answer_of: Callable) -> VBox:
     `answer_of` gives the answer for a file's name and bytes: `photo_trial.PhotoTrial.of_file`.
     """
     upload = FileUpload(accept="image/*", description="Choose a photo")
-    said, pictures = HTML(), HBox([])
+    message, pictures = HTML(), HBox([])
 
     def look(_=None) -> None:
         if not upload.value:
@@ -104,13 +104,13 @@ def try_photo(answer_of: Callable) -> VBox:
         try:
             answer = answer_of(chosen["name"], bytes(chosen["content"]))
         except InputError as problem:
-            said.value, pictures.children = html.escape(str(problem)), ()
+            message.value, pictures.children = html.escape(str(problem)), ()
             return
-        said.value = f"<b>{html.escape(answer.text)}</b> ({html.escape(chosen['name'])})"
+        message.value = f"<b>{html.escape(answer.text)}</b> ({html.escape(chosen['name'])})"
         pictures.children = [Image(value=_png(one), width=320) for one in (answer.photo, answer.heat)]
 
     upload.observe(look, names="value")
-    return VBox([upload, said, pictures])
+    return VBox([upload, message, pictures])
 
 
 def _png(picture: np.ndarray) -> bytes:

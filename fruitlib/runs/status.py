@@ -121,14 +121,14 @@ def load_runs(sweep_dir: Path) -> SweepStatus:
     return status
 
 
-def _add_progress(status: SweepStatus, told: dict) -> None:
+def _add_progress(status: SweepStatus, noted: dict) -> None:
     """Add what the process that executes the sweep says about times."""
     with contextlib.suppress(KeyError, TypeError, ValueError, AttributeError):
-        status.doing = told.get("doing") or status.doing
-        status.left = None if told["left"] is None else float(told["left"])
-        status.elapsed, status.share = float(told["elapsed"]), float(told["share"])
+        status.doing = noted.get("doing") or status.doing
+        status.left = None if noted["left"] is None else float(noted["left"])
+        status.elapsed, status.share = float(noted["elapsed"]), float(noted["share"])
         for run in status.runs:
-            run.left = told["runs"].get(run.name) if run.state == "running" else None
+            run.left = noted["runs"].get(run.name) if run.state == "running" else None
 
 
 def save_progress(sweep_dir: Path, status: SweepStatus) -> None:
@@ -137,9 +137,9 @@ def save_progress(sweep_dir: Path, status: SweepStatus) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    told = {name: getattr(status, name) for name in ("doing", "elapsed", "left", "share")}
-    told["runs"] = {run.name: run.left for run in status.runs if run.left is not None}
-    files.write_json(sweep_dir / PROGRESS, told)
+    noted = {name: getattr(status, name) for name in ("doing", "elapsed", "left", "share")}
+    noted["runs"] = {run.name: run.left for run in status.runs if run.left is not None}
+    files.write_json(sweep_dir / PROGRESS, noted)
 
 
 def _fresh(path: Path) -> dict:
@@ -176,13 +176,13 @@ def load_run_status(folder: Path, known: dict, metric: str) -> RunStatus:
 def _add_long_work(status: RunStatus, path: Path) -> None:
     """Add what a stage says about long work in it (`core.progress`), unless a stage before it has left that."""
     with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
-        told, written = files.read_json(path), path.stat().st_mtime
-        share = min(1.0, max(0.0, float(told["share"])))
-        if told["what"] == progress.EPOCH:
-            now = status.stage == "02_train" and told["number"] == status.epoch + 1 and written >= status.since
+        noted, written = files.read_json(path), path.stat().st_mtime
+        share = min(1.0, max(0.0, float(noted["share"])))
+        if noted["what"] == progress.EPOCH:
+            now = status.stage == "02_train" and noted["number"] == status.epoch + 1 and written >= status.since
             status.part = share if now else 0.0
         elif time.time() - written < STALE:
-            status.doing = f"{told['what']} {share:.0%}"
+            status.doing = f"{noted['what']} {share:.0%}"
 
 
 def in_order(status: SweepStatus) -> list[RunStatus]:

@@ -35,7 +35,7 @@ class StartForm:
         self.fields[MORE] = Textarea(placeholder=HELP[MORE], rows=4)
         self.fields[NAME] = Text(placeholder="mine")
         self.notes = {name: HTML() for name in self.fields}
-        self.found, self.said = HTML(), HTML()
+        self.found, self.message = HTML(), HTML()
         self.button = Button(description="Start", button_style="primary", icon="play")
         self.process: subprocess.Popen | None = None
         self.checked = starting.Checked()
@@ -49,7 +49,7 @@ class StartForm:
         rows = [self._row(name) for name in self.fields]
         self.below = VBox([])
         last = HBox([self.button, self.found], layout=Layout(flex_flow="row wrap", align_items="center"))
-        return KeysBox([self._begin(), *rows, last, self.said, self.below])
+        return KeysBox([self._begin(), *rows, last, self.message, self.below])
 
     def _row(self, name: str) -> HBox:
         """Name, field, and what the setting is or what is wrong with it."""
@@ -71,9 +71,9 @@ class StartForm:
         try:
             texts = starting.texts_of(starting.file_of(name), list(FIELDS))
         except (InputError, OSError) as problem:
-            self.said.value = _wrong(f"params/{name}.yaml: {problem}")
+            self.message.value = _wrong(f"params/{name}.yaml: {problem}")
             return
-        self.said.value = ""
+        self.message.value = ""
         for field in (*FIELDS, MORE):
             self.fields[field].value = texts.get(field, "")
 
@@ -101,26 +101,26 @@ class StartForm:
             return
         name = self.texts()[NAME]
         if self.process and self.process.poll() is None:
-            self.said.value = _wrong(
+            self.message.value = _wrong(
                 f"the sweep that was started here runs still: wait, or end process {self.process.pid}"
             )
             return
         try:
             self.process, log = starting.start(name, self.checked.content)
         except OSError as problem:
-            self.said.value = _wrong(files.os_error_text(problem))
+            self.message.value = _wrong(files.os_error_text(problem))
             return
         path = files.display_path(starting.file_of(name))
-        self.said.value = (
+        self.message.value = (
             f"started: <code>fruitlib sweep {html.escape(path)}</code>, which goes on if this kernel ends; "
         )
-        self.said.value += f"what it prints is in <code>{html.escape(files.display_path(log))}</code>"
+        self.message.value += f"what it prints is in <code>{html.escape(files.display_path(log))}</code>"
         self.below.children = [widgets.live(f"executed/{name}")]
         threading.Thread(target=self._wait, args=(self.process, log), daemon=True).start()
 
     def _wait(self, process: subprocess.Popen, log) -> None:
         code, line = process.wait(), starting.last_line(log)
-        self.said.value = f"over: {html.escape(line)}" if code == 0 else _wrong(line or f"ended with code {code}")
+        self.message.value = f"over: {html.escape(line)}" if code == 0 else _wrong(line or f"ended with code {code}")
 
 
 def _field(name: str) -> Widget:

@@ -42,7 +42,7 @@ def limited():
 
 
 def _told(bar: type) -> type:
-    """A library's bar that draws nothing and tells `core.progress` instead; bytes are told as megabytes."""
+    """A library's bar that draws nothing and reports to `core.progress` instead, bytes as megabytes."""
 
     class Told(bar):
         def __init__(self, *things, **options):

@@ -50,7 +50,7 @@ def displayed(browser: CamBrowser) -> CamBrowser:
     return browser
 
 
-def said(browser: CamBrowser) -> str:
+def messages(browser: CamBrowser) -> str:
     return browser.message.value
 
 
@@ -110,7 +110,7 @@ def test_filters_find_what_the_predictions_say(runs, name, monkeypatch):
         getattr(shown, control).value = value
     wanted = table.loc[expected(table), "path"].tolist()
     assert shown.photo.disabled != bool(wanted)
-    assert (paths(shown) if wanted else []) == wanted, said(shown)
+    assert (paths(shown) if wanted else []) == wanted, messages(shown)
     if not wanted:
         assert shown.picture.value == "No photo passes these filters."
 
@@ -133,7 +133,7 @@ def test_many_training_photos_are_not_predicted_at_once(shown, monkeypatch):
     monkeypatch.setattr(cam_browser, "MANY", 5)
     shown.split.value = "train"
     shown.answer.value = cam_browser.WRONG
-    assert "choose a class or a group first" in said(shown)
+    assert "choose a class or a group first" in messages(shown)
 
 
 def test_test_photos_are_offered_after_06_and_the_look_is_written_down(runs, shown):
@@ -193,7 +193,7 @@ def test_the_heat_is_that_of_the_network_layer_method_and_class(runs, shown, cho
     np.testing.assert_allclose(found.heat, expected.heatmap[0, 0], atol=1e-5)
     np.testing.assert_array_equal(found.photo, dataset.to_pictures(photos.images)[0])
     np.testing.assert_allclose(found.probs, expected.probs[0], atol=1e-5)
-    assert f"{found.photo.shape[0]} × " in shown.picture.value and said(shown).count("Error") == 0
+    assert f"{found.photo.shape[0]} × " in shown.picture.value and messages(shown).count("Error") == 0
 
 
 def test_a_kept_epoch_shows_what_was_kept(runs, shown):
@@ -267,10 +267,10 @@ def test_what_fails_is_said_in_a_line(shown, monkeypatch):
 
     monkeypatch.setattr(gradcam, "heatmaps", fail)
     shown.method.value = "LayerCAM"
-    assert "photos/1.jpg: gone; put it back" in said(shown) and shown.picture.value == ""
+    assert "photos/1.jpg: gone; put it back" in messages(shown) and shown.picture.value == ""
     monkeypatch.undo()
     shown.next.click()
-    assert "gone" not in said(shown) and "<img" in shown.picture.value
+    assert "gone" not in messages(shown) and "<img" in shown.picture.value
 
 
 def test_a_network_that_was_trained_on_the_photo_is_named(runs, shown, monkeypatch):
@@ -289,7 +289,7 @@ def test_saving_writes_a_picture_and_its_settings_and_never_over_another(runs, s
     shown.save.click()
     first = sorted((runs[0].path / "cams").glob("shown_*"))
     assert [path.suffix for path in first] == [".json", ".png"]
-    assert f"cams/{first[1].name}" in said(shown)
+    assert f"cams/{first[1].name}" in messages(shown)
     with Image.open(first[1]) as picture:
         assert picture.width > 1000
     kept = json.loads(first[0].read_text())

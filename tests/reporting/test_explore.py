@@ -181,7 +181,7 @@ ROWS = [{"run": name, "macro_f1": f1, "val_loss": loss} for name, f1, loss in ((
 
 
 @pytest.mark.parametrize(
-    ("rows", "chosen", "said"),
+    ("rows", "chosen", "sentence"),
     [
         (ROWS, 0, "b has the same macro F1, 0.900. Of equals the one with the lowest validation loss was taken (0.200"),
         (ROWS, 1, "Of equals the first of the sweep was taken."),
@@ -190,9 +190,9 @@ ROWS = [{"run": name, "macro_f1": f1, "val_loss": loss} for name, f1, loss in ((
         ([ROWS[0] | {"macro_f1": float("nan")}] * 2, 0, ""),
     ],
 )
-def test_a_tie_is_said_and_how_it_was_broken(rows, chosen, said):
+def test_a_tie_is_named_and_how_it_was_broken(rows, chosen, sentence):
     text = site_checks.tie_text(rows, rows[chosen], "macro_f1", "run")
-    assert said in text if said else not text
+    assert sentence in text if sentence else not text
 
 
 def test_the_index_says_among_the_best_where_there_is_a_tie(tmp_path):
@@ -237,8 +237,8 @@ def test_after_folds_confusion_and_mistakes_are_those_of_the_pooled_photos(tmp_p
 def test_a_tie_of_combinations_is_said_too(tmp_path, scores, tie):
     folder, _ = pooled_sweep(tmp_path, scores)
     text = site.build_site(folder).read_text("utf-8")
-    said = "It is a tie: a has the same macro F1, 0.900. Of equals the first of the sweep was taken."
-    assert (said in text) is tie and ("among the best by" in text) is tie
+    sentence = "It is a tie: a has the same macro F1, 0.900. Of equals the first of the sweep was taken."
+    assert (sentence in text) is tie and ("among the best by" in text) is tie
     table = text.partition("<h2>Combinations, by cross-validation</h2>")[2]
     assert re.findall(r'<code class="run">(.)</code>', table)[:2] == ["b", "a"]  # the chosen one first
 

@@ -168,9 +168,9 @@ def test_01_lists_what_runs_of_these_photos_have_doubted_the_newest_first(projec
     manifest.to_csv(executed / "same" / "manifest.csv", index=False)
     doubts(executed / "broken" / "run", [row], 1)
     label_desk.show(project, manifest, sweep_dir=executed / "sweep")
-    said = capsys.readouterr().out
-    assert "doubtful labels: 2, from 03 of 3 runs" in said and said.count("\n") == 2
-    assert "broken/run/doubtful_labels.csv is left out, it cannot be read: " in said and "no manifest.csv" in said
+    line = capsys.readouterr().out
+    assert "doubtful labels: 2, from 03 of 3 runs" in line and line.count("\n") == 2
+    assert "broken/run/doubtful_labels.csv is left out, it cannot be read: " in line and "no manifest.csv" in line
     listed, _ = label_errors.doubts_of_runs(executed / "sweep", manifest)
     assert listed[["path", "run"]].values.tolist() == [
         ["apple/03.png", "sweep/new"],
@@ -212,7 +212,7 @@ def test_what_goes_wrong_is_said_in_the_desk(project):
     corrections.place(project).parent.mkdir(parents=True)
     corrections.place(project).write_text("nonsense\n1\n", encoding="utf-8")
     press(shown, "apple/03.png", "keep")
-    assert "no column sha256" in shown.said.value
+    assert "no column sha256" in shown.message.value
 
 
 def test_it_shows_nothing_in_a_sweep_and_says_where_decisions_cannot_be_kept(project, monkeypatch):

@@ -105,11 +105,11 @@ def upload(box, name: str, content: bytes) -> None:
 
 def test_the_widget_answers_a_photo_and_says_what_is_none(exported):
     box = widgets.try_photo(photo_trial.PhotoTrial(exported).of_file)
-    _, said, pictures = box.children
+    _, message, pictures = box.children
     upload(box, "no<b>.png", b"text")
-    assert said.value == "no&lt;b&gt;.png: text, not an image; choose another photo" and not pictures.children
+    assert message.value == "no&lt;b&gt;.png: text, not an image; choose another photo" and not pictures.children
     upload(box, "own.png", of_first_photo(exported)[0])
-    assert "(own.png)" in said.value and len(pictures.children) == 2
+    assert "(own.png)" in message.value and len(pictures.children) == 2
     assert Image.open(io.BytesIO(pictures.children[1].value)).size == (320, 320)
 
 

@@ -89,7 +89,7 @@ def evidence():
         code("table", show({"text/html": table.to_html(), "text/plain": str(table)})),
         code("browser()", show(WIDGET | {"text/plain": "HBox(children=(Dropdown(),))"})),
         code("browser()", show(WIDGET | {"image/png": PNG, "text/plain": "VBox()"})),
-        code("log", v4.new_output("stream", name="stdout", text="1 %\r99 %\rdone\n<b>said</b>\n")),
+        code("log", v4.new_output("stream", name="stdout", text="1 %\r99 %\rdone\n<b>bold</b>\n")),
         code("warn", v4.new_output("stream", name="stderr", text="a warning\n")),
     ]
 
@@ -198,7 +198,7 @@ def test_outputs_keep_pictures_and_tables_and_lose_widgets(sweep):
     assert markup.addresses.count(f"data:image/png;base64,{PNG}") == 2
     assert "0.25" in markup.text and "<i>cherry</i>" in markup.text
     assert "HBox" not in markup.text and "VBox" not in markup.text
-    assert "99 %" not in markup.text and "done <b>said</b>" in markup.text
+    assert "99 %" not in markup.text and "done <b>bold</b>" in markup.text
     assert "a warning" in markup.text[markup.text.index("messages") :]
 
 

@@ -32,7 +32,7 @@ def test_jobs_share_places_and_phases_follow_each_other(phases, places, seconds)
 
 @dataclass
 class Simulated:
-    """A sweep whose stages take the seconds that it is told, watched by an `Outlook`.
+    """A sweep whose stages take the seconds that it is given, watched by an `Outlook`.
 
     `runs`: for each run, in its order, the seconds of its stages; `ending`: of what follows, one after the other.
     """

@@ -350,15 +350,15 @@ def test_with_folds_all_of_a_combination_are_trained_before_any_is_looked_at(fol
 
 @pytest.fixture
 def driver(tmp_path, monkeypatch):
-    """A driver of one run whose engine executes nothing, in a folder with a manifest; `driver.said` is what it says."""
+    """A driver of one run whose engine executes nothing, in a folder with a manifest; it prints to `driver.printed`."""
     monkeypatch.setenv("FRUITLIB_HOME", str(tmp_path))
     (tmp_path / "one.yaml").write_text("title: T\n")
     plan, folder_ = params.read_params(tmp_path / "one.yaml"), tmp_path / "executed" / "one"
     folder_.mkdir(parents=True)
     (folder_ / "manifest.csv").touch()
     made = Driver(plan, folder_, terminal.Terminal(plan, folder_), engine := Recorder())
-    made.said = []
-    monkeypatch.setattr(made.progress, "say", made.said.append)
+    made.printed = []
+    monkeypatch.setattr(made.progress, "say", made.printed.append)
     for name in ("stop", "close"):
         monkeypatch.setattr(engine, name, lambda: None, raising=False)
     return made
@@ -376,7 +376,7 @@ def test_pages_and_summaries_that_cannot_be_written_are_told_once_and_stop_nothi
     monkeypatch.setattr("fruitlib.reporting.site.build_site", raises(ValueError("too large\nby far")))
     for _ in range(3):
         assert driver._publish("a", "a") == {"chosen": None, "shipped": None, "runs": []}
-    assert driver.said == [
+    assert driver.printed == [
         "summary: could not be written (KeyError: 'macro_f1'); the sweep goes on",
         "pages: could not be written (ValueError: too large); the sweep goes on",
     ]
@@ -412,7 +412,7 @@ def test_a_sweep_whose_folder_is_removed_says_so_in_one_line(driver, monkeypatch
     monkeypatch.setattr(driver.engine, "outcomes", outcomes)
     monkeypatch.setattr(summary, "write_summary", lambda *_, **__: ({"runs": []}, []))
     assert driver.run() == 1
-    assert driver.said == [
+    assert driver.printed == [
         "fruitlib: executed/one was removed or moved while the sweep ran, which is ended: run the same command again"
     ]
     assert not driver.sweep_dir.exists()  # and nothing is made in its place

@@ -70,7 +70,7 @@ def test_every_field_that_is_wrong_says_so(home):
 
 
 @pytest.mark.parametrize(
-    ("texts", "said"),
+    ("texts", "message"),
     [
         ({}, "1 run"),
         ({"lr": "0.1, 0.01", "optimizer": "adam, sgd, rmsprop"}, "6 runs: lr 2 × optimizer 3"),
@@ -80,9 +80,9 @@ def test_every_field_that_is_wrong_says_so(home):
         ({"more": "list: [{lr: 0.1}, {lr: 0.2}]"}, "2 runs"),
     ],
 )
-def test_the_number_of_runs_is_that_of_the_file(home, texts, said):
+def test_the_number_of_runs_is_that_of_the_file(home, texts, message):
     found = starting.check(texts)
-    assert found.wrong == {} and found.runs_text == said
+    assert found.wrong == {} and found.runs_text == message
     path = home / "params" / "mine.yaml"
     path.write_text(starting.params_text(found.content), encoding="utf-8")
     plan = params.read_params(path)
@@ -119,9 +119,9 @@ def test_the_form_answers_at_every_key_and_writes_what_it_says(home, monkeypatch
     assert asked[1:] == ["-m", "fruitlib.cli", "sweep", str(home / "params" / "mine.yaml")]
     assert options["start_new_session"] and "MPLBACKEND" not in options["env"]
     deadline = time.monotonic() + 20
-    while form.said.value != line and time.monotonic() < deadline:
+    while form.message.value != line and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert form.said.value == line and len(form.below.children) == 1
+    assert form.message.value == line and len(form.below.children) == 1
     assert form.check() is None and not form.button.disabled  # the same settings under the same name: it goes on
     form.fields["lr"].value = "0.5"
     assert "there already, with other settings" in form.notes["name"].value and form.button.disabled
@@ -174,8 +174,8 @@ def test_no_sweep_is_said(home):
     assert "no sweep yet" in sweep_list.table() and os.listdir(home / "params") == []
 
 
-@pytest.mark.parametrize(("display", "said"), [(":0", "opened: executed/x/index.html"), ("", "open index.html there")])
-def test_a_report_opens_where_there_is_a_desktop(home, monkeypatch, display, said):
+@pytest.mark.parametrize(("display", "message"), [(":0", "opened: executed/x/index"), ("", "open index.html there")])
+def test_a_report_opens_where_there_is_a_desktop(home, monkeypatch, display, message):
     page, opened = home / "executed" / "x" / "index.html", []
     page.parent.mkdir(parents=True)
     page.write_text("report")
@@ -186,4 +186,4 @@ def test_a_report_opens_where_there_is_a_desktop(home, monkeypatch, display, sai
     monkeypatch.setenv("DISPLAY", display)
     _, line = sweep_list.show().children
     line.children[1].click()
-    assert said in line.children[2].value and opened == [page.as_uri()] * bool(display)
+    assert message in line.children[2].value and opened == [page.as_uri()] * bool(display)

@@ -54,7 +54,7 @@ def by_hub(address, path):
 @pytest.mark.parametrize("download", [by_torch, by_hub])
 def test_a_download_says_how_far_it_is(download, address, tmp_path, monkeypatch, capfd):
     noted, write = [], progress.files.write_json
-    monkeypatch.setattr(progress.files, "write_json", lambda path, told: (noted.append(told), write(path, told)))
+    monkeypatch.setattr(progress.files, "write_json", lambda path, facts: (noted.append(facts), write(path, facts)))
     monkeypatch.setattr(progress, "NOTE_EVERY", 0.05)
     monkeypatch.setattr(downloads, "meter", lambda what, **how: progress.meter(what, every=0.2, **how))
     monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", len(PART))  # it tells of 10 MB at a time
@@ -62,10 +62,11 @@ def test_a_download_says_how_far_it_is(download, address, tmp_path, monkeypatch,
     with progress.recorded(tmp_path), downloads.limited():
         download(address, tmp_path / "net.pth")
     assert torch.hub.tqdm is bar and (tmp_path / "net.pth").stat().st_size == PARTS * len(PART)
-    said, drawn = capfd.readouterr()
-    assert "downloading weights: " in said and " of 8 MB, " in said and "%" not in drawn
-    shares = [told["share"] for told in noted]
-    assert {told["what"] for told in noted} == {"downloading weights"} and shares == sorted(shares) and shares[0] < 0.6
+    printed, drawn = capfd.readouterr()
+    assert "downloading weights: " in printed and " of 8 MB, " in printed and "%" not in drawn
+    shares = [facts["share"] for facts in noted]
+    assert {facts["what"] for facts in noted} == {"downloading weights"}
+    assert shares == sorted(shares) and shares[0] < 0.6
     assert not (tmp_path / progress.FILE).exists()
 
 
