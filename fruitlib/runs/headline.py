@@ -6,6 +6,7 @@ from fruitlib.core import files
 from fruitlib.core.errors import Interrupted, first_line
 from fruitlib.runs.run import Pruned
 
+INTERRUPTED = "interrupted: execute this notebook again, by hand or by the same sweep; what is complete is kept"
 # The numbers a page shows beside the answer, the first three that there are: name -> words, format, factor.
 # The others are kept for programs, under their names.
 NAMED = {
@@ -64,6 +65,7 @@ class Headline:
         self._shown = display(data, raw=True, metadata=metadata, display_id=True)
         if shell := get_ipython():
             shell.events.register("post_run_cell", self._watch)
+            shell.set_custom_exc((KeyboardInterrupt,), _show_interrupted)
         return self
 
     def _watch(self, result) -> None:
@@ -75,7 +77,7 @@ class Headline:
             data, metadata = _bundle("pruned", str(problem), {})
         else:
             text = f"stopped: {type(problem).__name__}: {first_line(problem)}"
-            text = str(problem) if isinstance(problem, Interrupted) else text
+            text = str(_interrupted(problem)) if isinstance(problem, KeyboardInterrupt) else text
             data, metadata = _bundle("failed", text, {})
             metadata["fruitlib"]["headline"]["disk_failure"] = files.is_disk_failure(problem)
         self._state = metadata["fruitlib"]["headline"]["state"]
@@ -91,6 +93,17 @@ class Headline:
             display(data, raw=True, metadata=metadata)
         else:
             self._shown.update(data, raw=True, metadata=metadata)
+
+
+def _interrupted(problem: KeyboardInterrupt) -> Interrupted:
+    """An interrupt with the line to show: its own, or where it came anywhere else, how to go on."""
+    return problem if isinstance(problem, Interrupted) else Interrupted(INTERRUPTED)
+
+
+def _show_interrupted(shell, _, problem: KeyboardInterrupt, trace, tb_offset=None) -> None:
+    """Show an interrupt as that line, not as a traceback through whatever library was at work."""
+    shown = _interrupted(problem)
+    shell.showtraceback((type(shown), shown, trace))
 
 
 def _bundle(state: str, text: str, numbers: dict) -> tuple[dict, dict]:
