@@ -33,7 +33,7 @@ def limited():
     socket.setdefaulttimeout(SECONDS)
     try:
         for module, bar in zip(modules, bars, strict=True):
-            module.tqdm = _told(bar)
+            module.tqdm = _reporting(bar)
         yield
     finally:
         for module, bar in zip(modules, bars, strict=True):
@@ -41,10 +41,10 @@ def limited():
         socket.setdefaulttimeout(before)
 
 
-def _told(bar: type) -> type:
+def _reporting(bar: type) -> type:
     """A library's bar that draws nothing and reports to `core.progress` instead, bytes as megabytes."""
 
-    class Told(bar):
+    class Reporting(bar):
         def __init__(self, *things, **options):
             self._meter = meter("downloading weights", say=messages.say_from_any_rank, unit="MB")
             self._done, self._all = options.get("initial") or 0, options.get("total")
@@ -55,7 +55,7 @@ def _told(bar: type) -> type:
             if self._all:
                 self._meter(round(self._done / 1e6), round(self._all / 1e6))
 
-    return Told
+    return Reporting
 
 
 def check(model: str) -> None:
