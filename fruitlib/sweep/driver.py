@@ -123,6 +123,7 @@ class Driver:
         finally:
             self.engine.close()
         self.progress.close()
+        files.remove_stale_partials(self.sweep_dir)  # of processes that were killed and ended after their runs' retry
         try:
             print_results(self.plan, self.sweep_dir, sweep_summary)
         except Exception as problem:  # the numbers are in results.csv and in the report
