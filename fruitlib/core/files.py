@@ -127,9 +127,15 @@ def _host() -> str:
 
 
 def _has_ended(pid: int) -> bool:
+    """Whether a process writes no more: it is gone, or killed and not yet collected by its parent."""
     import psutil
 
-    return not psutil.pid_exists(pid)
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.AccessDenied:
+        return False
 
 
 def write_text(path: str | os.PathLike, text: str) -> None:

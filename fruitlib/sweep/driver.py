@@ -122,8 +122,8 @@ class Driver:
             return 1
         finally:
             self.engine.close()
+            files.remove_stale_partials(self.sweep_dir)  # of what was killed and ended after its run was tried again
         self.progress.close()
-        files.remove_stale_partials(self.sweep_dir)  # of processes that were killed and ended after their runs' retry
         try:
             print_results(self.plan, self.sweep_dir, sweep_summary)
         except Exception as problem:  # the numbers are in results.csv and in the report

@@ -59,6 +59,22 @@ def test_a_process_of_another_container_with_the_same_name_is_not_taken_for_dead
         assert theirs.exists() and theirs != partial
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows collects processes at once")
+def test_a_killed_process_that_its_parent_has_not_collected_has_ended(tmp_path):
+    write = """
+import os, sys
+from fruitlib.core import files
+with files.replacing(sys.argv[1]):
+    os.kill(os.getpid(), 9)
+"""
+    child = subprocess.Popen([sys.executable, "-c", write, str(tmp_path / "batch.jpg")], cwd=ROOT)
+    os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    assert len(os.listdir(tmp_path)) == 1
+    files.remove_stale_partials(tmp_path)
+    assert os.listdir(tmp_path) == []
+    assert child.wait() == -9
+
+
 def test_a_folder_of_a_killed_process_is_removed_by_the_next_and_a_living_ones_stays(tmp_path):
     target = tmp_path / "data [1]" / "sample"
     killed = """
