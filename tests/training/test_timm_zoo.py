@@ -141,7 +141,8 @@ def test_a_network_is_restored_at_the_side_it_was_trained_at(tmp_path):
     torch.save(models.checkpoint(model, cfg, list("abc")), tmp_path / "best.pt")
     images = torch.rand(2, 3, 64, 64)
     with torch.no_grad():
-        assert torch.equal(models.restore(tmp_path / "best.pt")[0](images), model(images))
+        restored = models.restore(tmp_path / "best.pt")[0](images)
+        torch.testing.assert_close(restored, model(images), rtol=0, atol=1e-5)  # last bits depend on where memory lies
 
 
 # ---- image sizes ----
