@@ -13,6 +13,7 @@ import shutil
 import socket
 import stat
 import time
+import zipfile
 from pathlib import Path
 
 from fruitlib.core.errors import InputError, first_line
@@ -198,11 +199,20 @@ def write_csv(path: str | os.PathLike, table) -> None:
     A text that a spreadsheet would compute, such as a class named `=1+2`, has an apostrophe in front in the file, also
     as the name of a column, and also behind a `;`, where some divide columns. Numbers stay, and texts that are numbers.
     """
+    with replacing(path) as partial:
+        _to_csv(table, partial)
+
+
+def csv_text(table, **options) -> str:
+    """A table (a pandas DataFrame) as `write_csv` writes it; `options` are those of pandas' `to_csv`."""
+    return _to_csv(table, None, **options)
+
+
+def _to_csv(table, file: Path | None, **options) -> str | None:
     table = _with_texts(table, guarded)
     broken = any("\r" in text for _, values in _text_columns(table) for text in values if isinstance(text, str))
     quoting = csv.QUOTE_NONNUMERIC if broken else csv.QUOTE_MINIMAL  # a lone \r would end the row
-    with replacing(path) as partial:
-        table.to_csv(partial, index=False, quoting=quoting)
+    return table.to_csv(file, index=False, quoting=quoting, **options)
 
 
 def read_csv(path: str | os.PathLike, **options):
@@ -227,6 +237,29 @@ def _with_texts(table, change):
         if changes := {row: text for row in found if (text := change(values[row])) != values[row]}:
             table.isetitem(at, [changes.get(row, value) for row, value in enumerate(values)])
     return table
+
+
+def read_npz(path: str | os.PathLike, most_bytes: int | None = None) -> dict:
+    """The arrays of a file of `numpy.savez`, by name.
+
+    Raises:
+        OSError: there is none, or the disk cannot be read.
+        InputError: it is damaged, holds something other than numbers and texts, or takes more than `most_bytes`.
+    """
+    import numpy as np
+
+    where = display_path(path)
+    try:
+        with zipfile.ZipFile(path) as packed:
+            size = sum(member.file_size for member in packed.infolist())
+        if most_bytes is None or size <= most_bytes:
+            with np.load(path, allow_pickle=False) as arrays:
+                return dict(arrays)
+    except (OSError, MemoryError):
+        raise
+    except Exception as problem:  # zip, zlib and npy have many ways to be broken
+        raise InputError(f"damaged ({first_line(problem)}); remove it", place=where) from None
+    raise InputError(f"takes {size / 1e6:,.0f} MB of memory, above {most_bytes / 1e6:,.0f}", place=where)
 
 
 class Locked(Exception):

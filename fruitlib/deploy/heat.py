@@ -37,9 +37,7 @@ class Heat:
 
     kind: str  # CLASS_MAP or STRENGTH
     weights: np.ndarray | None = None  # (C, K) of CLASS_MAP; of our own networks (C, B), of their B base logits
-    base: np.ndarray | None = (
-        None  # (B, K, g, g): what each place of a cell adds to the base logits of our own networks
-    )
+    base: np.ndarray | None = None  # (B, K, g, g) of our own networks: what a place of each cell adds to base logits
     cell: int = 1  # the side of a cell, in places
     bias: np.ndarray | None = None  # (B,)
     slope: float = 1.0  # of the base logits below zero

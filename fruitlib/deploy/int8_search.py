@@ -115,7 +115,7 @@ def search(fp32: Path, int8: Path, calibration: np.ndarray, photos: np.ndarray, 
     First what is quick to make and seldom fails: layers with weights in INT8; the same, but for the first layer, which
     sees the photo itself. Then all operators, with ranges without outliers. Then layers given back to fp32, the most
     sensitive first, of the recipe that has the least noise of those that are quick. Where none passes, nothing is
-    written: fp32 is to be used.
+    written: use fp32.
 
     Rounding shifts logits (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
     section 4.2); the file adds what they lack in the mean on calibration photos. Of 274 photos of new varieties,
@@ -159,14 +159,8 @@ class _Trial:
     """Recipes for one network, each quantized, run and measured."""
 
     def __init__(self, fp32: Path, path: Path, calibrated: Calibrated, few: np.ndarray, photos: np.ndarray, gate: Gate):
-        self.fp32, self.path, self.calibrated, self.few, self.photos, self.gate = (
-            fp32,
-            path,
-            calibrated,
-            few,
-            photos,
-            gate,
-        )
+        self.fp32, self.path, self.calibrated = fp32, path, calibrated
+        self.few, self.photos, self.gate = few, photos, gate
         self.reference, self.wanted = (export.run_graph(fp32, some, AT_ONCE) for some in (photos, few))
         self.graphs: dict[Recipe, onnx.ModelProto] = {}
         self.errors: dict[Recipe, dict[str, float]] = {}

@@ -16,8 +16,9 @@ import pandas as pd
 from fruitlib.core import files, model_names, texts
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path
-from fruitlib.deploy import model_files, predict, verify
+from fruitlib.deploy import predict, verify
 from fruitlib.deploy.int8_verdict import BROKEN, NOT_MADE
+from fruitlib.deploy.model_files import FILES
 from fruitlib.deploy.test_scores import TEST_FILE
 from fruitlib.deploy.verify import ExportRecord
 from fruitlib.evaluation import crossval, run_wording, wording
@@ -28,7 +29,6 @@ from fruitlib.runs.run import Run
 
 CARD_FILE = "model.md"
 OUT_OF_FOLD = "results_oof.csv"  # of a sweep with folds: a row per combination
-FILES = {"fp32": model_files.FP32, "int8": model_files.INT8}
 SPLITS = {"train": "training", "val": "validation", "test": "test"}
 FEW = 10  # photos of a class, too few for a number of its own
 NAMED = 30  # classes that a sentence names, at most

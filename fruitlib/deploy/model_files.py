@@ -17,6 +17,7 @@ from fruitlib.evaluation import answering
 from fruitlib.runs.run import Run
 
 FP32, INT8 = "model.fp32.onnx", "model.int8.onnx"
+FILES = {"fp32": FP32, "int8": INT8}  # by backend
 PLACES = ("data", "photos_dir", "base_weights", "weights")  # settings that name folders of this machine: not in a file
 MOST_TRIED = 32  # training photos that INT8 recipes are tried on
 
@@ -64,7 +65,7 @@ def build_model_files(run: Run, model, checkpoint: dict) -> tuple[dict[str, Path
         export.export_onnx(model, graphs["fp32"], side, run.class_names, facts, checkpoint["network"])
         found = _with_features(graphs["fp32"], model)
         found_int8 = _int8(run, graphs)
-        paths = {"fp32": run.path / FP32} | ({"int8": run.path / INT8} if found_int8.chosen else {})
+        paths = {name: run.path / file for name, file in FILES.items() if name == "fp32" or found_int8.chosen}
         for backend, path in paths.items():
             graph = onnx.load(graphs[backend])
             own = {entry.key: entry.value for entry in graph.metadata_props}

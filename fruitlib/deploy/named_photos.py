@@ -93,8 +93,9 @@ def _in_csv(path: str) -> list[Photo]:
                 there = printable(some(rows.fieldnames or ["nothing"]))
                 raise InputError(f"{path}: no column named {', '.join(COLUMNS)}; its columns are: {there}")
             for row in rows:
+                label = row[titles[LABEL]] if LABEL in titles else ""
                 if named := unguarded((row[wanted] or "").strip()):
-                    photos.append(_in_row(folder, named, unguarded(row.get(titles.get(LABEL, "")) or "")))
+                    photos.append(_in_row(folder, named, unguarded(label or "")))
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8: save it as a CSV file in UTF-8") from None
     except csv.Error as problem:

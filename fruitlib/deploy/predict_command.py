@@ -63,7 +63,7 @@ def run(request: Request) -> int:
         page, ran = web_page.write(request.model, request.html), web_page.run_by_browser(request.model)
         show(files.display_path(page))
         if ran != request.model:
-            show(f"note: the page runs {ran.name}: browsers round {request.model.name} otherwise than Python")
+            show(f"note: the page runs {ran.name}: browsers round {request.model.name} differently from Python")
     if not photos:
         return 0
     for line in [*notes, *_threshold_notes(model), *_cut_notes(model)]:
@@ -103,9 +103,9 @@ def _check_overwriting(request: Request, photos: list[Photo]) -> None:
 
 def _threshold_notes(model: Model) -> list[str]:
     if model.answer_above is None:
-        return ["the file does not say from which probability on it may answer alone: no photo has a state"]
+        return ["the file does not say above which probability it may answer alone: no photo has a state"]
     if model.answer_above > 1:
-        return ["no probability was proven from which on the file may answer alone: every photo is unsure, look at all"]
+        return ["no probability is proven above which the file may answer alone: every photo is unsure, look at all"]
     return []
 
 

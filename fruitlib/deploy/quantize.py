@@ -168,16 +168,16 @@ def _quiet():
         logger.setLevel(level)
 
 
-class explained:
-    """Turns what ONNX Runtime raises, classes of its own, many and undocumented, into a QuantizeError."""
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind, problem, trace) -> None:
-        if isinstance(problem, Exception) and not isinstance(problem, MemoryError | OSError | InputError):
-            why = f"{type(problem).__name__}: {first_line(problem)[:160]}"
-            raise QuantizeError(f"ONNX Runtime does not quantize this network ({why}); use fp32") from problem
+@contextlib.contextmanager
+def explained():
+    """Inside, what ONNX Runtime raises, classes of its own, many and undocumented, becomes a QuantizeError."""
+    try:
+        yield
+    except (MemoryError, OSError, InputError):
+        raise
+    except Exception as problem:
+        why = f"{type(problem).__name__}: {first_line(problem)[:160]}"
+        raise QuantizeError(f"ONNX Runtime does not quantize this network ({why}); use fp32") from problem
 
 
 def last_layers(proto: onnx.ModelProto) -> list[str]:

@@ -6,7 +6,7 @@ from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path
 from fruitlib.data import corrections, dataset, photo_checks, sources
 from fruitlib.deploy.export import run_torch
-from fruitlib.deploy.model_files import FP32, INT8
+from fruitlib.deploy.model_files import FILES
 from fruitlib.deploy.predict import run_onnx
 from fruitlib.evaluation import metrics
 from fruitlib.runs.run import Run
@@ -35,9 +35,9 @@ def predict_test_photos(run: Run) -> pd.DataFrame:
     model, _ = models.restore(run.path / "best.pt")
     images = dataset.load_photos(run, "test", rows=rows).images
     pictures = dataset.to_pictures(images)
-    files, not_made = {"fp32": FP32, "int8": INT8}, run.record("export").get("not_made", ())
+    not_made = run.record("export").get("not_made", ())
     logits = {"torch": run_torch(model, dataset.to_array(images))}
-    logits |= {name: run_onnx(run.path / file, pictures) for name, file in files.items() if file not in not_made}
+    logits |= {name: run_onnx(run.path / file, pictures) for name, file in FILES.items() if file not in not_made}
     table = run.write_predictions("test", {name: metrics.softmax(values) for name, values in logits.items()}, rows)
     run.complete("test", identity, summary=summary)
     return table

@@ -50,9 +50,7 @@ class ExportRecord:
     int8_same: int | None = None  # of them: INT8 predicts what torch does
     int8_lost: int | None = None  # torch is right and INT8 is not
     int8_won: int | None = None  # INT8 is right and torch is not
-    int8_costs_at_most: float | None = (
-        None  # upper end of the share lost, 0 to 1; for new groups where photos share any
-    )
+    int8_costs_at_most: float | None = None  # upper end of the share lost, 0 to 1, on new groups where there are any
 
     def record(self) -> dict[str, float | str]:
         """The content of the file."""

@@ -35,8 +35,8 @@ MOST_BYTES = 300_000_000  # of a model: browsers hold no text of more than about
 CUT = "Its training photos were cut to their {what}: cut yours likewise, or the answer may be wrong."
 FP32 = "model.fp32.onnx"  # as exports name it
 SAME = ("class_names", "preprocess", "settings", "data")  # metadata that two files of one network share
-ROUNDED = "8-bit; browsers round them otherwise than Python, so probabilities may differ by some hundredths"
-BEFORE = "those of {fp32}, the network before it became {int8}: browsers round INT8 otherwise than Python"
+ROUNDED = "8-bit; browsers round them differently from Python, so probabilities may differ by some hundredths"
+BEFORE = "those of {fp32}, the network before it became {int8}: browsers round INT8 differently from Python"
 LISTED = 8  # classes that the first sentence names, at most
 SECONDS = 300  # that a download may take
 
@@ -57,7 +57,7 @@ def write(model: Path, page: Path) -> Path:
         `page`.
 
     Raises:
-        InputError: not a file that fruitlib exported, too large for a browser, or onnxruntime-web is not to be had.
+        InputError: not a file that fruitlib exported, too large for a browser, or onnxruntime-web cannot be fetched.
     """
     given, model, page = Path(model), run_by_browser(model), Path(page)
     facts = _facts(model)

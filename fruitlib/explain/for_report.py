@@ -25,7 +25,7 @@ SIDE = 48  # pixels of their maps
 def keeping_features(run: Run, head: nn.Module, paths: Sequence[str]) -> Iterator[None]:
     """Inside, the photos at `paths` pass through the head once, in this order; then `features_val.npz` is written.
 
-    It holds paths, features (n, D) in float16 (maps and tokens as their means), and which training they are of.
+    It holds paths, features (n, D) in float16, and which training they are of.
 
     Raises:
         InputError: another number of photos passed.
@@ -43,14 +43,11 @@ def keeping_features(run: Run, head: nn.Module, paths: Sequence[str]) -> Iterato
 
 @contextlib.contextmanager
 def inputs_of(head: nn.Module) -> Iterator[list[np.ndarray]]:
-    """A list to which each pass through `head` adds what it is given, float32 (n, D); of maps and tokens the means."""
+    """A list to which each pass through `head` (`models.head_of`) adds what it is given, float32 (n, D)."""
     seen: list[np.ndarray] = []
 
     def keep(_, given: tuple[torch.Tensor]) -> None:
-        values = given[0].detach().float()
-        if values.ndim == 3:  # tokens (n, T, D)
-            values = values.mean(1)
-        seen.append((values.flatten(2).mean(2) if values.ndim > 2 else values).cpu().numpy())
+        seen.append(given[0].detach().float().cpu().numpy())
 
     handle = head.register_forward_pre_hook(keep)
     try:

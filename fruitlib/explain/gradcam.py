@@ -1,7 +1,6 @@
 """Where a model looks: heatmaps by Grad-CAM and its relatives, and feature maps, the model left unchanged."""
 
 import contextlib
-import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -11,8 +10,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from fruitlib.core import files
 from fruitlib.core.errors import InputError
-from fruitlib.core.files import display_path, replacing
 from fruitlib.data.augment import LUMA
 from fruitlib.explain import methods
 
@@ -209,17 +208,21 @@ def save_heatmaps(path: Path, heatmaps: Heatmaps, **meta) -> None:
     for name, array in arrays.items():
         if name in own or array.dtype.hasobject:
             raise InputError(f"{name}: name in use, or not plain numbers or text; rename or convert it")
-    with replacing(path) as partial, open(partial, "wb") as file:
+    with files.replacing(path) as partial, open(partial, "wb") as file:
         np.savez_compressed(file, **arrays, **own | {"heatmap": own["heatmap"].astype(np.float16)})
 
 
 def load_heatmaps(path: Path) -> tuple[Heatmaps, dict[str, np.ndarray]]:
-    """What `save` wrote: the heatmaps (heat in float32) and the other arrays by name."""
+    """What `save_heatmaps` wrote: the heatmaps (heat in float32) and the other arrays by name.
+
+    Raises:
+        InputError: no such file, or it is damaged.
+    """
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as stored:
-            arrays = dict(stored)
+        arrays = files.read_npz(path)
         own = {field.name: arrays.pop(field.name) for field in fields(Heatmaps)}
-    except (OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile) as error:
-        raise InputError(f"{display_path(path)}: not readable as heatmaps; run notebook 04 again") from error
+    except (OSError, InputError, KeyError):
+        remedy = "remove it, and execute 02_train again where you want its maps"
+        raise InputError(f"{files.display_path(path)}: not readable as heatmaps; {remedy}") from None
     own |= {"heatmap": own["heatmap"].astype(np.float32), "layer_names": own["layer_names"].tolist()}
     return Heatmaps(**own), arrays

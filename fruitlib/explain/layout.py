@@ -7,9 +7,8 @@ import torch
 
 from fruitlib.core.errors import InputError
 
-MOST_OTHERS = (
-    8  # tokens that stand for no place, where the network does not say how many: class, distillation, registers
-)
+# Tokens that stand for no place, where the network does not say how many: class, distillation, registers.
+MOST_OTHERS = 8
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,9 @@ class Layout:
     def of(cls, model: torch.nn.Module) -> "Layout":
         """The layout of the first module in `model` that says something about it."""
         return cls(
-            _said(model, "num_prefix_tokens"),
-            _said(model, "output_fmt") == "NHWC",
-            _said(model, "reroll") is not None,
+            _attribute_of(model, "num_prefix_tokens"),
+            _attribute_of(model, "output_fmt") == "NHWC",
+            _attribute_of(model, "reroll") is not None,
         )
 
     def maps(self, output: torch.Tensor, n: int, name: str) -> torch.Tensor:
@@ -64,6 +63,6 @@ class Layout:
         return side if tokens - side * side <= MOST_OTHERS else 0
 
 
-def _said(model: torch.nn.Module, name: str):
+def _attribute_of(model: torch.nn.Module, name: str):
     """The attribute `name` of the first module that has it; None where none has."""
     return next((getattr(module, name) for module in model.modules() if hasattr(module, name)), None)

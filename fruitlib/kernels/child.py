@@ -42,9 +42,8 @@ def become(request: dict) -> None:
         os.dup2(file, target)
     close_files(request["files"])
     _reopen_streams()
-    send(
-        connection, {"pid": os.getpid()}
-    )  # by the child itself: a stand-in that does not get it may ask another zygote
+    # Sent by the child itself: a stand-in that does not get it may ask another zygote.
+    send(connection, {"pid": os.getpid()})
     threading.Thread(target=_end_with_stand_in, args=(connection,), daemon=True).start()
     os.register_at_fork(after_in_child=connection.close)  # it ends with this process, not with one that outlives it
     os.environ.clear()

@@ -10,6 +10,7 @@ import re
 from datetime import datetime
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from ipywidgets import (
     HTML,
@@ -202,7 +203,12 @@ class CamBrowser(KeysBox):
 
     def _filter_changed(self) -> None:
         before = self._found[self.photo.value - 1] if self._found else ""
-        rows = self._filtered(self._rows_of_split)
+        self._take(self._rows_of_split[:0])  # should the filter be refused, nothing of another view may stay
+        self._take(self._filtered(self._rows_of_split), before)
+        self._show()
+
+    def _take(self, rows: pd.DataFrame, before: str = "") -> None:
+        """Step through these photos from now on, beginning with `before` where it is among them."""
         self._found = rows["path"].tolist()
         self._labels = dict(zip(rows["path"], rows["label"], strict=True))
         self._groups = dict(zip(rows["path"], rows["group"], strict=True))
@@ -213,7 +219,6 @@ class CamBrowser(KeysBox):
             self.count.value = f"of {len(self._found):,}"
             for control in (self.photo, self.previous, self.next, self.save):
                 control.disabled = not self._found
-        self._show()
 
     def _filtered(self, rows: pd.DataFrame) -> pd.DataFrame:
         """The rows that all filters let through."""
@@ -225,9 +230,7 @@ class CamBrowser(KeysBox):
             rows = rows[rows["path"].isin(self.view.followed)]
         if not len(rows) or (self.answer.value in (ANY, FOLLOWED) and self.confidence.value == ANY):
             return rows
-        if len(rows) > MANY and self.split.value == "train":
-            raise InputError(f"{len(rows):,} training photos: {MINUTES}")
-        probs = self.view.probs(self.split.value, rows["path"].tolist())
+        probs = self._probs(self.view, rows["path"].tolist())
         if self.confidence.value != ANY:
             sure = self.view.sure(probs) == (self.confidence.value == SURE)
             rows, probs = rows[sure], probs[sure]
@@ -240,8 +243,19 @@ class CamBrowser(KeysBox):
 
     def _predicted_by_b(self, rows: pd.DataFrame) -> pd.Series:
         paths = [self._path_at(self.other, path) for path in rows["path"]]
-        probs = self.other.probs(self.split.value, paths)
+        probs = self._probs(self.other, paths)
         return pd.Series([self.other.class_names[i] for i in probs.argmax(1)], index=rows.index, dtype=str)
+
+    def _probs(self, view: cam_views.TorchView, paths: list[str]) -> np.ndarray:
+        """Probabilities (n, C) by one of the networks.
+
+        Raises:
+            InputError: it has not predicted more than `MANY` of these photos yet.
+        """
+        split = self.split.value
+        if (missing := len(view.not_predicted(split, paths))) > MANY:
+            raise InputError(f"{view.name}: {missing:,} {SPLITS[split]} photos are not predicted yet: {MINUTES}")
+        return view.probs(split, paths)
 
     # ---- what is shown
 

@@ -121,14 +121,17 @@ class TorchView:
 
     def probs(self, split: str, paths: list[str]) -> np.ndarray:
         """Probabilities (n, C) of a part's photos: those that were written down, else predicted now and kept."""
-        if not self._known.get(split):
-            self._known[split] = self._written(split)
-        known = self._known[split]
-        missing = [path for path in paths if path not in known]
+        missing, known = self.not_predicted(split, paths), self._known[split]
         for start in range(0, len(missing), AT_ONCE):
             part = missing[start : start + AT_ONCE]
             known.update(zip(part, self._predict(np.stack([self.photo(path) for path in part])), strict=True))
         return np.stack([known[path] for path in paths]) if paths else np.empty((0, len(self.class_names)))
+
+    def not_predicted(self, split: str, paths: list[str]) -> list[str]:
+        """Which of these photos of a part it has not predicted yet."""
+        if not self._known.get(split):
+            self._known[split] = self._written(split)
+        return [path for path in paths if path not in self._known[split]]
 
     def _written(self, split: str) -> dict[str, np.ndarray]:
         if split == "train":
@@ -161,7 +164,11 @@ class TorchView:
 
     def epochs(self, path: str) -> list[int]:
         """The epochs whose maps of this photo were kept during training; of few photos, by Grad-CAM."""
-        return [epoch for epoch, file in self._kept_files.items() if path in _kept(file)[1]]
+        return [epoch for epoch in self._kept_files if path in self._kept(epoch)[1]]
+
+    def _kept(self, epoch: int) -> tuple[gradcam.Heatmaps, dict[str, int]]:
+        file = self._kept_files[epoch]
+        return _kept(file, file.stat().st_mtime_ns)
 
     @functools.cached_property
     def _kept_files(self) -> dict[int, Path]:
@@ -170,7 +177,7 @@ class TorchView:
     @property
     def followed(self) -> set[str]:
         """The paths of the photos whose maps were kept during training."""
-        return {path for file in self._kept_files.values() for path in _kept(file)[1]}
+        return {path for epoch in self._kept_files for path in self._kept(epoch)[1]}
 
     def layer_like(self, name: str, others: list[str]) -> str:
         """Its own layer of this name; else the one as far from the end as `name` is among `others`."""
@@ -190,7 +197,7 @@ class TorchView:
         """
         photo = self.photo(path)
         if epoch:
-            maps, places = _kept(self._kept_files[epoch])
+            maps, places = self._kept(epoch)
             place, column = places[path], maps.layer_names.index(layer)
             how = f"{KEPT_BY}, {layer}, as kept at epoch {epoch}"
             return self._as_look(photo, maps, place, column, how, KEPT_BY)
@@ -291,8 +298,8 @@ def _restored(path: Path, time: int):
 
 
 @functools.lru_cache(64)
-def _kept(file: Path) -> tuple[gradcam.Heatmaps, dict[str, int]]:
-    """Maps kept during training, and the place of each path among them."""
+def _kept(file: Path, time: int) -> tuple[gradcam.Heatmaps, dict[str, int]]:
+    """Maps kept during training, as the file was at `time`, and the place of each path among them."""
     maps, others = gradcam.load_heatmaps(file)
     return maps, {path: place for place, path in enumerate(others["paths"].tolist())}
 

@@ -8,7 +8,6 @@ import contextlib
 import functools
 import json
 import math
-import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from fruitlib.core import texts
-from fruitlib.core.files import read_csv, read_json
+from fruitlib.core.files import read_csv, read_json, read_npz
 from fruitlib.evaluation.metrics import confusion_matrix, rates, wilson
 from fruitlib.reporting.sprites import NOTHING, Sheet
 from fruitlib.runs.run import POOLED
@@ -28,11 +27,13 @@ MOST_PHOTOS = 10_000  # of a run, on its page
 MOST_PAIRED = 150_000  # photos times runs on the index
 MOST_EPOCHS = 200  # points of a curve
 MOST_CLASSES = 25  # in a table of confusions; where there are more, the most frequent confusions are listed
+MOST_PAIRS = 40  # confusions that are listed
 MOST_GROUPS = 60  # rows of the grid of groups, those with most mistakes
 SHOWN = 3  # most probable classes of a photo
 CURVES = ("train_loss", "val_loss", "val_accuracy", "val_macro_f1")
 SMALL_SIDE = 300  # of a table whose singular values are all computed
 FEATURES_FILE = "features_val.npz"  # as `explain.for_report` calls it, which imports torch
+MAX_FEATURES = 200_000_000  # bytes of a run's features
 FEATURES, PROBABILITIES = "features", "probabilities"
 
 
@@ -138,14 +139,16 @@ def load_groups(sweep_dir: Path) -> dict[str, str]:
 
 
 def load_history(folder: Path) -> dict[str, list]:
-    """The curves of a run by name, with `epoch`; of more than `MOST_EPOCHS` epochs every second, third …"""
+    """The curves of a run by name, with `epoch`; of many epochs some, the first and the last among them."""
     path = folder / "history.csv"
     try:
         table = read_csv(path) if path.is_file() and not path.is_symlink() else pd.DataFrame()
         shown = table[["epoch", *(name for name in CURVES if name in table)]].astype(float)
     except (OSError, ValueError, KeyError, TypeError):
         return {}
-    shown = shown.iloc[:: -(-len(shown) // MOST_EPOCHS) or 1]
+    shown = (
+        shown.iloc[np.unique(np.linspace(0, len(shown) - 1, MOST_EPOCHS).round().astype(int))] if len(shown) else shown
+    )
     return {name: [_rounded(value) for value in column] for name, column in shown.items()}
 
 
@@ -232,12 +235,12 @@ def load_features(folder: Path, paths: list[str]) -> np.ndarray | None:
     None where there are none of all these photos, or they are those of an earlier training.
     """
     path = folder / FEATURES_FILE
-    with contextlib.suppress(OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        if path.is_symlink() or path.stat().st_size > 200_000_000:
-            return None
-        with np.load(path, allow_pickle=False) as stored:
-            order = pd.Index(stored["paths"]).get_indexer(paths)
-            features, trained = stored["features"][order].astype(np.float32), f"{stored['trained']}"
+    if path.is_symlink():
+        return None
+    with contextlib.suppress(OSError, ValueError, KeyError, IndexError, TypeError):
+        stored = read_npz(path, MAX_FEATURES)
+        order = pd.Index(stored["paths"]).get_indexer(paths)
+        features, trained = stored["features"][order].astype(np.float32), f"{stored['trained']}"
         whole = (order >= 0).all() and features.ndim == 2 and np.isfinite(features).all()
         return features if whole and trained == train_identity(folder) else None
     return None
@@ -259,6 +262,7 @@ class Confusion:
     class_names: list[str]
     matrix: list[list[int]]  # empty where there are many classes
     pairs: list[tuple[int, int, int]]  # true, predicted, photos; the most frequent first
+    more_pairs: int  # that are not listed
     recall: list[float]
 
 
@@ -266,10 +270,11 @@ def confusion_of(photos: RunPhotos) -> Confusion:
     """The confusions of a run's validation photos."""
     matrix = confusion_matrix(photos.labels, photos.predicted, len(photos.class_names))
     off = [(int(t), int(p), int(matrix[t, p])) for t, p in zip(*np.nonzero(matrix), strict=True) if t != p]
-    pairs = sorted(off, key=lambda pair: -pair[2])[:40]
+    pairs = sorted(off, key=lambda pair: -pair[2])
     few = len(photos.class_names) <= MOST_CLASSES
     recall = rates(matrix)["recall"].tolist()
-    return Confusion(photos.class_names, matrix.tolist() if few else [], pairs, recall)
+    more = max(0, len(pairs) - MOST_PAIRS)
+    return Confusion(photos.class_names, matrix.tolist() if few else [], pairs[:MOST_PAIRS], more, recall)
 
 
 @dataclass(frozen=True)
@@ -277,8 +282,9 @@ class GroupGrid:
     """Mistakes of each group: `rows` are (name, photos, wrong, wrong by predicted class)."""
 
     rows: list[tuple[str, int, int, list[int]]]
-    classes: list[int]  # predicted classes that are columns
+    classes: list[int]  # predicted classes that are columns: those most often wrong
     left_out: int  # groups that are not shown: those with fewest mistakes
+    classes_left_out: int  # wrongly predicted classes that are no columns
 
 
 def group_grid(photos: RunPhotos) -> GroupGrid:
@@ -289,9 +295,11 @@ def group_grid(photos: RunPhotos) -> GroupGrid:
     np.add.at(table, (codes[wrong], predicted[wrong]), 1)
     sizes = np.bincount(codes, minlength=len(names))
     order = [int(at) for at in np.argsort(-table.sum(1), kind="stable") if names[at]]
-    columns = [int(at) for at in np.flatnonzero(table.sum(0))][:MOST_CLASSES]
+    claimed = table.sum(0)
+    columns = np.sort(np.argsort(-claimed, kind="stable")[: min(MOST_CLASSES, (claimed > 0).sum())]).tolist()
     rows = [(names[at], int(sizes[at]), int(table[at].sum()), table[at, columns].tolist()) for at in order]
-    return GroupGrid(rows[:MOST_GROUPS], columns, max(0, len(rows) - MOST_GROUPS))
+    more = int((claimed > 0).sum()) - len(columns)
+    return GroupGrid(rows[:MOST_GROUPS], columns, max(0, len(rows) - MOST_GROUPS), more)
 
 
 def answered(photos: RunPhotos, above: float) -> dict:
@@ -362,4 +370,4 @@ def record_of(path: Path) -> dict:
 
 def plain(value) -> str:
     """A setting's value as a person reads it, on one line."""
-    return texts.shortened(texts.printable(f"{value}"), 60)
+    return texts.shortened(texts.printable(f"{value}"), 60) or "empty"

@@ -28,7 +28,7 @@ def _title(words: str, shown: int, total: int) -> str:
 
 
 def _heat(photo: np.ndarray, maps: list[np.ndarray]) -> tuple[list[np.ndarray], list[str]]:
-    """A photo, and heatmaps on it; and what is written upon each: that a map is empty."""
+    """A photo and heatmaps on it, and what is written on each of them: that a map is empty."""
     return [photo, *(gradcam.overlay(photo, one) for one in maps)], ["", *("" if one.any() else EMPTY for one in maps)]
 
 

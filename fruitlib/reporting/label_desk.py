@@ -82,7 +82,12 @@ def cases(manifest: pd.DataFrame, doubtful: pd.DataFrame | None = None) -> pd.Da
     order = table["kind"].map(KINDS.index)
     parts = table.iloc[order.argsort(kind="stable")].groupby("path", sort=False)
     together = {"kinds": ("kind", list), "reasons": ("reason", list), "suggested": ("suggested", "first")}
-    return parts.agg(**together, beside=("beside", "max")).reset_index()
+    return parts.agg(**together, beside=("beside", _first)).reset_index()
+
+
+def _first(texts: pd.Series) -> str:
+    """The first that is not empty; "" where all are."""
+    return next(filter(None, texts), "")
 
 
 def _doubtful(doubtful: pd.DataFrame | None) -> list[tuple]:
@@ -94,13 +99,14 @@ def _doubtful(doubtful: pd.DataFrame | None) -> list[tuple]:
 
 
 def _conflicts(manifest: pd.DataFrame) -> list[tuple]:
-    """Both photos of each pair that looks alike under two labels; photos that are there under two."""
+    """The photos of each pair that looks alike under two labels, but for test photos; photos that have two labels."""
     tested = set(manifest.loc[manifest["split"] == "test", "path"])
     found, pairs = [], corrections.unconfirmed_pairs(duplicates.conflicts(manifest), manifest)
     for row in pairs.itertuples():
         for one, other, label in (("path_a", row.path_b, row.label_b), ("path_b", row.path_a, row.label_a)):
-            why = f"looks like {other}, labelled {label}"
-            found.append((KINDS[1], getattr(row, one), why, label, "" if other in tested else other))
+            path, why = getattr(row, one), f"looks like {other}, labelled {label}"
+            if path not in tested:
+                found.append((KINDS[1], path, why, label, "" if other in tested else other))
     twice = manifest[manifest["reason"].str.startswith(SAME_PHOTO)].sort_values(["sha256", "path"])
     found += [(KINDS[1], row.path, row.reason, _other_label(twice, row), "") for row in twice.itertuples()]
     return found
@@ -278,7 +284,7 @@ class LabelDesk:
     def _say(self, problem: str = "") -> None:
         where, count = files.display_path(self.decisions.file), len(self.decisions)
         kept = f"{count:,} decision{'s' * (count != 1)} so far in {where}, written at once; no photo is changed. "
-        way = "Execute 01 again to divide the photos by them. Runs whose photos change train anew."
+        way = "Execute 01 again to divide the photos by them. Runs whose photos change train again."
         colour = "var(--jp-error-color1, #c62828)"
         wrong = f"<br><b style='color:{colour}'>{html.escape(problem)}</b>" if problem else ""
         self.message.value = f"{html.escape(kept)}{way}{wrong}"
@@ -319,7 +325,8 @@ class Card:
 
     def show_pictures(self, pictures: dict[str, bytes], label: str | None) -> None:
         """Show the photo, and to its right the one that it looks like, of that label, where there is one."""
-        images = [IMAGE.format(_short(path), _base64(picture)) for path, picture in pictures.items()]
+        encoded = {path: base64.b64encode(picture).decode() for path, picture in pictures.items()}
+        images = [IMAGE.format(_short(path), text) for path, text in encoded.items()]
         row = f"<div style='display:flex;flex-wrap:wrap;gap:6px'>{''.join(images)}</div>"
         right = [
             f"left: this photo; right: <b>{html.escape(printable(label))}</b> · {_short(path)}"
@@ -354,23 +361,25 @@ class Pictures:
     def of(self, paths: list[str]) -> dict[str, bytes]:
         """The picture of each photo; a grey one where nothing can be shown."""
         new = [path for path in paths if path not in self._known]
-        good = [path for path in new if self.status[path] in ("ok", corrections.STATUS)]
-        try:
-            decoded = dict(zip(good, dataset.pictures(self.folder, good, self.config), strict=True)) if good else {}
-        except InputError:  # one of them was removed or damaged since
-            decoded = {}
+        decoded = self._decoded([path for path in new if self.status[path] in ("ok", corrections.STATUS)])
         for path in new:
             picture = decoded[path] if path in decoded else self._glimpse(path)
             self._known[path] = _jpeg(picture)
         return {path: self._known[path] for path in paths}
 
+    def _decoded(self, paths: list[str]) -> dict[str, np.ndarray]:
+        """Those of the photos that open."""
+        if not paths:
+            return {}
+        try:
+            return dict(zip(paths, dataset.pictures(self.folder, paths, self.config), strict=True))
+        except InputError:  # one of them was removed or damaged since
+            some = (self._decoded([path]) for path in paths) if len(paths) > 1 else ()
+            return {path: picture for one in some for path, picture in one.items()}
+
     def _glimpse(self, path: str) -> np.ndarray:
         small = decoding.glimpse(sources.locate(self.folder, path)[0], SIDE)
         return np.full((SIDE, SIDE, 3), 225, np.uint8) if small is None else small
-
-
-def _base64(picture: bytes) -> str:
-    return base64.b64encode(picture).decode()
 
 
 def _short(path: str) -> str:

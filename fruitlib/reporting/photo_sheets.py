@@ -85,7 +85,7 @@ def picture_table(
     title: str,
     words: list[list[str]] | None = None,
 ) -> Figure:
-    """A table of pictures (lists of H×W×3 arrays): row names at the left, column names on top, `words` upon them."""
+    """A table of pictures (lists of H×W×3 arrays): row names at the left, column names on top, `words` on them."""
     step, names = SIDE + 0.06, [_in_lines(name, 16) for name in column_names]
     for name in row_names:
         find_fonts(name)

@@ -38,7 +38,7 @@ class PhotoTrial:
             InputError: it was not exported, or its file is gone.
         """
         shipped = verify.load_export_record(run).shipped
-        path = run.path / {"fp32": model_files.FP32, "int8": model_files.INT8}[shipped]
+        path = run.path / model_files.FILES[shipped]
         self.run, self.session, self.metadata = run, predict.open_session(path), predict.read_metadata(path)
         self.class_names = json.loads(self.metadata["class_names"])
         self.outputs = [output.name for output in self.session.get_outputs() if output.name != "logits"]

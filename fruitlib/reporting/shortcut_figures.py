@@ -146,7 +146,7 @@ def of_runs(results: pd.DataFrame) -> Figure | None:
 
     `results` has the columns of results.csv; None where no run has them. Of more than 30 runs, the most accurate.
     """
-    if "hidden_corrected" not in results and "grey_accuracy" not in results:
+    if "grey_accuracy" not in results or results["grey_accuracy"].isna().all():
         return None
     table = results[results["grey_accuracy"].notna()]
     table = table.iloc[greatest(table["accuracy"], RUNS)].sort_values("accuracy", ascending=False)

@@ -22,6 +22,7 @@ from markupsafe import Markup, escape
 from fruitlib.core import source_code, texts
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.core.files import fingerprint, is_disk_failure, os_error_text, resolve, write_text
+from fruitlib.deploy import int8_verdict
 from fruitlib.evaluation.wording import plural_of, probe_mark
 from fruitlib.reporting import pages as notebooks
 from fruitlib.reporting import site_index, site_photos
@@ -141,7 +142,8 @@ def _template() -> jinja2.Template:
     loader = jinja2.PackageLoader("fruitlib.reporting", "assets")
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"quote": quote, "fixed": fixed, "beside_probe": _beside_probe}
-    environment.globals |= {"EXPECTED": EXPECTED, "NONE": NONE}
+    environment.globals |= {"EXPECTED": EXPECTED, "NONE": NONE, "BROKEN": int8_verdict.BROKEN}
+    environment.globals |= {"PROVEN": int8_verdict.PROVEN}
     return environment.get_template("report.html.j2")
 
 
@@ -241,7 +243,13 @@ def _write_photo_pages(sweep_dir: Path, sweep: dict, seen: Seen, changed_only: b
                 folder / "photos.ipynb", "Photos", failure=f"This page could not be made: {first_line(problem)}"
             )
             text = _template().render(**shared | {"pages": []}, page=page, lede="", evidence="", settings=[], number=0)
-        write_text(path, text)
+        try:
+            write_text(path, text)
+        except OSError as problem:
+            if is_disk_failure(problem):
+                raise
+            seen.pages.discard(name)
+            seen.problems.append(f"{name}: photos.html cannot be written: {os_error_text(problem)}")
 
 
 def _notebooks(folder: Path) -> list[str]:

@@ -108,8 +108,9 @@ def _shortcuts(row: dict) -> Check | None:
     name = "No shortcut beside the object"
     if not _has(row, "hidden_corrected", "hidden_chance"):
         return Check(name, OPEN, "the object’s place is not known, so that it cannot be hidden (04)")
-    found = f"with the object hidden, {number(row['hidden_corrected']):.0%} of photos are recognised, "
-    found += f"by the best constant answer {number(row['hidden_chance']):.0%} (04)"
+    found = "with the object hidden and its leaning to some classes taken out, it is right on "
+    found += f"{number(row['hidden_corrected']):.2f} of photos, the best constant answer on "
+    found += f"{number(row['hidden_chance']):.2f} (04)"
     if not _has(row, "shortcut"):
         return Check(name, OPEN, f"too few photos to decide; {found}")
     return Check(name, FAILED if number(row["shortcut"]) else PASSED, found)
@@ -119,7 +120,7 @@ def _parity(row: dict) -> Check | None:
     share = number(row.get("fp32_agreement"))
     if math.isnan(share):
         return None
-    text = f"the ONNX file predicts torch’s class for {share:.1%} of the photos tried"
+    text = f"the ONNX file predicts torch’s class for {share:.1%} of the photos that torch computed"
     return Check("Same answers once exported", PASSED if share == 1 else FAILED, text)
 
 
@@ -128,7 +129,7 @@ def _int8(row: dict) -> Check | None:
     if not isinstance(state, str) or not state:
         return None
     if state in (int8_verdict.BROKEN, int8_verdict.NOT_MADE):
-        return Check("INT8", FAILED if state == int8_verdict.BROKEN else OPEN, f"{state}: fp32 is to be used")
+        return Check("INT8", FAILED if state == int8_verdict.BROKEN else OPEN, f"{state}: use fp32")
     count = number(row.get("int8_n"))
     on = f", n = {count:.0f}" if math.isfinite(count) else ""
     cost = (

@@ -31,7 +31,6 @@ from fruitlib.reporting.site_checks import checks, made_with, number, tie_text
 from fruitlib.reporting.sprites import NOTHING, Sheet
 
 EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run that names no `stages`
-LOWER_IS_BETTER = ("loss", "miss", "error", "latency", "seconds", "size")
 MAX_PLOTTED = 20  # runs in the interval plot, best first
 STRIP_PHOTOS = 6
 NONE = "–"
@@ -48,6 +47,7 @@ class Seen:
     sheet: Sheet = NOTHING
     pages: set[str] = field(default_factory=set)  # runs with a page of photos
     left_out: int = 0  # runs whose predictions are not on the index
+    problems: list[str] = field(default_factory=list)  # pages of photos that cannot be written, and why
 
 
 def fixed(value, digits: int) -> str:
@@ -67,12 +67,11 @@ def facts(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]], seen: Seen
     # a run that was made to be shipped was trained on the validation photos too
     ranking = ranked([run for run in complete if run.get("candidate", "stages" not in run)], sweep)
     shipped = next((run for run in runs if run["name"] == sweep["shipped"]), None)
-    # best first, the chosen one before its equals
-    pooled.sort(key=lambda row: (-number(row.get(sweep["choose_by"])), row.get("combination") != sweep["chosen"]))
+    pooled.sort(key=lambda row: _place(row, sweep, row.get("combination") == sweep["chosen"]))
     winners = [row for row in pooled if shipped and row.get("combination") == shipped["row"].get("combination")]
     winner = next(iter(winners + pooled), None)
     empty = "results.csv is missing or empty: no numbers to show" if complete and not results else ""
-    problems = [no_results or empty, no_openings, no_pooled, no_effects, *sweep["refused"], *links]
+    problems = [no_results or empty, no_openings, no_pooled, no_effects, *sweep["refused"], *links, *seen.problems]
     under_way = is_under_way(sweep)
     problems += _problems({"name": "", "pages": pages[""]}, [] if under_way else ["01_split"])
     problems += [text for run in complete for text in _problems(run, run.get("stages", EXPECTED))]
@@ -143,13 +142,13 @@ def _problems(run: dict, expected: list[str]) -> list[str]:
 
 def ranked(runs: list[dict], sweep: dict) -> list[dict]:
     """Best first by `choose_by`, the chosen one first among equals; runs without that number last."""
-    sign = 1 if any(word in sweep["choose_by"] for word in LOWER_IS_BETTER) else -1
+    return sorted(runs, key=lambda run: _place(run["row"], sweep, run["name"] == sweep["shipped"]))
 
-    def place(run: dict) -> tuple:
-        value = sign * number(run["row"].get(sweep["choose_by"]))
-        return (1, 0.0) if math.isnan(value) else (0, value, run["name"] != sweep["shipped"])
 
-    return sorted(runs, key=place)
+def _place(row: dict, sweep: dict, chosen: bool) -> tuple:
+    """What rows of a results table are sorted by."""
+    score = number(row.get(sweep["choose_by"]))
+    return (1, 0.0) if math.isnan(score) else (0, -score, not chosen)
 
 
 def forest(runs: list[dict]) -> dict:

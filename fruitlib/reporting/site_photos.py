@@ -1,10 +1,9 @@
 """The page of a run's validation photos, and what is gathered for it: predictions, groups, sheets of pictures."""
 
-import contextlib
 from pathlib import Path
 
 from fruitlib.core.errors import first_line
-from fruitlib.core.files import fingerprint
+from fruitlib.core.files import fingerprint, is_disk_failure
 from fruitlib.data import splits
 from fruitlib.evaluation.wording import plural_of
 from fruitlib.reporting import explore, sprites
@@ -40,8 +39,11 @@ def see(sweep_dir: Path, sweep: dict) -> Seen:
         first = next((run for name, run in runs.items() if name == sweep["shipped"]), next(iter(runs.values())))
         seen.sheet = _photo_sheet(sweep_dir, first, seen, sweep)
     for name in sorted(runs, key=lambda name: name != sweep["shipped"]):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # the photos are elsewhere: no heat over them
+        try:
             _heat(name, runs[name], seen)
+        except (OSError, ValueError, KeyError) as problem:  # the photos are elsewhere: no heat over them
+            if is_disk_failure(problem):
+                raise
     seen.pages = {name for name in seen.photos if not (sweep_dir / name / f"{PAGE}.ipynb").exists()}
     return seen
 

@@ -7,7 +7,6 @@ file that says which cell is what.
 
 import contextlib
 import io
-import zipfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from fruitlib.core.errors import InputError, first_line
-from fruitlib.core.files import fingerprint, read_json, replacing, write_json
+from fruitlib.core.files import fingerprint, read_json, read_npz, replacing, write_json
 from fruitlib.data import photo_checks, preprocess, sources
 from fruitlib.runs.run import Run
 
@@ -116,10 +115,18 @@ def heat_sheet(folder: Path, photo: Callable[[str, int], np.ndarray], kind: str 
 
 
 def seen_by(run: Run) -> Callable[[str, int], np.ndarray]:
-    """A function of a path and a side in pixels that gives the photo as the run's network saw it, uint8 (S, S, 3)."""
+    """A function of a path and a side in pixels that gives the photo as the run's network saw it, uint8 (S, S, 3).
+
+    It raises InputError for a photo that has changed since.
+    """
     config = photo_checks.with_bits(run.config, run.manifest)
     folder = sources.root(config.data, config.photos_dir)
-    return lambda path, side: preprocess.decode(folder, path, config.model_copy(update={"image_size": side}))
+    sums = dict(zip(run.manifest["path"], run.manifest["sha256"].fillna(""), strict=True))
+
+    def photo(path: str, side: int) -> np.ndarray:
+        return preprocess.decode(folder, path, config.model_copy(update={"image_size": side}), sums.get(path, ""))
+
+    return photo
 
 
 def _known(record: Path, stamp: str) -> Sheet | None:
@@ -142,12 +149,9 @@ def _heatmaps(path: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
 
     Read without `explain.gradcam`, which imports torch.
     """
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, zipfile.BadZipFile):
-        with zipfile.ZipFile(path) as packed:
-            if sum(member.file_size for member in packed.infolist()) > MAX_UNPACKED:
-                return None
-        with np.load(path, allow_pickle=False) as stored:
-            paths, heat, layers = stored["paths"], stored["heatmap"], stored["layer_names"]
+    with contextlib.suppress(OSError, InputError, KeyError, TypeError):
+        stored = read_npz(path, MAX_UNPACKED)
+        paths, heat, layers = stored["paths"], stored["heatmap"], stored["layer_names"]
         if heat.ndim == 4 and heat.shape[:2] == (len(paths), len(layers)) and np.isfinite(heat).all():
             return paths, heat, layers
     return None

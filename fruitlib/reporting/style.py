@@ -161,7 +161,7 @@ def _shown(figure: Figure, path: Path, width: int, height: int) -> tuple[dict, d
     facts = {"name": path.stem, "alt": words, "width": width, "height": height}
     facts["least"] = min(width, _least_width(figure, width))
     table = getattr(figure, "fruitlib_table", None)
-    if table is not None and len(text := table.to_csv(index=False, float_format="%.6g")) <= MAX_TABLE:
+    if table is not None and len(text := files.csv_text(table, float_format="%.6g")) <= MAX_TABLE:
         facts["table"] = text
     kind, content = TYPES[path.suffix], base64.b64encode(path.read_bytes()).decode()
     if path.suffix == ".svg":

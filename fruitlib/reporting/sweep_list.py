@@ -49,8 +49,8 @@ def followed(name: str = "") -> Path | None:
 def state(status: SweepStatus, changed: float) -> str:
     """How far a sweep is, in words; `changed`: the seconds since its record was written."""
     waiting = status.count("pending") or status.total > len(status.runs)
-    if status.count("running") or (waiting and changed < STALE):
-        return f"running: {status.line}"
+    if status.elapsed is not None or status.count("running") or (waiting and changed < STALE):
+        return f"running: {status.line}" + (f", {status.doing}" if status.doing and not waiting else "")
     if waiting:
         return f"stopped: {status.line}; start it again, and it goes on"
     return f"complete: {status.line}"

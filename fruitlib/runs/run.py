@@ -4,7 +4,6 @@ import contextlib
 import importlib.util
 import os
 import shutil
-import zipfile
 from collections.abc import Collection, Iterable
 from datetime import datetime
 from functools import cached_property, lru_cache
@@ -162,11 +161,11 @@ class Run:
         """
         path = self.path / EPOCHS
         try:
-            with np.load(path, allow_pickle=False) as content:
-                return content["paths"], content["probs"]
+            content = files.read_npz(path)
+            return content["paths"], content["probs"]
         except FileNotFoundError:
             raise InputError(f"{files.display_path(path)}: not there yet; execute 02_train on this run first") from None
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        except (InputError, KeyError):
             raise InputError(f"{files.display_path(path)}: damaged; remove it and execute 02_train again") from None
 
     def epoch_predictions(self) -> tuple[np.ndarray, np.ndarray]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fruitlib.core import files
@@ -110,3 +111,31 @@ def test_a_file_that_is_not_there_is_what_the_caller_says(tmp_path):
         files.read_json(tmp_path / "none.json")
     with pytest.raises(InputError, match="cannot be read"):
         files.read_json(tmp_path)
+
+
+def test_a_damaged_npz_file_is_one_line_however_it_is_damaged(tmp_path):
+    path, rng = tmp_path / "arrays.npz", np.random.default_rng(0)
+    arrays = {"names": np.array(["a", "b"]), "heat": rng.random((2, 40, 40))}
+    np.savez_compressed(path, **arrays)
+    found = files.read_npz(path)
+    assert found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)
+    whole, kinds = path.read_bytes(), set()
+    for content in [b"", b"PK\x03\x04", whole[:200], *(_with_zeros(whole, at) for at in range(0, len(whole), 97))]:
+        path.write_bytes(content)
+        try:
+            files.read_npz(path)
+        except InputError as problem:
+            kinds.add(str(problem).partition("(")[0])
+    assert kinds == {f"{path}: damaged "}
+    np.savez(path, objects=np.array([{}], dtype=object))
+    with pytest.raises(InputError, match="damaged"):
+        files.read_npz(path)
+    np.savez_compressed(path, many=np.zeros(10**6))
+    with pytest.raises(InputError, match="takes 8 MB of memory, above 1"):
+        files.read_npz(path, most_bytes=10**6)
+    with pytest.raises(FileNotFoundError):
+        files.read_npz(tmp_path / "none.npz")
+
+
+def _with_zeros(content: bytes, at: int) -> bytes:
+    return content[:at] + bytes(20) + content[at + 20 :]

@@ -102,6 +102,8 @@ def test_photos_are_named_by_folders_files_patterns_and_csvs(photos, tmp_path):
         ("x", "photos/apple/a.jpg"),
         ("y", "photos/Kürbis/a.jpg"),
     ]
+    (tmp_path / "indexed.csv").write_text(",path\n0,photos/apple/a.jpg\n", "utf-8")  # as pandas writes an index
+    assert [photo.label for photo in named_photos.find([str(tmp_path / "indexed.csv")])[0]] == ["apple"]
 
 
 # ---- what is printed of each

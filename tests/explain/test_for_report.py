@@ -34,16 +34,12 @@ def test_grad_cam_s_pass_leaves_the_features_that_the_head_makes_logits_of(tmp_p
     assert explore.load_features(tmp_path, PATHS) is None  # those of an earlier training
 
 
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [((2, 4), lambda x: x), ((2, 4, 3, 3), lambda x: x.mean((2, 3))), ((2, 5, 4), lambda x: x.mean(1))],
-)
-def test_maps_and_tokens_are_averaged(given, kept):
-    values = torch.rand(given)
+def test_only_passes_inside_are_recorded():
+    values = torch.rand(2, 4)
     with for_report.inputs_of(head := nn.Identity()) as seen:
         head(values)
     head(values)  # no longer
-    assert len(seen) == 1 and np.allclose(seen[0], kept(values).numpy(), atol=1e-6)
+    assert len(seen) == 1 and np.array_equal(seen[0], values.numpy())
 
 
 @pytest.mark.parametrize("passed", [0, 3])

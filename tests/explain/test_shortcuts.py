@@ -276,8 +276,9 @@ def test_the_verdict_needs_photos_and_groups(labels, groups, starts):
                 {"run": "a", "shortcut": 0.0},
                 {"run": "b", "shortcut": 1.0, "hidden_corrected": 0.9, "hidden_chance": 0.5},
             ],
-            "in 1 of 2 runs something beside the object gives the class away, most in b: with the object hidden, the "
-            "network is right on 0.90 of photos, where the best constant answer is on 0.50",
+            "in 1 of 2 runs something beside the object gives the class away, most in b: with the object hidden and "
+            "its leaning to some classes taken out, the network is right on 0.90 of photos, where the best constant "
+            "answer is on 0.50",
         ),
     ],
 )

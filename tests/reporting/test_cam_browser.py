@@ -1,6 +1,7 @@
 """The Grad-CAM browser: its filters, what it shows of every network, what it keeps; nothing before somebody looks."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -134,6 +135,30 @@ def test_many_training_photos_are_not_predicted_at_once(shown, monkeypatch):
     shown.split.value = "train"
     shown.answer.value = cam_browser.WRONG
     assert "choose a class or a group first" in messages(shown)
+    assert shown.picture.value == "" and shown.photo.disabled and shown.save.disabled
+    shown.next.click()
+    assert shown.picture.value == ""  # no photo of the view before stands under the name of this one
+
+
+def test_nor_are_many_validation_photos_by_an_int8_file(shown, monkeypatch):
+    monkeypatch.setattr(cam_browser, "MANY", 5)
+    shown.answer.value = cam_browser.WRONG
+    assert messages(shown) == "<span role='status'></span>"  # torch's answers are written down
+    shown.b.value = "one, INT8 file"
+    shown.answer.value = cam_browser.DIFFER
+    assert "one, INT8 file: 18 validation photos are not predicted yet" in messages(shown)
+
+
+def test_maps_that_a_later_training_kept_are_read_again(runs, shown):
+    file, path = runs[0].path / "cams" / "epoch_0002.npz", shown._path
+    whole, before = file.read_bytes(), shown.view._kept(2)[0].heatmap
+    try:
+        maps, others = gradcam.load_heatmaps(file)
+        gradcam.save_heatmaps(file, replace(maps, heatmap=1 - maps.heatmap), **others)
+        after, places = displayed(CamBrowser(runs[0])).view._kept(2)
+        assert path in places and not np.array_equal(before, after.heatmap)
+    finally:
+        file.write_bytes(whole)
 
 
 def test_test_photos_are_offered_after_06_and_the_look_is_written_down(runs, shown):

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 from report_sweep import CLASSES, write_report_sweep
 
+from fruitlib.core import files
 from fruitlib.reporting import explore, site, site_checks, site_photos, sprites
 from fruitlib.reporting.explore import RunPhotos
 from fruitlib.reporting.pages import Page
@@ -61,6 +62,31 @@ def test_answered_above_a_confidence_excludes_it(above, n, correct):
 def test_the_grid_counts_mistakes_of_each_group_and_leaves_out_photos_alone():
     grid = explore.group_grid(photos_of("aabbc", "abbac", ["x", "x", "y", "y", ""]))
     assert sorted(grid.rows) == [("x", 2, 1, [0, 1]), ("y", 2, 1, [1, 0])] and grid.classes == [0, 1]
+
+
+def test_many_classes_are_left_out_of_tables_and_counted():
+    n = 60
+    names = [f"c{at:02d}" for at in range(n)]
+    claimed = [names[(at + 1) % n] for at in range(n)] + names[30:40]  # 30 to 39 are claimed twice
+    labels = [*names, *names[:10]]
+    table = pd.DataFrame({"path": [f"{at}.jpg" for at in range(len(labels))], "label": labels, "predicted": claimed})
+    photos = RunPhotos(table, np.full((len(labels), n), 1 / n), names, ["x"] * len(labels))
+    confusion, grid = explore.confusion_of(photos), explore.group_grid(photos)
+    assert len(confusion.pairs) == explore.MOST_PAIRS and confusion.more_pairs == 70 - explore.MOST_PAIRS
+    assert len(grid.classes) == explore.MOST_CLASSES and grid.classes_left_out == n - explore.MOST_CLASSES
+    assert set(range(30, 40)) <= set(grid.classes) and grid.classes == sorted(grid.classes)
+
+
+@pytest.mark.parametrize("epochs", [1, 8, explore.MOST_EPOCHS, 399, 1000])
+def test_a_curve_begins_and_ends_as_its_training(tmp_path, epochs):
+    steps = np.arange(1, epochs + 1)
+    pd.DataFrame({"epoch": steps, "val_loss": 1 / steps}).to_csv(tmp_path / "history.csv", index=False)
+    shown = explore.load_history(tmp_path)["epoch"]
+    assert len(shown) == min(epochs, explore.MOST_EPOCHS) and (shown[0], shown[-1]) == (1, epochs)
+
+
+def test_an_empty_setting_has_a_word_that_the_script_can_filter_by():
+    assert [explore.plain(value) for value in ("", 0, None)] == ["empty", "0", "None"]
 
 
 @pytest.mark.parametrize(
@@ -167,11 +193,38 @@ def test_without_its_photos_the_report_says_so_and_has_its_numbers(tmp_path):
     assert "30 photos cannot be shown" in page and 'id="matrix"' in page
 
 
-@pytest.mark.parametrize("damage", [b"", b"PK\x03\x04", b"no zip"])
+@pytest.mark.parametrize("damage", [lambda whole: b"", lambda whole: b"no zip", lambda whole: with_zeros(whole)])
 def test_damaged_heatmaps_are_left_out(sweep, tmp_path, damage):
+    whole = (sweep / RUN / "cams/epoch_0001.npz").read_bytes()
     (tmp_path / "cams").mkdir()
-    (tmp_path / "cams/epoch_0001.npz").write_bytes(damage)
+    (tmp_path / "cams/epoch_0001.npz").write_bytes(damage(whole))
     assert sprites.heat_sheet(tmp_path, lambda path, side: np.zeros((side, side, 3), np.uint8)) is sprites.NOTHING
+
+
+def with_zeros(whole: bytes) -> bytes:
+    """A zip file whose compressed data are damaged, not its list of files."""
+    at = whole.index(b"heatmap.npy") + 40
+    return whole[:at] + bytes(20) + whole[at + 20 :]
+
+
+def test_heat_does_not_lie_over_a_photo_that_has_changed(tmp_path):
+    folder = write_report_sweep(tmp_path, runs=1)
+    table = pd.read_csv(folder / "manifest.csv", dtype=str, keep_default_na=False)
+    table["sha256"] = [files.sha256(tmp_path / "photos" / path) for path in table["path"]]
+    table.to_csv(folder / "manifest.csv", index=False)
+    photo = sprites.seen_by(sprites.run_of(folder / RUN))
+    first, *others = sprites.heat_sheet(folder / RUN, photo).cells
+    shutil.copy(tmp_path / "photos/disc/001.png", tmp_path / "photos" / first)
+    (folder / RUN / "heat.json").unlink()
+    assert list(sprites.heat_sheet(folder / RUN, photo).cells) == others
+
+
+def test_a_page_of_photos_that_cannot_be_written_costs_itself_alone(tmp_path):
+    folder = write_report_sweep(tmp_path, runs=2)
+    (folder / RUN / "photos.html").mkdir()
+    text = site.build_site(folder).read_text("utf-8")
+    assert f"{RUN}: photos.html cannot be written: " in text and f"{RUN}/photos.html" not in text
+    assert len([*folder.glob("*/photos.html")]) == 2
 
 
 # ---- a tie, checks

@@ -146,6 +146,32 @@ def test_the_photo_that_one_looks_like_is_shown_beside_it(project):
     assert re.findall('alt="(.*?)"', card.pictures.value) == ["cherry/alike.png", "apple/02.png"]
 
 
+def test_a_test_photo_is_neither_listed_nor_shown(project):
+    manifest = divided(project)
+    manifest.loc[manifest["path"] == "cherry/alike.png", "split"] = "test"
+    table = label_desk.cases(manifest).set_index("path")
+    assert "cherry/alike.png" not in table.index and table.loc["apple/02.png", "beside"] == ""
+
+
+def test_of_several_photos_that_one_looks_like_the_first_is_shown_whose_label_is_suggested(project):
+    manifest = divided(project)
+    pairs = [("apple/02.png", "cherry/alike.png", "apple", "cherry"), ("apple/02.png", "pear/9.png", "apple", "pear")]
+    pairs = pd.DataFrame(pairs, columns=["path_a", "path_b", "label_a", "label_b"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(label_desk.duplicates, "conflicts", lambda manifest: pairs)
+        case = label_desk.cases(manifest).set_index("path").loc["apple/02.png"]
+    assert (case["suggested"], case["beside"]) == ("cherry", "cherry/alike.png") and len(case["reasons"]) == 2
+
+
+def test_a_photo_that_is_gone_changes_no_other_picture(project):
+    manifest, paths = divided(project), ["apple/02.png", "apple/03.png", "cherry/11.png"]
+    before = label_desk.Pictures(project, manifest).of(paths)
+    (Path(project.data) / "apple/03.png").unlink()
+    project = project.model_copy(update={"image_size": project.image_size + 1})  # nothing of it is cached
+    after = label_desk.Pictures(project, manifest).of(paths)
+    assert [after[path] == before[path] for path in paths] == [True, False, True]
+
+
 def doubts(folder: Path, rows: list[tuple], hours_ago: float) -> None:
     """The list that 03 wrote for a run, so many hours ago."""
     folder.mkdir(parents=True)

@@ -228,10 +228,10 @@ def test_the_index_states_the_result_and_its_uncertainty(sweep):
     assert "A <b>bold</b> sweep" in text and "b" not in read(sweep / "index.html").tags
 
 
-@pytest.mark.parametrize(("choose_by", "first"), [("macro_f1", BEST), ("val_loss", WORSE)])
+@pytest.mark.parametrize(("choose_by", "first"), [("macro_f1", BEST), ("balanced_accuracy", WORSE)])
 def test_the_best_run_comes_first(sweep, choose_by, first):
     sweep_file(sweep, choose_by=choose_by, chosen=first)
-    results(sweep, val_loss=[0.2, 0.4])
+    results(sweep, balanced_accuracy=[0.9, 0.8])
     site.build_site(sweep)
     table = (sweep / "index.html").read_text("utf-8").partition('class="results"')[2]
     rows = table.partition("<tbody>")[2].split("</tr>")

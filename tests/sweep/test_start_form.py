@@ -169,6 +169,13 @@ def test_the_state_of_a_sweep_in_words(states, changed, words):
     assert sweep_list.state(status, changed).startswith(words)
 
 
+def test_a_sweep_is_not_complete_before_its_report_is():
+    from fruitlib.runs.status import RunStatus, SweepStatus
+
+    status = SweepStatus("t", "macro_f1", 1, [RunStatus("a", "complete")], doing="07_compare", elapsed=90.0)
+    assert sweep_list.state(status, 60) == "running: 1/1 runs, 07_compare"
+
+
 def test_no_sweep_is_said(home):
     assert sweep_list.followed() is None
     assert "no sweep yet" in sweep_list.table() and os.listdir(home / "params") == []

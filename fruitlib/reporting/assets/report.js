@@ -347,7 +347,8 @@
   function setUpPhotos() {
     const PAGE = 120; // photos at a time
     const FOLLOWED_HEAT = "Heat: for the true class; no colour: nothing there counts. ↑ and ↓: another epoch.";
-    const EVERY_HEAT = "Heat: for the predicted class; no colour: nothing there counts. Other layers and epochs: of a few photos.";
+    const EVERY_HEAT =
+      "Heat: for the predicted class; no colour: nothing there counts. Other layers and epochs: of a few photos.";
     const NO_HEAT =
       "No heat was kept of this photo. It is kept of every photo where 04 has 100 at most to look at, " +
       "and shown for the first runs of a large sweep.";
@@ -621,7 +622,7 @@
       const note =
         `The two first principal components of its ${what}. ` +
         "Photos side by side are alike to the network; ✗ is wrong. A click shows the photo.";
-      place.append(make("h2", {}, "Which photos does it take for alike?"), make("p", { class: "note" }, note));
+      place.append(make("h2", {}, "Which photos look alike to it?"), make("p", { class: "note" }, note));
       place.append(choice("Colour", colourings, read("colour") || "label", picked), body);
       paint();
       select(state.photo);
