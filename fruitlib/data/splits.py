@@ -1,6 +1,5 @@
 """The manifest: which photos are for training, validation and test; stratified, seeded, groups never divided."""
 
-import json
 from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -317,8 +316,13 @@ def load_manifest(sweep_dir: Path) -> pd.DataFrame:
 
 
 def load_record(sweep_dir: Path) -> dict:
-    """The record beside the manifest (`manifest.json`): identity, data, folds, repeats, listing, notes, class_names."""
-    return json.loads((sweep_dir / "manifest.json").read_text(encoding="utf-8"))
+    """The record beside the manifest (`manifest.json`): identity, data, folds, repeats, listing, notes, class_names.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InputError: it is damaged.
+    """
+    return files.read_json(sweep_dir / "manifest.json")
 
 
 def counts(manifest: pd.DataFrame) -> pd.DataFrame:
