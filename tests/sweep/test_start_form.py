@@ -187,3 +187,11 @@ def test_a_report_opens_where_there_is_a_desktop(home, monkeypatch, display, mes
     _, line = sweep_list.show().children
     line.children[1].click()
     assert message in line.children[2].value and opened == [page.as_uri()] * bool(display)
+
+
+@pytest.mark.parametrize("text", ["- lr: 0.1\n", "just words\n", "lr: [\n", "1: 2\n"])
+def test_a_params_file_that_cannot_be_copied_is_one_line(home, text):
+    (home / "params" / "odd.yaml").write_text(text)
+    form = start_form.StartForm()
+    form.copy("odd")
+    assert "odd.yaml" in form.message.value and form.fields["lr"].value == ""
