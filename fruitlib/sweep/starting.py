@@ -212,7 +212,8 @@ def name_problem(name: str, content: Mapping[str, Any], plan: Sweep | None) -> s
         folder.sweep_folder(plan, None, name)
         folder.refuse_other_results(plan, files.home() / "executed" / name)
     except InputError as problem:
-        return str(problem).replace("--out ", "name ").replace("another --out", "another name")
+        text = str(problem).replace("with --out, such as --out ", "such as ")
+        return text.replace("another --out", "another name").replace("--out ", "name ")
     path = file_of(name)
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != params_text(content):
         return f"{files.display_path(path)} is there already, with other settings: give another name"
