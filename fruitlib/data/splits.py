@@ -18,7 +18,7 @@ from fruitlib.data.tables import photo_of
 
 SPLITS = ("train", "val", "test")
 USABLE = ("ok", "sealed")
-MOST_SAID = 12  # notes on the terminal
+MOST_NOTES = 12  # notes on the terminal
 COLUMNS = ("path", "label", "group", "split", "fold", "status", "reason", "decision")
 COLUMNS += ("width", "height", "sha256", "phash", "bits")
 
@@ -68,8 +68,8 @@ def _refuse_other_photos(config: Config, sweep_dir: Path) -> None:
 
 
 def _first(notes: list[str]) -> list[str]:
-    more = [f"… and {len(notes) - MOST_SAID:,} more notes, in manifest.json"] if len(notes) > MOST_SAID else []
-    return [*notes[:MOST_SAID], *more]
+    more = [f"… and {len(notes) - MOST_NOTES:,} more notes, in manifest.json"] if len(notes) > MOST_NOTES else []
+    return [*notes[:MOST_NOTES], *more]
 
 
 def _made_manifest(
