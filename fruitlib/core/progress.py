@@ -28,8 +28,8 @@ def recorded(folder: Path):
     try:
         yield
     finally:
+        _forget()
         _folder = None
-        _forget(folder)
 
 
 def meter(what: str, every: float = 5, say: Callable[[str], None] | None = None, unit: str = "") -> OnProgress:
@@ -43,11 +43,11 @@ def meter(what: str, every: float = 5, say: Callable[[str], None] | None = None,
     def show(done: int, total: int) -> None:
         nonlocal spoken, noted
         now = time.monotonic()
-        if done and now - noted >= NOTE_EVERY:
+        if done >= total and noted > started:
+            _forget()  # it is over, and whatever comes next may say nothing of itself
+        elif done and now - noted >= NOTE_EVERY:
             noted = now
             _note(what, done, total)
-        elif done == total and noted > started and _folder:
-            _forget(_folder)
         if now - spoken < every or not done:
             return
         left = (now - started) / done * (total - done)
@@ -73,9 +73,10 @@ def _note(what: str, done: int, total: int, **facts) -> None:
             files.write_json(_folder / FILE, {"what": what, "share": done / total, **facts})
 
 
-def _forget(folder: Path) -> None:
-    with contextlib.suppress(OSError):
-        (folder / FILE).unlink(missing_ok=True)
+def _forget() -> None:
+    if _folder:
+        with contextlib.suppress(OSError):
+            (_folder / FILE).unlink(missing_ok=True)
 
 
 def duration(seconds: float) -> str:

@@ -4,7 +4,6 @@ A fruit is a radius over the directions from its centre; stems and leaves are sw
 camera with the usual faults. Varieties share colours across fruits: dimple, stem, calyx and skin tell them apart.
 """
 
-import json
 import os
 from pathlib import Path
 from typing import NamedTuple
@@ -377,8 +376,7 @@ def drawn(folder: Path, record: dict) -> bool:
     """Whether `folder` holds the set of `record`; False if absent or empty, `InputError` if it holds other files."""
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
-    path = folder / "sample.json"
-    on_disk = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    on_disk = files.read_json(folder / "sample.json", {})
     if any(on_disk.get(key) != record[key] for key in record):
         raise errors.InputError(f"{folder}: holds {on_disk or 'other files'}, not {record}; remove it or name another")
     return True

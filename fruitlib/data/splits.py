@@ -1,6 +1,5 @@
 """The manifest: which photos are for training, validation and test; stratified, seeded, groups never divided."""
 
-import json
 from collections.abc import Callable, Iterable
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +18,7 @@ from fruitlib.data.tables import photo_of
 
 SPLITS = ("train", "val", "test")
 USABLE = ("ok", "sealed")
-MOST_SAID = 12  # notes on the terminal
+MOST_NOTES = 12  # notes on the terminal
 COLUMNS = ("path", "label", "group", "split", "fold", "status", "reason", "decision")
 COLUMNS += ("width", "height", "sha256", "phash", "bits")
 
@@ -69,8 +68,8 @@ def _refuse_other_photos(config: Config, sweep_dir: Path) -> None:
 
 
 def _first(notes: list[str]) -> list[str]:
-    more = [f"… and {len(notes) - MOST_SAID:,} more notes, in manifest.json"] if len(notes) > MOST_SAID else []
-    return [*notes[:MOST_SAID], *more]
+    more = [f"… and {len(notes) - MOST_NOTES:,} more notes, in manifest.json"] if len(notes) > MOST_NOTES else []
+    return [*notes[:MOST_NOTES], *more]
 
 
 def _made_manifest(
@@ -317,8 +316,13 @@ def load_manifest(sweep_dir: Path) -> pd.DataFrame:
 
 
 def load_record(sweep_dir: Path) -> dict:
-    """The record beside the manifest (`manifest.json`): identity, data, folds, repeats, listing, notes, class_names."""
-    return json.loads((sweep_dir / "manifest.json").read_text(encoding="utf-8"))
+    """The record beside the manifest (`manifest.json`): identity, data, folds, repeats, listing, notes, class_names.
+
+    Raises:
+        FileNotFoundError: there is none.
+        InputError: it is damaged.
+    """
+    return files.read_json(sweep_dir / "manifest.json")
 
 
 def counts(manifest: pd.DataFrame) -> pd.DataFrame:

@@ -79,7 +79,7 @@ def assign_splits(
 
 
 def _place(pairs, wanted: np.ndarray, names: np.ndarray, seed: int) -> np.ndarray:
-    """The side of each unit (0 train, 1 test, 2 val) for (2, C) wanted photos of test and val; see `assign`."""
+    """The side of each unit (0 train, 1 test, 2 val) for (2, C) wanted photos of test and val; see `assign_splits`."""
     units, classes, photos = pairs
     side, rng, mixed = np.zeros(units.max() + 1, np.int8), np.random.default_rng(seed), np.bincount(units)[units] > 1
     if mixed.any():

@@ -1,4 +1,4 @@
-"""Several labels where one is wanted: columns of 0 and 1, and cells that hold a list. Said, never guessed."""
+"""Several labels where one is wanted: columns of 0 and 1, and cells that hold a list; named, never guessed."""
 
 import ast
 import itertools

@@ -87,10 +87,10 @@ def _names(path: Path, content: Any) -> dict[str, str]:
     if not isinstance(content, dict) or "names" not in content or not set(PARTS) & set(content):
         raise InputError(f"{path}: not a YOLO data set: wanted names (the classes), train and val (folders of photos)")
     names = content["names"]
-    pairs = names.items() if isinstance(names, dict) else enumerate(_as_list(names))
+    pairs = names.items() if isinstance(names, dict) else enumerate(names if isinstance(names, list) else [names])
     found = {str(number).strip(): name for number, name in pairs}
     if not found or not all(isinstance(name, str) and name.strip() for name in found.values()):
-        raise InputError(f"{path}: names is no list of classes, nor numbers with their classes")
+        raise InputError(f"{path}: names is no list of classes, nor numbers with their classes: name each class")
     return found
 
 

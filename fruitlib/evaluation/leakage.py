@@ -29,7 +29,7 @@ class Leakage:
     """Accuracy under a random split and under a group-safe one, shares with 95 % intervals; `points` between them.
 
     `n` photos in `groups` groups, chosen from `total`. Where there is nothing to compare n and groups are 0, the
-    numbers NaN, and `reason` is "one class", "no groups" or "few groups": then `scarcest_class` (an index) has
+    numbers NaN, and `reason` is "one class", "no groups" or "few groups": then `scarcest_class` has
     `fewest_groups`.
     """
 
@@ -46,7 +46,7 @@ class Leakage:
     points_high: float = np.nan
     total: int = 0
     reason: str = ""
-    scarcest_class: int = -1
+    scarcest_class: str = ""
     fewest_groups: int = 0
 
     @property
@@ -57,7 +57,7 @@ class Leakage:
 
 def price_of_leakage(
     pictures: np.ndarray,
-    labels: Iterable[int],
+    labels: Iterable[str],
     groups: Iterable[str],
     seed: int = 0,
     repeats: int = 5,
@@ -74,7 +74,7 @@ def price_of_leakage(
 
     Args:
         pictures: uint8 (n, S, S, 3); above 3,000 of them `probe_photos` chooses.
-        labels: class indexes (n,).
+        labels: names of classes (n,).
         groups: a name for each photo, "" where it stands alone.
         seed: of the divisions.
         repeats: how many divisions of each kind.
@@ -126,7 +126,7 @@ def _nothing_to_compare(labels: np.ndarray, units: np.ndarray, groups_of_class: 
         return Leakage(reason="one class")
     if len(np.unique(units)) == len(units):
         return Leakage(reason="no groups")
-    scarcest, fewest = int(groups_of_class.idxmin()), int(groups_of_class.min())
+    scarcest, fewest = str(groups_of_class.idxmin()), int(groups_of_class.min())
     if fewest < FEWEST_GROUPS:
         return Leakage(reason="few groups", scarcest_class=scarcest, fewest_groups=fewest)
     return None

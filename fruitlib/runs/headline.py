@@ -109,5 +109,10 @@ def _show_interrupted(shell, _, problem: KeyboardInterrupt, trace, tb_offset=Non
 def _bundle(state: str, text: str, numbers: dict) -> tuple[dict, dict]:
     style = "font-size:1.25em;font-weight:600;padding:.5em .8em;border-left:5px solid #0072b2"
     shown = {"text/html": f'<div style="{style}">{html.escape(text)}</div>', "text/plain": text}
-    values = {name: round(float(value), 6) for name, value in numbers.items()}
+    values = {name: _rounded(float(value)) for name, value in numbers.items()}
     return shown, {"fruitlib": {"headline": {"state": state, "text": text, "numbers": values}}}
+
+
+def _rounded(value: float) -> float:
+    """Six decimals; three digits of a number that would lose more, such as a p of 1e-9."""
+    return round(value, 6) if abs(value) >= 0.001 else float(f"{value:.3g}")

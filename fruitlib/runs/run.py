@@ -317,7 +317,7 @@ def _is_fold(run: Run, other: Run) -> bool:
         config = other.config
     except InputError:  # of another version
         return False
-    free = {"fold"} if run.config.fold else {"fold", "cam_every", "keep"}
+    free = {"fold"} if run.config.fold else {"fold", "cam_every"}
     if not run.config.fold and config.patience:
         free |= {"epochs", "patience", "warmup_epochs"}
     names = (set(configs.SPLIT_SETTINGS) | set(configs.TRAIN_SETTINGS)) - free

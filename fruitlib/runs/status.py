@@ -24,7 +24,7 @@ class RunStatus:
     stage: str = ""
     epoch: int = 0
     epochs: int = 0
-    score: float | None = None  # of the last epoch, or the best one's where training is over
+    score: float | None = None  # of the last epoch; of the kept one where training is over
     part: float = 0.0  # of the epoch under way that is done, where it is a long one
     doing: str = ""  # what the stage does that takes long, such as a download
     since: float = 0.0  # when the stage began (`time.time`)
@@ -157,20 +157,25 @@ def load_run_status(folder: Path, known: dict, metric: str) -> RunStatus:
         if working := _fresh(folder / WORKING):
             status.stage, status.since = working["stage"], float(working.get("since", 0))
             status.state = "running"
-    if status.state not in ("running", "pruned", "complete"):
-        return status
-    with contextlib.suppress(OSError, ValueError, KeyError, IndexError):
-        path = folder / "history.csv"
-        status.changed = path.stat().st_mtime
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        status.epoch = int(rows[-1]["epoch"])
-        status.seconds = [float(row["seconds"]) for row in rows]
-        scores = [float(row[f"val_{metric}"]) for row in rows]
-        status.score = scores[-1] if status.stage == "02_train" else max(scores)
+    if status.state in ("running", "pruned", "complete"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, IndexError):
+            _add_history(status, folder, metric)
     if status.state == "running":
         _add_long_work(status, folder / progress.FILE)
     return status
+
+
+def _add_history(status: RunStatus, folder: Path, metric: str) -> None:
+    """Add what `history.csv` says: epochs with their seconds, all or none of it, and the score where there is one."""
+    path = folder / "history.csv"
+    changed = path.stat().st_mtime
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    seconds = [float(row["seconds"]) for row in rows]
+    status.epoch, status.seconds, status.changed = int(rows[-1]["epoch"]), seconds, changed
+    trained = {} if status.stage == "02_train" else files.read_json(folder / "stages" / "train.json", {})
+    row = rows[trained.get("kept_epoch", 0) - 1]  # while it trains, the last one
+    status.score = float(row[f"val_{metric}"])
 
 
 def _add_long_work(status: RunStatus, path: Path) -> None:

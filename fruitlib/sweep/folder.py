@@ -64,7 +64,7 @@ def refuse_other_results(plan: Sweep, sweep_dir: Path) -> None:
 
     A sweep is known by its params file, whatever has changed in it: run again, what changed is repeated, and runs that
     were added are executed. A file that was moved, renamed or copied is the same one; another file's results stay as
-    they are, and so do results of which nobody knows whose they are.
+    they are, and so do results without a record of their params file.
 
     Raises:
         InputError: other files, another sweep's results, other photos; the message says what is there.

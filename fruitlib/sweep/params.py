@@ -26,6 +26,7 @@ from fruitlib.core.texts import printable
 from fruitlib.sweep import space as spaces
 from fruitlib.sweep.space import Space
 
+MOST_BYTES = 240  # of a folder's name; a file system allows 255
 MOST_RUNS = 10_000  # of one sweep: a folder each, and a row in every table
 MOST_WITH_PAGES = 12  # runs that all get pages, unless `pages` says otherwise
 SWEEP_KEYS = ("title", "test", "choose_by", "ship", "pages", "grid", "list", "random", "search")
@@ -96,7 +97,7 @@ def read_params(path: Path, settings: dict[str, Any] | None = None) -> Sweep:
         InputError: missing or broken file, unknown or wrong setting, a combination that is impossible or given twice;
             the message begins with file and line.
     """
-    content, lines = _read_yaml(path)
+    content, lines = read_content(path)
     settings = settings or {}
     try:
         return replace(_plan(content, settings, path), digest=fingerprint(path))
@@ -240,7 +241,12 @@ def _refuse_without_effect(combination: dict[str, Any], config: Config) -> None:
             raise InputError(message, name, combination[name])
 
 
-def _read_yaml(path: Path) -> tuple[dict[str, Any], yaml_files.Lines]:
+def read_content(path: Path) -> tuple[dict[str, Any], yaml_files.Lines]:
+    """What a params file sets, by name, and the lines where that stands; nothing is checked but that it is a mapping.
+
+    Raises:
+        InputError: no such file, not valid YAML, or no mapping.
+    """
     if not path.exists():
         raise InputError("no such params file; params/ holds some to start from", place=printable(str(path)))
     content, lines = yaml_files.read(path)
@@ -331,7 +337,7 @@ def _by_optimizer(grid: dict) -> dict[str, list]:
     if not isinstance(choices := grid.get("lr"), dict):
         return {}
     optimizers = grid.get("optimizer")
-    if not isinstance(optimizers, list) or set(choices) != set(optimizers):
+    if not isinstance(optimizers, list) or set(map(str, choices)) != set(map(str, optimizers)):
         raise InputError(f"grid lr names {', '.join(map(str, choices))}; optimizer must list the same ones", "lr")
     if not all(isinstance(values, list) and values for values in choices.values()):
         raise InputError("grid lr holds a list of values for each optimizer", "lr")
@@ -354,4 +360,7 @@ def run_name(differing: dict[str, Any]) -> str:
     """A folder name made of what differs, as in `lr=0.001,optimizer=adam`; `run` when nothing does."""
     parts = (f"{name}={value}" for name, value in differing.items())
     name = re.sub(r"[^\w=,.+-]+", "_", ",".join(parts)) or "run"
-    return name if len(name) <= 120 else f"{name[:107]}-{fingerprint(differing)}"
+    if len(name) <= 120 and len(name.encode()) <= MOST_BYTES:
+        return name
+    start = name[:107].encode()[: MOST_BYTES - 13].decode(errors="ignore")  # a letter may have four bytes
+    return f"{start}-{fingerprint(differing)}"

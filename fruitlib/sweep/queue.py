@@ -56,7 +56,7 @@ class Engine:
     def __init__(self, executor, sweep_dir: Path, kernel: Callable[[], str], say: Callable[[str], None]):
         self.executor, self.kernel, self.say = executor, kernel, say
         self.stop_file = sweep_dir / f".stop.{files.owner()}.{secrets.token_hex(4)}"  # removed with stale partial files
-        self._told: set[str] = set()
+        self._reported: set[str] = set()
         self.waiting: list[Task] = []
         self.elsewhere: list[Task] = []  # another process holds their run
         self.running: dict[Future, Task] = {}
@@ -157,19 +157,19 @@ class Engine:
                 with files.lock(task.folder / lock_of(task.stages), timeout=0):
                     pass
             except files.Locked:
-                self._tell_of_stopped(task)
+                self._report_stopped(task)
                 continue
             self.elsewhere.remove(task)
             self.waiting.append(task)
 
-    def _tell_of_stopped(self, task: Task) -> None:
+    def _report_stopped(self, task: Task) -> None:
         """Say once that a process of another sweep, which holds a task's run, was stopped: it is not ours to end."""
         held = Run(task.folder).read_json(WORKING)
-        if task.name in self._told or held.get("host") != socket.gethostname():
+        if task.name in self._reported or held.get("host") != socket.gethostname():
             return
         with contextlib.suppress(psutil.Error):
             if psutil.Process(pid := held["pid"]).status() == psutil.STATUS_STOPPED:
-                self._told.add(task.name)
+                self._reported.add(task.name)
                 self.say(f"{task.name}: process {pid} works on it and was stopped: kill -CONT {pid}, or kill -9 {pid}")
 
     def stop(self) -> None:

@@ -97,10 +97,10 @@ class Trials:
             open_ = trial.state.name not in ENDED
             if open_:
                 asked = self._optuna.trial.Trial(self.study, trial._trial_id)
-                settings = _suggested(asked, self.search)  # killed in the midst of asking, some are suggested only now
+                settings = _suggested(asked, self.search)  # some only now, where a kill cut the asking off
             else:
                 settings = trial.params
-                if set(settings) != set(self.search.space):  # failed in the midst of asking
+                if set(settings) != set(self.search.space):  # it failed while it was asked for
                     continue
             name = self._join(trial.number, settings)
             if name is None:

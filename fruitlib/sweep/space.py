@@ -85,10 +85,11 @@ def _read_one(name: str, choice: Any, where: str) -> "list | Range":
     kind = str(Config.model_fields[name].annotation) if name in Config.model_fields else ""
     whole = "int" in kind and "float" not in kind  # some take a word besides
     try:
-        low, high = (int(choice[end]) if whole else float(choice[end]) for end in ("low", "high"))
-        step = None if choice.get("step") is None else int(choice["step"]) if whole else float(choice["step"])
+        low, high = (_number(choice[end], whole) for end in ("low", "high"))
+        step = None if choice.get("step") is None else _number(choice["step"], whole)
     except (TypeError, ValueError, OverflowError):
-        raise InputError(f"{where}: low, high and step are numbers", name) from None
+        kind = "whole numbers" if whole else "numbers"
+        raise InputError(f"{where}: low, high and step are {kind}", name) from None
     log = choice.get("log", False)
     if not all(abs(end) < LARGEST for end in (low, high)):
         raise InputError(f"{where}: low and high are numbers below {LARGEST:g}", name)
@@ -99,6 +100,14 @@ def _read_one(name: str, choice: Any, where: str) -> "list | Range":
     if step is not None and not 0 < step <= high - low:
         raise InputError(f"{where}: step must be above 0 and not wider than the range", name)
     return Range(low, high, bool(log), step)
+
+
+def _number(value: Any, whole: bool) -> float:
+    """The value as a number; ValueError where it is `whole` and has a fraction, which int() would cut off."""
+    number = float(value)
+    if whole and not number.is_integer():
+        raise ValueError(value)
+    return int(number) if whole else number
 
 
 def corners(space: Space) -> list[dict[str, Any]]:

@@ -71,7 +71,8 @@ class StartForm:
         try:
             texts = starting.texts_of(starting.file_of(name), list(FIELDS))
         except (InputError, OSError) as problem:
-            self.message.value = _wrong(f"params/{name}.yaml: {problem}")
+            is_named = getattr(problem, "place", "")  # with its line, where there is one
+            self.message.value = _wrong(str(problem) if is_named else f"params/{name}.yaml: {problem}")
             return
         self.message.value = ""
         for field in (*FIELDS, MORE):

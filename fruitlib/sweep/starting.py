@@ -16,7 +16,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from fruitlib.core import files, yaml_files
+from fruitlib.core import files
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.core.setting_errors import explain
@@ -181,9 +181,9 @@ def texts_of(path: Path, fields: list[str]) -> dict[str, str]:
     """What a form's fields, and `more`, hold for an existing params file.
 
     Raises:
-        InputError: it cannot be read.
+        InputError: it cannot be read, or its settings are wrong.
     """
-    content = yaml_files.read(path)[0] or {}
+    content = params.read_content(path)[0]
     params.plan_of(content, path.stem)
     grid = content.pop("grid", None) or {}
     shown = {name: grid.pop(name) for name in list(grid) if name in fields and isinstance(grid[name], list)}
@@ -212,7 +212,8 @@ def name_problem(name: str, content: Mapping[str, Any], plan: Sweep | None) -> s
         folder.sweep_folder(plan, None, name)
         folder.refuse_other_results(plan, files.home() / "executed" / name)
     except InputError as problem:
-        return str(problem).replace("--out ", "name ").replace("another --out", "another name")
+        text = str(problem).replace("with --out, such as --out ", "such as ")
+        return text.replace("another --out", "another name").replace("--out ", "name ")
     path = file_of(name)
     if path.exists() and path.read_text(encoding="utf-8", errors="replace") != params_text(content):
         return f"{files.display_path(path)} is there already, with other settings: give another name"

@@ -27,7 +27,7 @@ STRENGTHS |= {"knn": (40, 20, 10, 5, 3, 1), "prototypes": (0,)}
 USUAL = {"logistic": 1.0, "svm": 0.01, "knn": 5, "prototypes": 0}  # where nothing can be compared
 WORDS = {"logistic": "C", "svm": "C", "knn": "k", "prototypes": ""}
 FOLDS = 5
-# TrainingSet of features that strengths are compared on; with more, a sample of them
+# Rows of features that strengths are compared on; of more, a sample
 MOST_COMPARED = {"logistic": 1000, "svm": 500, "knn": 2000, "prototypes": 300}
 WORSE = 2
 ALIKE = 1.02  # the weakest penalty whose log-loss is within 2 % of the least is taken: see `_choose`
@@ -110,7 +110,7 @@ class TrainingSet:
     basis: np.ndarray | None
 
     def balanced(self, rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """TrainingSet and labels, with SMOTE's where that is set."""
+        """These rows and labels, with SMOTE's where that is set."""
         if self.balance != "smote":
             return rows, labels
         more, names = balance.smote(torch.from_numpy(rows), torch.from_numpy(labels), self.seed)

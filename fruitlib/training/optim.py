@@ -21,8 +21,9 @@ def build(config: Config, model: nn.Module) -> torch.optim.Optimizer:
     A group is a block of the backbone or the head, in two parts: weights, and biases and norms (one dimension or
     none), which are never decayed (He et al. 2019, "Bag of Tricks", section 3.1). The head learns at `lr`, the block
     before it at lr · layer_decay, the one before that at lr · layer_decay² … (Howard and Ruder 2018, section 3.2).
-    Where layer_decay is 1, the network is one block: an optimizer works through its groups one after the other, and ten
-    took three times as long as two on our own network.
+    Where layer_decay is 1, the whole network is one block: an optimizer works through its groups one by one, and ten of
+    them took three times as long as two on our own network.
+
     Call it after `blocks.freeze_blocks`. With `unfreeze_every` everything is in it from the start: a frozen parameter
     has no gradient, and torch's optimizers leave such a parameter, and its momentum, alone. Fused optimizers change all
     weights in one call, which on small networks saves a twentieth of a step.
@@ -38,7 +39,7 @@ def build(config: Config, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def parameter_groups(config: Config, model: nn.Module) -> list[dict]:
-    """The groups of `build`, input to output, each with name, params, lr and weight_decay; the head's come last."""
+    """The groups of `build`, input to output: name, params, lr, weight_decay of each. The last has the head's lr."""
     parts = {**blocks.blocks_of(model), "head": models.head_of(model)}
     if config.layer_decay == 1:
         parts = {"network": model}

@@ -170,7 +170,7 @@ def _doubt(net: nn.Module, own: tuple, side: int, sureness: float) -> str:
     """
     answers = [_answers(net, photo, own, side) for photo in PHOTOS]
     if max(-(a.exp() * a).sum(1).mean().item() for a in answers) < SPREAD:
-        return f"with {_said(own)} it is quite sure of whatever it is shown"
+        return f"with {_words(own)} it is quite sure of whatever it is shown"
     found = {}
     for normalisation, blue_first in [*((one, False) for one in NORMALISATIONS[:3]), (own, True)]:
         answers = {photo: _answers(net, photo, normalisation, side, blue_first) for photo in PHOTOS}
@@ -178,7 +178,7 @@ def _doubt(net: nn.Module, own: tuple, side: int, sureness: float) -> str:
     best = max(found, key=found.__getitem__)
     if not found[best] > sureness + SURER:
         return ""
-    return f"it names them more surely with {'blue first' if best[1] else _said(best[0])} than with {_said(own)}"
+    return f"it names them more surely with {'blue first' if best[1] else _words(best[0])} than with {_words(own)}"
 
 
 # ---- normalisation ----
@@ -234,13 +234,13 @@ def _best_normalisation(distances: dict[tuple, float], own: tuple) -> tuple[str,
     if distances[best] > FIT:
         return "none", own, f"BatchNorm fits no normalisation, the nearest is {distances[best]} off"
     if distances[own] > FIT or distances[own] > max(FIT / 2, CLEAR * distances[best]):
-        text = f"BatchNorm fits {_said(best)} ({distances[best]} off) and not {_said(own)} ({distances[own]} off)"
+        text = f"BatchNorm fits {_words(best)} ({distances[best]} off) and not {_words(own)} ({distances[own]} off)"
         return "other", best, text
     next_best = min(value for tried, value in distances.items() if tried != own)
-    return "own", own, f"BatchNorm fits {_said(own)} ({distances[own]} off, others {next_best} or more)"
+    return "own", own, f"BatchNorm fits {_words(own)} ({distances[own]} off, others {next_best} or more)"
 
 
-def _said(normalisation: tuple[Triple, Triple]) -> str:
+def _words(normalisation: tuple[Triple, Triple]) -> str:
     """Numbers in short: `mean 0.5, sd 0.5`."""
     parts = [f"{v[0]:.3g}" if len(set(v)) == 1 else "/".join(f"{x:.3g}" for x in v) for v in normalisation]
     return f"mean {parts[0]}, sd {parts[1]}"

@@ -43,7 +43,7 @@ def take(net: nn.Module, config: Config, file: WeightFile | None) -> Origin:
         state, left, entry = _fitted(net, file)
         left += _load(net, state, file, heads, config.model)
         known = {"source": "file", **_of_file(file), "taken": len(state.keys() - set(left)), "left": left}
-        known |= {"entry": entry, "licence": ""}  # whose they are, nobody knows
+        known |= {"entry": entry, "licence": ""}  # nobody knows who made them
     else:
         return replace(origin, licence="")
     origin = replace(origin, **known)

@@ -352,8 +352,12 @@ def progress_line(history: list[dict], epochs: int, best: int = 0) -> str:
 def main(run_dir: str) -> None:
     """The life of one of several processes."""
     folder = files.resolve(run_dir)
-    with recorded(folder) if machine.rank() == 0 else contextlib.nullcontext():
-        group.worker(lambda: train(Run(folder), lambda history: None))
+
+    def work() -> None:
+        with recorded(folder) if machine.rank() == 0 else contextlib.nullcontext():
+            train(Run(folder), lambda history: None)
+
+    group.worker(work)  # which ends this process without returning
 
 
 if __name__ == "__main__":

@@ -290,6 +290,8 @@ YAML = "train: train/images\nnames: [x, y]\n"
         ("train: ../../etc\nnames: [x, y]\n", {"a": ""}, "train: ../../etc is not in"),
         ("train: nowhere\nval: train/images\nnames: [x, y]\n", {"a": ""}, "train: nowhere is not in"),
         ("train: data.yaml\nnames: [x, y]\n", {"a": ""}, "is not in"),
+        ("train: train/images\nnames: [x, '', y]\n", HALVES, "names is no list of classes"),
+        ("train: train/images\nnames: [x, [], y]\n", HALVES, "names is no list of classes"),
     ],
 )
 def test_a_broken_yolo_set_is_one_line(tmp_path, text, labels, words):

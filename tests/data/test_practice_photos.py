@@ -111,6 +111,12 @@ def test_a_folder_with_other_files_is_refused_and_kept(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["mine.jpg"]
 
 
+def test_a_damaged_record_is_one_line(tmp_path):
+    (tmp_path / "sample.json").write_text("{")
+    with pytest.raises(InputError, match=r"sample\.json: damaged"):
+        practice_photos.draw(tmp_path)
+
+
 def test_an_interrupted_draw_leaves_nothing(few, tmp_path):
     def stop(done, total):
         if done == 4:

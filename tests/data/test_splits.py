@@ -240,7 +240,7 @@ def test_the_classes_found_fit_in_a_line(labels, columns, words):
 
 
 def test_of_many_notes_the_first_are_said(collection, tmp_path, monkeypatch):
-    monkeypatch.setattr(splits, "MOST_SAID", 1)
+    monkeypatch.setattr(splits, "MOST_NOTES", 1)
     (collection / "사과" / "notes.txt").touch()
     lines = []
     splits.prepare_manifest(settings(collection), tmp_path, say=lines.append)

@@ -107,6 +107,8 @@ def test_folds_find_their_siblings(folds, make_run):
     assert [run.name for run in folds[3].sibling_folds()] == [] == folds[4].sibling_folds()
     refit = make_run("refit", folds=3, repeats=2, fold=0, cam_every=0)
     assert [run.name for run in refit.sibling_folds()] == ["fold=1", "fold=2", "fold=3"]
+    make_run("kept", folds=3, repeats=2, fold=1, keep="best")  # of a grid over keep: its photos would count twice
+    assert [run.name for run in refit.sibling_folds()] == ["fold=1", "fold=2", "fold=3"]
     other = make_run("other", folds=3, repeats=2, fold=0, epochs=folds[0].config.epochs + 1)
     assert other.sibling_folds() == []  # other epochs only where the folds stopped early
     early = make_run("early", folds=3, repeats=2, fold=1, epochs=9, patience=2, lr=0.25)

@@ -66,6 +66,12 @@ def test_a_lost_photo_rings_and_a_wrong_folder_is_refused(divided, tmp_path, cap
     assert "no manifest.json" in capsys.readouterr().err
 
 
+def test_a_damaged_record_is_one_line(divided, capsys):
+    (divided[0] / "manifest.json").write_text('{"data": ')
+    assert cli.main(["check", str(divided[0])]) == 2
+    assert "manifest.json: damaged" in capsys.readouterr().err
+
+
 def test_from_shuffled_labels_nothing_is_learnt(make_run, tmp_path):
     """Chance is 1 in 3 of 24 validation photos; the epoch is chosen on them, so somewhat more is no alarm."""
     accuracy, photos = {}, str(draw_shapes(tmp_path / "many", per_class=32))

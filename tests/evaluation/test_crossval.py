@@ -107,6 +107,15 @@ def test_03_reads_the_pooled_predictions_and_says_so(trained):
     assert wording.out_of_sample_text(table, pooled, 3) == "out-of-fold predictions on 42 photos, 3 folds"
 
 
+def test_a_refit_whose_name_was_shortened_finds_its_folds(trained):
+    work, combinations, folder = trained
+    crossval.pool_folds(work, combinations, folder)
+    settings = work["fold=1"].config.model_copy(update={"fold": 0})
+    refit = Run(folder / "augment=none,head=logistic,image_siz-0123456789ab", settings)
+    table, pooled = crossval.out_of_sample(refit)
+    assert pooled and len(table) == 42
+
+
 def test_pooled_predictions_of_an_earlier_training_are_not_read(trained, monkeypatch):
     work, combinations, folder = trained
     crossval.pool_folds(work, combinations, folder)

@@ -178,6 +178,8 @@ def test_run_names_are_short_enough_for_a_folder_and_stay_apart():
     long = [{f"setting{i}": "x" * 30 for i in range(8)} | {"last": last} for last in "ab"]
     names = [params.run_name(differing) for differing in long]
     assert max(map(len, names)) <= 120 and names[0] != names[1]
+    names = [params.run_name({"share_class": "사과" * 55 + last}) for last in ("", "배")]
+    assert max(len(name.encode()) for name in names) <= 240 and names[0] != names[1] and "사과" in names[0]
     assert "/" not in params.run_name({"base_weights": "a/b c.pt"})
 
 
@@ -194,6 +196,8 @@ def test_each_optimizer_may_have_learning_rates_of_its_own(tmp_path):
     assert found == {("adam", 0.001), ("sgd", 0.1), ("sgd", 0.01)} and len(plan.runs) == 6
     with pytest.raises(InputError, match="grid lr names adam; optimizer must list the same ones"):
         params.read_params(story(tmp_path, "grid:\n  optimizer: [adam, sgd]\n  lr: {adam: [0.001]}\n"))
+    with pytest.raises(InputError, match=r"grid lr names adam; optimizer must list the same ones"):
+        params.read_params(story(tmp_path, "grid:\n  optimizer: [[adam]]\n  lr: {adam: [0.001]}\n"))
 
 
 def test_what_is_shipped_is_a_refit_unless_the_file_says_otherwise(tmp_path):

@@ -62,3 +62,10 @@ def test_a_setting_that_takes_a_word_besides_numbers_is_whole_all_the_same():
 def test_what_is_no_range_is_refused_by_name(choice, words):
     with pytest.raises(InputError, match=f"file: space lr: .*{words}"):
         space.read_space({"lr": choice}, "file")
+
+
+@pytest.mark.parametrize("wrong", [{"low": 2.7}, {"high": 9.5}, {"step": 1.5}])
+def test_a_fraction_of_an_epoch_is_refused_and_not_cut_off(wrong):
+    with pytest.raises(InputError, match="space epochs: low, high and step are whole numbers"):
+        space.read_space({"epochs": {"low": 2, "high": 9} | wrong}, "file")
+    assert space.read_space({"epochs": {"low": 2.0, "high": 1e1}}, "file") == {"epochs": space.Range(2, 10)}

@@ -107,7 +107,7 @@ def test_the_form_answers_at_every_key_and_writes_what_it_says(home, monkeypatch
     assert not list((home / "params").iterdir())
     form.fields["lr"].value = "0.1, 0.01"
     assert "peak learning rate" in form.notes["lr"].value and "2 runs: lr 2" in form.found.value
-    for name, words in {"../up": "not a path", "dev": "reserved", "": ""}.items():
+    for name, words in {"../up": "not a path", "dev": "reserved", " a": "give a plain name such as", "": ""}.items():
         form.fields["name"].value = name
         assert words in form.notes["name"].value and form.button.disabled == bool(words)
     command = [sys.executable, "-c", "print('report: executed/mine/index.html')"]
@@ -194,3 +194,11 @@ def test_a_report_opens_where_there_is_a_desktop(home, monkeypatch, display, mes
     _, line = sweep_list.show().children
     line.children[1].click()
     assert message in line.children[2].value and opened == [page.as_uri()] * bool(display)
+
+
+@pytest.mark.parametrize("text", ["- lr: 0.1\n", "just words\n", "lr: [\n", "1: 2\n"])
+def test_a_params_file_that_cannot_be_copied_is_one_line(home, text):
+    (home / "params" / "odd.yaml").write_text(text)
+    form = start_form.StartForm()
+    form.copy("odd")
+    assert form.message.value.count("odd.yaml") == 1 and form.fields["lr"].value == ""

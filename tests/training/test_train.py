@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from fruitlib.core import config, files
+from fruitlib.core import config, files, progress
 from fruitlib.core.errors import InputError, Interrupted
 from fruitlib.data import dataset, splits
 from fruitlib.data.batch import Batch
@@ -364,3 +364,16 @@ def test_an_interrupted_training_says_in_one_line_that_it_resumes(make_run, monk
     assert caught.value._render_traceback_() == [str(caught.value)]
     monkeypatch.undo()
     assert len(train.fit(Run(run.path))) == 3
+
+
+def test_a_process_of_several_leaves_no_note_of_its_progress(monkeypatch, tmp_path):
+    """It ends without returning, so that what surrounds `group.worker` is never left."""
+    note = tmp_path / progress.FILE
+
+    def ends_at_once(work):
+        work()
+        assert not note.exists()
+
+    monkeypatch.setattr(train.group, "worker", ends_at_once)
+    monkeypatch.setattr(train, "train", lambda run, on_epoch: note.write_text("{}"))
+    train.main(str(tmp_path))
