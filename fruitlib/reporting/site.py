@@ -22,11 +22,11 @@ from markupsafe import Markup, escape
 from fruitlib.core import source_code, texts
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.core.files import fingerprint, is_disk_failure, os_error_text, resolve, write_text
+from fruitlib.core.texts import number
 from fruitlib.evaluation.wording import plural_of, probe_mark
 from fruitlib.reporting import pages as notebooks
 from fruitlib.reporting import site_index, site_photos
 from fruitlib.reporting.pages import Page
-from fruitlib.reporting.site_checks import number
 from fruitlib.reporting.site_index import EXPECTED, LINK, NONE, Seen, fixed
 from fruitlib.runs.status import read_sweep
 

@@ -11,10 +11,11 @@ import pandas as pd
 
 from fruitlib.core.errors import first_line
 from fruitlib.core.files import read_csv, read_json
+from fruitlib.core.texts import number
 from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.selection import SelectionOptimism
 from fruitlib.evaluation.sweep_answers import INSIGHT
-from fruitlib.evaluation.wording import choice_text
+from fruitlib.evaluation.wording import choice_text, tie_text
 from fruitlib.reporting.explore import (
     RunPhotos,
     as_script_data,
@@ -27,7 +28,7 @@ from fruitlib.reporting.explore import (
     sheet_data,
 )
 from fruitlib.reporting.pages import Page
-from fruitlib.reporting.site_checks import checks, made_with, number, tie_text
+from fruitlib.reporting.site_checks import checks, made_with
 from fruitlib.reporting.sprites import NOTHING, Sheet
 
 EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run that names no `stages`
