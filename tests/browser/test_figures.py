@@ -10,7 +10,6 @@ from nbformat import v4
 from fruitlib.reporting import export_figures, page_figures, site, style
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg=="
-ASSETS = site.files("fruitlib.reporting").joinpath("assets")
 
 
 @pytest.fixture
@@ -30,9 +29,6 @@ def page_file(tmp_path, monkeypatch):
     cells = [v4.new_markdown_cell("# A title"), v4.new_code_cell("plot()", outputs=outputs)]
     nbformat.write(v4.new_notebook(cells=cells), tmp_path / "05.ipynb")
     site.write_folder(tmp_path, "T", "")
-    (tmp_path / "assets").mkdir()
-    style_sheet = "".join(ASSETS.joinpath(name).read_text("utf-8") for name in ("report.css", "pages.css"))
-    (tmp_path / "assets" / "report.css").write_text(style_sheet, "utf-8")
     return tmp_path / "05.html"
 
 
