@@ -66,6 +66,16 @@ def test_a_phone_shows_a_figure_whole_and_a_tap_makes_its_letters_eleven_pixels_
     assert offline.evaluate("document.documentElement.scrollWidth") <= 390 and not hint.is_visible()
 
 
+def test_a_print_shows_all_of_a_figure(offline, page_file):
+    text = page_file.read_text("utf-8")
+    page_file.write_text(re.sub(r"--least: \d+px", "--least: 900px", text), "utf-8")  # as a sheet of many columns has
+    offline.set_viewport_size({"width": 700, "height": 900})
+    offline.goto(page_file.as_uri())
+    assert offline.locator("figure img").bounding_box()["width"] == 900
+    offline.emulate_media(media="print")
+    assert offline.locator("figure img").bounding_box()["width"] <= 700
+
+
 def test_no_hint_where_letters_are_large_enough_or_the_screen_is_wide(offline, page_file):
     text = page_file.read_text("utf-8")
     offline.goto(page_file.as_uri())
