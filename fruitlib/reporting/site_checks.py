@@ -121,7 +121,7 @@ def made_with(sweep_dir: Path, sweep: dict, shipped: dict | None) -> list[tuple[
     weights = record.get("weights")
     weights = weights if isinstance(weights, dict) else {}
     facts = [
-        ("Command", f"fruitlib sweep {sweep['params_file']}" if sweep.get("params_file") else ""),
+        ("Command", sweep.get("command")),
         ("Settings file", sweep.get("params_digest")),
         ("Data", record.get("data_fingerprint")),
         ("Weights, sha256", weights.get("sha256")),
