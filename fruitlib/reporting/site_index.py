@@ -259,7 +259,7 @@ def _data(sweep_dir: Path, runs: list[dict], ranking: list[dict], seen: Seen) ->
             "settings": {f"{name}": plain(value) for name, value in (run.get("settings") or {}).items()},
             "history": load_history(sweep_dir / run["name"]) if run["state"] == "complete" else {},
             "page": run["name"] in seen.pages,
-            "heat": _heat(seen.heat.get(run["name"], NOTHING), paired["paths"]),
+            "heat": _heat(run["name"], seen, paired["paths"]),
         }
         for run in runs
     ]
@@ -267,10 +267,15 @@ def _data(sweep_dir: Path, runs: list[dict], ranking: list[dict], seen: Seen) ->
     return paired | {"runs": listed, "cells": cells, "sheet": sheet_data(seen.sheet, "assets/")}, left
 
 
-def _heat(heat: Sheet, paths: list[str]) -> dict | None:
-    """A run's sheet of heat, and the row of each of the index's photos that is on it."""
+def _heat(name: str, seen: Seen, paths: list[str]) -> dict | None:
+    """A run's sheet of heat, the row of each of the index's photos that is on it, and which class the heat is for.
+
+    It is the sheet of every photo; where there is none, that of the photos that training followed.
+    """
+    every = seen.every.get(name, NOTHING)
+    heat = every if every.layers else seen.heat.get(name, NOTHING)
     if not heat.layers:
         return None
     number_of = {path: at for at, path in enumerate(paths)}
     rows = {number_of[path]: row for path, row in heat.cells.items() if path in number_of}
-    return sheet_data(heat, "") | {"of": rows, "last": heat.layers[-1]}
+    return sheet_data(heat, "") | {"of": rows, "for": "predicted" if heat is every else "true"}

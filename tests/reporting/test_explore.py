@@ -15,7 +15,7 @@ from fruitlib.reporting import explore, site, site_checks, site_photos, sprites
 from fruitlib.reporting.explore import RunPhotos
 from fruitlib.reporting.pages import Page
 
-RUN = "lr=0.001,optimizer=adam"
+RUN, OTHER = "lr=0.001,optimizer=adam", "lr=0.001,optimizer=sgd"
 
 
 def photos_of(labels: str, predicted: str, groups: list[str] | None = None) -> RunPhotos:
@@ -285,12 +285,34 @@ def test_checks_come_from_records_and_are_absent_without(tmp_path, row, train, l
 
 
 def test_the_footer_says_what_it_was_made_with(tmp_path):
-    folder = write_report_sweep(tmp_path, runs=1)
+    folder = write_report_sweep(tmp_path, runs=1, command="fruitlib sweep params/shapes.yaml --data photos")
     (folder / RUN / "stages").mkdir()
     record = {"data_fingerprint": "abc123", "weights": {"sha256": "5793", "licence": "apache-2.0"}}
     (folder / RUN / "stages/train.json").write_text(json.dumps(record))
     footer = site.build_site(folder).read_text("utf-8").partition("<footer>")[2]
-    assert all(text in footer for text in ("fruitlib sweep params/shapes.yaml", "abc123", "5793", "apache-2.0"))
+    assert all(text in footer for text in ("sweep params/shapes.yaml --data photos<", "abc123", "5793", "apache-2.0"))
+
+
+def test_the_table_says_of_each_run_what_is_left_without_the_object(tmp_path):
+    folder = write_report_sweep(tmp_path, runs=2)
+    table = pd.read_csv(folder / "results.csv")
+    table.assign(hidden_corrected=[0.31, 0.78], hidden_chance=0.33, shortcut=[0, 1]).to_csv(folder / "results.csv")
+    rows = re.findall(r"<tr data-run=.*?</tr>", site.build_site(folder).read_text("utf-8"), re.DOTALL)
+    cells = {re.search('data-run="(.*?)"', row)[1]: row for row in rows}
+    assert "0.31<small" in cells[RUN] and "a constant answer: 0.33" in cells[RUN] and "a shortcut" not in cells[RUN]
+    assert "0.78<small" in cells[OTHER] and "a shortcut" in cells[OTHER]
+
+
+def test_a_pair_shows_heat_of_every_photo_of_which_it_was_kept(tmp_path):
+    folder = write_report_sweep(tmp_path, runs=2)
+    paths = explore.load_photos(folder / RUN, {}).table["path"].tolist()
+    arrays = {"paths": np.array(paths), "heatmap": np.ones((30, 1, 48, 48), np.float16), "layer_names": ["conv2"]}
+    np.savez(folder / RUN / "cams" / "validation_0008.npz", **arrays)
+    text = site.build_site(folder).read_text("utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    heat = {run["name"]: run["heat"] for run in data["runs"]}
+    assert len(heat[RUN]["of"]) == 30 and heat[RUN]["for"] == "predicted" and heat[RUN]["file"] == "heat_all.webp"
+    assert len(heat[OTHER]["of"]) == 3 and heat[OTHER]["for"] == "true"
 
 
 # ---- size
