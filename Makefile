@@ -43,7 +43,7 @@ soak: .venv/installed ## fifty kills, at random, over sweeps: none lost, none do
 example: demo ## the demo's report as kept in git, executed/example (pages and tables, no models)
 	@mkdir -p executed/example
 	@rm -rf executed/example/lr=* executed/example/head=* executed/example/assets executed/example/*.html executed/example/*.csv executed/example/*.json
-	@cd executed/demo && find . -name '*.html' -o -name '*.css' -o -name '*.webp' -o -name results.csv -o -name history.csv -o -name predictions_val.csv -o -name sweep.json | \
+	@cd executed/demo && find . -name '*.html' -o -name '*.webp' -o -name results.csv -o -name history.csv -o -name predictions_val.csv -o -name sweep.json | \
 		tar cf - -T - | tar xf - -C ../example
 	@echo "executed/example holds the demo's report; README.md quotes its results.csv"
 

@@ -1,7 +1,7 @@
 """How far long work is and how long it still takes, in words; and in a file, for whoever watches from outside.
 
-Inside `recorded`, every `meter` and every long epoch is noted in that folder's `FILE`, at most every other second: so
-the terminal of a sweep shows what a notebook of it downloads, decodes or trains.
+Inside `recorded`, every `step` is noted in that folder's `FILE`, and at most every other second how far a `meter`, an
+epoch or another long loop is: so the terminal of a sweep shows what a notebook of it downloads, trains or exports.
 """
 
 import contextlib
@@ -24,12 +24,17 @@ _folder: Path | None = None
 def recorded(folder: Path):
     """Inside, long work of this process is noted in that folder; nothing of it is left there in the end."""
     global _folder
-    _folder = folder
+    before, _folder = _folder, folder
     try:
         yield
     finally:
         _forget()
-        _folder = None
+        _folder = before
+
+
+def step(what: str) -> None:
+    """Note what begins now, of which nobody can say how far it is."""
+    _note(what)
 
 
 def meter(what: str, every: float = 5, say: Callable[[str], None] | None = None, unit: str = "") -> OnProgress:
@@ -47,7 +52,7 @@ def meter(what: str, every: float = 5, say: Callable[[str], None] | None = None,
             _forget()  # it is over, and whatever comes next may say nothing of itself
         elif done and now - noted >= NOTE_EVERY:
             noted = now
-            _note(what, done, total)
+            _note(what, share=done / total)
         if now - spoken < every or not done:
             return
         left = (now - started) / done * (total - done)
@@ -59,18 +64,23 @@ def meter(what: str, every: float = 5, say: Callable[[str], None] | None = None,
 
 def through_epoch(batches: Iterable[Item], number: int, steps: int) -> Iterator[Item]:
     """The `steps` batches of an epoch; how many have been taken is noted where it takes longer than two seconds."""
+    return through(batches, steps, EPOCH, number=number)
+
+
+def through(items: Iterable[Item], total: int, what: str, **facts) -> Iterator[Item]:
+    """The `total` items; how many have been taken is noted where it takes longer than two seconds."""
     noted = time.monotonic()
-    for done, batch in enumerate(batches):
+    for done, item in enumerate(items):
         if (now := time.monotonic()) - noted >= NOTE_EVERY:
             noted = now
-            _note(EPOCH, done, steps, number=number)
-        yield batch
+            _note(what, share=done / total, **facts)
+        yield item
 
 
-def _note(what: str, done: int, total: int, **facts) -> None:
-    if _folder and total:
+def _note(what: str, **facts) -> None:
+    if _folder:
         with contextlib.suppress(OSError):  # no reason to lose the work
-            files.write_json(_folder / FILE, {"what": what, "share": done / total, **facts})
+            files.write_json(_folder / FILE, {"what": what, **facts})
 
 
 def _forget() -> None:

@@ -1,5 +1,6 @@
 """Text from files and folders: one form for names that look equal, and a form that is safe to print."""
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable
@@ -70,3 +71,11 @@ def some(names: Iterable[str], most: int = 6, letters: int = 60) -> str:
 def show(text: str, file: TextIO | None = None) -> None:
     """Print lines (to standard output by default), what would steer the terminal shown."""
     print("\n".join(map(printable, text.split("\n"))), file=file, flush=True)
+
+
+def number(value) -> float:
+    """A number of a table or record; NaN where it is none."""
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return math.nan

@@ -14,6 +14,7 @@ import numpy as np
 import onnx
 import pandas as pd
 
+from fruitlib.core import progress
 from fruitlib.core.files import folder_beside
 from fruitlib.deploy import export, quantize
 from fruitlib.deploy.predict import read_metadata
@@ -136,6 +137,7 @@ def search(fp32: Path, int8: Path, calibration: np.ndarray, photos: np.ndarray, 
         )
         tried, late = [], False
         for recipe in trial.recipes(tried):
+            progress.step(f"INT8 recipe {len(tried) + 1}")
             tried.append(trial.of(recipe))
             if tried[-1].verdict == "passes" or (late := time.monotonic() > until):
                 break

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-from fruitlib.core import files
+from fruitlib.core import files, progress
 from fruitlib.data import dataset, photo_checks
 from fruitlib.data.dataset import Photos
 from fruitlib.deploy import export, heat, int8_search, photo_files
@@ -62,6 +62,7 @@ def build_model_files(run: Run, model, checkpoint: dict) -> tuple[dict[str, Path
     with files.folder_beside(run.path / FP32) as folder:
         graphs = {"fp32": folder / "fp32.onnx", "int8": folder / "int8.onnx"}
         side = run.config.image_size
+        progress.step("the ONNX file")
         export.export_onnx(model, graphs["fp32"], side, run.class_names, facts, checkpoint["network"])
         found = _with_features(graphs["fp32"], model)
         found_int8 = _int8(run, graphs)

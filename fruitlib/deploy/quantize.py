@@ -15,6 +15,7 @@ from onnxruntime.quantization import registry
 from onnxruntime.quantization.calibrate import TensorData, TensorsData
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 
+from fruitlib.core import progress
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.core.files import folder_beside, replacing
 from fruitlib.deploy.export import check_images
@@ -236,7 +237,7 @@ def _ranges(graph: onnx.ModelProto, images: np.ndarray) -> dict[str, np.ndarray]
     names = sorted(name for name in touched - {"images", *cut} if kinds.get(name) == onnx.TensorProto.FLOAT)
     session = session_of(with_outputs(graph, names))
     seen: dict[str, list] = {name: [] for name in ["images", *names]}
-    for start in range(len(images)):
+    for start in progress.through(range(len(images)), len(images), "INT8 calibration"):
         image = images[start : start + 1]
         for name, values in zip(seen, [image, *session.run(None, {"images": image})], strict=True):
             seen[name].append((values.min(initial=0), values.max(initial=0), _sample(values)))

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pandas as pd
 
-from fruitlib.core import files, machine
+from fruitlib.core import files, machine, progress
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset
 from fruitlib.data.dataset import Photos
@@ -171,9 +171,15 @@ def export_run(run: Run) -> Export:
         ExportError: no fp32 file, or it does not compute what torch computes, or a file makes other pixels of photos
             than training did. The stage is then not complete.
     """
+    with progress.recorded(run.path):
+        return _export_run(run)
+
+
+def _export_run(run: Run) -> Export:
     identity = run.identity("export")
     model, checkpoint = models.restore(run.path / "best.pt")
     paths, search = model_files.build_model_files(run, model, checkpoint)
+    progress.step("both files compared")
     photos, on_validation = photos_to_try(run)
     images, pictures = dataset.to_array(photos.images), dataset.to_pictures(photos.images)
     logits = {backend: predict.run_onnx(path, pictures, AT_ONCE) for backend, path in paths.items()}
@@ -185,6 +191,7 @@ def export_run(run: Run) -> Export:
     verdict = _judged(run, photos, logits, on_validation, search.why)
     groups = run.groups(photos.paths)
     shares = {backend: intervals.share_of(values.argmax(1) == labels, groups) for backend, values in logits.items()}
+    progress.step("latency")
     latency = latency_table(model, paths, search.dynamic, images[:1], pictures[:1])
     times = latency[(latency["photos"] == 1) & (latency["threads"] == 1)].set_index("backend")["least_ms"]
     record = ExportRecord(
@@ -202,6 +209,7 @@ def export_run(run: Run) -> Export:
     facts = {"graphs": {backend: model_files.graph_fingerprint(path) for backend, path in paths.items()}}
     facts["judged_by"] = run.int8_judges()
     run.complete("export", identity, **facts, **{"not_made": [model_files.INT8]} if search.why else {})
+    progress.step("heat of both files")
     heat = gate.heat_agreement(paths, model, photos)
     return Export(record, parity, verdict, shares, len(images), on_validation, search, latency, from_disk, heat)
 

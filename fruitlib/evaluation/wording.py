@@ -18,6 +18,8 @@ from fruitlib.evaluation.significance import PairedDifference
 
 MAX_LISTED = 10  # photos or pairs that a check names
 FROZEN = "frozen features"  # the probe: a logistic regression on them
+EQUAL = 1e-9  # scores that differ by less are a tie
+TIED = 3  # runs of a tie that are named
 PROBE = "an RBF support vector machine on 40 principal components of 16 × 16 pixels"
 
 
@@ -87,6 +89,29 @@ def population_text(groups: Sequence[str], word: str = "group") -> str:
 def choice_text(optimism: SelectionOptimism) -> str:
     """`chosen among 20 runs x 12 epochs: flatters by about 10 points`; empty where nothing was chosen, or measured."""
     return f"chosen among {_choices(optimism)}: flatters by {_flattery(optimism)}" if optimism.measured else ""
+
+
+def tie_text(rows: list[dict], chosen: dict | None, choose_by: str, name: str) -> str:
+    """How a tie for the best `choose_by` was broken, as a sentence; "" where the chosen row is best alone.
+
+    Args:
+        rows: of the results table, all that were compared; `name` is the column that names them.
+        chosen: the one of `rows` that was chosen.
+    """
+    best = texts.number(chosen.get(choose_by)) if chosen else math.nan
+    equal = [row for row in rows if row is not chosen and abs(texts.number(row.get(choose_by)) - best) <= EQUAL]
+    if not equal:
+        return ""
+    names = "; ".join(f"{row.get(name)}" for row in equal[:TIED])  # a name holds commas
+    more = f" and {len(equal) - TIED} more" if len(equal) > TIED else ""
+    shown = choose_by.replace("_", " ").replace("f1", "F1")
+    text = f"It is a tie with {names}{more}: the same {shown}, {best:.3f}."
+    losses = [texts.number(row.get("val_loss")) for row in equal]
+    loss = texts.number(chosen.get("val_loss"))
+    if name == "run" and losses and all(loss < other for other in losses):
+        how = f"the one with the lowest validation loss was taken ({loss:.3f} against {min(losses):.3f})"
+        return f"{text} Of equals {how}."
+    return f"{text} Of equals the first of the sweep was taken."
 
 
 def selection_optimism_text(optimism: SelectionOptimism, word: str = "group") -> str:

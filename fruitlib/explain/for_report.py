@@ -11,6 +11,7 @@ from torch.nn.functional import interpolate
 
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import replacing
+from fruitlib.core.progress import recorded
 from fruitlib.explain import gradcam
 from fruitlib.explain.gradcam import Heatmaps
 from fruitlib.runs.run import Run
@@ -30,7 +31,7 @@ def keeping_features(run: Run, head: nn.Module, paths: Sequence[str]) -> Iterato
     Raises:
         InputError: another number of photos passed.
     """
-    with inputs_of(head) as seen:
+    with inputs_of(head) as seen, recorded(run.path):
         yield
     features = np.concatenate(seen) if seen else np.empty((0, 1), np.float32)
     if len(features) != len(paths):

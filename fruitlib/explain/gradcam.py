@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from fruitlib.core import files
+from fruitlib.core import files, progress
 from fruitlib.core.errors import InputError
 from fruitlib.data.augment import LUMA
 from fruitlib.explain import methods
@@ -73,7 +73,8 @@ def _in_batches(cam, images, targets, batch_size: int) -> dict[str, np.ndarray]:
     """What `Heatmaps` holds but for the names of the layers, by name."""
     parts = []
     try:
-        for start in range(0, len(images), batch_size):
+        starts = range(0, len(images), batch_size)
+        for start in progress.through(starts, len(starts), "heat"):
             batch = slice(start, start + batch_size)
             parts.append(cam.explain(images[batch], None if targets is None else targets[batch]))
     finally:

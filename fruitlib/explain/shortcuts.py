@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from fruitlib.core import files
+from fruitlib.core import files, progress
 from fruitlib.core.errors import InputError
 from fruitlib.data import dataset, sources
 from fruitlib.data.augment import LUMA
@@ -117,18 +117,20 @@ def of_run(run: Run, model: torch.nn.Module, photos: Photos, maps: Heatmaps, wri
     some = np.unique(np.linspace(0, len(photos) - 1, min(MOST_PHOTOS, len(photos))).round().astype(int))
     chosen = photos.pick(some)
     boxes = object_masks.boxes_seen(sources.root(run.config.data, run.config.photos_dir), chosen.paths, run.config)
-    looked = look(
-        model,
-        dataset.to_pictures(chosen.images),
-        chosen.labels.numpy(),
-        maps.heatmap[some, -1],
-        maps.targets[some],
-        run.class_names,
-        run.groups(chosen.paths),
-        boxes,
-        run.config.group_word,
-        plain=maps.predicted[some] if run.config.views == "one" else None,
-    )
+    with progress.recorded(run.path):
+        progress.step("photos without colour, without the object")
+        looked = look(
+            model,
+            dataset.to_pictures(chosen.images),
+            chosen.labels.numpy(),
+            maps.heatmap[some, -1],
+            maps.targets[some],
+            run.class_names,
+            run.groups(chosen.paths),
+            boxes,
+            run.config.group_word,
+            plain=maps.predicted[some] if run.config.views == "one" else None,
+        )
     if write:
         looked.write(run)
     return looked
@@ -226,6 +228,7 @@ def _curves(
     chosen = warm[np.unique(np.linspace(0, len(warm) - 1, min(most, len(warm))).round().astype(int))]
     images = _floats(pictures[chosen])
     model.eval()
+    progress.step("deletion and insertion")
     return insertion.curves(model, images, heat[chosen], targets[chosen], seed), chosen
 
 

@@ -29,7 +29,7 @@ In: arrays and tables. Out: figures, which `style.save_figure` saves and shows, 
     pages             an executed notebook -> what its page says
     sprites           photos and heat on sheets beside the pages
     explore           what the report's script works with
-    site_checks       what was checked, how a tie was broken, what it was made with
+    site_checks       what was checked, and what it was made with
     site_index        what the index says
     site_photos       what the page of a run's photos says
     site              executed notebooks -> an offline site

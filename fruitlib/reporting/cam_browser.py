@@ -28,6 +28,7 @@ from ipywidgets import (
 from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.evaluation.compare import Pair
+from fruitlib.explain.methods import SCORED
 from fruitlib.reporting import cam_pictures, cam_views
 from fruitlib.reporting.cam_pictures import Shown
 from fruitlib.reporting.cam_views import KEPT_BY, PREDICTED, SPLITS, TRUE
@@ -37,6 +38,7 @@ from fruitlib.runs.run import Run, open_run
 ANY, NOTHING = "any", "nothing else"
 RIGHT, WRONG, DIFFER, FOLLOWED = "A is right", "A is wrong", "A and B differ", "followed during training"
 SURE, UNSURE = "sure", "unsure"
+SLOW = "Score-CAM"
 MANY = 2_000  # photos that are predicted for a filter, at most
 MINUTES = "predicting them takes minutes; choose a class or a group first"
 
@@ -269,7 +271,23 @@ class CamBrowser(KeysBox):
             now = f"kept: {number}" if number else "kept"
             _offer(self.epoch, {str(epoch): epoch for epoch in kept} | {now: 0}, 0)
             self.target.disabled = self.method.disabled = bool(self.epoch.value)
-        self.picture.value = cam_pictures.page(self._title, self._true, self._sides(), self.opacity.value)
+        with self._saying_what_takes_long():
+            sides = self._sides()
+        self.picture.value = cam_pictures.page(self._title, self._true, sides, self.opacity.value)
+
+    @contextlib.contextmanager
+    def _saying_what_takes_long(self):
+        """Inside, a line says that the method chosen takes about a second for each photo, where it does."""
+        slow = self._asked[1] == SLOW
+        if slow:
+            self._say(
+                f"{SLOW}: the network runs once for each of up to {SCORED} channels; the kernel can be interrupted"
+            )
+        try:
+            yield
+        finally:
+            if slow:
+                self._say("")
 
     @property
     def _path(self) -> str:

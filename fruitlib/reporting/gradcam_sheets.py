@@ -13,7 +13,7 @@ from fruitlib.reporting import photo_sheets
 from fruitlib.reporting.labels import label
 from fruitlib.reporting.style import drawing, spread
 
-PHOTOS, COLUMNS = 12, 16  # on a sheet, at most
+PHOTOS, EPOCHS = 12, 11  # on a sheet, at most
 EMPTY = "no heat"
 
 
@@ -58,7 +58,7 @@ def heatmaps_by_epoch(
     """
     if not kept:
         return None
-    shown, epochs = spread(len(photos), PHOTOS), [list(kept)[place] for place in spread(len(kept), COLUMNS)]
+    shown, epochs = spread(len(photos), PHOTOS), [list(kept)[place] for place in spread(len(kept), EPOCHS)]
     rows, words = zip(
         *(_heat(photos[place], [kept[epoch].heatmap[place, -1] for epoch in epochs]) for place in shown), strict=True
     )

@@ -19,6 +19,7 @@ from fruitlib.reporting.labels import find_fonts, label
 from fruitlib.reporting.style import drawing
 
 SIDE, GAP, LINE = 1.25, 0.1, 0.165  # inches: a photo's side, what lies between two, a line of small text
+WIDEST, NAMES, LEAST = 9.2, 1.25, 0.6  # inches: a sheet that a page shows whole, its row names, a picture's side
 LINES = 6  # of a caption, at most
 SMALL = {"fontsize": 9, "linespacing": 1.2}
 
@@ -85,23 +86,28 @@ def picture_table(
     title: str,
     words: list[list[str]] | None = None,
 ) -> Figure:
-    """A table of pictures (lists of H×W×3 arrays): row names at the left, column names on top, `words` on them."""
-    step, names = SIDE + 0.06, [_in_lines(name, 16) for name in column_names]
+    """A table of pictures (lists of H×W×3 arrays): row names at the left, column names on top, `words` on them.
+
+    The more columns, the smaller the pictures, so that a page shows all of up to twelve columns.
+    """
+    gap = 0.06
+    side = min(SIDE, max(LEAST, (WIDEST - NAMES) / len(column_names) - gap))
+    step, names = side + gap, [_in_lines(name, round(13 * side)) for name in column_names]
     for name in row_names:
         find_fonts(name)
     head = 0.17 * max((name.count("\n") + 1 for name in names if name), default=0) + 0.03
     figure, ax = _sheet(step * len(column_names), step * len(pictures) + head, title)
     places = [step * column for column in range(len(names))]
     for x, name in zip(places, names, strict=True):
-        ax.text(x + SIDE / 2, head - 0.05, name, ha="center", va="bottom", fontsize=9)
+        ax.text(x + side / 2, head - 0.05, name, ha="center", va="bottom", fontsize=9)
     for row, (line, name) in enumerate(zip(pictures, row_names, strict=True)):
         y = head + row * step
-        ax.text(-0.08, y + SIDE / 2, name, ha="right", va="center", fontsize=9)
+        ax.text(-0.08, y + side / 2, name, ha="right", va="center", fontsize=9)
         for x, picture, word in zip(places, line, words[row] if words else [""] * len(line), strict=True):
-            _picture(ax, picture, x, y)
+            _picture(ax, picture, x, y, side)
             if word:
                 box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 1.5}
-                ax.text(x + SIDE / 2, y + 0.9 * SIDE, word, ha="center", va="center", fontsize=9, bbox=box)
+                ax.text(x + side / 2, y + 0.9 * side, word, ha="center", va="center", fontsize=9, bbox=box)
     return figure
 
 
@@ -121,10 +127,10 @@ def feature_maps(maps: dict[str, np.ndarray], photo: np.ndarray, title: str) -> 
 
     Each map has a colour scale of its own, from its least to its greatest activation.
     """
-    side, step = 1.05, 1.1
+    side, step = 0.83, 0.88
     columns = max(len(channels) for channels in maps.values())
     figure, ax = _sheet(step * columns, step * len(maps), label(title, 80))
-    _picture(ax, photo, -2.1, 0, side)
+    _picture(ax, photo, -1.05 - side, 0, side)
     for row, (layer, channels) in enumerate(maps.items()):
         text = f"{label(layer)}\n{channels.shape[1]} × {channels.shape[2]}"
         ax.text(-0.1, row * step + side / 2, text, ha="right", va="center", fontsize=9)

@@ -12,7 +12,7 @@ from fruitlib.explain import shortcuts
 from fruitlib.explain.insertion import DELETION, INSERTION, ROAD
 from fruitlib.explain.shortcuts import Looked
 from fruitlib.reporting.labels import find_fonts, label, labels
-from fruitlib.reporting.style import COLOURS, drawing, greatest, spread
+from fruitlib.reporting.style import COLOURS, drawing, greatest, keep_table, spread
 
 SHOWN = 8  # photos in the strip
 RIGHT, WRONG, OTHER = COLOURS["train"], COLOURS["val"], "#555555"
@@ -37,7 +37,25 @@ def looked(found: Looked) -> Figure:
     _accuracy(figure.add_subplot(grid[1, 4:] if heat else grid[1, 1:]), found)
     panels = [figure.add_subplot(grid[2, 2 * at : 2 * at + 2]) for at in range(len(CURVES))]
     _curves(panels, found)
+    keep_table(figure, _numbers(found))
     return figure
+
+
+def _numbers(found: Looked) -> pd.DataFrame:
+    """What the figure shows but for the photos: a row per mark; `share` is of the picture."""
+    right = np.where(found.predicted == found.labels, "right", "wrong")
+    rows = [
+        {"figure": "heat on the object", "of": right[i], "share": found.heat.areas[i], "value": found.heat.shares[i]}
+        for i in np.flatnonzero(found.heat.held)
+    ]
+    for name, share in _accuracies(found):
+        numbers = {"value": share.value, "low": share.low, "high": share.high, "n": share.n}
+        rows.append({"figure": "accuracy", "of": " ".join(name.split()).strip(","), **numbers})
+    for order, curves in (("hottest first", found.curves.by_heat), ("at random", found.curves.at_random)):
+        for name, shares in found.curves.shares.items() if found.curve_groups else ():
+            points = zip(shares, curves[name].mean(0), strict=True)
+            rows += [{"figure": name, "of": order, "share": share, "value": value} for share, value in points]
+    return pd.DataFrame(rows)
 
 
 def _strip(ax: Axes, found: Looked) -> None:
@@ -98,12 +116,7 @@ def _heat(ax: Axes, found: Looked) -> None:
 
 def _accuracy(ax: Axes, found: Looked) -> None:
     """Accuracy with 95 % intervals on the photos as they are and changed, from top to bottom."""
-    plain = intervals.share_of(found.predicted == found.labels, found.groups)
-    rows = [("as they are\n", plain), ("without colour\n", found.changes[GREY].share)]
-    rows += [("other hue\n", found.changes[HUE].share)]
-    if found.background:
-        rows.append(("object hidden\n", found.background.answered))
-        rows.append(("hidden, leaning\ntaken out, ", found.background.corrected.share))
+    rows = _accuracies(found)
     for at, (_, share) in enumerate(rows):
         ax.plot([share.low, share.high], [at, at], color=RIGHT, linewidth=2)
         ax.plot(share.value, at, "o", color=RIGHT)
@@ -117,6 +130,17 @@ def _accuracy(ax: Axes, found: Looked) -> None:
     ax.set_xlabel(f"with 95 % interval for {wording.new_text(found.groups, found.word)}", fontsize=10)
     ax.set_title("Accuracy on changed photos")
     ax.tick_params(axis="x", labelsize=9)
+
+
+def _accuracies(found: Looked) -> list[tuple[str, intervals.Share]]:
+    """The shares of photos that are right, with what was done to the photos."""
+    plain = intervals.share_of(found.predicted == found.labels, found.groups)
+    rows = [("as they are\n", plain), ("without colour\n", found.changes[GREY].share)]
+    rows += [("other hue\n", found.changes[HUE].share)]
+    if found.background:
+        rows.append(("object hidden\n", found.background.answered))
+        rows.append(("hidden, leaning\ntaken out, ", found.background.corrected.share))
+    return rows
 
 
 def _curves(panels: list[Axes], found: Looked) -> None:
@@ -153,7 +177,7 @@ def of_runs(results: pd.DataFrame) -> Figure | None:
     heat = "heat_on_object" in table and table["heat_on_object"].notna().any()
     at = np.arange(len(table))
     figure, axes = plt.subplots(
-        1, 2 if heat else 1, figsize=(9.2 if heat else 6.5, 1.6 + 0.34 * len(table)), sharey=True, squeeze=False
+        1, 2 if heat else 1, figsize=(9.2 if heat else 6.5, 2.1 + 0.34 * len(table)), sharey=True, squeeze=False
     )
     for column, (name, marker, colour) in MARKS.items():
         if column in table:
@@ -168,6 +192,8 @@ def of_runs(results: pd.DataFrame) -> Figure | None:
     axes[0, 0].set_yticks(at, [label(run, 44) for run in table["run"]], fontsize=9)
     find_fonts(table["run"])
     for ax in axes[0]:
-        ax.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=2, frameon=False)
+        ax.legend(fontsize=9, loc="lower left", bbox_to_anchor=(0, 1.0), frameon=False)
     figure.tight_layout()
+    shown = ("run", *MARKS, "hidden_chance", "heat_on_object", "object_area")
+    keep_table(figure, table[[name for name in shown if name in table]])
     return figure

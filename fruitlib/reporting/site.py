@@ -1,8 +1,8 @@
 """Executed notebooks -> an offline site: an index per sweep and a page beside every notebook.
 
-The pages are plain HTML with one stylesheet; nothing is fetched. The index and the pages of photos hold one script of
-ours, `assets/report.js`, without which they can be read all the same. A Content-Security-Policy tells the browser that
-no other script may run: it names that script's SHA-256. This module decides which pages there are, `site_index` what
+The pages are plain HTML; but for sheets of photos, nothing is loaded. Each holds its style and one script of ours,
+without which it can be read all the same. A Content-Security-Policy tells the browser that no other style or script
+may count: it names the SHA-256 of both. This module decides which pages there are, `site_index` what
 the index says, `pages` what a notebook's page says; `assets/report.html.j2` decides how, and escapes every value on the
 way. Nothing is read or written through links.
 """
@@ -22,12 +22,12 @@ from markupsafe import Markup, escape
 from fruitlib.core import source_code, texts
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.core.files import fingerprint, is_disk_failure, os_error_text, resolve, write_text
+from fruitlib.core.texts import number
 from fruitlib.deploy import int8_verdict
 from fruitlib.evaluation.wording import plural_of, probe_mark
 from fruitlib.reporting import pages as notebooks
 from fruitlib.reporting import site_index, site_photos
 from fruitlib.reporting.pages import Page
-from fruitlib.reporting.site_checks import number
 from fruitlib.reporting.site_index import EXPECTED, LINK, NONE, Seen, fixed
 from fruitlib.runs.status import read_sweep
 
@@ -40,7 +40,7 @@ def build_site(sweep_dir: Path, changed_only: bool = False) -> Path:
 
     `changed_only` leaves the pages of folders in which no notebook changed since they were written.
 
-    Every `.ipynb` in `sweep_dir` and its run folders gets an `.html` beside it; `assets/report.css` is shared.
+    Every `.ipynb` in `sweep_dir` and its run folders gets an `.html` beside it.
     Notebooks and tables that are missing or unreadable, and links (`left_out`), are named on the index. A page that
     cannot be made is a short one that says why. A folder without a readable `sweep.json` raises `InputError`.
     """
@@ -54,8 +54,6 @@ def build_site(sweep_dir: Path, changed_only: bool = False) -> Path:
         pages[path.name] = write_folder(path, sweep["title"], path.name, changed_only, beside, path.name in seen.pages)
     pages[""] = write_folder(sweep_dir, sweep["title"], "", changed_only)
     _write_photo_pages(sweep_dir, sweep, seen, changed_only)
-    if not (sweep_dir / "assets").is_symlink():
-        write_text(sweep_dir / "assets/report.css", _asset("report.css") + _asset("pages.css"))
     try:
         facts = site_index.facts(sweep_dir, sweep, pages, seen, left_out(sweep_dir))
         index = _template().render(root="", **_script(), **facts)
@@ -78,9 +76,17 @@ def _script(name: str = "report.js") -> dict:
     It stands within the page: beside it a policy could allow any file of the disk alone, as Chromium and Firefox do
     not check a hash of what they load from `file://`.
     """
-    script = _asset(name)
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return {"script": Markup(script), "script_hash": f"sha256-{digest}"}
+    return {"script": Markup(_asset(name)), "script_hash": _sha256(_asset(name))}
+
+
+def _style() -> str:
+    """The style of every page. It stands within each, as a Jupyter server gives a page nothing that lies beside it."""
+    return _asset("report.css") + _asset("pages.css")
+
+
+def _sha256(text: str) -> str:
+    """What a Content-Security-Policy calls a text that stands in its page."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def left_out(sweep_dir: Path) -> list[str]:
@@ -144,6 +150,7 @@ def _template() -> jinja2.Template:
     environment.filters |= {"quote": quote, "fixed": fixed, "beside_probe": _beside_probe}
     environment.globals |= {"EXPECTED": EXPECTED, "NONE": NONE, "BROKEN": int8_verdict.BROKEN}
     environment.globals |= {"PROVEN": int8_verdict.PROVEN}
+    environment.globals |= {"style": Markup(_style()), "style_hash": _sha256(_style())}
     return environment.get_template("report.html.j2")
 
 
@@ -202,7 +209,7 @@ def _appearance() -> str:
     names = ("report.html.j2", "first_screen.html.j2", "photos.html.j2", "_settings.html.j2", "report.js", "figures.js")
     templates = [_asset(name) for name in names]
     modules = [__name__, *(f"fruitlib.reporting.{name}" for name in SHOWN_BY)]
-    return fingerprint(templates, [source_code.module_fingerprint(module) for module in modules])
+    return fingerprint(templates, _style(), [source_code.module_fingerprint(module) for module in modules])
 
 
 def _is_current(page: Path, stamp: str) -> bool:

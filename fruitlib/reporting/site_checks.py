@@ -1,4 +1,4 @@
-"""What the index says of a sweep's worth: how the choice was made, what was checked, what it was made with.
+"""What the index says of a sweep's worth: what was checked, and what it was made with.
 
 Each check comes from a record in the sweep's folder or in that of the shipped run, and is absent where nothing was
 recorded.
@@ -8,13 +8,12 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from fruitlib.core.texts import number
 from fruitlib.deploy import int8_verdict
 from fruitlib.reporting.explore import record_of
 from fruitlib.reporting.pages import Page
 
 PASSED, FAILED, OPEN = "passed", "failed", "open"
-EQUAL = 1e-9  # scores that differ by less are a tie
-NAMED = 3  # runs of a tie that are named
 
 
 @dataclass(frozen=True)
@@ -24,37 +23,6 @@ class Check:
     name: str
     state: str
     found: str
-
-
-def number(value) -> float:
-    """A number of a table or record; NaN where it is none."""
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return math.nan
-
-
-def tie_text(rows: list[dict], chosen: dict | None, choose_by: str, name: str) -> str:
-    """How a tie for the best `choose_by` was broken, as a sentence; "" where the chosen row is best alone.
-
-    Args:
-        rows: of the results table, all that were compared; `name` is the column that names them.
-        chosen: the one of `rows` that was chosen.
-    """
-    best = number(chosen.get(choose_by)) if chosen else math.nan
-    equal = [row for row in rows if row is not chosen and abs(number(row.get(choose_by)) - best) <= EQUAL]
-    if not equal:
-        return ""
-    names = ", ".join(f"{row.get(name)}" for row in equal[:NAMED])
-    more = f" and {len(equal) - NAMED} more" if len(equal) > NAMED else ""
-    shown = choose_by.replace("_", " ").replace("f1", "F1")
-    text = f"It is a tie: {names}{more} {'has' if len(equal) == 1 else 'have'} the same {shown}, {best:.3f}."
-    losses = [number(row.get("val_loss")) for row in equal]
-    loss = number(chosen.get("val_loss"))
-    if name == "run" and losses and all(loss < other for other in losses):
-        how = f"the one with the lowest validation loss was taken ({loss:.3f} against {min(losses):.3f})"
-        return f"{text} Of equals {how}."
-    return f"{text} Of equals the first of the sweep was taken."
 
 
 def checks(sweep_dir: Path, shared: list[Page], runs: list[dict], shipped: dict | None) -> list[Check]:
@@ -154,7 +122,7 @@ def made_with(sweep_dir: Path, sweep: dict, shipped: dict | None) -> list[tuple[
     weights = record.get("weights")
     weights = weights if isinstance(weights, dict) else {}
     facts = [
-        ("Command", f"fruitlib sweep {sweep['params_file']}" if sweep.get("params_file") else ""),
+        ("Command", sweep.get("command")),
         ("Settings file", sweep.get("params_digest")),
         ("Data", record.get("data_fingerprint")),
         ("Weights, sha256", weights.get("sha256")),

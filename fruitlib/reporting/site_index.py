@@ -11,10 +11,11 @@ import pandas as pd
 
 from fruitlib.core.errors import first_line
 from fruitlib.core.files import read_csv, read_json
+from fruitlib.core.texts import number
 from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.selection import SelectionOptimism
 from fruitlib.evaluation.sweep_answers import INSIGHT
-from fruitlib.evaluation.wording import choice_text
+from fruitlib.evaluation.wording import choice_text, tie_text
 from fruitlib.reporting.explore import (
     RunPhotos,
     as_script_data,
@@ -27,7 +28,7 @@ from fruitlib.reporting.explore import (
     sheet_data,
 )
 from fruitlib.reporting.pages import Page
-from fruitlib.reporting.site_checks import checks, made_with, number, tie_text
+from fruitlib.reporting.site_checks import checks, made_with
 from fruitlib.reporting.sprites import NOTHING, Sheet
 
 EXPECTED = ["02_train", "03_metrics", "04_gradcam", "05_quantize"]  # of a complete run that names no `stages`
@@ -257,7 +258,7 @@ def _data(sweep_dir: Path, runs: list[dict], ranking: list[dict], seen: Seen) ->
             "settings": {f"{name}": plain(value) for name, value in (run.get("settings") or {}).items()},
             "history": load_history(sweep_dir / run["name"]) if run["state"] == "complete" else {},
             "page": run["name"] in seen.pages,
-            "heat": _heat(seen.heat.get(run["name"], NOTHING), paired["paths"]),
+            "heat": _heat(run["name"], seen, paired["paths"]),
         }
         for run in runs
     ]
@@ -265,10 +266,15 @@ def _data(sweep_dir: Path, runs: list[dict], ranking: list[dict], seen: Seen) ->
     return paired | {"runs": listed, "cells": cells, "sheet": sheet_data(seen.sheet, "assets/")}, left
 
 
-def _heat(heat: Sheet, paths: list[str]) -> dict | None:
-    """A run's sheet of heat, and the row of each of the index's photos that is on it."""
+def _heat(name: str, seen: Seen, paths: list[str]) -> dict | None:
+    """A run's sheet of heat, the row of each of the index's photos that is on it, and which class the heat is for.
+
+    It is the sheet of every photo; where there is none, that of the photos that training followed.
+    """
+    every = seen.every.get(name, NOTHING)
+    heat = every if every.layers else seen.heat.get(name, NOTHING)
     if not heat.layers:
         return None
     number_of = {path: at for at, path in enumerate(paths)}
     rows = {number_of[path]: row for path, row in heat.cells.items() if path in number_of}
-    return sheet_data(heat, "") | {"of": rows, "last": heat.layers[-1]}
+    return sheet_data(heat, "") | {"of": rows, "for": "predicted" if heat is every else "true"}

@@ -1,9 +1,9 @@
 """00: the sweeps there are, how far each is, and links to its report and notebooks.
 
-A Jupyter server shows a report's page without its style and pictures: it confines the page to an origin of its own
-(`Content-Security-Policy: sandbox allow-scripts`), a browser sends no login cookie (SameSite) with what such a page
-asks for, and the server answers with its login page. To lift that would let the scripts of any HTML file use the
-server. So a button opens the report as the file that it is, where there is a desktop.
+A Jupyter server shows a report's page without what lies beside it, the sheets of photos and heat: it confines the page
+to an origin of its own (`Content-Security-Policy: sandbox allow-scripts`), a browser sends no login cookie (SameSite)
+with what such a page asks for, and the server answers with its login page. To lift that would let the scripts of any
+HTML file use the server. So a button opens the report as the file that it is, where there is a desktop.
 """
 
 import html
@@ -66,12 +66,12 @@ def show() -> VBox:
 
 
 def open_report(page: Path) -> str:
-    """Open a page in the browser of this machine, with all its style; returns what was done, or what to do instead."""
+    """Open a page in the browser of this machine, with all its photos; returns what was done, or what to do instead."""
     desktop = sys.platform in ("darwin", "win32") or os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
     if desktop and webbrowser.open(page.as_uri()):
         return f"opened: {files.display_path(page)}"
     way = f"copy {files.display_path(page.parent)} to yours and open index.html there"
-    return f"no browser can be opened on this machine: {way}; the link shows the page without its style"
+    return f"no browser can be opened on this machine: {way}; the link shows the page without its photos"
 
 
 def table() -> str:

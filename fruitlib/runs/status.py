@@ -182,12 +182,15 @@ def _add_long_work(status: RunStatus, path: Path) -> None:
     """Add what a stage says about long work in it (`core.progress`), unless a stage before it has left that."""
     with contextlib.suppress(OSError, KeyError, TypeError, ValueError):
         noted, written = files.read_json(path), path.stat().st_mtime
+        what, own = f"{noted['what']}", written >= status.since
+        if "share" not in noted:  # a step, of which there is no other note until the next one
+            status.doing = what if own else ""
+            return
         share = min(1.0, max(0.0, float(noted["share"])))
-        if noted["what"] == progress.EPOCH:
-            now = status.stage == "02_train" and noted["number"] == status.epoch + 1 and written >= status.since
-            status.part = share if now else 0.0
+        if what == progress.EPOCH:
+            status.part = share if own and status.stage == "02_train" and noted["number"] == status.epoch + 1 else 0.0
         elif time.time() - written < STALE:
-            status.doing = f"{noted['what']} {share:.0%}"
+            status.doing = f"{what} {share:.0%}"
 
 
 def in_order(status: SweepStatus) -> list[RunStatus]:

@@ -8,7 +8,7 @@ which runs are executed, records how they end, and keeps the summary and the rep
 
 import contextlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from fruitlib.core import files, machine
@@ -48,6 +48,7 @@ def run_sweep(params_file: Path, data: str | None = None, options: Options = Opt
     folder.refuse_other_results(plan, sweep_dir)
     if (known := folder.earlier_data(plan, sweep_dir)) != plan.config.data:
         plan = read_params(params_file, {"data": known})
+    plan = replace(plan, command=folder.command(plan, data, options.out))
     count = plan.search.trials if plan.search else len(plan.runs)
     number = f"{count} {'trial' if plan.search else 'run'}{'s' * (count > 1)}"
     show(f"{plan.title}\n{number} in {files.display_path(sweep_dir)}, photos: {plan.config.data}")

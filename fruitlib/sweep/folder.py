@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shlex
 from pathlib import Path
 
 from fruitlib.core import files, texts
@@ -37,6 +38,14 @@ def sweep_folder(plan: Sweep, data: str | None, out: str | None) -> Path:
 def sweep_name(plan: Sweep, data: str | None) -> str:
     """The params file's name, and the photos' when they come from the command line: results never mix."""
     return f"{plan.name}-{Path(data).name}" if data and data not in sources.SAMPLES else plan.name
+
+
+def command(plan: Sweep, data: str | None, out: str | None) -> str:
+    """What to type to execute this sweep again, on the same photos into the same folder."""
+    words = ["fruitlib", "sweep", files.display_path(Path(plan.source).resolve())]
+    if data:
+        words += ["--data", data if data in sources.NAMES else files.display_path(Path(data))]
+    return shlex.join(words + (["--out", out] if out else []))
 
 
 def _name_problem(name: str) -> str:

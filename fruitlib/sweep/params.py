@@ -67,6 +67,7 @@ class Sweep:
     differs: dict[str, dict[str, Any]]
     search: Search | None = None
     digest: str = ""  # of the file as it was read
+    command: str = ""  # that executes this sweep again, as it stands in the report
 
     @property
     def settings(self) -> list[str]:

@@ -161,6 +161,7 @@ def sweep_record(plan: Sweep, work: dict[str, Run], states: dict) -> dict:
         "title": plan.title,
         "params_file": files.display_path(Path(plan.source).resolve()),
         "params_digest": plan.digest,
+        "command": plan.command,
         "data": plan.config.data,
         "group_word": plan.config.group_word,
         "population": _population(next(iter(work.values()))) if work else "",

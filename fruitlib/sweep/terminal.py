@@ -23,7 +23,7 @@ from fruitlib.core.texts import printable, show
 from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.selection import SelectionOptimism
 from fruitlib.evaluation.sweep_answers import load_effects
-from fruitlib.evaluation.wording import choice_text
+from fruitlib.evaluation.wording import choice_text, tie_text
 from fruitlib.runs.outlook import Outlook
 from fruitlib.runs.run import Run
 from fruitlib.runs.status import COLUMNS, PROGRESS, SweepStatus, in_order, load_runs, save_progress
@@ -195,6 +195,8 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         show("\n" + line.replace("\n", "\n    "))
     if summary["shipped"] in set(table["run"]):  # another sweep on this folder may have written the table since
         show(f"\n* {_shipped(table.set_index('run').loc[summary['shipped']], summary)}")
+        if tie := _tie(shown, plan, summary["chosen"]):
+            show(f"  {tie}")
         for remark in summary.get("test_remarks", []):
             show(f"  {remark}")
     for run in summary["runs"]:
@@ -214,6 +216,13 @@ def _shipped(row: pd.Series, summary: dict) -> str:
         tested = f"{row['test_accuracy']:.3f} (95 % interval {row['test_low']:.2f}–{row['test_high']:.2f})"
         parts += [f"its {row['test_backend']} on {row['test_n']:.0f} test photos: accuracy {tested}"]
     return ("\n  " if made else "; ").join(parts)
+
+
+def _tie(table: pd.DataFrame, plan: Sweep, chosen: str | None) -> str:
+    """How the choice was made among the best of these rows, where several are; else ""."""
+    rows = table.to_dict("records")
+    winner = next((row for row in rows if row["name"] == chosen), None)
+    return tie_text(rows, winner, plan.choose_by, "combination" if plan.config.folds else "run")
 
 
 def _best_first(table: pd.DataFrame, plan: Sweep, chosen: str | None) -> list[dict]:

@@ -27,7 +27,7 @@ from datetime import datetime
 from pathlib import Path
 
 from fruitlib.core import config as configs
-from fruitlib.core import files, machine
+from fruitlib.core import files, machine, progress
 from fruitlib.core.config import Config
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.data import splits
@@ -176,7 +176,8 @@ def _compute_metrics(run: Run) -> None:
     from fruitlib.training import scores  # after the settings and the lock: torch takes seconds to import
 
     try:
-        scores.of_run(run)
+        with progress.recorded(run.path):
+            scores.of_run(run, tell=False)
     except (InputError, OSError, MemoryError):
         raise
     except Exception as problem:

@@ -35,11 +35,12 @@ class Probe:
     predictions: pd.DataFrame
 
 
-def of_run(run: Run) -> Probe | None:
+def of_run(run: Run, tell: bool = True) -> Probe | None:
     """The baseline of a run with validation photos, written to its `predictions_probe.csv`; None where there is none.
 
     `reason` says why there is none. Features are computed once per photo, and predictions once for all runs that ask
-    for the same: the same network, training photos, labels and validation photos.
+    for the same: the same network, training photos, labels and validation photos. `tell`: print how it was made, where
+    it was made now.
 
     Raises:
         InputError: weights or photos that cannot be read.
@@ -51,10 +52,10 @@ def of_run(run: Run) -> Probe | None:
         with files.lock(file.with_suffix(".lock")):
             probs = _read(file, run)
             if probs is None:
-                probs = _predict(run)
+                probs = _predict(run, tell)
                 _write(file, probs)
     except OSError:  # the disk is full, or read-only; what cannot be kept is computed by each
-        probs = _predict(run) if probs is None else probs
+        probs = _predict(run, tell) if probs is None else probs
     return Probe(_name(run), run.write_predictions("probe", {"probe": probs}, run.rows("val")))
 
 
@@ -140,7 +141,7 @@ class _Divided:
         return self.run.groups(paths)
 
 
-def _predict(run: Run) -> np.ndarray:
+def _predict(run: Run, tell: bool) -> np.ndarray:
     """Probabilities (n, C) of the validation photos."""
     config = _config(run)
     divided = _Divided(config, run)
@@ -150,7 +151,8 @@ def _predict(run: Run) -> np.ndarray:
     found = features.of_photos(model, train_photos, config.views)
     head = fitted.fit_last(divided, model, train_photos, found.values, "logistic")
     fitted.put_last(model, head.module.to(machine.device()))
-    say_from_any_rank(f"baseline: {_name(run)}", found.summary, head.summary)
+    if tell:
+        say_from_any_rank(f"baseline: {_name(run)}", found.summary, head.summary)
     logits = evaluate.of_features(model, features.of_photos(model, val_photos, config.views).values)
     return metrics.softmax(logits.numpy().astype(np.float64))
 

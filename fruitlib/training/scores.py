@@ -23,8 +23,10 @@ class Scored:
     baseline: str  # the baseline of frozen features in words, or why there is none
 
 
-def of_run(run: Run) -> Scored:
+def of_run(run: Run, tell: bool = True) -> Scored:
     """Evaluate a run, write `metrics.json` and, where there is that baseline, `predictions_probe.csv`.
+
+    `tell`: print how the baseline was made, as 03 does; the terminal of a sweep needs no such lines of every run.
 
     Raises:
         InputError: weights or photos that cannot be read.
@@ -35,7 +37,7 @@ def of_run(run: Run) -> Scored:
     train_images = dataset.to_pictures(train_photos.images)
     val_images = dataset.to_pictures(dataset.load_photos(run, "val").images)
     guesses = validation.baseline_predictions(train_images, train_photos.labels.numpy(), val_images)
-    frozen = probe.of_run(run)
+    frozen = probe.of_run(run, tell)
     guesses |= validation.probe_guess(frozen and frozen.predictions, predictions["path"], run.class_names)
     groups = run.groups(predictions["path"])
     scores = validation.evaluate_validation(labels, probs, guesses, groups, deploy_shares(run))

@@ -10,7 +10,6 @@ from nbformat import v4
 from fruitlib.reporting import export_figures, page_figures, site, style
 
 PNG = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR4nGNgYGBgAAAABQABpfZFQAAAAABJRU5ErkJggg=="
-ASSETS = site.files("fruitlib.reporting").joinpath("assets")
 
 
 @pytest.fixture
@@ -30,9 +29,6 @@ def page_file(tmp_path, monkeypatch):
     cells = [v4.new_markdown_cell("# A title"), v4.new_code_cell("plot()", outputs=outputs)]
     nbformat.write(v4.new_notebook(cells=cells), tmp_path / "05.ipynb")
     site.write_folder(tmp_path, "T", "")
-    (tmp_path / "assets").mkdir()
-    style_sheet = "".join(ASSETS.joinpath(name).read_text("utf-8") for name in ("report.css", "pages.css"))
-    (tmp_path / "assets" / "report.css").write_text(style_sheet, "utf-8")
     return tmp_path / "05.html"
 
 
@@ -68,6 +64,16 @@ def test_a_phone_shows_a_figure_whole_and_a_tap_makes_its_letters_eleven_pixels_
     picture.click()
     assert picture.bounding_box()["width"] / natural * 10 * 100 / 72 >= 10.9  # the labels of the bars, of 10 points
     assert offline.evaluate("document.documentElement.scrollWidth") <= 390 and not hint.is_visible()
+
+
+def test_a_print_shows_all_of_a_figure(offline, page_file):
+    text = page_file.read_text("utf-8")
+    page_file.write_text(re.sub(r"--least: \d+px", "--least: 900px", text), "utf-8")  # as a sheet of many columns has
+    offline.set_viewport_size({"width": 700, "height": 900})
+    offline.goto(page_file.as_uri())
+    assert offline.locator("figure img").bounding_box()["width"] == 900
+    offline.emulate_media(media="print")
+    assert offline.locator("figure img").bounding_box()["width"] <= 700
 
 
 def test_no_hint_where_letters_are_large_enough_or_the_screen_is_wide(offline, page_file):

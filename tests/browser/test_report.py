@@ -145,6 +145,8 @@ def test_two_runs_show_the_photos_where_they_disagree(index, report):
     for side, photos in (("A", a), ("B", b)):
         name, p = photos.table["predicted"][at], round(photos.confidence[at] / 1000) / 1000
         assert f"{side}: {name} {p:.2f}" in first
+    followed = index.locator(".pairs-of-photos li", has=index.locator(".over"))
+    assert all(f"A: heat for {text.split('/')[0]}" in text for text in followed.all_inner_texts())  # the true class
     assert index.locator(".pairs-of-photos .cell img").first.evaluate("image => image.naturalWidth") > 100
 
 

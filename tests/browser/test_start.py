@@ -1,5 +1,6 @@
 """00 in a real JupyterLab: the list, the form at work, and a sweep that outlives the kernel and the server."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,12 @@ def test_the_form_starts_a_sweep_that_outlives_kernel_and_server(browser, lab, p
     button.wait_for(timeout=120_000)
     report = page.locator(".widget-html a", has_text="report").first
     assert report.get_attribute("href") == "/files/executed/tiny/index.html"
+    with page.expect_popup() as opened:
+        report.click()
+    opened.value.wait_for_load_state()
+    style = "getComputedStyle(document.querySelector('.answer')).borderLeftWidth"
+    assert opened.value.evaluate(style) == "4px" and opened.value.locator(".sort").count()  # its style, its script
+    opened.value.close()
 
     def row(name: str):
         return page.locator(f'.widget-hbox:has(> .widget-html b:text-is("{name}"))').last
@@ -61,3 +68,17 @@ def test_the_form_starts_a_sweep_that_outlives_kernel_and_server(browser, lab, p
     log = project / "executed" / ".logs" / "by hand.log"
     wait_until(lambda: "report: executed/by hand/index.html" in log.read_text(), 200)
     assert yaml.safe_load((project / "params" / "by hand.yaml").read_text())["lr"] == 0.003
+
+
+def test_it_opens_with_the_warm_kernel_too(browser, lab, project):
+    path = project / "notebooks" / "00_start.ipynb"
+    notebook = json.loads(path.read_text("utf-8"))
+    notebook["metadata"]["kernelspec"] = {"name": lab_server.KERNELS[1], "display_name": "", "language": "python"}
+    lab_server.write(path, notebook)
+    page = browser.new_page(viewport={"width": 1300, "height": 1400})
+    lab_server.open_notebook(page, lab[1], "notebooks/00_start.ipynb")
+    assert page.locator(".jp-Toolbar-kernelName").inner_text() == "fruitlib (warm)"
+    lab_server.run_all(page)
+    page.locator("button.jupyter-button", has_text="Start").wait_for(timeout=120_000)
+    assert page.locator(".widget-html a", has_text="report").count() == 1
+    page.close()

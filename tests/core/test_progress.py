@@ -1,5 +1,7 @@
 """The line that long work prints."""
 
+import json
+
 import pytest
 
 from fruitlib.core import progress
@@ -30,3 +32,20 @@ def test_what_is_over_is_noted_no_more(tmp_path, monkeypatch):
         assert (tmp_path / progress.FILE).exists()
         on_progress(4500, 4500)  # long after the last note
         assert not (tmp_path / progress.FILE).exists()
+
+
+def test_inside_recorded_steps_and_long_loops_are_noted_and_nothing_is_left(tmp_path, monkeypatch):
+    clock = iter([0.0, 1.0, 3.0, 4.0, 9.0])
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+
+    def noted() -> dict:
+        return json.loads((tmp_path / progress.FILE).read_text())
+
+    progress.step("the ONNX file")
+    assert not list(tmp_path.iterdir())  # nobody watches
+    with progress.recorded(tmp_path):
+        progress.step("the ONNX file")
+        assert noted() == {"what": "the ONNX file"}
+        found = [noted() for _ in progress.through(range(4), 4, "heat")]
+        assert [one.get("share") for one in found] == [None, 0.25, 0.25, 0.75] and found[-1]["what"] == "heat"
+    assert not list(tmp_path.iterdir())

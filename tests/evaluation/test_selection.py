@@ -11,7 +11,7 @@ from fruitlib.evaluation import selection
 from fruitlib.evaluation.outcomes import load_outcomes
 from fruitlib.evaluation.selection import SelectionOptimism, selection_optimism
 from fruitlib.evaluation.study import Study
-from fruitlib.evaluation.wording import choice_text, selection_optimism_text
+from fruitlib.evaluation.wording import choice_text, selection_optimism_text, tie_text
 from tests.simulations import choosing
 
 
@@ -173,3 +173,22 @@ def test_its_record_gives_it_back():
     for found in (selection_optimism(np.random.default_rng(0).random((30, 3)) < 0.5), SelectionOptimism()):
         back = SelectionOptimism(**json.loads(json.dumps(found.record(), allow_nan=False)))
         assert back.record() == found.record() and back.measured == found.measured
+
+
+LOWEST = "Of equals the one with the lowest validation loss was taken (0.200"
+ROWS = [{"run": name, "macro_f1": f1, "val_loss": loss} for name, f1, loss in (("a", 0.9, 0.2), ("b", 0.9, 0.3))]
+
+
+@pytest.mark.parametrize(
+    ("rows", "chosen", "sentence"),
+    [
+        (ROWS, 0, f"It is a tie with b: the same macro F1, 0.900. {LOWEST}"),
+        (ROWS, 1, "Of equals the first of the sweep was taken."),
+        ([*ROWS, ROWS[0] | {"run": "c"}], 1, "a tie with a; c: the same macro F1"),
+        ([ROWS[0], ROWS[1] | {"macro_f1": 0.8}], 0, ""),
+        ([ROWS[0] | {"macro_f1": float("nan")}] * 2, 0, ""),
+    ],
+)
+def test_a_tie_is_named_and_how_it_was_broken(rows, chosen, sentence):
+    text = tie_text(rows, rows[chosen], "macro_f1", "run")
+    assert sentence in text if sentence else not text

@@ -267,6 +267,20 @@ def test_what_was_seen_is_not_computed_again(shown, monkeypatch):
     assert len(calls) == 1
 
 
+def test_a_method_that_takes_long_says_so_while_it_works(shown, monkeypatch):
+    said, heatmaps = [], gradcam.heatmaps
+
+    def listening(*given, **how):
+        said.append(messages(shown))
+        return heatmaps(*given, **how)
+
+    monkeypatch.setattr(gradcam, "heatmaps", listening)
+    shown.method.value = "Grad-CAM++"
+    shown.method.value = "Score-CAM"
+    assert "Score-CAM" not in said[0] and "up to 64 channels" in said[1]
+    assert "channels" not in messages(shown) and "Score-CAM" in shown.picture.value
+
+
 def side(heat: float = 0.0, name: str = "apple", probs=(0.75, 0.25)) -> cam_pictures.Shown:
     photo = np.full((8, 8, 3), 100, np.uint8)
     scale = "full heat" if heat else cam_views._no_heat(name)

@@ -16,7 +16,7 @@ from fruitlib.reporting import explore, site, site_checks, site_photos, sprites
 from fruitlib.reporting.explore import RunPhotos
 from fruitlib.reporting.pages import Page
 
-RUN = "lr=0.001,optimizer=adam"
+RUN, OTHER = "lr=0.001,optimizer=adam", "lr=0.001,optimizer=sgd"
 
 
 def photos_of(labels: str, predicted: str, groups: list[str] | None = None) -> RunPhotos:
@@ -230,30 +230,12 @@ def test_a_page_of_photos_that_cannot_be_written_costs_itself_alone(tmp_path):
 # ---- a tie, checks
 
 
-ROWS = [{"run": name, "macro_f1": f1, "val_loss": loss} for name, f1, loss in (("a", 0.9, 0.2), ("b", 0.9, 0.3))]
-
-
-@pytest.mark.parametrize(
-    ("rows", "chosen", "sentence"),
-    [
-        (ROWS, 0, "b has the same macro F1, 0.900. Of equals the one with the lowest validation loss was taken (0.200"),
-        (ROWS, 1, "Of equals the first of the sweep was taken."),
-        ([*ROWS, ROWS[0] | {"run": "c"}], 1, "a, c have the same macro F1"),
-        ([ROWS[0], ROWS[1] | {"macro_f1": 0.8}], 0, ""),
-        ([ROWS[0] | {"macro_f1": float("nan")}] * 2, 0, ""),
-    ],
-)
-def test_a_tie_is_named_and_how_it_was_broken(rows, chosen, sentence):
-    text = site_checks.tie_text(rows, rows[chosen], "macro_f1", "run")
-    assert sentence in text if sentence else not text
-
-
 def test_the_index_says_among_the_best_where_there_is_a_tie(tmp_path):
     folder = write_report_sweep(tmp_path, runs=2)
     table = pd.read_csv(folder / "results.csv").assign(macro_f1=1.0)
     table.to_csv(folder / "results.csv", index=False)
     text = site.build_site(folder).read_text("utf-8")
-    assert "It is a tie: " in text and "among the best by macro F1" in text and "the best macro F1" not in text
+    assert "It is a tie with " in text and "among the best by macro F1" in text and "the best macro F1" not in text
 
 
 def pooled_sweep(tmp_path, scores: list[float]):
@@ -290,7 +272,7 @@ def test_after_folds_confusion_and_mistakes_are_those_of_the_pooled_photos(tmp_p
 def test_a_tie_of_combinations_is_said_too(tmp_path, scores, tie):
     folder, _ = pooled_sweep(tmp_path, scores)
     text = site.build_site(folder).read_text("utf-8")
-    sentence = "It is a tie: a has the same macro F1, 0.900. Of equals the first of the sweep was taken."
+    sentence = "It is a tie with a: the same macro F1, 0.900. Of equals the first of the sweep was taken."
     assert (sentence in text) is tie and ("among the best by" in text) is tie
     table = text.partition("<h2>Combinations, by cross-validation</h2>")[2]
     assert re.findall(r'<code class="run">(.)</code>', table)[:2] == ["b", "a"]  # the chosen one first
@@ -356,12 +338,34 @@ def test_checks_come_from_records_and_are_absent_without(tmp_path, row, train, l
 
 
 def test_the_footer_says_what_it_was_made_with(tmp_path):
-    folder = write_report_sweep(tmp_path, runs=1)
+    folder = write_report_sweep(tmp_path, runs=1, command="fruitlib sweep params/shapes.yaml --data photos")
     (folder / RUN / "stages").mkdir()
     record = {"data_fingerprint": "abc123", "weights": {"sha256": "5793", "licence": "apache-2.0"}}
     (folder / RUN / "stages/train.json").write_text(json.dumps(record))
     footer = site.build_site(folder).read_text("utf-8").partition("<footer>")[2]
-    assert all(text in footer for text in ("fruitlib sweep params/shapes.yaml", "abc123", "5793", "apache-2.0"))
+    assert all(text in footer for text in ("sweep params/shapes.yaml --data photos<", "abc123", "5793", "apache-2.0"))
+
+
+def test_the_table_says_of_each_run_what_is_left_without_the_object(tmp_path):
+    folder = write_report_sweep(tmp_path, runs=2)
+    table = pd.read_csv(folder / "results.csv")
+    table.assign(hidden_corrected=[0.31, 0.78], hidden_chance=0.33, shortcut=[0, 1]).to_csv(folder / "results.csv")
+    rows = re.findall(r"<tr data-run=.*?</tr>", site.build_site(folder).read_text("utf-8"), re.DOTALL)
+    cells = {re.search('data-run="(.*?)"', row)[1]: row for row in rows}
+    assert "0.31<small" in cells[RUN] and "constant: 0.33" in cells[RUN] and "a shortcut" not in cells[RUN]
+    assert "0.78<small" in cells[OTHER] and "a shortcut" in cells[OTHER]
+
+
+def test_a_pair_shows_heat_of_every_photo_of_which_it_was_kept(tmp_path):
+    folder = write_report_sweep(tmp_path, runs=2)
+    paths = explore.load_photos(folder / RUN, {}).table["path"].tolist()
+    arrays = {"paths": np.array(paths), "heatmap": np.ones((30, 1, 48, 48), np.float16), "layer_names": ["conv2"]}
+    np.savez(folder / RUN / "cams" / "validation_0008.npz", **arrays)
+    text = site.build_site(folder).read_text("utf-8")
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, re.DOTALL)[1])
+    heat = {run["name"]: run["heat"] for run in data["runs"]}
+    assert len(heat[RUN]["of"]) == 30 and heat[RUN]["for"] == "predicted" and heat[RUN]["file"] == "heat_all.webp"
+    assert len(heat[OTHER]["of"]) == 3 and heat[OTHER]["for"] == "true"
 
 
 # ---- size

@@ -79,6 +79,17 @@ def test_a_table_of_pictures_names_rows_and_columns():
     assert apart(figure)
 
 
+@pytest.mark.parametrize("columns", [4, 8, 12])
+def test_a_page_shows_all_columns_of_a_table_and_of_feature_maps(columns):
+    photo, rows = np.random.default_rng(0).random((16, 16, 3)), ["cherry, predicted\ntomato (98%)"] * 2
+    names = ["photo", *(f"epoch {5 * number}" for number in range(1, columns))]
+    figure = photo_sheets.picture_table([[photo] * columns] * 2, rows, names, "CAM")
+    assert apart(figure) and figure.get_tightbbox().width <= 9.4
+    maps = photo_sheets.feature_maps({"layer1": np.ones((min(columns, 8), 4, 4))}, photo, "maps")
+    maps.canvas.draw()
+    assert maps.get_tightbbox().width <= 9.4
+
+
 def test_feature_maps_have_a_row_a_layer_beside_the_photo():
     photo = np.random.default_rng(0).random((16, 16, 3))
     maps = {"conv1": np.ones((4, 8, 8)), "conv2": np.ones((3, 4, 4))}

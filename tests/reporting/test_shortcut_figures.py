@@ -47,6 +47,9 @@ def test_what_was_looked_at_is_drawn(plain, heat, capsys):
     plt.close(figure)
     assert "could not be drawn" not in capsys.readouterr().err
     assert ("Heat on the object, n = 12" in titles) is (plain and heat > 0)
+    marks = figure.fruitlib_table["figure"].value_counts().to_dict()
+    expected = {"accuracy": 5 if plain else 3} | ({"heat on the object": 12} if plain and heat else {})
+    assert marks == expected | ({"deletion": 14, "insertion": 14, "ROAD": 6} if heat else {})
     assert f"ROAD, n = {12 if heat else 0}" in titles and figure.get_size_inches()[0] <= WIDEST
 
 
@@ -61,7 +64,7 @@ def test_runs_are_drawn(runs, objects, capsys):
     plt.close(figure)
     assert "could not be drawn" not in capsys.readouterr().err
     assert len(figure.axes) == 1 + objects and figure.get_size_inches()[0] <= WIDEST
-    assert len(figure.axes[0].get_yticks()) == min(runs, shortcut_figures.RUNS)
+    assert len(figure.axes[0].get_yticks()) == min(runs, shortcut_figures.RUNS) == len(figure.fruitlib_table)
 
 
 def test_runs_without_these_numbers_have_no_figure():

@@ -1,6 +1,7 @@
 """The offline site: what the pages say, that they need nothing from elsewhere, and that no input breaks them."""
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -37,7 +38,7 @@ class Markup(HTMLParser):
 
     def __init__(self, text: str):
         super().__init__()
-        self.addresses, self.tags, self.words, self.open, self.script = [], [], [], [], ""
+        self.addresses, self.tags, self.words, self.open, self.script, self.style = [], [], [], [], "", ""
         self.feed(text)
         self.text = re.sub(r" ([,.])", r"\1", " ".join(" ".join(self.words).split()))
 
@@ -54,6 +55,8 @@ class Markup(HTMLParser):
     def handle_data(self, data):
         if self.open[-1:] == ["script"]:
             self.script += data
+        elif self.open[-1:] == ["style"]:
+            self.style += data
         else:
             self.words.append(data)
 
@@ -165,7 +168,9 @@ def test_every_page_is_whole_and_needs_nothing_from_elsewhere(sweep):
     for path in pages:
         markup = read(path)
         assert markup.open == []
-        assert not {"style", "iframe", "object"} & set(markup.tags)
+        assert not {"link", "iframe", "object"} & set(markup.tags)
+        digest = base64.b64encode(hashlib.sha256(markup.style.encode()).digest()).decode()
+        assert markup.tags.count("style") == 1 and f"style-src 'sha256-{digest}';" in path.read_text("utf-8")
         assert markup.tags.count("script") == 1 + (path.name == "index.html")  # ours, and the index's data
         for address in markup.addresses:
             assert not address.startswith(("http:", "https:", "//")), path
@@ -399,7 +404,7 @@ def test_every_table_scrolls_by_keyboard_and_no_header_is_empty(tmp_path, given,
 
 def test_the_same_inputs_give_the_same_bytes(sweep):
     site.build_site(sweep)
-    before = {path: path.read_bytes() for path in sweep.rglob("*") if path.suffix in (".html", ".css")}
+    before = {path: path.read_bytes() for path in sweep.rglob("*") if path.suffix == ".html"}
     site.build_site(sweep)
     assert before == {path: path.read_bytes() for path in before}
 

@@ -223,3 +223,17 @@ def test_a_file_where_the_folder_would_be_is_named(house):
     house.folder.touch()
     with pytest.raises(InputError, match="is a file, where a sweep's folder is wanted: give this sweep another --out"):
         folder.refuse_other_results(plan, house.folder)
+
+
+@pytest.mark.parametrize(
+    ("data", "out", "options"),
+    [
+        (None, None, ""),
+        ("sample", "other", " --data sample --out other"),
+        ("{home}/my photos", None, " --data 'my photos'"),
+    ],
+)
+def test_the_command_leads_to_the_same_photos_and_folder(house, data, out, options):
+    plan = house("title: A story")
+    data = data and data.replace("{home}", str(house.folder.parents[1]))
+    assert folder.command(plan, data, out) == f"fruitlib sweep story.yaml{options}"

@@ -40,10 +40,12 @@ def test_the_runs_own_network_is_the_probe_and_what_it_predicts_is_kept_for_othe
 
 
 @pytest.mark.parametrize("change", [{"brightness": 1.5}, {"train_share": 0.7}, {"train_labels": "shuffled"}])
-def test_other_photos_labels_or_preparation_have_a_probe_of_their_own(make_run, pretrained, own_cache, change):
+def test_other_photos_labels_or_preparation_have_a_probe_of_their_own(make_run, pretrained, own_cache, change, capsys):
     runs = [make_run(name, model="resnet18", weights=pretrained, **more) for name, more in (("a", {}), ("b", change))]
-    first, other = (probe.of_run(run).predictions for run in runs)
-    assert not first.equals(other)
+    first = probe.of_run(runs[0]).predictions
+    assert "baseline: logistic regression" in capsys.readouterr().out
+    other = probe.of_run(runs[1], tell=False).predictions
+    assert not first.equals(other) and "baseline" not in capsys.readouterr().out
 
 
 def test_a_damaged_prediction_is_made_again(make_run, pretrained, own_cache):

@@ -327,9 +327,13 @@
       texts.append(make("span", {}, `${"AB"[at]}: ${data.classes[predicted]} ${sure} ${mark}`));
     });
     item.append(texts);
-    sides.forEach(([run], at) => {
+    sides.forEach(([run, own], at) => {
       const row = run.heat ? run.heat.of[photo] : undefined;
-      if (row !== undefined) item.append(heatOf(run, row, `${"AB"[at]}: heat over ${data.paths[photo]}`));
+      if (row === undefined) return;
+      const target = run.heat.for === "predicted" ? own.get(photo)[0] : data.labels[photo];
+      const words = `${"AB"[at]}: heat for ${data.classes[target]}`;
+      const picture = heatOf(run, row, `${words}, over ${data.paths[photo]}`);
+      item.append(make("span", { class: "photo" }, picture, make("small", {}, words)));
     });
     return item;
   }
