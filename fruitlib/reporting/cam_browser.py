@@ -39,6 +39,7 @@ ANY, NOTHING = "any", "nothing else"
 RIGHT, WRONG, DIFFER, FOLLOWED = "A is right", "A is wrong", "A and B differ", "followed during training"
 SURE, UNSURE = "sure", "unsure"
 SLOW = "Score-CAM"
+TAKES_LONG = f"{SLOW}: the network runs once for each of up to {SCORED} channels; the kernel can be interrupted"
 MANY = 2_000  # photos that are predicted for a filter, at most
 MINUTES = "predicting them takes minutes; choose a class or a group first"
 
@@ -193,14 +194,8 @@ class CamBrowser(KeysBox):
 
     def _b_changed(self) -> None:
         with self._unheard():
-            answers = [
-                ANY,
-                RIGHT,
-                WRONG,
-                *([DIFFER] if self.other else []),
-                *([FOLLOWED] if self.view.followed else []),
-            ]
-            _offer(self.answer, answers)
+            offered = {ANY: True, RIGHT: True, WRONG: True, DIFFER: self.other, FOLLOWED: self.view.followed}
+            _offer(self.answer, [answer for answer, applies in offered.items() if applies])
         self._filter_changed()
 
     def _filter_changed(self) -> None:
@@ -271,23 +266,12 @@ class CamBrowser(KeysBox):
             now = f"kept: {number}" if number else "kept"
             _offer(self.epoch, {str(epoch): epoch for epoch in kept} | {now: 0}, 0)
             self.target.disabled = self.method.disabled = bool(self.epoch.value)
-        with self._saying_what_takes_long():
-            sides = self._sides()
-        self.picture.value = cam_pictures.page(self._title, self._true, sides, self.opacity.value)
-
-    @contextlib.contextmanager
-    def _saying_what_takes_long(self):
-        """Inside, a line says that the method chosen takes about a second for each photo, where it does."""
-        slow = self._asked[1] == SLOW
+        if slow := self._asked[1] == SLOW:
+            self._say(TAKES_LONG)
+        sides = self._sides()
         if slow:
-            self._say(
-                f"{SLOW}: the network runs once for each of up to {SCORED} channels; the kernel can be interrupted"
-            )
-        try:
-            yield
-        finally:
-            if slow:
-                self._say("")
+            self._say("")
+        self.picture.value = cam_pictures.page(self._title, self._true, sides, self.opacity.value)
 
     @property
     def _path(self) -> str:

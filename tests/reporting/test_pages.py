@@ -248,7 +248,7 @@ def test_a_page_that_cannot_be_made_says_why_and_the_others_are_made(tmp_path, m
     assert "could not be made" in (folder / "index.html").read_text("utf-8")
 
 
-@pytest.mark.parametrize("changes", [{"versions": [1]}, {"optimism": {"odd": 1}}, {"choose_by": 3}, {"total": "many"}])
+@pytest.mark.parametrize("changes", [{"versions": [1]}, {"optimism": {"odd": 1}}, {"total": "many"}])
 def test_an_overview_that_cannot_be_made_says_why_and_leads_to_the_pages(tmp_path, changes):
     folder = sweep_in(tmp_path / "sweep", "a #1", **changes)
     site.build_site(folder)
