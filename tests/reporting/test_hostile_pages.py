@@ -122,7 +122,7 @@ class Elements(HTMLParser):
 
 
 def unsafe(text: str) -> list:
-    """Elements that could run or load something; not the page's data, nor our script, which the policy knows."""
+    """Elements that could run or load something; not the page's data, nor our script and style, which the policy knows."""
     tags = {"script", "iframe", "object", "embed", "form", "base", "style", "video", "foreignobject", "image", "use"}
     found = []
     for tag, attributes in Elements(text).found:
@@ -130,6 +130,7 @@ def unsafe(text: str) -> list:
         away = any(re.match(r"\s*(?!data:image/)[\w+.-]+:|//", address) for address in leads)
         away |= attributes.get("http-equiv") == "refresh"
         ours = tag == "script" and attributes in ({}, {"type": "application/json", "id": "data"})
+        ours |= tag == "style" and not attributes
         if (tag in tags and not ours) or away or any(name.startswith("on") for name in attributes):
             found.append((tag, attributes))
     return found
@@ -160,6 +161,7 @@ def test_hostile_text_in_every_place_is_text(tmp_path, server):
     for page in pages:
         text = page.read_text("utf-8")
         assert unsafe(text) == [] and text.count("<script") == 1 + (page.name in ("index.html", "photos.html"))
+        assert text.count("<style") == 1
     notebook = (run / f"03{NAME}.html").read_text("utf-8")
     assert notebook.count("A picture could not be shown") == 10 and "data:image/svg+xml,%3C" in notebook
     if CHROMIUM is None:
