@@ -122,7 +122,7 @@ class Elements(HTMLParser):
 
 
 def unsafe(text: str) -> list:
-    """Elements that could run or load something; not the page's data, nor our script and style, which the policy knows."""
+    """Elements that could run or load something; not the page's data, script and style, which the policy knows."""
     tags = {"script", "iframe", "object", "embed", "form", "base", "style", "video", "foreignobject", "image", "use"}
     found = []
     for tag, attributes in Elements(text).found:
