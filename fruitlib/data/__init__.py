@@ -25,6 +25,7 @@ Read `sources` first, then `splits`; a training's batches come from `loader`.
     decoding         a photo file -> its upright RGB pixels, or the reason why not
     inspection       one photo opened and checked, its oddities named, its look hashed
     processes        many photos opened at once, by processes of their own
+    first_squares    squares made of many photos while they are checked, for the cache
     photo_checks     all photos of a table checked: by threads or processes, within bounded memory
     duplicates       copies and near-copies -> groups; label conflicts
     corrections      labels that a person corrected: kept in a file, honoured by every later split

@@ -20,11 +20,12 @@ from fruitlib.core import files, machine, source_code
 from fruitlib.core.config import PREPROCESS_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
-from fruitlib.data import decoding, geometry, objects, preprocess, processes, rgb, sources
+from fruitlib.data import decoding, first_squares, geometry, objects, photo_square, preprocess, processes, rgb, sources
+from fruitlib.data.first_squares import FirstSquares
 
 KEEP_DAYS = 7  # a file not used for so long is removed when another is made
 # Of files: decoded photos, features of them, predictions by features, proofs of weights
-KINDS = ("*.npy", "*.npz", "*.probe.csv", "proofs/*.json")
+KINDS = ("*.npy", "*.npz", "*.squares", "*.probe.csv", "proofs/*.json")
 
 
 @dataclass(frozen=True)
@@ -90,14 +91,56 @@ def open_store(
             if kind == "stream":
                 return store(kind, where)
             if not is_whole(file, shape):
-                with processes.briefly(processes.pool_for(len(paths))) as pool:
-                    write(file, shape, decoded(folder, paths, config, keys, pool), progress)
+                first = _first_file(folder, config, cache_dir)
+                write(file, shape, _first_or_decoded(first, folder, paths, config, keys), progress)
+                first.unlink(missing_ok=True)
             return store(kind, where, mapped(file, shape, read_ahead=kind == "ram"))
     except OSError as problem:  # the disk is full, or read-only
         reason = f"{files.display_path(cache_dir)}: {problem.strerror or problem}"
         if config.cache != "auto":
             raise InputError(f"cache = {config.cache}: {reason}; make room there or set cache: stream") from None
         return store("stream", f"decoded every time, since no file could be written ({reason})")
+
+
+@contextlib.contextmanager
+def squares_while_checking(folder: Path, photos: int, config: Config, cache_dir: Path) -> Iterator[FirstSquares | None]:
+    """Inside, so many photos are checked, and give what `open_store` would decode again; None: it shall do that.
+
+    There is to be room for two files while one is made of the other.
+    """
+    size = photos * config.image_size**2 * 3
+    if config.cache == "stream":
+        yield None
+        return
+    with contextlib.ExitStack() as held:
+        squares = None
+        with suppress(OSError):  # a read-only cache
+            cache_dir.mkdir(parents=True, exist_ok=True)
+            files.remove_stale_partials(cache_dir)
+            if place("auto", size, 2 * size, cache_dir)[0] != "stream":
+                file = _first_file(folder, config, cache_dir)
+                squares = held.enter_context(first_squares.collected(file, config))
+        yield squares
+
+
+def _first_file(folder: Path, config: Config, cache_dir: Path) -> Path:
+    return cache_dir / f"{files.fingerprint(str(folder), *preparation(config))}.squares"
+
+
+def _first_or_decoded(
+    first: Path, folder: Path, paths: list[str], config: Config, keys: Sequence[str]
+) -> Iterator[np.ndarray]:
+    """The photos one by one, from the file of first squares where they are in it, else decoded."""
+    places, squares = first_squares.found(first, config.image_size)
+    at = [first_squares.place_of(places, sources.box_of(path), key) for path, key in zip(paths, keys, strict=True)]
+    others = [number for number, place in enumerate(at) if place is None]
+    some_paths, some_keys = ([names[number] for number in others] for names in (paths, keys))
+    with (
+        processes.briefly(processes.pool_for(len(others))) as pool,
+        contextlib.closing(decoded(folder, some_paths, config, some_keys, pool)) as rest,
+    ):
+        for place in at:
+            yield next(rest) if place is None else squares[place]
 
 
 def decode_all(folder: Path, paths: list[str], config: Config) -> Store:
@@ -117,13 +160,13 @@ def identity(folder: Path, paths: list[str], keys: list[str], config: Config) ->
 def photo_key(folder: Path, path: str, sha256: str = "") -> str:
     """A line that changes with a photo's bytes or box; `sha256` is that of the bytes, "" where not known."""
     file, box = sources.locate(folder, path)
-    return f"{sha256 or _sha256(file)} {box}\n"
+    return first_squares.photo_line(box, sha256 or _sha256(file))
 
 
 def preparation(config: Config) -> list:
     """All that decides how a photo's bytes become the pixels that models see: settings, code, libraries."""
     settings = {name: getattr(config, name) for name in PREPROCESS_SETTINGS}
-    modules = rgb, decoding, preprocess, geometry, objects
+    modules = rgb, decoding, preprocess, photo_square, geometry, objects
     code = [source_code.module_fingerprint(module.__name__) for module in modules]
     return [settings, *code, preprocess.LIBRARIES]
 

@@ -28,15 +28,13 @@ from fruitlib.data.completeness import JpegScans
 
 MOST_BYTES = 2**30
 FULL_SCALE = 89_000_000  # pixels; larger photos are read at a half, a quarter or an eighth of their scale
+ENOUGH = (
+    4_000_000  # pixels; where a small picture will do, larger photos that cannot be divided evenly are made smaller
+)
 MOST_MEGAPIXELS = 2000  # the upper end of the setting max_megapixels
 CUT_OFF = "cut off: the end of the picture is missing"
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM")  # no EPS: it runs code
-NAMED = dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), "JPEG") | {
-    "png": "PNG",
-    "webp": "WEBP",
-    "gif": "GIF",
-    "bmp": "BMP",
-}
+NAMED = dict.fromkeys(("jpg", "jpeg", "jpe", "jfif"), "JPEG") | {kind.lower(): kind for kind in FORMATS[1:5]}
 NAMED |= {"tif": "TIFF", "tiff": "TIFF", "avif": "AVIF", "jp2": "JPEG2000", "j2k": "JPEG2000"}
 NAMED |= {"heic": "HEIF", "heif": "HEIF"} | dict.fromkeys(("ppm", "pgm", "pbm", "pnm"), "PPM")
 ENDINGS = {f".{ending}" for ending in NAMED}  # HEIC, too, which needs an extra: so that a message names it
@@ -73,12 +71,15 @@ class Decoded:
 
     `image` is upright RGB of 8 bits, perhaps reduced; `size` (width, height) is the upright photo's own. `odd` says
     what is odd about it, and `bits` how many its values use where the file holds more than 8 a channel, else 0.
+    `divided` is by what a decoder divided the sides of a JPEG file of one scan, 1 where nothing was reduced, 0 where it
+    was in another way.
     """
 
     image: Image.Image
     size: tuple[int, int]
     odd: list[str]
     bits: int
+    divided: int
 
     def area(self, box: tuple[int, int, int, int]) -> tuple[float, float, float, float]:
         """Left, top, right and bottom in `image` of a box (x, y, width, height) in the photo's own pixels."""
@@ -172,7 +173,7 @@ def opened(
             try:
                 photo = _identify(content, megapixels)
                 odd, raw, whole = _oddities(photo, suffix), str(photo.tile), photo.size
-                factor, drafted = _load(photo, content, small, known, reducible, held)
+                factor, drafted, divided = _load(photo, content, small, known, reducible, held)
                 whole = whole if drafted else photo.size  # TIFF turns while loading
                 orientation, readable = _orientation(photo, messages)
                 image, changes, used = rgb.convert(photo, content, raw, bits, factor)
@@ -185,7 +186,7 @@ def opened(
         if orientation in TURNS:
             image = image.transpose(TURNS[orientation])
         odd += changes + ([] if readable else ["EXIF orientation unreadable"])
-        yield Decoded(image, whole[::-1] if orientation >= 5 else whole, odd, used)
+        yield Decoded(image, whole[::-1] if orientation >= 5 else whole, odd, used, divided)
 
 
 _thread = threading.local()
@@ -291,8 +292,8 @@ def _orientation(photo: Image.Image, messages: list[str]) -> tuple[int, bool]:
 
 def _load(
     photo: Image.Image, content: bytes, small: bool, known: bool, reducible: Callable, held: contextlib.ExitStack
-) -> tuple[int, bool]:
-    """Decode the pixels; returns by what factor they are still to be reduced, and whether the decoder reduced them.
+) -> tuple[int, bool, int]:
+    """Decode the pixels; returns the factor by which they are still to be reduced, drafted or not, `Decoded.divided`.
 
     Memory is counted at 12 bytes a pixel: what is decoded, its copy as RGB, and one that is turned; twice that for
     colours of 16 bits, and for JPEG 2000, whose decoder has a copy of its own. A JPEG file of several scans keeps 6
@@ -303,11 +304,10 @@ def _load(
     several, checked = scans.count > 1, scans.end > 0 and not known and not scans.arithmetic
     factor = _reduction(pixels, small)
     side = whole[0] // factor, whole[1] // factor
-    if small:  # below half scale, most of what a last scan brings would not be compared
+    if scans.count == 1 and (pixels <= ENOUGH or (reducible(whole) > 1 and pixels <= FULL_SCALE)):
+        side = whole[0] // reducible(whole), whole[1] // reducible(whole)
+    elif small:  # below half scale, most of what a last scan brings would not be compared
         side = (whole[0] // 2, whole[1] // 2) if several and checked else (128, 128)
-    elif factor == 1 and scans.count == 1:  # of whole blocks only: a decoder makes up what others lack
-        divided = reducible(whole)
-        side = side if any(length % divided for length in whole) else (whole[0] // divided, whole[1] // divided)
     drafted = side != whole and photo.draft(None, side) is not None
     per_pixel = 24 if ";16" in str(photo.tile) or photo.format == "JPEG2000" else 12
     held.enter_context(memory.PIXELS.hold(photo.width * photo.height * per_pixel + 6 * several * pixels))
@@ -318,7 +318,8 @@ def _load(
         raise InputError(CUT_OFF)
     if photo.format == "PNG" and not known and _last_row_is_blank(photo) and completeness.png_is_short(content):
         raise InputError(CUT_OFF)
-    return 1 if drafted else factor, drafted
+    divided = (round(whole[0] / photo.width) if scans.count == 1 else 0) if drafted else int(factor == 1)
+    return 1 if drafted else factor, drafted, divided
 
 
 def _reduction(pixels: int, small: bool) -> int:

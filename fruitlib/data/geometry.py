@@ -17,6 +17,7 @@ ENHANCERS = {  # in the order in which they are applied
     "saturation": ImageEnhance.Color,
     "sharpness": ImageEnhance.Sharpness,
 }
+USUAL_SIDE = 224  # pixels of most pretrained networks
 SHARP = 1.5  # levels of colour between neighbours, for each pixel of the photo that one covers
 _COLOUR = np.array([[-0.1687, 0.5], [-0.3313, -0.4187], [0.5, -0.0813]], np.float32)  # RGB to Cb, Cr
 Area = tuple[float, float, float, float]  # left, top, right, bottom in pixels
@@ -163,7 +164,9 @@ def reducible(size: tuple[int, int], boxed: Area | None, how) -> int:
     """By what power of two a decoder may divide the sides of a photo of this `size`, upright or not, for `prepared`.
 
     Half of the sides of the blocks that `square` averages: what a JPEG decoder reduces differs a little from means, and
-    where colours change sharply by more (`is_sharp`). Objects are looked for at full scale.
+    where colours change sharply by more (`is_sharp`). Objects are looked for at full scale. Whole blocks only, since a
+    decoder makes up what others lack. Of whole photos, networks of fewer pixels than `USUAL_SIDE` take what these
+    do: one decoding serves them all, and the comparison of photos, too (`usual`).
     """
     if how.crop_to == "object":
         return 1
@@ -172,8 +175,15 @@ def reducible(size: tuple[int, int], boxed: Area | None, how) -> int:
         area = central(_kept(lying, boxed, how), how)
         if area[2] - area[0] < 1 or area[3] - area[1] < 1:
             return 1
-        divisors.append(min(_blocks(*_fitted(area, how.resize, how.image_size))) // 2)
-    return max(1, min(divisors))
+        side = how.image_size if boxed else max(how.image_size, USUAL_SIDE)
+        divisors.append(min(_blocks(*_fitted(area, how.resize, side))) // 2)
+    divided = max(1, min(divisors))
+    return 1 if any(length % divided for length in size) else divided
+
+
+def usual(size: tuple[int, int]) -> int:
+    """`reducible` of a whole photo for a network of `USUAL_SIDE` pixels with the default settings."""
+    return reducible(size, None, Preparation(USUAL_SIDE, "crop", 1.0, 1.0, 1.0, 1.0, 1.0))
 
 
 def is_sharp(made: np.ndarray, size: tuple[int, int], boxed: Area | None, how) -> bool:

@@ -19,7 +19,8 @@ from fruitlib.core import machine
 from fruitlib.core.config import Config
 from fruitlib.core.progress import OnProgress
 from fruitlib.data import decoding, inspection, processes, sources
-from fruitlib.data.inspection import Facts
+from fruitlib.data.first_squares import FirstSquares
+from fruitlib.data.inspection import Found
 
 COLUMNS = ["status", "reason", "width", "height", "sha256", "phash", "bits"]
 UNOPENED = (0, 0, "", "", 0)  # width, height, sha256, phash and bits of a photo that was not opened
@@ -32,6 +33,7 @@ def check_photos(
     progress: OnProgress | None = None,
     workers: int | None = None,
     megapixels: float = decoding.FULL_SCALE / 1e6,
+    squares: FirstSquares | None = None,
 ) -> pd.DataFrame:
     """Open every photo that may be opened; adds status, reason, width, height, sha256, phash and bits.
 
@@ -39,7 +41,8 @@ def check_photos(
     `min_side` pixels, or of more than `megapixels` million, are quarantined.
 
     Predefined test photos become `sealed`, and rows whose status is `left_out` keep it; neither is opened. A
-    file with several boxes is decoded once. `progress(done, total)` is called from this thread, every few photos. The
+    file with several boxes is decoded once. `squares` takes what models see, where one decoding gives both.
+    `progress(done, total)` is called from this thread, every few photos. The
     table is the same whatever the number of `workers` (processes for many photos, threads for few; as many as there
     are cores by default).
     """
@@ -54,10 +57,13 @@ def check_photos(
     to_open = sorted(np.flatnonzero(~closed).tolist(), key=paths.__getitem__)
     places = ((position, *sources.locate(folder, paths[position])) for position in to_open)
     workers, done = min(workers or machine.usable_cores(), processes.MOST), 0
-    with contextlib.closing(_checked(places, min_side, megapixels, workers, len(to_open))) as results:
+    job = min_side, megapixels, squares.how if squares else None
+    with contextlib.closing(_checked(places, job, workers, len(to_open))) as results:
         for chunk in results:
-            for position, fact in chunk:
+            for position, (fact, square) in chunk:
                 facts[position] = fact
+                if squares and square is not None and fact[0] == "ok":
+                    squares.add(sources.box_of(paths[position]), fact[4], square)
             done += len(chunk)
             if progress:
                 progress(done, len(to_open))
@@ -65,20 +71,23 @@ def check_photos(
     return pd.concat([rows.drop(columns=COLUMNS, errors="ignore"), checked], axis=1)
 
 
-def _checked(places: Iterator[tuple], min_side: int, megapixels: float, workers: int, photos: int) -> Iterator[list]:
-    """Lists of (row, facts) of places, (row, file, box) in the order of files; each file is opened once."""
+def _checked(places: Iterator[tuple], job: tuple, workers: int, photos: int) -> Iterator[list]:
+    """Lists of (row, found) of places, (row, file, box) in the order of files; each file is opened once.
+
+    `job` is what `inspection.inspect_file` takes beside a file and its boxes.
+    """
     by_file = ([*rows_of_one] for _, rows_of_one in itertools.groupby(places, key=lambda place: place[1]))
     chunks = iter(lambda: list(itertools.islice(by_file, processes.CHUNK)), [])
     with processes.briefly(processes.pool_for(photos, workers)) as pool:
 
-        def check(chunk: list[list[tuple]]) -> list[tuple[int, Facts]]:
+        def check(chunk: list[list[tuple]]) -> list[tuple[int, Found]]:
             files = [(places[0][1], [box for _, _, box in places]) for places in chunk]
-            job = inspection.inspect_files, files, min_side, megapixels
-            found = pool.do(*job) if pool else job[0](*job[1:])
+            work = inspection.inspect_files, files, *job
+            found = pool.do(*work) if pool else work[0](*work[1:])
             results = []
-            for places, (file, boxes), facts in zip(chunk, files, found, strict=True):
-                facts = facts or inspection.inspect_file(file, boxes, min_side, megapixels)  # too large for a process
-                results += [(row, fact) for (row, _, _), fact in zip(places, facts, strict=True)]
+            for places, (file, boxes), of_file in zip(chunk, files, found, strict=True):
+                of_file = of_file or inspection.inspect_file(file, boxes, *job)  # too large for a process
+                results += [(row, one) for (row, _, _), one in zip(places, of_file, strict=True)]
             return results
 
         with contextlib.closing(processes.in_order(check, ((chunk,) for chunk in chunks), workers)) as results:

@@ -7,10 +7,13 @@ would be seen in the square (`geometry.is_sharp`), it is decoded once more, in f
 import numpy as np
 
 from fruitlib.data import decoding, geometry
+from fruitlib.data.decoding import Decoded
+
+Box = tuple[int, int, int, int]
 
 
 def read(
-    content: bytes, how, megapixels: float, box: tuple[int, int, int, int] | None = None, known: bool = False
+    content: bytes, how, megapixels: float, box: Box | None = None, known: bool = False
 ) -> tuple[np.ndarray | None, tuple[int, int]]:
     """The square, uint8 (S, S, 3), None where the box lies outside; and the width and height of the upright photo.
 
@@ -24,12 +27,33 @@ def read(
     Raises:
         InputError: not a photo that can be used; the line says why, without the file's name.
     """
-    boxed = box and (box[0], box[1], box[0] + box[2], box[1] + box[3])
     settings = {"megapixels": megapixels, "bits": geometry.bits(how), "known": known}
+    boxed = _corners(box)
     with decoding.opened(content, **settings, reducible=lambda size: geometry.reducible(size, boxed, how)) as photo:
-        square = geometry.prepared(photo.image, photo.area(box) if box else None, how)
-        size, in_full = photo.size, photo.image.size == photo.size
+        square, size, in_full = _prepared(photo, how, box), photo.size, photo.image.size == photo.size
     if square is None or in_full or not geometry.is_sharp(square, size, boxed, how):
         return square, size
     with decoding.opened(content, **settings) as photo:
-        return geometry.prepared(photo.image, photo.area(box) if box else None, how), size
+        return _prepared(photo, how, box), size
+
+
+def from_decoded(photo: Decoded, how, box: Box | None = None) -> np.ndarray | None:
+    """The square that `read` makes of a photo's bytes, of the photo decoded for another purpose; None where it cannot
+    be: decoded at another scale, of more than 8 bits, so sharp that it is to be decoded in full, or no square.
+    """
+    boxed = _corners(box)
+    wanted = geometry.reducible(photo.size, boxed, how)
+    if photo.bits or photo.divided != wanted:
+        return None
+    square = _prepared(photo, how, box)
+    if square is None or (wanted > 1 and geometry.is_sharp(square, photo.size, boxed, how)):
+        return None
+    return square
+
+
+def _prepared(photo: Decoded, how, box: Box | None) -> np.ndarray | None:
+    return geometry.prepared(photo.image, photo.area(box) if box else None, how)
+
+
+def _corners(box: Box | None) -> Box | None:
+    return box and (box[0], box[1], box[0] + box[2], box[1] + box[3])

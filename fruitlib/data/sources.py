@@ -61,9 +61,13 @@ def locate(folder: Path, path: str) -> tuple[Path, tuple[int, int, int, int] | N
 
     A box is a media fragment at the end, `a/b.jpg#xywh=10,20,30,40` (W3C Media Fragments URI 1.0, 4.2.2).
     """
+    return on_disk(folder, tables.FRAGMENT.sub("", path)), box_of(path)
+
+
+def box_of(path: str) -> tuple[int, int, int, int] | None:
+    """The box of a manifest's `path`, as `locate` gives it, without a look at the disk."""
     box = tables.FRAGMENT.search(path)
-    file = on_disk(folder, path[: box.start()] if box else path)
-    return file, tuple(int(number) for number in box.groups()) if box else None
+    return tuple(int(number) for number in box.groups()) if box else None
 
 
 def scan(config: Config) -> tuple[pd.DataFrame, list[str]]:

@@ -12,7 +12,7 @@ from fruitlib.core.config import SPLIT_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.progress import OnProgress
 from fruitlib.core.texts import normal, printable
-from fruitlib.data import corrections, duplicates, photo_checks, sources
+from fruitlib.data import cache, corrections, duplicates, photo_checks, sources
 from fruitlib.data.stratify import assign_folds, assign_splits, subset, wanted_photos
 from fruitlib.data.tables import photo_of
 
@@ -118,7 +118,9 @@ def build_manifest(
     """Check the photos of `subset`'s rows and divide them; returns the manifest and notes, sentences for people."""
     if (decided := corrections.decisions(config)).empty:
         divide(rows, config)  # report what cannot be divided before minutes of decoding
-    manifest = photo_checks.check_photos(folder, rows, config.min_side, progress, megapixels=config.max_megapixels)
+    with cache.squares_while_checking(folder, len(rows), config, files.cache_dir()) as squares:
+        most = config.max_megapixels
+        manifest = photo_checks.check_photos(folder, rows, config.min_side, progress, megapixels=most, squares=squares)
     manifest, notes = corrections.apply(manifest, decided, config)
     bad = manifest[manifest["status"] == "quarantined"]
     if len(bad) and config.bad_photos == "stop":

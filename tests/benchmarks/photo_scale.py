@@ -99,6 +99,7 @@ def prepared(folder: Path, cache_dir: Path) -> tuple[dict[str, float], dataset.P
         nonlocal last
         seconds[step], last = time.perf_counter() - last, time.perf_counter()
 
+    os.environ["FRUITLIB_CACHE"] = str(cache_dir)
     config = settings.make({"data": str(folder), "image_size": SIDE, "batch_size": BATCH, "test_per_class": 10})
     rows, _ = sources.scan(config)
     done("listed")

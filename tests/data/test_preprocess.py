@@ -92,6 +92,7 @@ def large(width, height):
 def test_a_large_jpeg_file_is_reduced_by_its_decoder_and_looks_as_at_full_scale(
     tmp_path, monkeypatch, size, changes, divided, orientation
 ):
+    monkeypatch.setattr(geometry, "USUAL_SIDE", 32)
     exif, how = Image.Exif(), settings(**({"resize": "crop"} | changes))
     exif[decoding.ORIENTATION] = orientation
     large(*size).save(tmp_path / "a.jpg", quality=92, exif=exif)
@@ -113,6 +114,7 @@ def drawing(width, height):
 
 @pytest.mark.parametrize(("picture", "times"), [(large, 1), (drawing, 2)])
 def test_drawings_are_decoded_in_full(tmp_path, monkeypatch, picture, times):
+    monkeypatch.setattr(geometry, "USUAL_SIDE", 96)
     picture(1200, 1200).save(tmp_path / "a.jpg", quality=75)
     how = settings(image_size=96, resize="crop")
     with decoding.opened((tmp_path / "a.jpg").read_bytes()) as photo:
@@ -124,6 +126,14 @@ def test_drawings_are_decoded_in_full(tmp_path, monkeypatch, picture, times):
     monkeypatch.setattr(decoding.rgb, "convert", lambda photo, *rest: loaded.append(photo.size) or real(photo, *rest))
     assert np.abs(preprocess.decode(tmp_path, "a.jpg", how) - whole).max() <= 2
     assert loaded == [(600, 600), (1200, 1200)][:times]
+
+
+def test_one_decoding_serves_all_networks_of_up_to_224_pixels():
+    sizes = [(4000, 3000), (6000, 4000), (1600, 1200), (4001, 3000)]
+    for how in (settings(image_size=96), settings(image_size=224)):
+        assert [geometry.reducible(size, None, how) for size in sizes] == [2, 2, 1, 1]
+    assert [geometry.usual(size) for size in sizes] == [2, 2, 1, 1]
+    assert geometry.reducible((4000, 3000), None, settings(image_size=448)) == 1
 
 
 def test_boxes_are_cut_out_of_reduced_photos_where_they_were(tmp_path):

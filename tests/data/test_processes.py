@@ -88,7 +88,7 @@ def test_what_is_too_large_for_a_process_is_opened_by_its_owner(tmp_path, by_pro
     monkeypatch.setattr(inspection, "inspect_file", lambda file, *rest: opened.append(file.name) or real(file, *rest))
     monkeypatch.setattr(processes, "SERVE", processes.SERVE.replace("processes.serve", f"{LITTLE}; processes.serve"))
     found = photo_checks.check_photos(tmp_path / "photos", rows)
-    assert opened == ["large.png"]
+    assert opened == ["large.jpg", "large.png"]
     assert found.set_index("path").loc["large.png", ["status", "width", "height"]].tolist() == ["ok", 700, 600]
 
 
