@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -10,6 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
+from fruitlib import cli
 from fruitlib.core import config
 from fruitlib.sweep import params
 
@@ -18,7 +20,7 @@ README, KOREAN, CONTRIBUTING, HOW_TO_READ, SETTINGS = (
     (ROOT / name).read_text(encoding="utf-8")
     for name in ("README.md", "README.ko.md", "CONTRIBUTING.md", "executed/README.md", "params/README.md")
 )
-FOLDERS = ("executed", "params", "tests/benchmarks")
+PAGES = [*ROOT.glob("*.md"), *(ROOT / place / "README.md" for place in ("executed", "params", "tests/benchmarks"))]
 EXAMPLE = ROOT / "executed" / "example"
 
 
@@ -151,10 +153,22 @@ def test_the_tree_names_every_room_and_nothing_else():
     assert named == rooms | modules
 
 
-@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *(ROOT / place / "README.md" for place in FOLDERS)], ids=str)
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_every_local_link_leads_somewhere(page):
     links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
     assert all((page.parent / link).exists() for link in links if "://" not in link)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_command_can_be_typed(page):
+    """Each is one that the parser takes, and its params file exists."""
+    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    lines = [line.partition("#")[0] for line in "\n".join(blocks).splitlines()]
+    typed = [line for line in lines if line.startswith(("fruitlib ", ".venv/bin/fruitlib "))]
+    for line in typed:
+        options = cli._parser().parse_args(shlex.split(line)[1:])
+        named = getattr(options, "params", None)
+        assert named is None or (ROOT / named).is_file() or named.name == "NAME.yaml", line
 
 
 def test_every_params_file_is_listed():
