@@ -45,7 +45,7 @@ example: demo ## the demo's report as kept in git, executed/example (pages and t
 	@rm -rf executed/example/lr=* executed/example/head=* executed/example/assets executed/example/*.html executed/example/*.csv executed/example/*.json
 	@cd executed/demo && find . -name '*.html' -o -name '*.webp' -o -name results.csv -o -name history.csv -o -name predictions_val.csv -o -name sweep.json | \
 		tar cf - -T - | tar xf - -C ../example
-	@echo "executed/example holds the demo's report; README.md quotes its results.csv"
+	@echo "executed/example holds the demo's report; executed/README.md quotes its results.csv"
 
 insight: .venv/installed ## four claims put to the test, eight minutes:  make insight DATA=folder-of-photos;  08 joins the example
 	@$(BIN)/fruitlib sweep params/insight.yaml --data $(DATA) --out insight

@@ -1,7 +1,8 @@
-"""README.md tells the truth: its table is the example's, its tree is the tree, its commands exist."""
+"""The documents tell the truth: tables are what was measured, the tree is the tree, links lead somewhere."""
 
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -10,19 +11,21 @@ import pandas as pd
 import pytest
 import yaml
 
+from fruitlib import cli
 from fruitlib.core import config
 from fruitlib.sweep import params
 
 ROOT = Path(__file__).parents[2]
-README, HOW_TO_READ, SETTINGS = (
-    (ROOT / place / "README.md").read_text(encoding="utf-8") for place in (".", "executed", "params")
+README, KOREAN, CONTRIBUTING, HOW_TO_READ, SETTINGS = (
+    (ROOT / name).read_text(encoding="utf-8")
+    for name in ("README.md", "README.ko.md", "CONTRIBUTING.md", "executed/README.md", "params/README.md")
 )
-FOLDERS = ("executed", "params", "tests/benchmarks")
+PAGES = [*ROOT.glob("*.md"), *(ROOT / place / "README.md" for place in ("executed", "params", "tests/benchmarks"))]
 EXAMPLE = ROOT / "executed" / "example"
 
 
 def rows(results: pd.DataFrame) -> list[str]:
-    """The README's table, from `results.csv`: best first, the chosen run with its test result."""
+    """The demo's table, from `results.csv`: best first, the chosen run with its test result."""
     table = results.sort_values(["macro_f1", "test_n"], ascending=False, kind="stable")
     lines = []
     for row in table.to_dict("records"):
@@ -37,7 +40,7 @@ def rows(results: pd.DataFrame) -> list[str]:
 
 def test_the_results_table_is_the_examples():
     expected = rows(pd.read_csv(EXAMPLE / "results.csv"))
-    found = [line for line in README.splitlines() if line.startswith(("| lr=", "| head="))]
+    found = [line for line in HOW_TO_READ.splitlines() if line.startswith(("| lr=", "| head="))]
     assert found == expected
 
 
@@ -59,8 +62,32 @@ def finetuned_rows(results: pd.DataFrame) -> list[str]:
 
 
 def test_the_table_of_pretrained_networks_is_what_was_measured():
-    expected = finetuned_rows(pd.read_csv(EXAMPLE / "finetune" / "results_oof.csv"))
+    results = pd.read_csv(EXAMPLE / "finetune" / "results_oof.csv")
+    expected = finetuned_rows(results)
     assert len(expected) == 7 and set(expected) <= set(README.splitlines())
+    ((photos, varieties, folds),) = results[["n", "groups", "folds"]].drop_duplicates().to_numpy()
+    text = README.replace("\n", " ")
+    assert f"{photos} real photographs of {varieties} varieties of fruit, {folds} folds" in text
+    assert f"n = {photos} photos, {varieties} varieties" in text
+
+
+def numbers(text: str) -> list[str]:
+    return sorted(re.findall(r"\d[\d.,–]*\d|\d", text))
+
+
+def test_the_readme_is_two_screens_and_the_korean_one_says_the_same():
+    for text in (README, KOREAN):
+        lines = text.splitlines()
+        assert len(lines) <= 100 and max(map(len, lines)) <= 130
+    assert numbers(KOREAN) == numbers(README)
+    links, commands = re.compile(r"\]\(([^)]+)\)"), re.compile(r"^((?:make|pip|\.venv|fruitlib) \S+)", re.MULTILINE)
+    assert set(links.findall(KOREAN)) - {"README.md"} == set(links.findall(README)) - {"README.ko.md"}
+    assert commands.findall(KOREAN) == commands.findall(README)
+
+
+@pytest.mark.parametrize("text", [README, KOREAN], ids=["English", "Korean"])
+def test_every_notebook_is_named_with_its_question(text):
+    assert re.findall(r"`(\d\d_\w+)`", text) == sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
 
 
 def test_02_says_what_was_measured():
@@ -104,7 +131,7 @@ def test_what_bf16_costs_is_what_was_measured(network):
 def test_what_choosing_adds_is_the_examples():
     points = 100 * json.loads((EXAMPLE / "sweep.json").read_text(encoding="utf-8"))["optimism"]["points"]
     text = f"{points:.0f} point" + "s" * (round(points) != 1)
-    assert f"flatters its validation accuracy by about {text}." in README.replace("\n", " ")
+    assert f"flatters its validation accuracy by about {text}." in HOW_TO_READ.replace("\n", " ")
 
 
 def test_the_claims_are_answered_in_08_s_own_words():
@@ -118,18 +145,30 @@ def test_the_example_is_what_the_demo_says():
     assert set(pd.read_csv(EXAMPLE / "results.csv")["run"]) == set(plan.runs)
 
 
-def test_the_tree_names_every_room_and_notebook_and_nothing_else():
-    tree = README.split("## What is where")[1].split("```")[1]
+def test_the_tree_names_every_room_and_nothing_else():
+    tree = CONTRIBUTING.split("**Where things live.**")[1].split("```")[1]
     named = set(re.findall(r"^  (\w[\w.]*/?) ", tree, flags=re.MULTILINE))
     rooms = {f"{path.parent.name}/" for path in (ROOT / "fruitlib").glob("*/__init__.py")}
     modules = {path.name for path in (ROOT / "fruitlib").glob("*.py")} - {"__init__.py"}
-    assert named == rooms | modules | {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
+    assert named == rooms | modules
 
 
-@pytest.mark.parametrize("page", [*ROOT.glob("*.md"), *(ROOT / place / "README.md" for place in FOLDERS)], ids=str)
+@pytest.mark.parametrize("page", PAGES, ids=str)
 def test_every_local_link_leads_somewhere(page):
     links = re.findall(r"\]\(([^)]+)\)", page.read_text(encoding="utf-8"))
     assert all((page.parent / link).exists() for link in links if "://" not in link)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=str)
+def test_every_command_can_be_typed(page):
+    """Each is one that the parser takes, and its params file exists."""
+    blocks = re.findall(r"^```\n(.*?)^```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    lines = [line.partition("#")[0] for line in "\n".join(blocks).splitlines()]
+    typed = [line for line in lines if line.startswith(("fruitlib ", ".venv/bin/fruitlib "))]
+    for line in typed:
+        options = cli._parser().parse_args(shlex.split(line)[1:])
+        named = getattr(options, "params", None)
+        assert named is None or (ROOT / named).is_file() or named.name == "NAME.yaml", line
 
 
 def test_every_params_file_is_listed():
@@ -138,7 +177,7 @@ def test_every_params_file_is_listed():
 
 
 def test_the_params_example_is_valid(tmp_path):
-    text = README.split("```yaml")[1].split("```")[0]
+    text = SETTINGS.split("```yaml")[1].split("```")[0]
     (tmp_path / "story.yaml").write_text(text)
     assert len(params.read_params(tmp_path / "story.yaml").runs) == 45
     assert yaml.safe_load(text)["title"]
