@@ -20,6 +20,7 @@ from rich.text import Text
 
 from fruitlib.core import files
 from fruitlib.core.texts import printable, show
+from fruitlib.evaluation import ranking
 from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.selection import SelectionOptimism
 from fruitlib.evaluation.sweep_answers import load_effects
@@ -177,16 +178,19 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         seconds = complete.groupby("combination")["train_seconds"].sum() if timed else {}
         shown = pooled.assign(name=pooled["combination"], train_seconds=pooled["combination"].map(seconds))
         photos = "photos, each predicted by a fold's model"
+    measures = {"macro-F1": "macro_f1"}
+    if plan.choose_by not in ("macro_f1", "accuracy"):
+        measures[plan.choose_by.replace("_", " ")] = plan.choose_by
     if len(shown):
         width = max(map(len, shown["name"]))
-        show(
-            f"\n  {'run':{width}}  macro-F1  accuracy (95 % interval)  training   on {int(shown['n'].iloc[0])} {photos}"
-        )
+        heads = ["run".ljust(width), *measures, "accuracy (95 % interval)", "training"]
+        show(f"\n  {'  '.join(heads)}   on {int(shown['n'].iloc[0])} {photos}")
     for row in _best_first(shown, plan, summary["chosen"]):
         interval = f"{row['accuracy']:.3f} ({row['accuracy_low']:.2f}–{row['accuracy_high']:.2f})"
         star = "*" if row["name"] == summary["chosen"] else " "
         seconds = f"{row['train_seconds']:.0f} s" if row["train_seconds"] >= 0 else "unfinished"
-        show(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
+        scores = [f"{row[name]:{len(head)}.3f}" for head, name in measures.items()]
+        show(f"{star} {'  '.join([row['name'].ljust(width), *scores, f'{interval:24}', f'{seconds:>8}'])}")
     if summary.get("population"):
         show(f"\n{summary['population']}")
     if summary.get("beside_probe"):
@@ -226,11 +230,9 @@ def _tie(table: pd.DataFrame, plan: Sweep, chosen: str | None) -> str:
 
 
 def _best_first(table: pd.DataFrame, plan: Sweep, chosen: str | None) -> list[dict]:
-    """Rows from best to worst by the choosing metric, the chosen one before its equals."""
-    if table.empty:
-        return []
-    table = table.assign(_chosen=table["name"] == chosen)
-    return table.sort_values([plan.choose_by, "_chosen"], ascending=False, kind="stable").to_dict("records")
+    """Rows from best to worst (`ranking.place`), the chosen one before its equals."""
+    rows = table.to_dict("records")
+    return sorted(rows, key=lambda row: ranking.place(row, plan.choose_by, row["name"] == chosen))
 
 
 def _read_table(path: Path) -> pd.DataFrame:
