@@ -24,7 +24,7 @@ from fruitlib.core.config import FOLD_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.model_names import FITTED_HEADS
 from fruitlib.evaluation import ranking
-from fruitlib.runs.run import Run, create_run
+from fruitlib.runs.run import FOLDS, Run, create_run
 from fruitlib.sweep.params import Sweep, run_name
 
 RUN_STAGES = ("02_train", "03_metrics", "04_gradcam", "05_quantize")
@@ -136,6 +136,14 @@ def assemble(run: Run, folds: list[Run]) -> Run:
         run.write_epoch_predictions(np.empty((0, 0, len(run.class_names))))
         run.complete("train", identity, data_fingerprint=run.data_fingerprint)
     return run
+
+
+def name_folds(run: Run, folds: list[Run]) -> None:
+    """Write down which trained runs a planned refit is made of: their photos judge its INT8 file.
+
+    Its settings do not tell: combinations whose folds stopped early may differ in their planned epochs alone.
+    """
+    files.write_json(run.path / FOLDS, {"folds": [fold.name for fold in folds]})
 
 
 def origin_summary(plan: Sweep, run: Run, folds: list[Run]) -> str:
