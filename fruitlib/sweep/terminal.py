@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fruitlib.core import files
+from fruitlib.core.errors import first_line
 from fruitlib.core.texts import printable, show
 from fruitlib.evaluation import ranking
 from fruitlib.evaluation.effects_wording import leading_effects_text
@@ -84,7 +85,8 @@ class Terminal:
         self.total = plan.search.trials if plan.search else len(plan.runs) + extra
         self.sweep_dir, self.started, self.doing = sweep_dir, time.monotonic(), ""
         self.outlook = Outlook(sweep_dir)
-        self._share = 0.0
+        self._share = self._saved = 0.0
+        self._printed = time.monotonic()  # when the last line was
         self._console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         self._live: Live | None = None
         self._closed = threading.Event()
@@ -107,8 +109,7 @@ class Terminal:
             self._thread.join()
             with contextlib.suppress(OSError):
                 (self.sweep_dir / PROGRESS).unlink(missing_ok=True)
-            if self._live:
-                self._live.stop()
+            self._stop_live()
 
     def photos(self, done: int, total: int) -> None:
         """Show how many photos are drawn or checked so far."""
@@ -119,23 +120,40 @@ class Terminal:
         self._console.print(Text(printable(text)))
 
     def _watch(self) -> None:
-        printed, saved, took = time.monotonic(), 0.0, 0.0
+        took, told = 0.0, False
         pause = 0.5 if self._live else SAVE_EVERY
         while not self._closed.wait(max(pause, 10 * took)):  # of thousands of runs it takes a while to read
             began = time.monotonic()
             try:
-                status = self.status()
-                if self._live:
-                    self._live.update(screen(status, self._console), refresh=True)
-                elif began - printed >= PRINT_EVERY:
-                    self.say(line(status))
-                    printed = began
-                if began - saved >= SAVE_EVERY:
-                    saved = began
-                    save_progress(self.sweep_dir, status)
+                self._look(began)
             except (OSError, ValueError):  # a full disk, a folder that is being removed: another thread reports it
                 pass
+            except Exception as problem:  # an error of ours, or of rich: no reason to lose the sweep
+                self._stop_live()
+                if not told:
+                    why = f"{type(problem).__name__}: {first_line(problem)}"
+                    self.say(f"progress cannot be shown ({why}); the sweep goes on without it")
+                told = True
             took = time.monotonic() - began
+
+    def _look(self, now: float) -> None:
+        """Read the status; write it down for others and show it, where it is time to."""
+        status = self.status()
+        if now - self._saved >= SAVE_EVERY:
+            self._saved = now
+            save_progress(self.sweep_dir, status)
+        if self._live:
+            self._live.update(screen(status, self._console), refresh=True)
+        elif now - self._printed >= PRINT_EVERY:
+            self._printed = now
+            self.say(line(status))
+
+    def _stop_live(self) -> None:
+        """End the live table; lines take its place."""
+        live, self._live = self._live, None
+        if live:
+            with contextlib.suppress(Exception):
+                live.stop()
 
     def status(self) -> SweepStatus:
         """The status of the sweep now, with what is left of it."""
