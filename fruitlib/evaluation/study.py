@@ -140,7 +140,7 @@ def value_text(value) -> str:
         return "empty"
     try:
         return str(value) if isinstance(value, bool) else f"{float(value):.12g}"
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return str(value)
 
 

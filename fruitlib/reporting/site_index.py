@@ -11,10 +11,11 @@ import pandas as pd
 
 from fruitlib.core.errors import first_line
 from fruitlib.core.files import read_csv, read_json
-from fruitlib.core.texts import number
+from fruitlib.core.texts import number, printable, shortened
 from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.ranking import place
 from fruitlib.evaluation.selection import SelectionOptimism
+from fruitlib.evaluation.study import value_text
 from fruitlib.evaluation.sweep_answers import INSIGHT
 from fruitlib.evaluation.wording import choice_text, tie_text
 from fruitlib.reporting.explore import (
@@ -25,7 +26,6 @@ from fruitlib.reporting.explore import (
     load_history,
     load_pooled,
     paired_runs,
-    plain,
     sheet_data,
 )
 from fruitlib.reporting.pages import Page
@@ -242,6 +242,10 @@ def curves_of(history: dict[str, list], width: int = 240, height: int = 150) -> 
 # ---------------------------------------------------------------- what the script explores
 
 
+def _setting(value) -> str:
+    return shortened(printable(value_text(value)), 60)
+
+
 def _data(sweep_dir: Path, runs: list[dict], ranking: list[dict], seen: Seen) -> tuple[dict, int]:
     """Settings, state and curves of every run; photos and predictions of those that have some; runs left out."""
     order = [run["name"] for run in ranking]
@@ -250,7 +254,7 @@ def _data(sweep_dir: Path, runs: list[dict], ranking: list[dict], seen: Seen) ->
         {
             "name": run["name"],
             "state": f"{run['state']}",
-            "settings": {f"{name}": plain(value) for name, value in (run.get("settings") or {}).items()},
+            "settings": {f"{name}": _setting(value) for name, value in (run.get("settings") or {}).items()},
             "history": load_history(sweep_dir / run["name"]) if run["state"] == "complete" else {},
             "page": run["name"] in seen.pages,
             "heat": _heat(run["name"], seen, paired["paths"]),
