@@ -120,13 +120,13 @@ def test_folds_find_their_siblings(folds, make_run):
 def test_a_refit_of_folds_that_stopped_early_is_judged_by_those_it_was_made_of(make_run):
     """Another combination differs in the planned epochs alone, which the refit has not."""
     settings = {"folds": 2, "repeats": 2, "patience": 2}
-    made_of = [make_run(f"9,{i}", epochs=9, fold=i, repeat=n, **settings) for i, n in ((1, 1), (2, 1), (1, 2))]
+    made_of = [make_run(f"9,{i},{n}", epochs=9, fold=i, repeat=n, **settings) for i, n in ((1, 1), (2, 1), (1, 2))]
     for i in (1, 2):
         make_run(f"20,{i}", epochs=20, fold=i, **settings)
     refit = Run(made_of[0].sweep_dir / "refit", config.make(made_of[0].config.model_dump() | {"fold": 0, "epochs": 4}))
     final_model.name_folds(refit, made_of)
     refit = create_run(refit.path, refit.config)
-    assert [run.name for run in refit.sibling_folds()] == ["9,1", "9,2"]
+    assert [run.name for run in refit.sibling_folds()] == ["9,1,1", "9,2,1"]
 
 
 def test_a_verdict_rests_on_all_folds_that_were_exported(folds, make_run):
