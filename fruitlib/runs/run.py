@@ -83,12 +83,12 @@ class Run:
     @cached_property
     def manifest(self) -> pd.DataFrame:
         """The sweep's manifest, a row per photo; one table for all runs of the sweep, not to be changed."""
-        return _manifest(self.sweep_dir, _time(self.sweep_dir))[0]
+        return _manifest(self.sweep_dir, files.changed_at(self.sweep_dir / "manifest.csv"))[0]
 
     @cached_property
     def data_fingerprint(self) -> str:
         """Changes when a training or validation photo, its label or its split does."""
-        return _manifest(self.sweep_dir, _time(self.sweep_dir))[1]
+        return _manifest(self.sweep_dir, files.changed_at(self.sweep_dir / "manifest.csv"))[1]
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -380,11 +380,6 @@ def clear_run(run: Run, kept: Collection[str] = ()) -> None:
         ours = ours or path.name == "model.md"
         if ours and path.name not in kept:
             path.unlink()
-
-
-def _time(sweep_dir: Path) -> int:
-    path = sweep_dir / "manifest.csv"
-    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 @lru_cache(maxsize=2)
