@@ -299,6 +299,14 @@ def fingerprint(*parts) -> str:
     return digest.hexdigest()[:12]
 
 
+def changed_at(path: str | os.PathLike) -> int:
+    """When a file or folder was written last, in nanoseconds; 0 where there is none, or it was removed just now."""
+    try:
+        return os.stat(path).st_mtime_ns
+    except OSError:
+        return 0
+
+
 def sha256(path: str | os.PathLike) -> str:
     """The SHA-256 of a file, as hexadecimal digits."""
     with open(path, "rb") as file:

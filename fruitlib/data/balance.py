@@ -3,6 +3,8 @@
 Balancing touches training photos only; validation and test photos keep the proportions they came in.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
@@ -71,7 +73,7 @@ def _repeated(photos: np.ndarray, count: int, rng: np.random.Generator) -> np.nd
     return np.concatenate([np.tile(photos, whole), rng.choice(photos, rest, replace=False)])
 
 
-def class_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
+def class_weights(labels: torch.Tensor, class_names: Sequence[str]) -> torch.Tensor:
     """Weight of each class, float32 (C,): n / (C · n_c) for labels int64 (n,), scikit-learn's "balanced".
 
     The mean weight of these photos is 1, so losses keep their scale and `lr` its meaning.
@@ -79,13 +81,18 @@ def class_weights(labels: torch.Tensor, num_classes: int) -> torch.Tensor:
     Raises:
         InputError: a class without photos.
     """
-    counts = torch.bincount(labels, minlength=num_classes)
+    counts = torch.bincount(labels, minlength=len(class_names))
     if missing := (counts == 0).nonzero().flatten().tolist():
-        raise InputError(f"balance = class_weights: class number {missing[0]} has no training photos to weigh")
-    return (len(labels) / (num_classes * counts.double())).float()
+        raise InputError(
+            f"balance = class_weights: class {class_names[missing[0]]} has no training photos to weigh: "
+            "add photos, or choose another balance"
+        )
+    return (len(labels) / (len(class_names) * counts.double())).float()
 
 
-def smote(features: torch.Tensor, labels: torch.Tensor, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+def smote(
+    features: torch.Tensor, labels: torch.Tensor, class_names: Sequence[str], seed: int = 0
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Features (n, D) and labels (n,) joined by synthetic ones until every class is as large as the largest.
 
     A synthetic point lies on the segment between a point and one of its nearest neighbours of the same class (Chawla
@@ -99,17 +106,17 @@ def smote(features: torch.Tensor, labels: torch.Tensor, seed: int = 0) -> tuple[
 
     if len(labels.unique()) < 2:
         return features, labels
-    sampler = SMOTE(k_neighbors=_neighbours(labels), random_state=seed)
+    sampler = SMOTE(k_neighbors=_neighbours(labels, class_names), random_state=seed)
     more, names = sampler.fit_resample(features.numpy(), labels.numpy())
     return torch.as_tensor(more, dtype=features.dtype), torch.as_tensor(names, dtype=labels.dtype)
 
 
-def _neighbours(labels: torch.Tensor) -> int:
+def _neighbours(labels: torch.Tensor, class_names: Sequence[str]) -> int:
     """SMOTE's number of neighbours for these labels: one fewer than the smallest class has, 5 at most."""
-    names, counts = labels.unique(return_counts=True)
+    present, counts = labels.unique(return_counts=True)
     if counts.min() < 2:
         raise InputError(
-            f"balance = smote: class number {int(names[counts.argmin()])} has one training photo and needs two: "
+            f"balance = smote: class {class_names[present[counts.argmin()]]} has one training photo and needs two: "
             "add photos, or choose oversample or class_weights"
         )
     return min(NEIGHBOURS, int(counts.min()) - 1)
@@ -122,11 +129,11 @@ def summary(labels: torch.Tensor, class_names: list[str], method: str, augment_t
     each = ", ".join(each[:20]) + (f" and {len(each) - 20:,} other classes" if len(each) > 20 else "")
     text = f"balance {method}: {METHODS[method]}; an epoch has {sum(counts)} ({each}) from {len(labels)} photos"
     if method == "class_weights":
-        weights = zip(class_names, class_weights(labels, len(class_names)).tolist(), strict=True)
+        weights = zip(class_names, class_weights(labels, class_names).tolist(), strict=True)
         return text + "; weights " + ", ".join(f"{name} {weight:.2f}" for name, weight in weights)
     if method == "smote":
         counts = torch.bincount(labels, minlength=len(class_names))
-        limit = f"every class has {counts.max()}, neighbours looked at: {_neighbours(labels)}"
+        limit = f"every class has {counts.max()}, neighbours looked at: {_neighbours(labels, class_names)}"
         return f"balance smote: {METHODS['smote']}; {limit}"
     if method == "augment_to" and (above := sum(count > augment_to for count in counts)):
         return text + f"; {above} of {len(counts)} classes have more than {augment_to} and stay whole"

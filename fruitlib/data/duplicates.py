@@ -89,36 +89,6 @@ def conflicts(manifest: pd.DataFrame, most: int = 1_000_000) -> pd.DataFrame:
     return _pairs(_usable(manifest), NEAR, most, other_labels=True).drop(columns="kind")
 
 
-def false_merges(manifest: pd.DataFrame, truth: pd.Series) -> dict[str, float]:
-    """How far the groups of a manifest agree with known ones (`truth`: by path), for photos of status `ok`.
-
-    Returns:
-        photos; groups (of two or more); grouped, photos in them, and as a share; mixed, photos in a group that holds
-        more than one true group, and as a share of grouped; pairs within groups; false_pairs, those across true
-        groups, and as a share. A share of nothing is 0.
-
-    Raises:
-        InputError: a photo without a known group.
-    """
-    rows = manifest.loc[manifest["status"] == "ok", ["path", "group"]]
-    rows = rows.assign(truth=truth.reindex(rows["path"]).to_numpy())
-    if rows["truth"].isna().any():
-        raise InputError(f"{rows.loc[rows['truth'].isna(), 'path'].iloc[0]}: its true group is not known: add it")
-    sizes = rows.groupby("group")["path"].transform("size")
-    grouped = rows[(rows["group"] != "") & (sizes > 1)]
-    by_group = grouped.groupby("group")
-    mixed = int((by_group["truth"].transform("nunique") > 1).sum())
-    pairs = _count_pairs(by_group.size())
-    false = pairs - _count_pairs(grouped.groupby(["group", "truth"]).size())
-    counts = {"photos": len(rows), "groups": by_group.ngroups, "grouped": len(grouped), "mixed": mixed}
-    shares = {"grouped_share": len(grouped) / max(1, len(rows)), "mixed_share": mixed / max(1, len(grouped))}
-    return counts | {"pairs": pairs, "false_pairs": false} | shares | {"false_pairs_share": false / max(1, pairs)}
-
-
-def _count_pairs(sizes: pd.Series) -> int:
-    return int((sizes * (sizes - 1) // 2).sum())
-
-
 def _usable(manifest: pd.DataFrame) -> pd.DataFrame:
     """The rows of status ok, by path, with `box`: what follows the file in `path`."""
     rows = manifest[manifest["status"] == "ok"].sort_values("path")

@@ -16,7 +16,8 @@ from fruitlib.data import cache, corrections, duplicates, photo_checks, sources
 from fruitlib.data.stratify import assign_folds, assign_splits, subset, wanted_photos
 from fruitlib.data.tables import photo_of
 
-SPLITS = ("train", "val", "test")
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}  # as people call them
+SPLITS = tuple(SPLIT_NAMES)
 USABLE = ("ok", "sealed")
 MOST_NOTES = 12  # notes on the terminal
 COLUMNS = ("path", "label", "group", "split", "fold", "status", "reason", "decision")

@@ -7,6 +7,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from fruitlib.core import files
 from fruitlib.core.errors import InputError
 from fruitlib.core.texts import normal
 
@@ -111,19 +112,12 @@ def on_disk(folder: Path, path: str) -> Path:
     here = folder
     for name in file.relative_to(folder).parts if file.is_relative_to(folder) else ():
         if not os.path.lexists(here / name):
-            found = _spellings(here, _changed(here)).get(normal(name))
+            found = _spellings(here, files.changed_at(here)).get(normal(name))
             if found is None:
                 return file
             name = found
         here = here / name
     return here if here != folder else file
-
-
-def _changed(folder: Path) -> int:
-    try:
-        return os.stat(folder).st_mtime_ns
-    except OSError:
-        return 0
 
 
 @functools.lru_cache(maxsize=256)

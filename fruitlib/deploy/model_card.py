@@ -16,6 +16,7 @@ import pandas as pd
 from fruitlib.core import files, model_names, texts
 from fruitlib.core.errors import InputError
 from fruitlib.core.files import display_path
+from fruitlib.data.splits import SPLIT_NAMES
 from fruitlib.deploy import predict, verify
 from fruitlib.deploy.int8_verdict import BROKEN, NOT_MADE
 from fruitlib.deploy.model_files import FILES
@@ -29,7 +30,6 @@ from fruitlib.runs.run import Run
 
 CARD_FILE = "model.md"
 OUT_OF_FOLD = "results_oof.csv"  # of a sweep with folds: a row per combination
-SPLITS = {"train": "training", "val": "validation", "test": "test"}
 FEW = 10  # photos of a class, too few for a number of its own
 NAMED = 30  # classes that a sentence names, at most
 SNIPPETS = {  # heading -> file in assets, language of the code
@@ -70,35 +70,35 @@ def write(run: Run) -> Path:
     return path
 
 
-def plain(text: object) -> str:
+def escaped(text: object) -> str:
     """A text from elsewhere, such as a class's name, on one line and without a meaning in Markdown or HTML."""
     return re.sub(r"([\\`*\[\]<>|#&~!]|(?<!\w)_|_(?!\w))", r"\\\1", " ".join(str(text).split()))
 
 
 def _title(run: Run, export: ExportRecord) -> str:
-    title = f"# Model card: {plain(run.name)}"
+    title = f"# Model card: {escaped(run.name)}"
     return f"{title}\n\nThe file to use is `{FILES[export.shipped]}`. The run's own report says more."
 
 
 def _what_it_is(run: Run, metadata: dict[str, str]) -> str:
     config, trained = run.config, run.record("train")
     weights = trained.get("weights", {})
-    names = ", ".join(plain(name) for name in run.class_names[:NAMED])
+    names = ", ".join(escaped(name) for name in run.class_names[:NAMED])
     names += " and others, in the table below" if len(run.class_names) > NAMED else ""
     lines = [
         f"- Classes ({len(run.class_names)}): {names}",
-        f"- Network: {plain(config.model)}, for images of {config.image_size} × {config.image_size} pixels"
+        f"- Network: {escaped(config.model)}, for images of {config.image_size} × {config.image_size} pixels"
         + (f"; an ensemble of {len(run.members)} models" if run.members else ""),
-        f"- Input: {plain(metadata.get('input', ''))}. The file resizes photos itself (`resize: {config.resize}`).",
-        f"- Output: {plain(metadata.get('output', ''))}; temperature {float(metadata['temperature']):.3g}",
+        f"- Input: {escaped(metadata.get('input', ''))}. The file resizes photos itself (`resize: {config.resize}`).",
+        f"- Output: {escaped(metadata.get('output', ''))}; temperature {float(metadata['temperature']):.3g}",
     ]
     if weights.get("source", "fresh") != "fresh":
-        lines.append(f"- Weights it was trained from: {plain(_without_folder(weights))}")
-        lines.append(f"- Of these weights: {plain(model_names.licence_words(weights.get('licence', '')))}")
+        lines.append(f"- Weights it was trained from: {escaped(_without_folder(weights))}")
+        lines.append(f"- Of these weights: {escaped(model_names.licence_words(weights.get('licence', '')))}")
     elif weights:
         lines.append("- Weights: trained from fresh ones, none of others")
     if "heat" in metadata:
-        lines.append(f"- Heat, where it looked: {plain(metadata['heat'])}")
+        lines.append(f"- Heat, where it looked: {escaped(metadata['heat'])}")
     return "## What it is\n\n" + "\n".join(lines)
 
 
@@ -110,19 +110,19 @@ def _without_folder(weights: Mapping[str, str]) -> str:
 
 def _photos(run: Run) -> str:
     """What it was trained and tested on: photos and groups of each class and split."""
-    parts = {split: run.rows(split) for split in SPLITS}
+    parts = {split: run.rows(split) for split in SPLIT_NAMES}
     parts = {split: rows for split, rows in parts.items() if len(rows)}
     counts = pd.DataFrame({split: rows["label"].value_counts() for split, rows in parts.items()})
     counts = counts.reindex(run.class_names).fillna(0).astype(int)
-    lines = [_row(["class", *(SPLITS[split] for split in parts)]), _row(["---", *["---:"] * len(parts)])]
-    lines += [_row([plain(name), *(f"{count:,}" for count in row)]) for name, *row in counts.itertuples()]
+    lines = [_row(["class", *(SPLIT_NAMES[split] for split in parts)]), _row(["---", *["---:"] * len(parts)])]
+    lines += [_row([escaped(name), *(f"{count:,}" for count in row)]) for name, *row in counts.itertuples()]
     lines.append(_row(["all photos", *(f"{len(rows):,}" for rows in parts.values())]))
     groups = [rows.loc[rows["group"] != "", "group"].nunique() for rows in parts.values()]
     word = run.config.group_word
     if any(groups):
-        lines.append(_row([plain(wording.plural_of(word)), *(f"{count:,}" for count in groups)]))
+        lines.append(_row([escaped(wording.plural_of(word)), *(f"{count:,}" for count in groups)]))
     last = list(parts.values())[-1]
-    text = f"Photos of {plain(Path(run.config.data).name)} (fingerprint {run.data_fingerprint})."
+    text = f"Photos of {escaped(Path(run.config.data).name)} (fingerprint {run.data_fingerprint})."
     return f"## Photos\n\n{text}\n\n" + "\n".join(lines) + f"\n\n{wording.population_text(list(last['group']), word)}"
 
 
@@ -180,10 +180,10 @@ def int8_text(numbers: Mapping) -> str:
     """The verdict on INT8, from the numbers of `export.json`."""
     state = numbers["int8_state"]
     if state == NOT_MADE:
-        return f"There is no INT8 file: {plain(numbers.get('int8_why', 'none was made'))}"
+        return f"There is no INT8 file: {escaped(numbers.get('int8_why', 'none was made'))}"
     text = f"INT8: {state}"
     if n := numbers.get("int8_n"):
-        same, which = f"{numbers['int8_same']:,} of {n:,}", plain(numbers.get("int8_photos", "photos"))
+        same, which = f"{numbers['int8_same']:,} of {n:,}", escaped(numbers.get("int8_photos", "photos"))
         text += f". It predicts what the network does on {same} {which}, and loses at most "
         text += f"{100 * numbers['int8_costs_at_most']:.1f} points of accuracy "
         text += "(95 % bound)"
@@ -207,7 +207,7 @@ def _answering(run: Run, metadata: Mapping[str, str]) -> str:
         which = "out-of-fold" if content["pooled"] else "validation"
         lines.append(f"- From {which} predictions: {run_wording.alone_text(alone, run.config.group_word)}.")
     shares = json.loads(metadata.get("class_shares") or "{}")
-    listed = ", ".join(f"{plain(name)} {share:.0%}" for name, share in list(shares.items())[:NAMED])
+    listed = ", ".join(f"{escaped(name)} {share:.0%}" for name, share in list(shares.items())[:NAMED])
     more = f" and {len(shares) - NAMED:,} others" if len(shares) > NAMED else ""
     lines.append(
         f"- Threshold and sets hold for photos with these class shares: {listed}{more}. The temperature is fitted for "
@@ -225,7 +225,7 @@ def _limits(run: Run, metadata: Mapping[str, str]) -> str:
     if last == "val":
         lines.append("- It was not tried on test photos: 06 was not executed for it.")
     counts = run.rows(last)["label"].value_counts().reindex(run.class_names).fillna(0)
-    few = [plain(name) for name in run.class_names if counts[name] < FEW]
+    few = [escaped(name) for name in run.class_names if counts[name] < FEW]
     if few:
         which = "test" if last == "test" else "validation"
         lines.append(

@@ -48,6 +48,7 @@ def run(request: Request) -> int:
         raise InputError("no photos: name files, folders, patterns such as 'photos/*.jpg', or a CSV file of paths")
     if request.threads < 0:
         raise InputError(f"--threads {request.threads}: a number of threads is wanted, 0 for as many as cores")
+    _check_outputs(request)
     model = answers.open_model(request.model, request.threads)
     if request.cam and not model.has_heat:
         raise InputError(f"--cam: {files.display_path(request.model)} has no heat: leave --cam out")
@@ -87,6 +88,16 @@ def _predict(request: Request, model: Model, photos: list[Photo], places: dict[P
             report.stopped = True
     report.end(len(photos))
     return STOPPED if report.stopped else int(report.states[SKIPPED] > 0)
+
+
+def _check_outputs(request: Request) -> None:
+    """No output may replace another."""
+    taken = {}
+    for option in ("csv", "cam", "html"):
+        if file := getattr(request, option):
+            other = taken.setdefault(os.path.normcase(os.path.realpath(file)), option)
+            if other != option:
+                raise InputError(f"--{other} and --{option} both name {file}: name another file for one of them")
 
 
 def _check_overwriting(request: Request, photos: list[Photo]) -> None:

@@ -263,12 +263,16 @@ def load_export_record(run: Run) -> ExportRecord:
     """The run's `export.json`.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it was written by another version of fruitlib.
     """
-    content = run.read_json(EXPORT_FILE)
+    content, where = run.read_json(EXPORT_FILE), files.display_path(run.path / EXPORT_FILE)
     if not content:
-        raise InputError(f"{files.display_path(run.path / EXPORT_FILE)}: no such file; execute 05_quantize first")
-    return ExportRecord(**content)
+        raise InputError("no such file; execute 05_quantize first", place=where)
+    try:
+        return ExportRecord(**content)
+    except TypeError:
+        message = "written by another version of fruitlib, whose numbers are not these; execute 05_quantize again"
+        raise InputError(message, place=where) from None
 
 
 def parity_table(export_result: Export) -> pd.DataFrame:

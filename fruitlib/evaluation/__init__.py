@@ -21,6 +21,7 @@ and tables; `wording` alone puts them into sentences. Read `metrics` and `interv
     prediction_tables  predictions of a run, or of any program's CSV, as a checked table
     compare         two runs, or any two CSVs of predictions: matched, tested
     study           a sweep's runs as a table
+    ranking         in which order the runs of a sweep stand
     outcomes        what each run of a sweep predicts, photo by photo
     effects         what each setting did: paired effects, interactions, costs
     split_summary   the answer of 01

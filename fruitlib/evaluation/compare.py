@@ -12,7 +12,7 @@ import pandas as pd
 
 from fruitlib.core import files
 from fruitlib.core.errors import InputError
-from fruitlib.evaluation import intervals, metrics, significance
+from fruitlib.evaluation import intervals, metrics, ranking, significance
 from fruitlib.evaluation.intervals import Share
 from fruitlib.evaluation.matching import photo_keys
 from fruitlib.evaluation.prediction_tables import (
@@ -301,7 +301,6 @@ def _ranked(folder: Path) -> tuple[list[str], bool]:
         made = {run["name"] for run in sweep["runs"] if not run.get("candidate", "stages" not in run)}
         table = table[(table["state"] == "complete") & ~table["run"].isin(made)]
     by = str(sweep.get("choose_by", "macro_f1"))
-    table = table.sort_values(by, ascending=False, kind="stable") if by in table else table
-    names = table[key].tolist()
+    names = [row[key] for row in sorted(table.to_dict("records"), key=lambda row: ranking.place(row, by))]
     names.sort(key=lambda name: name != sweep.get("chosen"))
     return names, folds

@@ -122,18 +122,8 @@ def out_of_sample(run: Run) -> tuple[pd.DataFrame, bool]:
 
 
 def _a_fold(run: Run) -> Run:
-    """The run itself; of a refit or an ensemble, a run of a fold of its combination.
-
-    Its name tells which, or where that was shortened, its settings do.
-    """
-    path, (combination, _, ship) = run.sweep_dir / POOLED, run.name.rpartition("ship=")
-    if run.config.fold or not path.is_file():
-        return run
-    folds = files.read_csv(path, usecols=["combination", "run"], dtype=str, keep_default_na=False)
-    folds = folds.loc[folds["combination"] == (combination.removesuffix(",") or "run"), "run"]
-    if ship in ("refit", "ensemble") and len(folds):
-        return Run(run.sweep_dir / folds.iloc[0])
-    return next(iter(run.sibling_folds()), run)
+    """The run itself; of a refit or an ensemble, a run of a fold of its combination."""
+    return run if run.config.fold else next(iter(run.sibling_folds()), run)
 
 
 def pooled_results(pooled: pd.DataFrame, class_names: list[str], groups: dict[str, str]) -> pd.DataFrame:

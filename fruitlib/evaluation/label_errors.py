@@ -89,18 +89,13 @@ def doubts_of_runs(sweep_dir: Path, manifest: pd.DataFrame) -> tuple[pd.DataFram
     open_rows = manifest[manifest["split"] != "test"]
     photos = pd.MultiIndex.from_frame(open_rows[["path", "sha256", "label"]])
     parts, problems = [], []
-    for path in sorted(sweep_dir.parent.glob(f"*/*/{DOUBTS}"), key=_changed, reverse=True):
+    for path in sorted(sweep_dir.parent.glob(f"*/*/{DOUBTS}"), key=files.changed_at, reverse=True):
         try:
             parts.append(_doubts_of_run(path, photos))
         except (OSError, ValueError, KeyError, InputError) as problem:
             problems.append(f"{files.display_path(path)} is left out, it cannot be read: {first_line(problem)}")
     parts = parts or [pd.DataFrame(columns=[*DOUBT_COLUMNS, "run", "found"])]
     return corrections.unconfirmed(pd.concat(parts, ignore_index=True), manifest), problems
-
-
-def _changed(path: Path) -> float:
-    """When a file was written last; 0 where a run that starts again has just removed it."""
-    return path.stat().st_mtime if path.is_file() else 0.0
 
 
 def _doubts_of_run(path: Path, photos: pd.MultiIndex) -> pd.DataFrame:

@@ -16,7 +16,8 @@ from fruitlib.runs.status import read_sweep
 SCORES = ("macro_f1", "accuracy", "balanced_accuracy", "macro_precision", "macro_recall")  # higher is better, 0 to 1
 CONVERGED = "epochs_to_converge"
 REPLICATES = ("seed", "fold", "repeat")  # these make pairs, they are not compared
-RECORDED = {"train_seconds": "seconds", "parameters": "total_parameters", "train_photos": "train_photos"}
+# What a training cost, by its name in results.csv and in the training's record
+COSTS = {"train_seconds": "seconds", "parameters": "total_parameters", "train_photos": "train_photos"}
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ def _by_hand(sweep_dir: Path) -> tuple[dict[str, dict], pd.DataFrame]:
     for run in runs:
         rows.append({"run": run.name, "state": "complete"} | run.read_json("metrics.json"))
         rows[-1] |= run.read_json("export.json")
-        rows[-1] |= {new: run.record("train").get(old) for new, old in RECORDED.items()}
+        rows[-1] |= {new: run.record("train").get(old) for new, old in COSTS.items()}
     return {run.name: {k: run.params["settings"].get(k) for k in differ} for run in runs}, pd.DataFrame(rows)
 
 
@@ -140,7 +141,7 @@ def value_text(value) -> str:
         return "empty"
     try:
         return str(value) if isinstance(value, bool) else f"{float(value):.12g}"
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return str(value)
 
 

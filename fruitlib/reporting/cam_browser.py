@@ -27,11 +27,12 @@ from ipywidgets import (
 
 from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError, first_line
+from fruitlib.data.splits import SPLIT_NAMES
 from fruitlib.evaluation.compare import Pair
 from fruitlib.explain.methods import SCORED
 from fruitlib.reporting import cam_pictures, cam_views
 from fruitlib.reporting.cam_pictures import Shown
-from fruitlib.reporting.cam_views import KEPT_BY, PREDICTED, SPLITS, TRUE
+from fruitlib.reporting.cam_views import KEPT_BY, PREDICTED, TRUE
 from fruitlib.reporting.keys_box import KEYS, KeysBox
 from fruitlib.runs.run import Run, open_run
 
@@ -173,7 +174,7 @@ class CamBrowser(KeysBox):
     def _network_changed(self) -> None:
         """A has other layers, methods, and another part of the photos."""
         with self._unheard():
-            _offer(self.split, {SPLITS[split]: split for split in self.view.splits})
+            _offer(self.split, {SPLIT_NAMES[split]: split for split in self.view.splits})
             _offer(self.method, list(self.view.methods))
             _offer(self.layer, list(self.view.layers), self.view.layers[-1])
             _offer(self.target, [PREDICTED, TRUE, *self.view.class_names])
@@ -251,7 +252,7 @@ class CamBrowser(KeysBox):
         """
         split = self.split.value
         if (missing := len(view.not_predicted(split, paths))) > MANY:
-            raise InputError(f"{view.name}: {missing:,} {SPLITS[split]} photos are not predicted yet: {MINUTES}")
+            raise InputError(f"{view.name}: {missing:,} {SPLIT_NAMES[split]} photos are not predicted yet: {MINUTES}")
         return view.probs(split, paths)
 
     # ---- what is shown
@@ -288,7 +289,7 @@ class CamBrowser(KeysBox):
     @property
     def _title(self) -> str:
         group = f", group {self._groups[self._path]}" if self._groups[self._path] else ""
-        return f"{self._path}: {SPLITS[self.split.value]} photo, true class {self._true}{group}"
+        return f"{self._path}: {SPLIT_NAMES[self.split.value]} photo, true class {self._true}{group}"
 
     @property
     def _asked(self) -> tuple[str, str]:

@@ -4,19 +4,18 @@ import base64
 import html
 import textwrap
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from PIL import Image
 
 from fruitlib.core import texts
 from fruitlib.explain import gradcam
 from fruitlib.reporting.cam_views import Look
 from fruitlib.reporting.compare_figures import MAX_BARS, SIDES
 from fruitlib.reporting.labels import label
+from fruitlib.reporting.pictures import encoded
 
 RAMP = np.linspace(0, 1, 9)[None]  # from no heat to full heat, of the legend
 SIDE = 320  # pixels of a picture on a page
@@ -81,7 +80,7 @@ def page(title: str, true: str, sides: list[Shown], opacity: float) -> str:
 
 
 def _picture(pixels: np.ndarray, title: str, words: list[str], letter: str = "", legend: str = "") -> str:
-    source = base64.b64encode(_png(pixels)).decode()
+    source = base64.b64encode(encoded(pixels, "PNG", compress_level=1)).decode()
     alt = html.escape(". ".join([title, *words]), quote=True)
     lines = "".join(f"<div>{_text(line)}</div>" for line in words)
     colour = f"border-left:4px solid {SIDES[letter.lower()]};padding-left:6px;" if letter else ""
@@ -128,12 +127,6 @@ def _bar(side: Shown, probability: float) -> str:
 
 def _text(words: str) -> str:
     return html.escape(texts.printable(words))
-
-
-def _png(pixels: np.ndarray) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=1)
-    return buffer.getvalue()
 
 
 # ---- a figure, to keep

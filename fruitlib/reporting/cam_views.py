@@ -28,7 +28,6 @@ KEPT_BY = "Grad-CAM"  # the method of the maps kept during training, for the tru
 KEPT_LOOKS, KEPT_MODELS = 256, 4  # 256 maps of 224 x 224 pixels are 50 MB
 AT_ONCE = 32  # photos predicted
 SURE = 0.9  # confidence from which an answer counts as sure, where no threshold is proven
-SPLITS = {"val": "validation", "train": "training", "test": "test"}
 
 
 @dataclass(frozen=True)
@@ -81,7 +80,7 @@ class TorchView:
     def splits(self) -> list[str]:
         """The parts whose photos may be looked at: test only where 06 has opened it."""
         tested = (self.run.path / "predictions_test.csv").is_file()
-        return [split for split in SPLITS if split != "test" or tested]
+        return ["val", "train", "test"] if tested else ["val", "train"]
 
     def rows(self, split: str) -> pd.DataFrame:
         """path, label, group of a part's photos."""

@@ -15,7 +15,6 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
-from fruitlib.core import texts
 from fruitlib.core.files import read_csv, read_json, read_npz
 from fruitlib.evaluation.metrics import confusion_matrix, rates, wilson
 from fruitlib.reporting.sprites import NOTHING, Sheet
@@ -366,8 +365,3 @@ def record_of(path: Path) -> dict:
     with contextlib.suppress(OSError, ValueError):
         return {} if path.is_symlink() else read_json(path, default={})
     return {}
-
-
-def plain(value) -> str:
-    """A setting's value as a person reads it, on one line."""
-    return texts.shortened(texts.printable(f"{value}"), 60) or "empty"

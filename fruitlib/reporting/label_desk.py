@@ -6,7 +6,6 @@ that none is lost when view, page or kernel changes; taking one back writes anot
 
 import base64
 import html
-import io
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from fruitlib.data import corrections, dataset, decoding, duplicates, photo_chec
 from fruitlib.data.corrections import KEEP, KEY, RELABEL, SET_ASIDE, UNDO
 from fruitlib.evaluation import label_errors
 from fruitlib.reporting.keys_box import KeysBox
+from fruitlib.reporting.pictures import encoded
 
 CARDS = 12  # on a page
 SIDE = 176  # of a card's picture, pixels
@@ -394,6 +394,4 @@ def _jpeg(picture: np.ndarray) -> bytes:
     scale = SIDE / max(photo.size)
     photo = photo.resize([max(1, round(extent * scale)) for extent in photo.size], Pillow.Resampling.BICUBIC)
     square.paste(photo, ((SIDE - photo.width) // 2, (SIDE - photo.height) // 2))
-    buffer = io.BytesIO()
-    square.save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
+    return encoded(square, "JPEG", quality=90)

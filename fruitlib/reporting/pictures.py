@@ -7,6 +7,7 @@ import warnings
 from urllib.parse import quote, unquote
 from xml.etree import ElementTree
 
+import numpy as np
 from PIL import Image
 
 from fruitlib.core.errors import first_line
@@ -74,13 +75,19 @@ def _without_address(problem: Exception) -> str:
     return re.sub(r" <\S+ object at 0x\w+>", "", first_line(problem))
 
 
+def encoded(picture: Image.Image | np.ndarray, kind: str, **options) -> bytes:
+    """A picture, or its pixels uint8 (H, W, 3 or 4), as a file of this kind (PNG, JPEG, WEBP), by Pillow's options."""
+    picture, buffer = picture if isinstance(picture, Image.Image) else Image.fromarray(picture), io.BytesIO()
+    picture.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
 def _as_webp(picture: Image.Image) -> str:
     """Base64 of a WebP on white paper, smaller where a side is longer than a WebP may have."""
     picture = picture.convert("RGBA")
     picture.thumbnail((MAX_SIDE, MAX_SIDE))
-    paper, buffer = Image.new("RGBA", picture.size, "white"), io.BytesIO()
-    Image.alpha_composite(paper, picture).convert("RGB").save(buffer, "WEBP", quality=QUALITY, method=2)
-    return base64.b64encode(buffer.getvalue()).decode()
+    flat = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+    return base64.b64encode(encoded(flat, "WEBP", quality=QUALITY, method=2)).decode()
 
 
 def _checked_svg(text: str) -> bytes:

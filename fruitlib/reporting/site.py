@@ -21,7 +21,7 @@ from markupsafe import Markup, escape
 
 from fruitlib.core import source_code, texts
 from fruitlib.core.errors import InputError, first_line
-from fruitlib.core.files import fingerprint, is_disk_failure, os_error_text, resolve, write_text
+from fruitlib.core.files import changed_at, fingerprint, is_disk_failure, os_error_text, resolve, write_text
 from fruitlib.core.texts import number
 from fruitlib.deploy import int8_verdict
 from fruitlib.evaluation.wording import plural_of, probe_mark
@@ -170,7 +170,7 @@ def write_folder(
     `beside`: by a notebook's name, the runs before and after that have it too; `photos`: there is a page of photos.
     """
     pages = [notebooks.load(folder / f"{stem}.ipynb") for stem in _notebooks(folder)]
-    times = [[page.path.stem, _time(page.path)] for page in pages]
+    times = [[page.path.stem, changed_at(page.path)] for page in pages]
     stamp = fingerprint(title, _appearance(), times, beside, photos)
     shared = {"root": "../" if run else "", "title": title, "run": run, "pages": pages, "stamp": stamp}
     shared |= {"beside": beside or {}, "has_photos": photos}
@@ -186,10 +186,6 @@ def write_folder(
     for page in pages:
         page.cells = []  # all pictures of a sweep together may not fit in memory
     return pages
-
-
-def _time(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _rendered(page: Page, root: Path, shared: dict) -> str:

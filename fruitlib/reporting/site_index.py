@@ -11,9 +11,11 @@ import pandas as pd
 
 from fruitlib.core.errors import first_line
 from fruitlib.core.files import read_csv, read_json
-from fruitlib.core.texts import number
+from fruitlib.core.texts import number, printable, shortened
 from fruitlib.evaluation.effects_wording import leading_effects_text
+from fruitlib.evaluation.ranking import place
 from fruitlib.evaluation.selection import SelectionOptimism
+from fruitlib.evaluation.study import value_text
 from fruitlib.evaluation.sweep_answers import INSIGHT
 from fruitlib.evaluation.wording import choice_text, tie_text
 from fruitlib.reporting.explore import (
@@ -24,7 +26,6 @@ from fruitlib.reporting.explore import (
     load_history,
     load_pooled,
     paired_runs,
-    plain,
     sheet_data,
 )
 from fruitlib.reporting.pages import Page
@@ -68,7 +69,7 @@ def facts(sweep_dir: Path, sweep: dict, pages: dict[str, list[Page]], seen: Seen
     # a run that was made to be shipped was trained on the validation photos too
     ranking = ranked([run for run in complete if run.get("candidate", "stages" not in run)], sweep)
     shipped = next((run for run in runs if run["name"] == sweep["shipped"]), None)
-    pooled.sort(key=lambda row: _place(row, sweep, row.get("combination") == sweep["chosen"]))
+    pooled.sort(key=lambda row: place(row, sweep["choose_by"], row.get("combination") == sweep["chosen"]))
     winners = [row for row in pooled if shipped and row.get("combination") == shipped["row"].get("combination")]
     winner = next(iter(winners + pooled), None)
     empty = "results.csv is missing or empty: no numbers to show" if complete and not results else ""
@@ -142,14 +143,8 @@ def _problems(run: dict, expected: list[str]) -> list[str]:
 
 
 def ranked(runs: list[dict], sweep: dict) -> list[dict]:
-    """Best first by `choose_by`, the chosen one first among equals; runs without that number last."""
-    return sorted(runs, key=lambda run: _place(run["row"], sweep, run["name"] == sweep["shipped"]))
-
-
-def _place(row: dict, sweep: dict, chosen: bool) -> tuple:
-    """What rows of a results table are sorted by."""
-    score = number(row.get(sweep["choose_by"]))
-    return (1, 0.0) if math.isnan(score) else (0, -score, not chosen)
+    """Best first (`ranking.place`), the chosen one first among equals."""
+    return sorted(runs, key=lambda run: place(run["row"], sweep["choose_by"], run["name"] == sweep["shipped"]))
 
 
 def forest(runs: list[dict]) -> dict:
@@ -247,6 +242,10 @@ def curves_of(history: dict[str, list], width: int = 240, height: int = 150) -> 
 # ---------------------------------------------------------------- what the script explores
 
 
+def _setting(value) -> str:
+    return shortened(printable(value_text(value)), 60)
+
+
 def _data(sweep_dir: Path, runs: list[dict], ranking: list[dict], seen: Seen) -> tuple[dict, int]:
     """Settings, state and curves of every run; photos and predictions of those that have some; runs left out."""
     order = [run["name"] for run in ranking]
@@ -255,7 +254,7 @@ def _data(sweep_dir: Path, runs: list[dict], ranking: list[dict], seen: Seen) ->
         {
             "name": run["name"],
             "state": f"{run['state']}",
-            "settings": {f"{name}": plain(value) for name, value in (run.get("settings") or {}).items()},
+            "settings": {f"{name}": _setting(value) for name, value in (run.get("settings") or {}).items()},
             "history": load_history(sweep_dir / run["name"]) if run["state"] == "complete" else {},
             "page": run["name"] in seen.pages,
             "heat": _heat(run["name"], seen, paired["paths"]),

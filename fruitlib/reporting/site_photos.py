@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fruitlib.core.errors import first_line
-from fruitlib.core.files import fingerprint, is_disk_failure
+from fruitlib.core.files import changed_at, fingerprint, is_disk_failure
 from fruitlib.data import splits
 from fruitlib.evaluation.wording import plural_of
 from fruitlib.reporting import explore, sprites
@@ -79,13 +79,9 @@ def _photo_sheet(sweep_dir: Path, run: Run, seen: Seen, sweep: dict) -> Sheet:
 
 def stamp(folder: Path, title: str, appearance: str, seen: Seen, beside: tuple) -> str:
     """Changes when the page of a run's photos would."""
-    times = [_time(folder / name) for name in (explore.PREDICTIONS, explore.FEATURES_FILE)]
+    times = [changed_at(folder / name) for name in (explore.PREDICTIONS, explore.FEATURES_FILE)]
     stamps = [sheets.get(folder.name, NOTHING).stamp for sheets in (seen.heat, seen.every)]
     return fingerprint(title, appearance, times, seen.sheet.stamp, seen.sheet.note, stamps, beside)
-
-
-def _time(path: Path) -> int:
-    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 def content(folder: Path, seen: Seen, sweep: dict) -> dict:

@@ -6,7 +6,6 @@ file that says which cell is what.
 """
 
 import contextlib
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,6 +17,7 @@ from PIL import Image
 from fruitlib.core.errors import InputError, first_line
 from fruitlib.core.files import fingerprint, read_json, read_npz, replacing, write_json
 from fruitlib.data import photo_checks, preprocess, sources
+from fruitlib.reporting.pictures import encoded
 from fruitlib.runs.run import Run
 
 PHOTOS = "photos"  # name of the sheet, without its ending
@@ -182,12 +182,11 @@ def _tiled(pictures: list, columns: int) -> Image.Image:
 
 
 def _written(record: Path, sheet: Sheet, picture: Image.Image) -> Sheet:
-    buffer = io.BytesIO()
     # opacity in fewer steps: else it takes most of the file
-    picture.save(buffer, "WEBP", quality=60 if sheet.layers else 80, alpha_quality=60, method=4)
+    content = encoded(picture, "WEBP", quality=60 if sheet.layers else 80, alpha_quality=60, method=4)
     record.parent.mkdir(parents=True, exist_ok=True)
     with replacing(record.parent / sheet.name) as partial:
-        partial.write_bytes(buffer.getvalue())
+        partial.write_bytes(content)
     write_json(record, asdict(sheet))
     return sheet
 

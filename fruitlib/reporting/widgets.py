@@ -13,10 +13,12 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 from ipywidgets import HTML, FileUpload, HBox, Image, VBox
+from PIL import Image as Pillow
 
 from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError
 from fruitlib.reporting import training_figures
+from fruitlib.reporting.pictures import encoded
 from fruitlib.runs.status import COLUMNS, SweepStatus, in_order, load_status
 
 
@@ -107,17 +109,12 @@ def try_photo(answer_of: Callable) -> VBox:
             message.value, pictures.children = html.escape(str(problem)), ()
             return
         message.value = f"<b>{html.escape(answer.text)}</b> ({html.escape(chosen['name'])})"
-        pictures.children = [Image(value=_png(one), width=320) for one in (answer.photo, answer.heat)]
+        pictures.children = [_enlarged(one) for one in (answer.photo, answer.heat)]
 
     upload.observe(look, names="value")
     return VBox([upload, message, pictures])
 
 
-def _png(picture: np.ndarray) -> bytes:
-    from io import BytesIO
-
-    from PIL import Image as Pillow
-
-    buffer = BytesIO()
-    Pillow.fromarray(picture).resize((320, 320), Pillow.Resampling.BILINEAR).save(buffer, "PNG")
-    return buffer.getvalue()
+def _enlarged(picture: np.ndarray) -> Image:
+    larger = Pillow.fromarray(picture).resize((320, 320), Pillow.Resampling.BILINEAR)
+    return Image(value=encoded(larger, "PNG"), width=320)

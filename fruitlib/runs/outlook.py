@@ -124,6 +124,8 @@ class Outlook:
                 seconds = self._job_seconds(job, missing, run if works else None, pace)
                 if seconds is None:
                     return None, {}
+                if missing == [REPORT] and self.doing == REPORT and not any(waits):  # else it is not the last report
+                    seconds = _rest(seconds, now - self.since)
                 (running if works else waiting).append(seconds)
                 if works:
                     of_runs[job.name] = seconds
@@ -138,8 +140,6 @@ class Outlook:
                 seconds[TRAIN] = pace.training_left(run, job) if run.epoch or run.part else seconds[TRAIN]
             else:
                 seconds[run.stage] = _rest(seconds[run.stage], pace.now - run.since)
-        if REPORT in seconds and self.doing == REPORT:
-            seconds[REPORT] = _rest(seconds[REPORT], pace.now - self.since)
         if None in seconds.values():
             return None
         alone = seconds.pop(BESIDE, 0.0) if self.beside else 0.0

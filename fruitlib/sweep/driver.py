@@ -349,6 +349,8 @@ class Driver:
         try:
             if self.plan.ship == "ensemble":
                 self.work[run.name] = run = final_model.assemble(run, folds)
+            else:
+                final_model.name_folds(run, folds)
         except InputError as problem:
             self.states[run.name] = {"state": "failed", "error": str(problem)}
             return run.name

@@ -23,7 +23,8 @@ from fruitlib.core import files
 from fruitlib.core.config import FOLD_SETTINGS, Config
 from fruitlib.core.errors import InputError
 from fruitlib.core.model_names import FITTED_HEADS
-from fruitlib.runs.run import Run, create_run
+from fruitlib.evaluation import ranking
+from fruitlib.runs.run import FOLDS, Run, create_run
 from fruitlib.sweep.params import Sweep, run_name
 
 RUN_STAGES = ("02_train", "03_metrics", "04_gradcam", "05_quantize")
@@ -59,11 +60,13 @@ def ranked(plan: Sweep, work: dict[str, Run], states: dict, sweep_dir: Path) -> 
     """
     complete = [name for name in work if states[name]["state"] == "complete"]
     if not plan.config.folds:
-        return sorted(complete, key=lambda name: _score(work[name], plan.choose_by), reverse=True)
-    path = sweep_dir / "results_oof.csv"
-    scores = files.read_csv(path).set_index("combination")[plan.choose_by] if path.is_file() else {}
-    whole = [name for name, names in plan.combinations().items() if name in scores and set(names) <= set(complete)]
-    return sorted(whole, key=lambda name: round(scores[name], 9), reverse=True)  # equal but for rounding: a tie
+        rows = {name: work[name].read_json("metrics.json") for name in complete}
+    else:
+        path, combinations = sweep_dir / "results_oof.csv", plan.combinations()
+        pooled = files.read_csv(path).set_index("combination").to_dict("index") if path.is_file() else {}
+        whole = [name for name, names in combinations.items() if name in pooled and set(names) <= set(complete)]
+        rows = {name: pooled[name] for name in whole}
+    return sorted(rows, key=lambda name: ranking.place(rows[name], plan.choose_by))
 
 
 def with_pages(plan: Sweep, ranking: list[str]) -> list[str]:
@@ -77,11 +80,6 @@ def with_pages(plan: Sweep, ranking: list[str]) -> list[str]:
     runs = [plan.combinations()[name] for name in ranking[: 1 if plan.pages == "chosen" else BEST]]
     firsts = [names[0] for names in runs]
     return firsts if plan.pages == "chosen" else [*dict.fromkeys([*(runs[0] if runs else []), *firsts])]
-
-
-def _score(run: Run, choose_by: str) -> tuple[float, float]:
-    scores = run.read_json("metrics.json")
-    return scores[choose_by], -scores["val_loss"]
 
 
 def plan_final(plan: Sweep, folds: list[Run]) -> Run:
@@ -138,6 +136,14 @@ def assemble(run: Run, folds: list[Run]) -> Run:
         run.write_epoch_predictions(np.empty((0, 0, len(run.class_names))))
         run.complete("train", identity, data_fingerprint=run.data_fingerprint)
     return run
+
+
+def name_folds(run: Run, folds: list[Run]) -> None:
+    """Write down which trained runs a planned refit is made of: their photos judge its INT8 file.
+
+    Its settings do not tell: combinations whose folds stopped early may differ in their planned epochs alone.
+    """
+    files.write_json(run.path / FOLDS, {"folds": [fold.name for fold in folds]})
 
 
 def origin_summary(plan: Sweep, run: Run, folds: list[Run]) -> str:

@@ -9,7 +9,7 @@ from fruitlib.core import files
 from fruitlib.core.model_names import FITTED_HEADS
 from fruitlib.data import splits
 from fruitlib.evaluation import crossval, selection, shortcut_findings, sweep_answers, wording
-from fruitlib.evaluation.study import Study, build_study
+from fruitlib.evaluation.study import COSTS, Study, build_study
 from fruitlib.runs.run import Run
 from fruitlib.runs.stages import STAGES
 from fruitlib.sweep import final_model
@@ -18,8 +18,7 @@ from fruitlib.sweep.params import Sweep
 
 SUMMARY = "sweep.json"
 # What results.csv takes from the record of a training
-RECORDED = {name: name for name in ("kept_epoch", "epochs", "precision")}
-RECORDED |= {"train_seconds": "seconds", "parameters": "total_parameters", "train_photos": "train_photos"}
+RECORDED = {name: name for name in ("kept_epoch", "epochs", "precision")} | COSTS
 
 
 def results_table(plan: Sweep, work: dict[str, Run], states: dict, shipped: dict | None = None) -> pd.DataFrame:

@@ -19,7 +19,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fruitlib.core import files
+from fruitlib.core.errors import first_line
 from fruitlib.core.texts import printable, show
+from fruitlib.evaluation import ranking
 from fruitlib.evaluation.effects_wording import leading_effects_text
 from fruitlib.evaluation.selection import SelectionOptimism
 from fruitlib.evaluation.sweep_answers import load_effects
@@ -83,7 +85,8 @@ class Terminal:
         self.total = plan.search.trials if plan.search else len(plan.runs) + extra
         self.sweep_dir, self.started, self.doing = sweep_dir, time.monotonic(), ""
         self.outlook = Outlook(sweep_dir)
-        self._share = 0.0
+        self._share = self._saved = 0.0
+        self._printed = time.monotonic()  # when the last line was
         self._console = Console(highlight=False, soft_wrap=not sys.stdout.isatty())
         self._live: Live | None = None
         self._closed = threading.Event()
@@ -106,8 +109,7 @@ class Terminal:
             self._thread.join()
             with contextlib.suppress(OSError):
                 (self.sweep_dir / PROGRESS).unlink(missing_ok=True)
-            if self._live:
-                self._live.stop()
+            self._stop_live()
 
     def photos(self, done: int, total: int) -> None:
         """Show how many photos are drawn or checked so far."""
@@ -118,23 +120,40 @@ class Terminal:
         self._console.print(Text(printable(text)))
 
     def _watch(self) -> None:
-        printed, saved, took = time.monotonic(), 0.0, 0.0
+        took, told = 0.0, False
         pause = 0.5 if self._live else SAVE_EVERY
         while not self._closed.wait(max(pause, 10 * took)):  # of thousands of runs it takes a while to read
             began = time.monotonic()
             try:
-                status = self.status()
-                if self._live:
-                    self._live.update(screen(status, self._console), refresh=True)
-                elif began - printed >= PRINT_EVERY:
-                    self.say(line(status))
-                    printed = began
-                if began - saved >= SAVE_EVERY:
-                    saved = began
-                    save_progress(self.sweep_dir, status)
+                self._look(began)
             except (OSError, ValueError):  # a full disk, a folder that is being removed: another thread reports it
                 pass
+            except Exception as problem:  # an error of ours, or of rich: no reason to lose the sweep
+                self._stop_live()
+                if not told:
+                    why = f"{type(problem).__name__}: {first_line(problem)}"
+                    self.say(f"progress cannot be shown ({why}); the sweep goes on without it")
+                told = True
             took = time.monotonic() - began
+
+    def _look(self, now: float) -> None:
+        """Read the status; write it down for others and show it, where it is time to."""
+        status = self.status()
+        if now - self._saved >= SAVE_EVERY:
+            self._saved = now
+            save_progress(self.sweep_dir, status)
+        if self._live:
+            self._live.update(screen(status, self._console), refresh=True)
+        elif now - self._printed >= PRINT_EVERY:
+            self._printed = now
+            self.say(line(status))
+
+    def _stop_live(self) -> None:
+        """End the live table; lines take its place."""
+        live, self._live = self._live, None
+        if live:
+            with contextlib.suppress(Exception):
+                live.stop()
 
     def status(self) -> SweepStatus:
         """The status of the sweep now, with what is left of it."""
@@ -177,16 +196,19 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         seconds = complete.groupby("combination")["train_seconds"].sum() if timed else {}
         shown = pooled.assign(name=pooled["combination"], train_seconds=pooled["combination"].map(seconds))
         photos = "photos, each predicted by a fold's model"
+    measures = {"macro-F1": "macro_f1"}
+    if plan.choose_by not in ("macro_f1", "accuracy"):
+        measures[plan.choose_by.replace("_", " ")] = plan.choose_by
     if len(shown):
         width = max(map(len, shown["name"]))
-        show(
-            f"\n  {'run':{width}}  macro-F1  accuracy (95 % interval)  training   on {int(shown['n'].iloc[0])} {photos}"
-        )
+        heads = ["run".ljust(width), *measures, "accuracy (95 % interval)", "training"]
+        show(f"\n  {'  '.join(heads)}   on {int(shown['n'].iloc[0])} {photos}")
     for row in _best_first(shown, plan, summary["chosen"]):
         interval = f"{row['accuracy']:.3f} ({row['accuracy_low']:.2f}–{row['accuracy_high']:.2f})"
         star = "*" if row["name"] == summary["chosen"] else " "
         seconds = f"{row['train_seconds']:.0f} s" if row["train_seconds"] >= 0 else "unfinished"
-        show(f"{star} {row['name']:{width}}  {row['macro_f1']:8.3f}  {interval:24}  {seconds:>8}")
+        scores = [f"{row[name]:{len(head)}.3f}" for head, name in measures.items()]
+        show(f"{star} {'  '.join([row['name'].ljust(width), *scores, f'{interval:24}', f'{seconds:>8}'])}")
     if summary.get("population"):
         show(f"\n{summary['population']}")
     if summary.get("beside_probe"):
@@ -226,11 +248,9 @@ def _tie(table: pd.DataFrame, plan: Sweep, chosen: str | None) -> str:
 
 
 def _best_first(table: pd.DataFrame, plan: Sweep, chosen: str | None) -> list[dict]:
-    """Rows from best to worst by the choosing metric, the chosen one before its equals."""
-    if table.empty:
-        return []
-    table = table.assign(_chosen=table["name"] == chosen)
-    return table.sort_values([plan.choose_by, "_chosen"], ascending=False, kind="stable").to_dict("records")
+    """Rows from best to worst (`ranking.place`), the chosen one before its equals."""
+    rows = table.to_dict("records")
+    return sorted(rows, key=lambda row: ranking.place(row, plan.choose_by, row["name"] == chosen))
 
 
 def _read_table(path: Path) -> pd.DataFrame:

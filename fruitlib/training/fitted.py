@@ -131,7 +131,7 @@ def fit_last(run: Run, model: Normalized, photos: Photos, values: np.ndarray, ki
     if config.head != kind and method != "none":  # the start of a training, whatever it does in its batches
         method = "class_weights"
     groups = run.groups(photos.paths)
-    return heads.fit(kind, values, photos.labels.numpy(), groups, len(run.class_names), method, config.seed)
+    return heads.fit(kind, values, photos.labels.numpy(), groups, run.class_names, method, config.seed)
 
 
 def parts_of(model: Normalized) -> list[nn.Module]:

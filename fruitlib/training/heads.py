@@ -102,18 +102,23 @@ class TrainingSet:
     labels: np.ndarray  # int (m,), as all below
     photos: np.ndarray
     groups: np.ndarray
-    num_classes: int
+    class_names: Sequence[str]
     balance: str
     seed: int
     mean: np.ndarray  # (D,)
     scale: np.ndarray
     basis: np.ndarray | None
 
+    @property
+    def num_classes(self) -> int:
+        """Outputs of the head, also for classes without training photos."""
+        return len(self.class_names)
+
     def balanced(self, rows: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """These rows and labels, with SMOTE's where that is set."""
         if self.balance != "smote":
             return rows, labels
-        more, names = balance.smote(torch.from_numpy(rows), torch.from_numpy(labels), self.seed)
+        more, names = balance.smote(torch.from_numpy(rows), torch.from_numpy(labels), self.class_names, self.seed)
         return more.numpy(), names.numpy()
 
     def weights(self, labels: np.ndarray) -> np.ndarray:
@@ -153,7 +158,7 @@ def fit(
     features: np.ndarray,
     labels: np.ndarray,
     groups: Sequence[str],
-    num_classes: int,
+    class_names: Sequence[str],
     method: str = "none",
     seed: int = 0,
 ) -> Fitted:
@@ -165,7 +170,7 @@ def fit(
     Raises:
         InputError: SMOTE with a class of one row.
     """
-    training = _training_set(kind, features, labels, groups, num_classes, method, seed)
+    training = _training_set(kind, features, labels, groups, class_names, method, seed)
     present = np.unique(training.labels)
     if len(present) == 1:
         layer = training.linear(np.zeros((1, training.rows.shape[1])), np.zeros(1), present)
@@ -183,7 +188,7 @@ def fit(
     return Fitted(module, kind, strength, f"head {kind}: fitted on {photos}{balanced.get(method, '')}; {chosen}", table)
 
 
-def _training_set(kind, features, labels, groups, num_classes: int, method: str, seed: int) -> TrainingSet:
+def _training_set(kind, features, labels, groups, class_names, method: str, seed: int) -> TrainingSet:
     photos = np.arange(len(features)).repeat(features.shape[1])
     names = [group or f"\0{place}" for place, group in enumerate(groups)]
     of_group = np.unique(names, return_inverse=True)[1]
@@ -195,7 +200,7 @@ def _training_set(kind, features, labels, groups, num_classes: int, method: str,
         rows = np.ascontiguousarray(right.T)
     labels = np.asarray(labels)
     return TrainingSet(
-        kind, rows, labels[photos], photos, of_group[photos], num_classes, method, seed, mean, scale, basis
+        kind, rows, labels[photos], photos, of_group[photos], class_names, method, seed, mean, scale, basis
     )
 
 

@@ -54,7 +54,9 @@ def find_lr(run: Run, steps: int) -> pd.DataFrame:
         if config.head_start == "logistic":
             fitted.start_head(run, model, train_photos)
         blocks.set_modes(model, config)
-        weights = balance.class_weights(train_photos.labels, num_classes) if config.balance == "class_weights" else None
+        weights = (
+            balance.class_weights(train_photos.labels, run.class_names) if config.balance == "class_weights" else None
+        )
         objective, optimizer = losses.build(config, weights), optim.build(config, model)
         ratios = [group["lr"] / config.lr for group in optimizer.param_groups]
         for step, batch in zip(range(-WARM_UP, steps), feed, strict=False):

@@ -122,12 +122,12 @@ def train(run: Run, on_epoch: OnEpoch) -> None:
 
     # Batches, loss and optimizer.
     if config.features_once:
-        learner, feed = models.head_of(model), feature_feed(model, train_photos, config, device)
+        learner, feed = models.head_of(model), feature_feed(model, train_photos, class_names, config, device)
         val_features = features.of_photos(model, val_photos, config.views).values
     else:
         learner, feed, val_features = model, loader.Feed(train_photos, config, device, rank, world_size), None
     say(feed.summary)
-    weights = balance.class_weights(train_photos.labels, num_classes) if config.balance == "class_weights" else None
+    weights = balance.class_weights(train_photos.labels, class_names) if config.balance == "class_weights" else None
     objective, validation_loss = losses.build(config, weights), losses.build_validation_loss(config)
     optimizer = optim.build(config, model)
     schedule = optim.Schedule(config, optimizer, feed.steps)
@@ -317,14 +317,14 @@ def is_kept(config: Config, state: TrainingState, better: bool | None) -> bool:
 
 
 def feature_feed(
-    model: torch.nn.Module, train_photos: Photos, config: Config, device: torch.device
+    model: torch.nn.Module, train_photos: Photos, class_names: list[str], config: Config, device: torch.device
 ) -> loader.FeatureFeed:
     """Batches of a frozen backbone's features of the training photos, computed once; with SMOTE's where that is set."""
     found = features.of_photos(model, train_photos)
     say(found.summary)
     values, labels = torch.from_numpy(found.values[:, 0]), train_photos.labels
     if config.balance == "smote":
-        values, labels = balance.smote(values, labels, config.seed)
+        values, labels = balance.smote(values, labels, class_names, config.seed)
     return loader.FeatureFeed(values.to(device), labels, config, machine.rank(), machine.world_size())
 
 

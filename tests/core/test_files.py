@@ -139,3 +139,11 @@ def test_a_damaged_npz_file_is_one_line_however_it_is_damaged(tmp_path):
 
 def _with_zeros(content: bytes, at: int) -> bytes:
     return content[:at] + bytes(20) + content[at + 20 :]
+
+
+def test_what_is_gone_was_changed_at_no_time(tmp_path):
+    path = tmp_path / "a"
+    assert files.changed_at(path) == files.changed_at(path / "b") == 0
+    path.touch()
+    os.utime(path, ns=(5, 7))
+    assert files.changed_at(path) == 7

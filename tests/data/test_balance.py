@@ -84,12 +84,12 @@ def test_an_unknown_method_is_refused():
 
 
 def test_class_weights_are_scikit_learns_and_average_to_one():
-    weights = balance.class_weights(LABELS, 3)
+    weights = balance.class_weights(LABELS, "abc")
     expected = compute_class_weight("balanced", classes=np.arange(3), y=LABELS.numpy())
     assert weights.numpy() == pytest.approx(expected)
     assert weights[LABELS].mean().item() == pytest.approx(1)
-    with pytest.raises(InputError, match="class number 3"):
-        balance.class_weights(LABELS, 4)
+    with pytest.raises(InputError, match="balance = class_weights: class plum has no training photos"):
+        balance.class_weights(LABELS, ["apple", "cherry", "tomato", "plum"])
 
 
 def features(labels: torch.Tensor) -> torch.Tensor:
@@ -98,7 +98,7 @@ def features(labels: torch.Tensor) -> torch.Tensor:
 
 def test_smote_evens_the_classes_with_points_between_two_of_the_same():
     given = features(LABELS)
-    more, labels = balance.smote(given, LABELS, seed=2)
+    more, labels = balance.smote(given, LABELS, "abc", seed=2)
     assert torch.equal(more[:22], given) and torch.equal(labels[:22], LABELS)
     assert torch.bincount(labels).tolist() == [12, 12, 12] and more.dtype == given.dtype
     for point, label in zip(more[22:].double(), labels[22:], strict=True):
@@ -110,17 +110,17 @@ def test_smote_evens_the_classes_with_points_between_two_of_the_same():
 
 def test_smote_is_seeded_and_makes_do_with_few_photos():
     few = torch.tensor([0] * 6 + [1] * 2)
-    first, again, other = (balance.smote(features(few), few, seed)[0] for seed in (0, 0, 1))
+    first, again, other = (balance.smote(features(few), few, "ab", seed)[0] for seed in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
     assert "neighbours looked at: 1" in balance.summary(few, ["a", "b"], "smote")
     even = torch.tensor([0, 0, 1, 1])
-    assert torch.equal(balance.smote(features(even), even)[1], even)
+    assert torch.equal(balance.smote(features(even), even, "ab")[1], even)
 
 
 def test_smote_cannot_mix_a_single_photo():
     lone = torch.tensor([0, 0, 0, 1])
-    with pytest.raises(InputError, match="class number 1 has one training photo"):
-        balance.smote(features(lone), lone)
+    with pytest.raises(InputError, match="balance = smote: class cherry has one training photo"):
+        balance.smote(features(lone), lone, ["apple", "cherry"])
 
 
 def test_the_summary_says_what_a_method_does_in_numbers():

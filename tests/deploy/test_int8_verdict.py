@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from fruitlib.core import files
+from fruitlib.core import config, files
 from fruitlib.deploy import int8_verdict
 from fruitlib.deploy.int8_verdict import BROKEN, PROVEN, UNPROVEN, judge_int8
 from fruitlib.evaluation import intervals
-from fruitlib.runs.run import create_run
+from fruitlib.runs.run import Run, create_run
+from fruitlib.sweep import final_model
 
 
 def photos(n: int, lost: int = 0, won: int = 0, moved: int = 0) -> pd.DataFrame:
@@ -110,13 +111,22 @@ def test_folds_find_their_siblings(folds, make_run):
     make_run("kept", folds=3, repeats=2, fold=1, keep="best")  # of a grid over keep: its photos would count twice
     assert [run.name for run in refit.sibling_folds()] == ["fold=1", "fold=2", "fold=3"]
     other = make_run("other", folds=3, repeats=2, fold=0, epochs=folds[0].config.epochs + 1)
-    assert other.sibling_folds() == []  # other epochs only where the folds stopped early
-    early = make_run("early", folds=3, repeats=2, fold=1, epochs=9, patience=2, lr=0.25)
-    shipped = make_run("shipped", folds=3, repeats=2, fold=0, epochs=4, lr=0.25)
-    assert [run.name for run in shipped.sibling_folds()] == [early.name]
+    assert other.sibling_folds() == []
     ensemble = create_run(folds[0].sweep_dir / "ensemble", refit.config, members=[f.name for f in folds[:2]])
     assert [run.name for run in ensemble.sibling_folds()] == ["fold=1", "fold=2"]
     assert make_run("single").sibling_folds() == []
+
+
+def test_a_refit_of_folds_that_stopped_early_is_judged_by_those_it_was_made_of(make_run):
+    """Another combination differs in the planned epochs alone, which the refit has not."""
+    settings = {"folds": 2, "repeats": 2, "patience": 2}
+    made_of = [make_run(f"9,{i},{n}", epochs=9, fold=i, repeat=n, **settings) for i, n in ((1, 1), (2, 1), (1, 2))]
+    for i in (1, 2):
+        make_run(f"20,{i}", epochs=20, fold=i, **settings)
+    refit = Run(made_of[0].sweep_dir / "refit", config.make(made_of[0].config.model_dump() | {"fold": 0, "epochs": 4}))
+    final_model.name_folds(refit, made_of)
+    refit = create_run(refit.path, refit.config)
+    assert [run.name for run in refit.sibling_folds()] == ["9,1,1", "9,2,1"]
 
 
 def test_a_verdict_rests_on_all_folds_that_were_exported(folds, make_run):

@@ -144,7 +144,7 @@ def test_the_verdict_on_int8_is_in_it(numbers, shown):
     ],
 )
 def test_names_have_no_meaning_in_markdown(text, shown):
-    assert model_card.plain(text) == shown
+    assert model_card.escaped(text) == shown
 
 
 def test_a_run_that_was_not_exported_has_no_card_and_a_new_training_removes_it(copied):

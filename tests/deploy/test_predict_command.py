@@ -345,6 +345,9 @@ def same_names(folder):
         (lambda at: {"cam": at / "photos" / "cams"}, "--cam .*cams: lies among the photos"),
         (lambda at: {"cam": at / "no_rows.csv"}, "--cam .*no_rows.csv: cannot be written"),
         (lambda at: {"photos": same_names(at), "cam": at / "cams"}, "a.jpg and .*a.jpg would both be"),
+        (lambda at: {"csv": at / "out", "html": at / "new" / ".." / "out"}, "--csv and --html both name .*out: name"),
+        (lambda at: {"csv": at / "out", "cam": at / "out"}, "--csv and --cam both name"),
+        (lambda at: {"cam": at / "out", "html": at / "out"}, "--cam and --html both name"),
         (lambda at: {"threads": -1}, "--threads -1"),
     ],
 )

@@ -140,6 +140,14 @@ def test_no_export_is_refused_with_the_notebook_to_execute(make_run):
         verify.load_export_record(make_run())
 
 
+@pytest.mark.parametrize("keys", [EXPORT_KEYS[1:], [*EXPORT_KEYS, "unknown"]])
+def test_an_export_of_another_version_is_refused_in_one_line(make_run, keys):
+    run = make_run()
+    (run.path / "export.json").write_text(json.dumps(dict.fromkeys(keys, 1)))
+    with pytest.raises(InputError, match=r"export\.json: written by another version.*execute 05_quantize again"):
+        verify.load_export_record(run)
+
+
 def test_test_json_holds_the_shipped_files_numbers_and_what_each_backend_has_right(run, exported):
     predictions = test_set.predict_test_photos(run)
     result = test_scores.evaluate_test(run, predictions)

@@ -244,6 +244,15 @@ def test_the_best_run_comes_first(sweep, choose_by, first):
     assert "chosen" not in rows[1]
 
 
+def test_the_scripts_settings_are_written_as_08_writes_them():
+    """A setting without a value has a word, by which the script can filter."""
+    values = {"weights": "", "fold": None, "lr": 1.0, "ema": False, "seed": 10**400}
+    run = {"name": "a", "state": "pending", "settings": values}
+    data, _ = site_index._data(Path("no folder"), [run], [], site_index.Seen())
+    found = data["runs"][0]["settings"]
+    assert list(found.values())[:-1] == ["empty", "empty", "1", "False"] and len(found["seed"]) == 60
+
+
 def test_the_plot_places_each_interval_on_its_axis(sweep):
     runs = [
         {"row": {"accuracy": 0.8, "accuracy_low": 0.6, "accuracy_high": 1.0}},

@@ -147,6 +147,17 @@ def test_nothing_is_said_before_a_training_is_measured_nor_before_the_jobs_are_k
     assert left > of_runs["a"] > 9.5 * 20  # half an epoch took ten seconds
 
 
+def test_a_report_that_is_written_meanwhile_does_not_count_as_the_last_one(tmp_path):
+    look = Outlook(tmp_path)
+    look.plan([[Job("a", ("02_train",), epochs=10)], [Job("report", ("report",))]])
+    trains = [RunStatus("a", "running", "02_train", epochs=10, part=0.5, since=0)]
+    quiet, _ = look.left(trains, 10)
+    look.doing, look.since = "report", 7
+    assert look.left(trains, 10)[0] == quiet
+    look.end("a", ("02_train",))
+    assert look.left([], 10)[0] == outlook.STARTING["report"] - 3
+
+
 def test_a_run_that_failed_leaves_nothing_and_an_old_record_counts_as_nothing_done(tmp_path):
     (tmp_path / "a" / "stages").mkdir(parents=True)
     (tmp_path / "a" / "stages" / "02_train.json").write_text('{"seconds": 100}')

@@ -194,7 +194,7 @@ def test_smote_takes_the_features_of_every_family():
     model = models.build(config.make({"model": "convnext_tiny"}), 3).eval()
     (features,) = map(torch.from_numpy, features_of.compute(model, photos(7)))
     labels = torch.tensor([0, 0, 0, 1, 1, 2, 2])
-    more, names = balance.smote(features, labels)
+    more, names = balance.smote(features, labels, "abc")
     assert models.head_of(model)(more).shape == (9, 3) and names.bincount().tolist() == [3, 3, 3]
 
 

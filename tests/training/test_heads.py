@@ -37,7 +37,7 @@ def test_the_logistic_head_is_scikit_learns_to_a_hundred_thousandth(classes, wid
     features, labels, groups = clusters(classes=classes, width=width, spread=2)
     keep = (labels != 1) | (np.arange(90) % 4 == 1)  # class 1 is rarer
     features, labels, groups = features[keep], labels[keep], np.array(groups)[keep].tolist()
-    head = heads.fit("logistic", features, labels, groups, classes, method)
+    head = heads.fit("logistic", features, labels, groups, "abc"[:classes], method)
     rows = features[:, 0].astype(float)
     deviations = rows.std(0)
     scaled = (rows - rows.mean(0)) / np.maximum(deviations, np.median(deviations))
@@ -54,7 +54,7 @@ def test_the_logistic_head_is_scikit_learns_to_a_hundred_thousandth(classes, wid
 def test_the_nearest_neighbours_head_is_scikit_learns_with_one_vote_more():
     features, labels, groups = clusters(spread=3)
     asked = clusters(spread=3, seed=1)[0]
-    head = heads.fit("knn", features, labels, groups, 3)
+    head = heads.fit("knn", features, labels, groups, "abc")
     rows = features[:, 0].astype(float)
     scale = np.maximum(rows.std(0), np.median(rows.std(0)))
     k = int(head.strength)
@@ -67,7 +67,7 @@ def test_the_nearest_neighbours_head_is_scikit_learns_with_one_vote_more():
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_head_learns_from_ten_photos_a_class_and_its_probabilities_are_honest(kind):
     features, labels, groups = clusters(photos=30, width=100, spread=1.5)
-    head = heads.fit(kind, features, labels, groups, 3)
+    head = heads.fit(kind, features, labels, groups, "abc")
     new, answers, _ = clusters(photos=300, width=100, spread=1.5)
     logits = logits_of(head, new)
     assert (logits.argmax(1).numpy() == answers).mean() > 0.85
@@ -78,11 +78,11 @@ def test_every_head_learns_from_ten_photos_a_class_and_its_probabilities_are_hon
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_class_without_training_photos_is_never_the_answer(kind):
     features, labels, groups = clusters()
-    head = heads.fit(kind, features, np.where(labels == 1, 3, labels), groups, 5)
+    head = heads.fit(kind, features, np.where(labels == 1, 3, labels), groups, "abcde")
     probs = logits_of(head, features).softmax(1)
     assert probs.shape == (90, 5) and probs[:, [1, 4]].max() < 0.1
     assert set(probs.argmax(1).tolist()) == {0, 2, 3}
-    one = heads.fit(kind, features, np.full(90, 2), groups, 3)
+    one = heads.fit(kind, features, np.full(90, 2), groups, "abc")
     assert set(logits_of(one, features).argmax(1).tolist()) == {2} and "one class" in one.summary
 
 
@@ -92,15 +92,15 @@ def test_groups_stay_together_where_strengths_are_compared():
     groups = np.arange(120) // 6
     features = (rng.normal(size=(20, 50))[groups] + 0.1 * rng.normal(size=(120, 50))).astype(np.float32)[:, None]
     labels = rng.integers(2, size=20)[groups]
-    honest = heads.fit("logistic", features, labels, [f"g{group}" for group in groups], 2)
-    leaking = heads.fit("logistic", features, labels, [""] * 120, 2)
+    honest = heads.fit("logistic", features, labels, [f"g{group}" for group in groups], "ab")
+    leaking = heads.fit("logistic", features, labels, [""] * 120, "ab")
     assert max(row["accuracy"] for row in honest.table) < 0.8 < max(row["accuracy"] for row in leaking.table)
 
 
 @pytest.mark.parametrize(("groups", "folds"), [(["a", "b", "c"] * 30, "no folds"), ([""] * 90, "5 folds")])
 def test_where_a_class_has_one_group_the_strength_is_the_usual_one_and_that_is_said(groups, folds):
     features, labels, _ = clusters()
-    head = heads.fit("logistic", features, labels, groups, 3)
+    head = heads.fit("logistic", features, labels, groups, "abc")
     if folds == "5 folds":
         assert folds in head.summary and head.table
     else:
@@ -109,7 +109,7 @@ def test_where_a_class_has_one_group_the_strength_is_the_usual_one_and_that_is_s
 
 def test_many_rows_are_compared_on_a_sample_of_whole_photos_and_that_is_said():
     features, labels, groups = clusters(photos=900, views=2)
-    head = heads.fit("logistic", features, labels, groups, 3)
+    head = heads.fit("logistic", features, labels, groups, "abc")
     assert "on 500 of them" in head.summary and "900 photos, 2 views each" in head.summary
 
 
@@ -117,26 +117,26 @@ def test_smote_adds_rows_of_the_rare_class_and_needs_two():
     features, labels, _ = clusters(photos=60, classes=2, spread=3)
     keep = (labels == 0) | (np.arange(60) < 12)
     plain, smote = (
-        heads.fit("logistic", features[keep], labels[keep], [""] * keep.sum(), 2, method)
+        heads.fit("logistic", features[keep], labels[keep], [""] * keep.sum(), "ab", method)
         for method in ("none", "smote")
     )
     rare = [logits_of(head, features).argmax(1).float().mean() for head in (plain, smote)]
     assert rare[0] < rare[1] and "SMOTE" in smote.summary
-    with pytest.raises(InputError, match="needs two"):
-        heads.fit("logistic", features, np.r_[np.zeros(59, int), 1], [""] * 60, 2, "smote")
+    with pytest.raises(InputError, match="balance = smote: class cherry has one training photo and needs two"):
+        heads.fit("logistic", features, np.r_[np.zeros(59, int), 1], [""] * 60, ["apple", "cherry"], "smote")
 
 
 def test_features_that_hardly_vary_are_not_enlarged():
     features, labels, groups = clusters(width=20)
     features[:, :, 3] = 1e-6 * features[:, :, 3]
     features[:, :, 4] = 7
-    weights = heads.fit("logistic", features, labels, groups, 3).module.weight
+    weights = heads.fit("logistic", features, labels, groups, "abc").module.weight
     assert weights.isfinite().all() and weights.abs().max() < 10 * weights.abs().median()
 
 
 def test_nearest_neighbours_are_loaded_whatever_their_number():
     features, labels, groups = clusters()
-    head = heads.fit("knn", features, labels, groups, 3)
+    head = heads.fit("knn", features, labels, groups, "abc")
     other = torch.nn.Sequential(torch.nn.Identity(), heads.Knn(20, 3))
     state = {f"1.{name}": tensor for name, tensor in head.module.state_dict().items()}
     heads.resize(other, state)

@@ -84,7 +84,7 @@ def test_class_weights_multiply_each_images_loss_by_its_labels_weight(name):
 def test_weighted_loss_keeps_its_scale():
     """Averaged over the training photos the weights are 1, so a classifier that knows nothing has the same loss."""
     labels = torch.tensor([0] * 20 + [1] * 7 + [2] * 3)
-    weights = balance.class_weights(labels, 3)
+    weights = balance.class_weights(labels, "abc")
     ignorant = torch.zeros(30, 3)
     plain, weighted = (loss_of(ignorant, batch_of(labels), w, loss="ce") for w in (None, weights))
     torch.testing.assert_close(weighted, plain)
