@@ -334,7 +334,7 @@ def _exact_notes(rows: pd.DataFrame, twice: int) -> list[str]:
 
 def _near_notes(united, joined, apart: int, conflicting: int, reached: int, between: str) -> list[str]:
     """Notes from the group (root) of every row in a new group, of every row that joined one, and counts of pairs."""
-    groups, listed = len(np.unique(united)), "; fruitlib.data.duplicates.conflicts lists them"
+    groups, listed = len(np.unique(united)), "; 01 shows them side by side"
     notes = [f"{len(united)} photos resemble another closely and form {groups} group{'s' * (groups > 1)}"] * (
         groups > 0
     )

@@ -284,7 +284,7 @@ class LabelDesk:
     def _say(self, problem: str = "") -> None:
         where, count = files.display_path(self.decisions.file), len(self.decisions)
         kept = f"{count:,} decision{'s' * (count != 1)} so far in {where}, written at once; no photo is changed. "
-        way = "Execute 01 again to divide the photos by them. Runs whose photos change train again."
+        way = "The sweep divides by them when it runs again, or 01 by hand. Runs whose photos change train again."
         colour = "var(--jp-error-color1, #c62828)"
         wrong = f"<br><b style='color:{colour}'>{html.escape(problem)}</b>" if problem else ""
         self.message.value = f"{html.escape(kept)}{way}{wrong}"

@@ -24,6 +24,7 @@ from fruitlib.core.texts import printable, shortened
 from fruitlib.sweep import folder, params
 from fruitlib.sweep.params import SWEEP_KEYS, Sweep
 
+PLAIN = {"sort_keys": False, "allow_unicode": True, "width": 110}  # YAML as people write it
 MORE, NAME = "more", "name"  # fields that are no settings
 AS_TYPED = ("title", "data", "photos_dir", "group_pattern", "group_word", "corrections")  # a path may hold a comma
 # What ipykernel sets for a notebook's own output
@@ -174,7 +175,7 @@ def _value_problem(name: str, values: Any) -> str:
 def params_text(content: Mapping[str, Any]) -> str:
     """A params file."""
     ordered = {name: content[name] for name in sorted(content, key=lambda name: name in SWEEP_KEYS and name != "title")}
-    return yaml.safe_dump(ordered, sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+    return yaml.safe_dump(ordered, default_flow_style=None, **PLAIN)
 
 
 def texts_of(path: Path, fields: list[str]) -> dict[str, str]:
@@ -190,7 +191,7 @@ def texts_of(path: Path, fields: list[str]) -> dict[str, str]:
     texts = {name: ", ".join(map(_shown, values)) for name, values in shown.items()}
     texts |= {name: _shown(content.pop(name)) for name in list(content) if name in fields}
     rest = content | ({"grid": grid} if grid else {})
-    return texts | {MORE: params_text(rest) if rest else ""}
+    return texts | {MORE: yaml.safe_dump(rest, default_flow_style=False, **PLAIN) if rest else ""}
 
 
 def _shown(value: Any) -> str:

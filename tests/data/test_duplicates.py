@@ -159,7 +159,7 @@ def test_near_duplicates_join_a_given_group_but_never_two():
         "1 photo resembles one of a given group closely and joins it",
         "1 near-duplicate pair lies in two given groups of a label, which stay as they are; "
         "for example P and Q: the same thing under two names?",
-        "3 near-duplicate pairs have different labels; fruitlib.data.duplicates.conflicts lists them",
+        "3 near-duplicate pairs have different labels; 01 shows them side by side",
     ]
 
 
