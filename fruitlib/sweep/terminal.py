@@ -120,7 +120,7 @@ class Terminal:
         self._console.print(Text(printable(text)))
 
     def _watch(self) -> None:
-        took, told = 0.0, False
+        took, reported = 0.0, False
         pause = 0.5 if self._live else SAVE_EVERY
         while not self._closed.wait(max(pause, 10 * took)):  # of thousands of runs it takes a while to read
             began = time.monotonic()
@@ -130,10 +130,10 @@ class Terminal:
                 pass
             except Exception as problem:  # an error of ours, or of rich: no reason to lose the sweep
                 self._stop_live()
-                if not told:
+                if not reported:
                     why = f"{type(problem).__name__}: {first_line(problem)}"
                     self.say(f"progress cannot be shown ({why}); the sweep goes on without it")
-                told = True
+                reported = True
             took = time.monotonic() - began
 
     def _look(self, now: float) -> None:
