@@ -108,16 +108,12 @@ def squares_while_checking(folder: Path, photos: int, config: Config, cache_dir:
 
     There is to be room for two files while one is made of the other.
     """
-    size = photos * config.image_size**2 * 3
-    if config.cache == "stream":
-        yield None
-        return
+    size, squares = photos * config.image_size**2 * 3, None
     with contextlib.ExitStack() as held:
-        squares = None
         with suppress(OSError):  # a read-only cache
             cache_dir.mkdir(parents=True, exist_ok=True)
             files.remove_stale_partials(cache_dir)
-            if place("auto", size, 2 * size, cache_dir)[0] != "stream":
+            if config.cache != "stream" and place("auto", size, 2 * size, cache_dir)[0] != "stream":
                 file = _first_file(folder, config, cache_dir)
                 squares = held.enter_context(first_squares.collected(file, config))
         yield squares

@@ -6,6 +6,7 @@ of those that training and validation need.
 
 import contextlib
 import hashlib
+import os
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,6 +46,7 @@ def collected(file: Path, config: Config) -> Iterator[FirstSquares]:
     """Inside, squares are added; when the block succeeds, they are in the file."""
     with files.replacing(file) as partial, open(partial, "wb", buffering=0) as out:
         yield FirstSquares(out, config)
+        os.fsync(out.fileno())  # under its name it is whole, after a power failure too: pixels are not checked again
 
 
 def found(file: Path, side: int) -> tuple[dict[bytes, int], np.ndarray]:

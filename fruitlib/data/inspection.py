@@ -14,8 +14,8 @@ from PIL import Image
 from fruitlib.core.errors import InputError
 from fruitlib.data import decoding, geometry, memory, photo_square
 from fruitlib.data.decoding import Decoded
+from fruitlib.data.photo_square import Box
 
-Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 Facts = tuple[str, str, int, int, str, str, int]  # status, reason, width, height, sha256, phash, bits
 Found = tuple[Facts, np.ndarray | None]  # with the square, uint8 (S, S, 3), where it was asked for and could be made
 SIDE, LOWEST = 32, 8  # of the picture whose frequencies are taken, and how many of these along each axis

@@ -42,9 +42,8 @@ def check_photos(
 
     Predefined test photos become `sealed`, and rows whose status is `left_out` keep it; neither is opened. A
     file with several boxes is decoded once. `squares` takes what models see, where one decoding gives both.
-    `progress(done, total)` is called from this thread, every few photos. The
-    table is the same whatever the number of `workers` (processes for many photos, threads for few; as many as there
-    are cores by default).
+    `progress(done, total)` is called from this thread, every few photos. The table is the same whatever the number of
+    `workers` (processes for many photos, threads for few; as many as there are cores by default).
     """
     paths = rows["path"].tolist()
     left_out = (rows["status"] == "left_out").to_numpy() if "status" in rows else np.zeros(len(rows), bool)

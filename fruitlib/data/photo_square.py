@@ -9,7 +9,7 @@ import numpy as np
 from fruitlib.data import decoding, geometry
 from fruitlib.data.decoding import Decoded
 
-Box = tuple[int, int, int, int]
+Box = tuple[int, int, int, int]  # x, y, width, height in pixels
 
 
 def read(
@@ -55,5 +55,6 @@ def _prepared(photo: Decoded, how, box: Box | None) -> np.ndarray | None:
     return geometry.prepared(photo.image, photo.area(box) if box else None, how)
 
 
-def _corners(box: Box | None) -> Box | None:
+def _corners(box: Box | None) -> tuple[int, int, int, int] | None:
+    """Left, top, right, bottom."""
     return box and (box[0], box[1], box[0] + box[2], box[1] + box[3])

@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from data.test_preprocess import large
 from data.test_processes import drawn
 from PIL import Image
 
@@ -123,8 +124,11 @@ def test_what_a_sharp_drawing_needs_is_read_again(tmp_path):
     picture = np.kron(cells, np.ones((37, 37, 1), np.uint8))[:3600, :3600]
     (tmp_path / "photos").mkdir()
     Image.fromarray(picture).save(tmp_path / "photos" / "drawing.jpg", quality=75)
-    rows = pd.DataFrame({"path": ["drawing.jpg"], "label": "a", "group": "", "split": ""})
+    large(3600, 3600).save(tmp_path / "photos" / "soft.jpg", quality=75)
+    rows = pd.DataFrame({"path": ["drawing.jpg", "soft.jpg"], "label": "a", "group": "", "split": ""})
     config = settings.make({"image_size": 224})
-    checked((tmp_path / "photos", rows), config, tmp_path / "cache")
+    table = checked((tmp_path / "photos", rows), config, tmp_path / "cache")
     (file,) = (tmp_path / "cache").glob("*.squares")
-    assert first_squares.found(file, 224)[0] == {}  # `read` decodes it once more, in full
+    places = first_squares.found(file, 224)[0]
+    # `read` decodes the drawing once more, in full
+    assert [first_squares.place_of(places, None, sha256) for sha256 in table["sha256"]] == [None, 0]
