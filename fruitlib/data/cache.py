@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import psutil
@@ -35,7 +36,7 @@ class Store:
     `kind` is ram, disk or stream; `summary` is one line: how many photos there are, their size, and where they are.
     """
 
-    pixels: np.ndarray | None  # uint8 (n, S, S, 3), usually mapped from a file; None: stream
+    pixels: np.ndarray | None  # uint8 (m, S, S, 3), usually mapped from a file; None: stream
     folder: Path
     paths: list[str]
     config: Config
@@ -43,6 +44,7 @@ class Store:
     summary: str
     keys: Sequence[str] = ()  # sha256 of the files' bytes, "" or none at all where not known
     pool: processes.Pool | None = None  # of many photos that are decoded every time
+    rows: np.ndarray | None = None  # int64 (n,), where each photo is in `pixels`; None: in that order
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -51,7 +53,7 @@ class Store:
         """The photos at the positions `indexes` (k,), in that order, as new uint8 (k, S, S, 3)."""
         indexes = np.asarray(indexes, dtype=np.int64)
         if self.pixels is not None:
-            return self.pixels.take(indexes, axis=0)
+            return self.pixels.take(indexes if self.rows is None else self.rows[indexes], axis=0)
         once, back = np.unique(indexes, return_inverse=True)
         paths, keys = ([names[i] for i in once] if names else () for names in (self.paths, self.keys))
         return stacked(self.folder, paths, self.config, keys, self.pool)[back]
@@ -60,7 +62,8 @@ class Store:
 def open_store(
     folder: Path, paths: list[str], keys: list[str], config: Config, cache_dir: Path, progress: OnProgress | None = None
 ) -> Store:
-    """The photos at `paths` as `config` prepares them, from their cache file, which is made if it is missing.
+    """The photos at `paths` as `config` prepares them, from the cache: from what was made while they were checked, or
+    from a file of their own, which is made if it is missing.
 
     `keys` are the sha256 of the files' bytes when they were checked, "" where not known; photos that have changed since
     are not decoded. Processes that ask for the same photos at once decode them once. `cache = auto` keeps up to a
@@ -73,28 +76,35 @@ def open_store(
     shape = (len(paths), config.image_size, config.image_size, 3)
     size = int(np.prod(shape, dtype=np.int64))
 
-    def store(kind: str, where: str, pixels: np.ndarray | None = None) -> Store:
+    def store(kind: str, where: str, pixels: np.ndarray | None = None, rows: np.ndarray | None = None) -> Store:
         summary = f"{len(paths):,} photos, {in_words(size)} decoded, {where}"
         pool = processes.pool_for(len(paths)) if kind == "stream" else None
-        return Store(pixels, folder, paths, config, kind, summary, keys, pool)
+        return Store(pixels, folder, paths, config, kind, summary, keys, pool, rows)
 
     if not paths:
         return store("ram", "in memory", np.empty(shape, np.uint8))
     if config.cache == "stream":
         return store("stream", "decoded every time, since cache = stream")
     keys = [key or _sha256(sources.locate(folder, path)[0]) for path, key in zip(paths, keys, strict=True)]
-    file = cache_dir / f"{identity(folder, paths, keys, config)}.npy"
+    file, first = cache_dir / f"{identity(folder, paths, keys, config)}.npy", _first_file(folder, config, cache_dir)
+    photos = ((sources.box_of(path), key) for path, key in zip(paths, keys, strict=True))
     try:
         remove_partials(cache_dir)
+        with files.lock(first.with_suffix(".lock")), first_squares.found(first, config.image_size, photos) as found:
+            kind, where = place(config.cache, size, 0 if found or file.exists() else size, cache_dir)
+            if kind != "stream" and found:
+                _decode_the_rest(found, folder, paths, keys, config, progress)
+                whole = (len(found.entries), *shape[1:])
+                return store(kind, where, mapped(found.content, whole, 0, read_ahead=kind == "ram"), found.rows)
+        if kind == "stream":
+            return store(kind, where)
         with files.lock(file.with_suffix(".lock")):
-            kind, where = place(config.cache, size, 0 if file.exists() else size, cache_dir)
-            if kind == "stream":
-                return store(kind, where)
             if not is_whole(file, shape):
-                first = _first_file(folder, config, cache_dir)
-                write(file, shape, _first_or_decoded(first, folder, paths, config, keys), progress)
-                first.unlink(missing_ok=True)
-            return store(kind, where, mapped(file, shape, read_ahead=kind == "ram"))
+                with processes.briefly(processes.pool_for(len(paths))) as pool:
+                    write(file, shape, decoded(folder, paths, config, keys, pool), progress)
+            with file.open("rb") as content:
+                start = file.stat().st_size - size
+                return store(kind, where, mapped(content, shape, start, read_ahead=kind == "ram"))
     except OSError as problem:  # the disk is full, or read-only
         reason = f"{files.display_path(cache_dir)}: {problem.strerror or problem}"
         if config.cache != "auto":
@@ -104,18 +114,17 @@ def open_store(
 
 @contextlib.contextmanager
 def squares_while_checking(folder: Path, photos: int, config: Config, cache_dir: Path) -> Iterator[FirstSquares | None]:
-    """Inside, so many photos are checked, and give what `open_store` would decode again; None: it shall do that.
-
-    There is to be room for two files while one is made of the other.
-    """
+    """Inside, so many photos are checked, and give what `open_store` would decode again; None: it shall do that."""
     size, squares = photos * config.image_size**2 * 3, None
     with contextlib.ExitStack() as held:
         with suppress(OSError):  # a read-only cache
             cache_dir.mkdir(parents=True, exist_ok=True)
             files.remove_stale_partials(cache_dir)
-            if config.cache != "stream" and place("auto", size, 2 * size, cache_dir)[0] != "stream":
+            tidy(cache_dir)
+            if config.cache != "stream" and place("auto", size, size, cache_dir)[0] != "stream":
+                how = types.SimpleNamespace(**config.model_dump(include={*PREPROCESS_SETTINGS}))
                 file = _first_file(folder, config, cache_dir)
-                squares = held.enter_context(first_squares.collected(file, config))
+                squares = held.enter_context(first_squares.collected(file, photos, how))
         yield squares
 
 
@@ -123,20 +132,22 @@ def _first_file(folder: Path, config: Config, cache_dir: Path) -> Path:
     return cache_dir / f"{files.fingerprint(str(folder), *preparation(config))}.squares"
 
 
-def _first_or_decoded(
-    first: Path, folder: Path, paths: list[str], config: Config, keys: Sequence[str]
-) -> Iterator[np.ndarray]:
-    """The photos one by one, from the file of first squares where they are in it, else decoded."""
-    places, squares = first_squares.found(first, config.image_size)
-    at = [first_squares.place_of(places, sources.box_of(path), key) for path, key in zip(paths, keys, strict=True)]
-    others = [number for number, place in enumerate(at) if place is None]
-    some_paths, some_keys = ([names[number] for number in others] for names in (paths, keys))
+def _decode_the_rest(
+    found: first_squares.Found,
+    folder: Path,
+    paths: list[str],
+    keys: list[str],
+    config: Config,
+    progress: OnProgress | None,
+) -> None:
+    """Fill in the photos that the check's decoding did not do for; they are few, as a rule."""
+    numbers = found.missing().tolist()
+    some_paths, some_keys = ([names[number] for number in numbers] for names in (paths, keys))
     with (
-        processes.briefly(processes.pool_for(len(others))) as pool,
-        contextlib.closing(decoded(folder, some_paths, config, some_keys, pool)) as rest,
+        processes.briefly(processes.pool_for(len(numbers))) as pool,
+        contextlib.closing(decoded(folder, some_paths, config, some_keys, pool)) as squares,
     ):
-        for place in at:
-            yield next(rest) if place is None else squares[place]
+        found.fill(squares, lambda done: progress(done, len(numbers)) if progress else None)
 
 
 def decode_all(folder: Path, paths: list[str], config: Config) -> Store:
@@ -300,16 +311,15 @@ def is_whole(file: Path, shape: tuple[int, ...]) -> bool:
     return False
 
 
-def mapped(file: Path, shape: tuple[int, ...], read_ahead: bool) -> np.ndarray:
-    """The file's array, read-only, its pages shared among all processes; with `read_ahead` loaded at once.
+def mapped(content: BinaryIO, shape: tuple[int, ...], start: int, read_ahead: bool) -> np.ndarray:
+    """The array of bytes at `start` of an open file, read-only, its pages shared among all processes; with `read_ahead`
+    loaded at once.
 
-    Opening it counts as a use of the file.
+    It counts as a use of the file.
     """
     with suppress(OSError):  # a read-only cache
-        os.utime(file)
-    start = file.stat().st_size - int(np.prod(shape, dtype=np.int64))
-    with file.open("rb") as content:
-        whole = mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
+        os.utime(content.fileno())
+    whole = mmap.mmap(content.fileno(), 0, access=mmap.ACCESS_READ)
     if read_ahead and hasattr(mmap, "MADV_WILLNEED"):
         whole.madvise(mmap.MADV_WILLNEED)
-    return np.frombuffer(whole, np.uint8, offset=start).reshape(shape)
+    return np.frombuffer(whole, np.uint8, int(np.prod(shape, dtype=np.int64)), start).reshape(shape)

@@ -288,8 +288,10 @@ def _near(bits, colours, limit: int, labels: np.ndarray | None) -> Iterator[np.n
     while start < len(order):
         stop = min(start + int(np.clip(BLOCK // (ends[start] - start), 1, 512)), len(order))
         distance = np.bitwise_count(bits[start:stop, None] ^ bits[start : ends[stop - 1]])
-        one, other = np.nonzero(np.triu(distance <= limit, 1))
-        one, other, distance = one + start, other + start, distance[one, other]
+        places = np.flatnonzero(distance <= limit)  # a third of the time of np.nonzero, which looks along two axes
+        one, other = np.divmod(places, distance.shape[1])
+        above = one < other
+        one, other, distance = one[above] + start, other[above] + start, distance.ravel()[places[above]]
         if labels is not None:
             differ = labels[order[one]] != labels[order[other]]
             one, other, distance = one[differ], other[differ], distance[differ]

@@ -168,14 +168,14 @@ def reducible(size: tuple[int, int], boxed: Area | None, how) -> int:
     decoder makes up what others lack. Of whole photos, networks of fewer pixels than `USUAL_SIDE` take what these
     do: one decoding serves them all, and the comparison of photos, too (`usual`).
     """
-    if how.crop_to == "object":
+    side = how.image_size if boxed else max(how.image_size, USUAL_SIDE)
+    if how.crop_to == "object" or max(size) < 12 * side:  # a half takes blocks of four, of three pixels and more each
         return 1
     divisors = [8]
     for lying in (size, size[::-1]):  # `boxed` is that of the upright photo
         area = central(_kept(lying, boxed, how), how)
         if area[2] - area[0] < 1 or area[3] - area[1] < 1:
             return 1
-        side = how.image_size if boxed else max(how.image_size, USUAL_SIDE)
         divisors.append(min(_blocks(*_fitted(area, how.resize, side))) // 2)
     divided = max(1, min(divisors))
     return 1 if any(length % divided for length in size) else divided

@@ -1,6 +1,6 @@
 """One photo opened once: is it a photo, how large is it, what is odd about it, and what does it look like?
 
-Of many photos the squares that models see are made at once, where the same decoding will do. Imports nothing heavy, so
+The squares that models see are put in their places at once, where the same decoding will do. Imports nothing heavy, so
 that a process which inspects photos starts in a tenth of a second.
 """
 
@@ -14,10 +14,12 @@ from PIL import Image
 from fruitlib.core.errors import InputError
 from fruitlib.data import decoding, geometry, memory, photo_square
 from fruitlib.data.decoding import Decoded
+from fruitlib.data.first_squares import Places
 from fruitlib.data.photo_square import Box
 
 Facts = tuple[str, str, int, int, str, str, int]  # status, reason, width, height, sha256, phash, bits
-Found = tuple[Facts, np.ndarray | None]  # with the square, uint8 (S, S, 3), where it was asked for and could be made
+Found = tuple[Facts, bool]  # and whether its square is in its place
+Boxes = list[tuple[int, Box | None]]  # of one file: the row of each in its table, and None for all of the photo
 SIDE, LOWEST = 32, 8  # of the picture whose frequencies are taken, and how many of these along each axis
 
 
@@ -29,37 +31,45 @@ def inspect(
     Width and height are the whole upright photo's, sha256 the file's, phash the box's. The file is read once and
     decoded completely, a large JPEG file at a reduced scale if no box is given.
     """
-    return inspect_file(Path(file), [box], min_side, megapixels)[0][0]
+    return inspect_file(Path(file), [(0, box)], min_side, megapixels)[0][0]
 
 
-def inspect_file(file: Path, boxes: list[Box | None], min_side: int, megapixels: float, how=None) -> list[Found]:
-    """`inspect` for several boxes of one file, None for all of it; with squares as `how` says (see `photo_square`)."""
-    sha256 = ""
+def inspect_file(
+    file: Path, boxes: Boxes, min_side: int, megapixels: float, places: Places | None = None
+) -> list[Found]:
+    """`inspect` for several boxes of one file; each row's square goes to its place."""
+    sha256, only = "", [box for _, box in boxes]
     try:
         with decoding.contents(file) as content:
             sha256 = hashlib.sha256(content).hexdigest()
-            whole = {"small": True, "reducible": geometry.usual} if boxes == [None] else {}
+            whole = {"small": True, "reducible": geometry.usual} if only == [None] else {}
             with decoding.opened(content, file.suffix, megapixels, **whole) as photo:
-                facts = [_facts(photo, sha256, box, min_side) for box in boxes]
-                squares = [photo_square.from_decoded(photo, how, box) if how else None for box in boxes]
-            return list(zip(facts, squares, strict=True))
+                facts = [_facts(photo, sha256, box, min_side) for box in only]
+                made = [_put(places, row, photo, box) for row, box in boxes]
+            return list(zip(facts, made, strict=True))
     except memory.TooMuchHere:
         raise
     except InputError as problem:
-        return [(("quarantined", str(problem), 0, 0, sha256, "", 0), None)] * len(boxes)
+        return [(("quarantined", str(problem), 0, 0, sha256, "", 0), False)] * len(boxes)
 
 
 def inspect_files(
-    files: list[tuple[Path, list[Box | None]]], min_side: int, megapixels: float, how=None
+    files: list[tuple[Path, Boxes]], min_side: int, megapixels: float, places: Places | None = None
 ) -> list[list[Found] | None]:
     """`inspect_file` for each of some files with their boxes; None where this process must not take so much memory."""
     found = []
     for file, boxes in files:
         try:
-            found.append(inspect_file(file, boxes, min_side, megapixels, how))
+            found.append(inspect_file(file, boxes, min_side, megapixels, places))
         except memory.TooMuchHere:
             found.append(None)
     return found
+
+
+def _put(places: Places | None, row: int, photo: Decoded, box: Box | None) -> bool:
+    """Whether the square of a photo, or of a box in it, is in its place."""
+    square = photo_square.from_decoded(photo, places.how, box) if places else None
+    return square is not None and places.put(row, square)
 
 
 def _facts(photo: Decoded, sha256: str, box: Box | None, min_side: int) -> Facts:

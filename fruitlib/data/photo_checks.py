@@ -56,13 +56,13 @@ def check_photos(
     to_open = sorted(np.flatnonzero(~closed).tolist(), key=paths.__getitem__)
     places = ((position, *sources.locate(folder, paths[position])) for position in to_open)
     workers, done = min(workers or machine.usable_cores(), processes.MOST), 0
-    job = min_side, megapixels, squares.how if squares else None
+    job = min_side, megapixels, squares and squares.places
     with contextlib.closing(_checked(places, job, workers, len(to_open))) as results:
         for chunk in results:
-            for position, (fact, square) in chunk:
+            for position, (fact, made) in chunk:
                 facts[position] = fact
-                if squares and square is not None and fact[0] == "ok":
-                    squares.add(sources.box_of(paths[position]), fact[4], square)
+                if squares and fact[0] == "ok":
+                    squares.add(position, sources.box_of(paths[position]), fact[4], made)
             done += len(chunk)
             if progress:
                 progress(done, len(to_open))
@@ -80,13 +80,13 @@ def _checked(places: Iterator[tuple], job: tuple, workers: int, photos: int) -> 
     with processes.briefly(processes.pool_for(photos, workers)) as pool:
 
         def check(chunk: list[list[tuple]]) -> list[tuple[int, Found]]:
-            files = [(places[0][1], [box for _, _, box in places]) for places in chunk]
+            files = [(places[0][1], [(row, box) for row, _, box in places]) for places in chunk]
             work = inspection.inspect_files, files, *job
             found = pool.do(*work) if pool else work[0](*work[1:])
             results = []
-            for places, (file, boxes), of_file in zip(chunk, files, found, strict=True):
+            for (file, boxes), of_file in zip(files, found, strict=True):
                 of_file = of_file or inspection.inspect_file(file, boxes, *job)  # too large for a process
-                results += [(row, one) for (row, _, _), one in zip(places, of_file, strict=True)]
+                results += [(row, one) for (row, _), one in zip(boxes, of_file, strict=True)]
             return results
 
         with contextlib.closing(processes.in_order(check, ((chunk,) for chunk in chunks), workers)) as results:

@@ -1,5 +1,7 @@
 """Photos are decoded once: what models see is made while they are checked, and is what a second decoding would give."""
 
+import errno
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -24,6 +26,12 @@ def checked(photos, config, cache_dir):
         return photo_checks.check_photos(folder, rows, squares=squares)
 
 
+def found_in(cache_dir, config, paths, keys):
+    (file,) = cache_dir.glob("*.squares")
+    photos = [(sources.box_of(path), key) for path, key in zip(paths, keys, strict=True)]
+    return first_squares.found(file, config.image_size, photos)
+
+
 def usable(table):
     ok = table[table["status"] == "ok"]
     return ok["path"].tolist(), ok["sha256"].tolist()
@@ -38,29 +46,55 @@ def test_one_opening_gives_the_same_table_and_the_same_squares(photos, tmp_path,
     config = settings.make({"image_size": 64} | changes)
     table = checked(photos, config, tmp_path / "cache")
     assert table.equals(photo_checks.check_photos(*photos))
-    (file,) = (tmp_path / "cache").glob("*.squares")
-    places, squares = first_squares.found(file, config.image_size)
-    compared = set()
-    for path, sha256 in zip(*usable(table), strict=True):
-        place = first_squares.place_of(places, sources.box_of(path), sha256)
-        if place is not None:
-            assert np.array_equal(squares[place], preprocess.decode(photos[0], path, config)), path
-            compared.add(path)
+    paths, keys = usable(table)
+    with found_in(tmp_path / "cache", config, paths, keys) as found:
+        there = set(range(len(paths))) - set(found.missing().tolist())
+        pixels = cache.mapped(found.content, (len(table), *[config.image_size] * 2, 3), 0, read_ahead=False)
+        for number in there:
+            expected = preprocess.decode(photos[0], paths[number], config)
+            assert np.array_equal(pixels[found.rows[number]], expected), paths[number]
+    compared = {paths[number] for number in there}
     assert compared >= {"grey.jpg", "turned.jpg", "large.png", "10.jpg"} and "deep.png" not in compared
     assert any("#xywh" in path for path in compared)
 
 
-def test_the_cache_is_made_of_them_and_nothing_is_decoded_twice(photos, tmp_path, monkeypatch):
-    config, cache_dir = settings.make({"image_size": 64}), tmp_path / "cache"
-    paths, keys = usable(checked(photos, config, cache_dir))
+def counted(monkeypatch):
+    """The paths of photos that are decoded from now on."""
     decoded, real = [], preprocess.decode
     monkeypatch.setattr(
         preprocess, "decode", lambda folder, path, *rest: decoded.append(path) or real(folder, path, *rest)
     )
-    store = cache.open_store(photos[0], paths, keys, config, cache_dir)
-    assert set(decoded) <= {"deep.png", "progressive.jpg"} and not list(cache_dir.glob("*.squares"))
-    expected = np.stack([real(photos[0], path, config) for path in paths])
+    return decoded
+
+
+def test_the_cache_reads_them_and_nothing_is_decoded_twice(photos, tmp_path, monkeypatch):
+    config, cache_dir = settings.make({"image_size": 64}), tmp_path / "cache"
+    paths, keys = usable(checked(photos, config, cache_dir))
+    expected = np.stack([preprocess.decode(photos[0], path, config) for path in paths])
+    decoded, shown = counted(monkeypatch), []
+    store = cache.open_store(photos[0], paths, keys, config, cache_dir, lambda *progress: shown.append(progress))
+    assert set(decoded) == {"deep.png", "progressive.jpg"} and shown == [(1, 2), (2, 2)]
     assert np.array_equal(store.take(range(len(paths))), expected)
+    with pytest.raises(ValueError, match="read-only"):
+        store.pixels[0] = 0
+    decoded.clear()  # what was missing is there now; any of the photos, in any order, are served by the one file
+    back = cache.open_store(photos[0], paths[::-2], keys[::-2], config, cache_dir)
+    assert np.array_equal(back.take(range(len(back))), expected[::-2])
+    assert not decoded and not list(cache_dir.glob("*.npy"))
+
+
+def test_photos_of_the_same_bytes_are_decoded_once(tmp_path, monkeypatch):
+    deep = np.arange(64 * 64, dtype=np.uint16).reshape(64, 64) * 16
+    (tmp_path / "photos").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.fromarray(deep).save(tmp_path / "photos" / name)
+    rows = pd.DataFrame({"path": ["a.png", "b.png"], "label": "a", "group": "", "split": ""})
+    config = settings.make({"image_size": 32})
+    paths, keys = usable(checked((tmp_path / "photos", rows), config, tmp_path / "cache"))
+    decoded = counted(monkeypatch)
+    store = cache.open_store(tmp_path / "photos", paths, keys, config, tmp_path / "cache")
+    assert len(decoded) == 1 and np.array_equal(*store.take([0, 1]))
+    assert np.array_equal(store.take([0])[0], preprocess.decode(tmp_path / "photos", "a.png", config))
 
 
 def test_they_are_those_of_the_photos_settings_and_bytes_alone(photos, tmp_path):
@@ -77,28 +111,34 @@ def test_they_are_those_of_the_photos_settings_and_bytes_alone(photos, tmp_path)
     assert np.array_equal(now.take([place])[0], preprocess.decode(photos[0], "grey.jpg", config))
 
 
-class Full:
-    """A file on a disk that has room for so many writes."""
-
-    def __init__(self, file, room):
-        self.file, self.room = file, room
-
-    def write(self, content):
-        self.room -= 1
-        if self.room < 0:
-            raise OSError(28, "No space left on device")
-        return self.file.write(content if self.room else content[:100])  # the last one is cut off
-
-
-def test_a_disk_that_fills_up_while_photos_are_checked_costs_a_second_decoding_only(photos, tmp_path):
+@pytest.mark.parametrize("at_the_end_too", [False, True])
+def test_a_disk_that_fills_up_while_photos_are_checked_costs_a_second_decoding_only(
+    photos, tmp_path, monkeypatch, at_the_end_too
+):
     config, cache_dir = settings.make({"image_size": 64}), tmp_path / "cache"
-    with cache.squares_while_checking(photos[0], 1, config, cache_dir) as squares:
-        squares._out = Full(squares._out, 3)
-        table = photo_checks.check_photos(*photos, squares=squares)
+    room, real = iter([True] * 3), first_squares.Places.put
+
+    def put(places, place, square):
+        return real(places, place, square) if next(room, False) else real(places, place, square[:3]) and False
+
+    def no_room(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as full:
+        full.setattr(first_squares.Places, "put", put)
+        if at_the_end_too:
+            full.setattr(first_squares.os, "fsync", no_room)
+        table = checked(photos, config, cache_dir)
     assert table.equals(photo_checks.check_photos(*photos))
     paths, keys = usable(table)
+    with found_in(cache_dir, config, paths, keys) as found:
+        if at_the_end_too:
+            assert found is None
+        else:
+            assert 0 < len(set(found.rows)) - len(found.missing()) <= 3
     store = cache.open_store(photos[0], paths, keys, config, cache_dir)
-    assert np.array_equal(store.take([5])[0], preprocess.decode(photos[0], paths[5], config))
+    expected = np.stack([preprocess.decode(photos[0], path, config) for path in paths])
+    assert np.array_equal(store.take(range(len(paths))), expected)
 
 
 def test_where_nothing_is_kept_nothing_is_made(photos, tmp_path, monkeypatch):
@@ -127,8 +167,6 @@ def test_what_a_sharp_drawing_needs_is_read_again(tmp_path):
     large(3600, 3600).save(tmp_path / "photos" / "soft.jpg", quality=75)
     rows = pd.DataFrame({"path": ["drawing.jpg", "soft.jpg"], "label": "a", "group": "", "split": ""})
     config = settings.make({"image_size": 224})
-    table = checked((tmp_path / "photos", rows), config, tmp_path / "cache")
-    (file,) = (tmp_path / "cache").glob("*.squares")
-    places = first_squares.found(file, 224)[0]
-    # `read` decodes the drawing once more, in full
-    assert [first_squares.place_of(places, None, sha256) for sha256 in table["sha256"]] == [None, 0]
+    paths, keys = usable(checked((tmp_path / "photos", rows), config, tmp_path / "cache"))
+    with found_in(tmp_path / "cache", config, paths, keys) as found:
+        assert [paths[number] for number in found.missing()] == ["drawing.jpg"]  # `read` decodes it in full
