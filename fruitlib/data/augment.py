@@ -142,7 +142,8 @@ def apply(pictures: np.ndarray, draws: Draws) -> np.ndarray:
     side, result = pictures.shape[1], pictures
     if draws.crops is not None:
         result = np.empty_like(pictures)
-        for picture, (left, top, width, height, mirrored), out in zip(pictures, draws.crops, result, strict=True):
+        crops = draws.crops.tolist()
+        for picture, (left, top, width, height, mirrored), out in zip(pictures, crops, result, strict=True):
             cv2.resize(picture[top : top + height, left : left + width], (side, side), dst=out)
             if mirrored:
                 cv2.flip(out, 1, dst=out)

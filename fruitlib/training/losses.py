@@ -71,7 +71,9 @@ def targets(
     Label smoothing is Szegedy et al.'s (2016, section 7). Weights (C,) multiply each row by that of its label; since
     the losses per image are linear in the targets, they multiply the loss likewise.
     """
-    rows = F.one_hot(labels, logits.shape[1]).to(logits) * (1 - smoothing) + smoothing / logits.shape[1]
+    rows = F.one_hot(labels, logits.shape[1]).to(logits)
+    if smoothing:
+        rows = rows * (1 - smoothing) + smoothing / logits.shape[1]
     return rows if class_weights is None else rows * class_weights.to(logits)[labels][:, None]
 
 
