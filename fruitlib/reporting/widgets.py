@@ -19,7 +19,7 @@ from fruitlib.core import files, machine
 from fruitlib.core.errors import InputError
 from fruitlib.reporting import training_figures
 from fruitlib.reporting.pictures import encoded
-from fruitlib.runs.status import COLUMNS, SweepStatus, in_order, load_status
+from fruitlib.runs.status import SweepStatus, in_order, load_status
 
 
 class LiveCurves:
@@ -63,7 +63,7 @@ def live(sweep_dir: str, seconds: float = 2) -> HTML:
 
     def refresh() -> bool:
         status = load_status(folder)
-        shown.value = _status_table(status)
+        shown.value = _status_table(folder.name, status)
         to_come = status.count("pending") + status.count("running") + max(0, status.total - len(status.runs))
         return bool(status.runs) and not to_come and status.elapsed is None  # 07, 08 and the report come after the runs
 
@@ -76,19 +76,20 @@ def live(sweep_dir: str, seconds: float = 2) -> HTML:
     return shown
 
 
-def _status_table(status: SweepStatus) -> str:
-    """A status as an HTML table: the runs that are under way first."""
+def _status_table(name: str, status: SweepStatus) -> str:
+    """The status of the sweep of this name as an HTML table: the runs that are under way first."""
     if not status.runs:
         return "no sweep has begun here yet"
-    names = [f"val {status.metric.replace('_', ' ')}" if name == "val" else name for name in COLUMNS]
-    head = "".join(f"<th style='text-align:left;padding-right:1.5em'>{html.escape(name)}</th>" for name in names)
+    head = "".join(
+        f"<th style='text-align:left;padding-right:1.5em'>{html.escape(heading)}</th>" for heading in status.headings
+    )
     rows = []
     for run in in_order(status):
         cells = "".join(f"<td style='padding-right:1.5em'>{html.escape(cell)}</td>" for cell in run.row)
         weight = "600" if run.state == "running" else "400"
         rows.append(f"<tr style='font-weight:{weight}'>{cells}</tr>")
     line = " · ".join(part for part in (status.line, status.times) if part)
-    return f"<p>{html.escape(line)}</p><table><tr>{head}</tr>{''.join(rows)}</table>"
+    return f"<p><b>{html.escape(name)}</b> · {html.escape(line)}</p><table><tr>{head}</tr>{''.join(rows)}</table>"
 
 
 def try_photo(answer_of: Callable) -> VBox:

@@ -12,7 +12,6 @@ from fruitlib.runs.run import WORKING
 
 PROGRESS = ".progress.json"  # of a sweep: how far it is, and until when it takes, by the process that executes it
 STALE = 20.0  # seconds after which an untouched marker shows that its process was killed
-COLUMNS = ("run", "state", "epoch", "val", "left")
 
 
 @dataclass
@@ -61,6 +60,11 @@ class SweepStatus:
     def count(self, state: str) -> int:
         """Runs in this state."""
         return sum(run.state == state for run in self.runs)
+
+    @property
+    def headings(self) -> tuple[str, ...]:
+        """Of the columns of the table of its runs (`RunStatus.row`)."""
+        return "run", "state", "epoch", f"val {self.metric.replace('_', ' ').replace('f1', 'F1')}", "left"
 
     @property
     def line(self) -> str:

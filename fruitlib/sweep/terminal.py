@@ -28,7 +28,7 @@ from fruitlib.evaluation.sweep_answers import load_effects
 from fruitlib.evaluation.wording import choice_text, tie_text
 from fruitlib.runs.outlook import Outlook
 from fruitlib.runs.run import Run
-from fruitlib.runs.status import COLUMNS, PROGRESS, SweepStatus, in_order, load_runs, save_progress
+from fruitlib.runs.status import PROGRESS, SweepStatus, in_order, load_runs, save_progress
 from fruitlib.sweep.final_model import TEST_STAGE
 from fruitlib.sweep.params import Sweep
 
@@ -41,10 +41,9 @@ def table(status: SweepStatus, rows: int) -> Table:
     """The runs as a table of at most `rows` rows."""
     shown = in_order(status)[:rows]
     drawn = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
-    for column in COLUMNS:
-        name = f"val {status.metric.replace('_', ' ').replace('f1', 'F1')}" if column == "val" else column
-        plain = {"run": {"overflow": "fold"}}.get(column, {"no_wrap": True})
-        drawn.add_column(name, justify="left" if column in ("run", "state") else "right", **plain)
+    for heading in status.headings:
+        plain = {"run": {"overflow": "fold"}}.get(heading, {"no_wrap": True})
+        drawn.add_column(heading, justify="left" if heading in ("run", "state") else "right", **plain)
     for run in shown:
         name, state, *rest = run.row
         drawn.add_row(Text(printable(name)), Text(state, COLOURS.get(run.state, "")), *map(Text, rest))
