@@ -79,3 +79,8 @@ def number(value) -> float:
         return float(value)
     except (TypeError, ValueError):
         return math.nan
+
+
+def measure_name(measure: str) -> str:
+    """What a measure of a table is called: macro-F1 is `macro_f1`."""
+    return measure.replace("_", " ").replace(" f1", "-F1")

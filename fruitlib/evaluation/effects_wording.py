@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from fruitlib.core import texts
 from fruitlib.evaluation.effects import SEEDS_ADVISED, LrComparison, leading_effects
 from fruitlib.evaluation.learning_curve import FEWEST_SHARES, LearningCurve
 from fruitlib.evaluation.study import CONVERGED, REPLICATES, Study
 from fruitlib.evaluation.wording import plural, plural_of
 
-MEASURE_NAMES = {"macro_f1": "macro-F1", CONVERGED: "epochs to converge", "train_seconds": "training time"}
+MEASURE_NAMES = {CONVERGED: "epochs to converge", "train_seconds": "training time"}
 COST_NAMES = {"parameters": "parameters", "mflops": "MFLOPs a photo", "size_mb_int8": "size as INT8, MB"}
 COST_NAMES |= {"latency_ms_int8": "latency as INT8, ms a photo"}
 
@@ -29,7 +30,7 @@ def study_text(study: Study) -> str:
 
 def measure_name(measure: str) -> str:
     """A measure's name in words."""
-    return MEASURE_NAMES.get(measure, measure.replace("_", " "))
+    return MEASURE_NAMES.get(measure, texts.measure_name(measure))
 
 
 def measure_scale(measure: str) -> tuple[float, str]:

@@ -104,8 +104,7 @@ def tie_text(rows: list[dict], chosen: dict | None, choose_by: str, name: str) -
         return ""
     names = "; ".join(f"{row.get(name)}" for row in equal[:TIED])  # a name holds commas
     more = f" and {len(equal) - TIED} more" if len(equal) > TIED else ""
-    shown = choose_by.replace("_", " ").replace("f1", "F1")
-    text = f"It is a tie with {names}{more}: the same {shown}, {best:.3f}."
+    text = f"It is a tie with {names}{more}: the same {texts.measure_name(choose_by)}, {best:.3f}."
     losses = [texts.number(row.get("val_loss")) for row in equal]
     loss = texts.number(chosen.get("val_loss"))
     if name == "run" and losses and all(loss < other for other in losses):

@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fruitlib.core import files, progress
+from fruitlib.core import files, progress, texts
 from fruitlib.core.errors import InputError
 from fruitlib.runs.run import WORKING
 
@@ -64,7 +64,7 @@ class SweepStatus:
     @property
     def headings(self) -> tuple[str, ...]:
         """Of the columns of the table of its runs (`RunStatus.row`)."""
-        return "run", "state", "epoch", f"val {self.metric.replace('_', ' ').replace('f1', 'F1')}", "left"
+        return "run", "state", "epoch", f"val {texts.measure_name(self.metric)}", "left"
 
     @property
     def line(self) -> str:

@@ -18,7 +18,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fruitlib.core import files
+from fruitlib.core import files, texts
 from fruitlib.core.errors import first_line
 from fruitlib.core.texts import printable, show
 from fruitlib.evaluation import ranking
@@ -195,9 +195,9 @@ def print_results(plan: Sweep, sweep_dir: Path, summary: dict) -> None:
         seconds = complete.groupby("combination")["train_seconds"].sum() if timed else {}
         shown = pooled.assign(name=pooled["combination"], train_seconds=pooled["combination"].map(seconds))
         photos = "photos, each predicted by a fold's model"
-    measures = {"macro-F1": "macro_f1"}
+    measures = {texts.measure_name("macro_f1"): "macro_f1"}
     if plan.choose_by not in ("macro_f1", "accuracy"):
-        measures[plan.choose_by.replace("_", " ")] = plan.choose_by
+        measures[texts.measure_name(plan.choose_by)] = plan.choose_by
     if len(shown):
         width = max(map(len, shown["name"]))
         heads = ["run".ljust(width), *measures, "accuracy (95 % interval)", "training"]

@@ -182,9 +182,9 @@ ROWS = [{"run": name, "macro_f1": f1, "val_loss": loss} for name, f1, loss in ((
 @pytest.mark.parametrize(
     ("rows", "chosen", "sentence"),
     [
-        (ROWS, 0, f"It is a tie with b: the same macro F1, 0.900. {LOWEST}"),
+        (ROWS, 0, f"It is a tie with b: the same macro-F1, 0.900. {LOWEST}"),
         (ROWS, 1, "Of equals the first of the sweep was taken."),
-        ([*ROWS, ROWS[0] | {"run": "c"}], 1, "a tie with a; c: the same macro F1"),
+        ([*ROWS, ROWS[0] | {"run": "c"}], 1, "a tie with a; c: the same macro-F1"),
         ([ROWS[0], ROWS[1] | {"macro_f1": 0.8}], 0, ""),
         ([ROWS[0] | {"macro_f1": float("nan")}] * 2, 0, ""),
     ],

@@ -231,7 +231,7 @@ def test_the_index_says_among_the_best_where_there_is_a_tie(tmp_path):
     table = pd.read_csv(folder / "results.csv").assign(macro_f1=1.0)
     table.to_csv(folder / "results.csv", index=False)
     text = site.build_site(folder).read_text("utf-8")
-    assert "It is a tie with " in text and "among the best by macro F1" in text and "the best macro F1" not in text
+    assert "It is a tie with " in text and "among the best by macro-F1" in text and "the best macro-F1" not in text
 
 
 def pooled_sweep(tmp_path, scores: list[float]):
@@ -268,7 +268,7 @@ def test_after_folds_confusion_and_mistakes_are_those_of_the_pooled_photos(tmp_p
 def test_a_tie_of_combinations_is_said_too(tmp_path, scores, tie):
     folder, _ = pooled_sweep(tmp_path, scores)
     text = site.build_site(folder).read_text("utf-8")
-    sentence = "It is a tie with a: the same macro F1, 0.900. Of equals the first of the sweep was taken."
+    sentence = "It is a tie with a: the same macro-F1, 0.900. Of equals the first of the sweep was taken."
     assert (sentence in text) is tie and ("among the best by" in text) is tie
     table = text.partition("<h2>Combinations, by cross-validation</h2>")[2]
     assert re.findall(r'<code class="run">(.)</code>', table)[:2] == ["b", "a"]  # the chosen one first

@@ -263,7 +263,7 @@ def test_the_live_table_follows_a_sweep_from_its_files_until_it_is_over(tmp_path
     (tmp_path / "a" / ".working.json").write_text('{"stage": "02_train"}')
     (tmp_path / "a" / "history.csv").write_text("epoch,val_macro_f1,seconds\n1,0.25,2.0\n")
     shown = widgets.live(str(tmp_path), seconds=0.05)
-    assert f"<b>{tmp_path.name}</b> · 1/3 runs, 1 running" in shown.value and "val macro F1" in shown.value
+    assert f"<b>{tmp_path.name}</b> · 1/3 runs, 1 running" in shown.value and "val macro-F1" in shown.value
     assert "0.250" in shown.value and "1/4" in shown.value
     (tmp_path / "a" / ".working.json").unlink()
     states["a"] = "failed"

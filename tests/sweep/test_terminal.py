@@ -23,7 +23,7 @@ def test_the_end_says_that_the_best_is_a_tie_and_how_it_was_broken(tmp_path, cap
     printed = capsys.readouterr().out
     how = "Of equals the one with the lowest validation loss was taken (0.300 against 0.400)."
     assert "* chosen on validation" in printed
-    assert (f"It is a tie with lr=0.1: the same macro F1, 0.900. {how}" in printed) == tied
+    assert (f"It is a tie with lr=0.1: the same macro-F1, 0.900. {how}" in printed) == tied
 
 
 @pytest.mark.parametrize("part", ["screen", "status"])
