@@ -149,7 +149,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"quote": quote, "fixed": fixed, "beside_probe": _beside_probe}
     environment.globals |= {"EXPECTED": EXPECTED, "NONE": NONE, "BROKEN": int8_verdict.BROKEN}
-    environment.globals |= {"PROVEN": int8_verdict.PROVEN}
+    environment.globals |= {"PROVEN": int8_verdict.PROVEN, "measure_name": texts.measure_name}
     environment.globals |= {"style": Markup(_style()), "style_hash": _sha256(_style())}
     return environment.get_template("report.html.j2")
 
