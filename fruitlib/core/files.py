@@ -56,7 +56,7 @@ def replacing(path: str | os.PathLike):
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = _beside(path, path.suffix)
+    partial = beside(path, path.suffix)
     allowed = 0o666
     with contextlib.suppress(FileNotFoundError):
         allowed &= os.stat(path).st_mode | 0o600  # its owner must write it
@@ -77,7 +77,7 @@ def folder_beside(path: str | os.PathLike):
     path.parent.mkdir(parents=True, exist_ok=True)
     for left_over in path.parent.glob(f".{glob.escape(path.name)}.*@*"):
         _remove_if_stale(left_over)
-    folder = _beside(path)
+    folder = beside(path)
     folder.mkdir(mode=0o700)
     try:
         yield folder
@@ -85,14 +85,14 @@ def folder_beside(path: str | os.PathLike):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _beside(path: Path, suffix: str = "") -> Path:
+def beside(path: Path, suffix: str = "") -> Path:
     """A new hidden name beside `path` that holds this process, for `remove_stale_partials`."""
     stem = path.stem if suffix else path.name
     return path.with_name(f".{stem}.{owner()}.{secrets.token_hex(4)}{suffix}")
 
 
 def remove_stale_partials(folder: Path) -> None:
-    """Remove, in a folder and below it, what killed processes left: of `replacing` and `folder_beside`.
+    """Remove, in a folder and below it, what killed processes left: whatever `beside` named.
 
     It is stale if its process has ended; if that was on another machine, or in another container, once it is an hour
     old.
@@ -107,7 +107,7 @@ def _remove_if_stale(path: Path) -> None:
         return
     with contextlib.suppress(OSError):
         pid, host = int(found[1]), found[2]
-        if _has_ended(pid) if host == _host() else path.stat().st_mtime < time.time() - 3600:
+        if has_ended(pid) if host == _host() else path.stat().st_mtime < time.time() - 3600:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -127,7 +127,7 @@ def _host() -> str:
     return socket.gethostname()[:40] + space
 
 
-def _has_ended(pid: int) -> bool:
+def has_ended(pid: int) -> bool:
     """Whether a process writes no more: it is gone, or killed and not yet collected by its parent."""
     import psutil
 

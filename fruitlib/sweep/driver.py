@@ -65,7 +65,7 @@ def run_sweep(params_file: Path, data: str | None = None, options: Options = Opt
             progress.photos(done, total)
 
         with folder.claimed(plan, sweep_dir):
-            files.remove_stale_partials(sweep_dir)
+            folder.remove_leftovers(sweep_dir)
             splits.prepare_manifest(plan.config, sweep_dir, photo_checked, progress.say)
         driver = Driver(plan, sweep_dir, progress, Engine(executor, sweep_dir, kernel.name, progress.say))
         return driver.run()
@@ -123,7 +123,7 @@ class Driver:
             return 1
         finally:
             self.engine.close()
-            files.remove_stale_partials(self.sweep_dir)  # of what was killed and ended after its run was tried again
+            folder.remove_leftovers(self.sweep_dir)
         self.progress.close()
         try:
             print_results(self.plan, self.sweep_dir, sweep_summary)

@@ -213,8 +213,8 @@ class Local(Executor):
         self._stopped.set()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Give no more out."""
-        self._pool.shutdown(wait, cancel_futures=cancel_futures)
+        """Give no more out, and wait until what runs has ended: it leaves nothing that is removed too early."""
+        self._pool.shutdown(cancel_futures=cancel_futures)
 
 
 def local(wanted: int, runs: int, processes: int, say: Callable[[str], None]) -> tuple[Local, str]:

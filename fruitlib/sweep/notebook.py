@@ -9,7 +9,7 @@ import time
 import warnings
 from pathlib import Path
 
-from fruitlib.core import source_code
+from fruitlib.core import files, source_code
 from fruitlib.core.config import Config
 from fruitlib.core.errors import first_line
 from fruitlib.kernels import launcher
@@ -57,7 +57,7 @@ def execute_notebook(stage: str, output: Path, config: Config, kernel: str = "py
 
     source, started = stages.notebook_path(stage), time.perf_counter()
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    partial = output.with_name(f".{output.stem}.partial.ipynb")
+    partial = files.beside(output, output.suffix)
     try:
         with warnings.catch_warnings(), _kernel_settings() as (settings, log):
             warnings.simplefilter("ignore")

@@ -186,7 +186,7 @@ class Engine:
             self.stop_file.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """No more tasks."""
+        """No more tasks; what this machine runs has ended then, but nobody waits for a cluster that was lost."""
         self.executor.shutdown(wait=False, cancel_futures=True)
 
 

@@ -116,8 +116,6 @@ def _clear_outcome(run: Run, stages: list[str]) -> None:
     if "02_train" in stages and not run.is_complete("train"):
         (run.path / STOP).unlink(missing_ok=True)
     files.remove_stale_partials(run.path)
-    for partial in run.path.glob(".*.partial.ipynb"):
-        partial.unlink(missing_ok=True)
 
 
 def _execute_run_stages(run: Run, stages: list[str], kernel: str, marker: "_Marker") -> None:
@@ -257,7 +255,7 @@ def _leave_with_starter(folder: Path) -> None:
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 child.kill()
-        for left in (folder / WORKING, *folder.glob(".*.partial.ipynb")):
+        for left in (folder / WORKING, *folder.glob(f".*.{files.owner()}.*")):
             with contextlib.suppress(OSError):
                 left.unlink(missing_ok=True)
         for place in {*kernel_folders, os.environ.get(launcher.JOB)} - {None}:

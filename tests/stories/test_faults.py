@@ -138,11 +138,14 @@ def share_to_the_end(house, name: str) -> tuple[list[str], dict]:
 
 def test_killed_stopped_and_shared_a_sweep_ends_with_the_numbers_of_an_undisturbed_one(house, reference):
     """Kill -9 of a kernel and of a run's process, Ctrl-C; a stopped process, kill -9 of the sweep; then two sweeps at
-    once, to the end."""
+    once, to the end.
+    """
     process = house.start("killed")
     runs = kill_what_works(house, "killed")  # each is tried once more, in the same sweep
     assert listening(house) <= {"127.0.0.1"}  # ipykernel's, for what forked processes print
 
+    slow = in_training(house, "killed")[0]
+    os.kill(slow["pid"], signal.SIGSTOP)  # it cannot clean up after itself, as on a machine that is busy
     process.send_signal(signal.SIGINT)
     stopped = time.monotonic()
     output, _ = process.communicate(timeout=20)

@@ -4,9 +4,12 @@ import contextlib
 import json
 import os
 import shutil
+import socket
+import subprocess
 
 import pytest
 
+from fruitlib.core import files
 from fruitlib.core.errors import InputError
 from fruitlib.runs.status import load_status
 from fruitlib.sweep import folder, params
@@ -237,3 +240,21 @@ def test_the_command_leads_to_the_same_photos_and_folder(house, data, out, optio
     plan = house("title: A story")
     data = data and data.replace("{home}", str(house.folder.parents[1]))
     assert folder.command(plan, data, out) == f"fruitlib sweep story.yaml{options}"
+
+
+def test_what_processes_left_goes_when_they_have_ended(tmp_path):
+    with subprocess.Popen(["true"]) as over:
+        pass
+    for name, pid, host in (
+        ("a=1", over.pid, socket.gethostname()),
+        ("a=2", os.getpid(), socket.gethostname()),
+        ("a=3", over.pid, "elsewhere"),
+    ):
+        files.write_json(tmp_path / name / ".working.json", {"stage": "02_train", "host": host, "pid": pid})
+        partial = files.beside(tmp_path / name / "02_train.ipynb", ".ipynb")
+        partial.with_name(partial.name.replace(f".{os.getpid()}@", f".{pid}@")).touch()
+    (tmp_path / "a=4").mkdir()
+    (tmp_path / "a=4" / ".working.json").write_text("{")
+    folder.remove_leftovers(tmp_path)
+    left = [(path.parent.name, path.suffix) for path in sorted(tmp_path.glob("*/.*"))]
+    assert sorted(left) == [("a=2", ".ipynb"), ("a=2", ".json"), ("a=3", ".json"), ("a=4", ".json")]
