@@ -23,6 +23,8 @@ class Batch:
         count = 1 if size is None else -(-len(self.labels) // size)
         if size is not None and size > 1:
             count = max(1, min(count, len(self.labels) // 2))
+        if count == 1:
+            return [self]
         others = [None] * count if self.other_labels is None else self.other_labels.tensor_split(count)
         pieces = zip(self.images.tensor_split(count), self.labels.tensor_split(count), others, strict=True)
         return [replace(self, images=images, labels=labels, other_labels=other) for images, labels, other in pieces]

@@ -68,6 +68,16 @@ def test_cross_entropy_and_its_smoothing_are_torchs(smoothing):
     torch.testing.assert_close(loss, F.cross_entropy(LOGITS, LABELS, label_smoothing=smoothing))
 
 
+def test_labels_and_their_distributions_have_the_same_gradient_to_the_last_bit():
+    logits = torch.randn(16, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    labels = torch.arange(16) % 3
+    of_labels = loss_of(logits, batch_of(labels))
+    of_rows = losses.cross_entropy(logits, one_hot(labels).float()).sum() / 16
+    torch.testing.assert_close(of_labels, of_rows)
+    gradients = [torch.autograd.grad(loss, logits)[0] for loss in (of_labels, of_rows)]
+    assert torch.equal(*gradients)
+
+
 @pytest.mark.parametrize("name", ["ce", "focal", "mix"])
 def test_class_weights_multiply_each_images_loss_by_its_labels_weight(name):
     loss = loss_of(LOGITS, batch_of(LABELS), WEIGHTS, loss=name, label_smoothing=0.2)
