@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fruitlib.core import files
+from fruitlib.core import files, texts
 from fruitlib.core.errors import InputError
 from fruitlib.evaluation import intervals, metrics, ranking, significance
 from fruitlib.evaluation.intervals import Share
@@ -205,8 +205,7 @@ def _tie(pair: Pair) -> str:
     if not abs(score - other) < 1e-9:
         return ""
     side = "AB"[names.index(sweep["chosen"])]
-    measure = by.replace("_", "-").replace("f1", "F1")
-    text = f"{measure} {score:.3f} each: a tie, which proves neither better. {side} was chosen"
+    text = f"{texts.measure_name(by)} {score:.3f} each: a tie, which proves neither better. {side} was chosen"
     if "val_loss" not in table or table.loc[names, "val_loss"].nunique() < 2:
         return f"{text} as the first in the sweep's order"
     losses = table.loc[names, "val_loss"].sort_values()
