@@ -107,7 +107,7 @@ def _remove_if_stale(path: Path) -> None:
         return
     with contextlib.suppress(OSError):
         pid, host = int(found[1]), found[2]
-        if has_ended(pid) if host == _host() else path.stat().st_mtime < time.time() - 3600:
+        if _has_ended(pid) if host == _host() else path.stat().st_mtime < time.time() - 3600:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
@@ -127,7 +127,7 @@ def _host() -> str:
     return socket.gethostname()[:40] + space
 
 
-def has_ended(pid: int) -> bool:
+def _has_ended(pid: int) -> bool:
     """Whether a process writes no more: it is gone, or killed and not yet collected by its parent."""
     import psutil
 

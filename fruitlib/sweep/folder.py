@@ -4,13 +4,12 @@ import contextlib
 import json
 import os
 import shlex
-import socket
 from pathlib import Path
 
 from fruitlib.core import files, texts
 from fruitlib.core.errors import InputError
 from fruitlib.data import sources
-from fruitlib.runs.run import WORKING, Run
+from fruitlib.runs.run import WORKING, Busy, Run
 from fruitlib.sweep import summary
 from fruitlib.sweep.params import Sweep
 from fruitlib.sweep.summary import SUMMARY
@@ -199,10 +198,8 @@ def remove_leftovers(sweep_dir: Path) -> None:
     """Remove what processes that have ended left: parts of files, and markers of runs that nobody works on any more."""
     files.remove_stale_partials(sweep_dir)
     for marker in sweep_dir.glob(f"*/{WORKING}"):
-        with contextlib.suppress(OSError, ValueError, TypeError):  # gone meanwhile, or damaged
-            held = files.read_json(marker)
-            if held.get("host") == socket.gethostname() and files.has_ended(held.get("pid")):
-                marker.unlink()
+        with contextlib.suppress(OSError, Busy), Run(marker.parent).locked():
+            marker.unlink()
 
 
 class FolderLost(RuntimeError):

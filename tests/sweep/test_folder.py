@@ -4,10 +4,11 @@ import contextlib
 import json
 import os
 import shutil
-import socket
 import subprocess
+import sys
 
 import pytest
+from support import ROOT
 
 from fruitlib.core import files
 from fruitlib.core.errors import InputError
@@ -245,16 +246,22 @@ def test_the_command_leads_to_the_same_photos_and_folder(house, data, out, optio
 def test_what_processes_left_goes_when_they_have_ended(tmp_path):
     with subprocess.Popen(["true"]) as over:
         pass
-    for name, pid, host in (
-        ("a=1", over.pid, socket.gethostname()),
-        ("a=2", os.getpid(), socket.gethostname()),
-        ("a=3", over.pid, "elsewhere"),
-    ):
-        files.write_json(tmp_path / name / ".working.json", {"stage": "02_train", "host": host, "pid": pid})
+    for name, pid in (("a=1", over.pid), ("a=2", os.getpid())):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ".working.json").write_text("{")
         partial = files.beside(tmp_path / name / "02_train.ipynb", ".ipynb")
         partial.with_name(partial.name.replace(f".{os.getpid()}@", f".{pid}@")).touch()
-    (tmp_path / "a=4").mkdir()
-    (tmp_path / "a=4" / ".working.json").write_text("{")
-    folder.remove_leftovers(tmp_path)
-    left = [(path.parent.name, path.suffix) for path in sorted(tmp_path.glob("*/.*"))]
-    assert sorted(left) == [("a=2", ".ipynb"), ("a=2", ".json"), ("a=3", ".json"), ("a=4", ".json")]
+    hold = """
+import sys, pathlib
+from fruitlib.runs.run import Run
+with Run(pathlib.Path(sys.argv[1])).locked():
+    print("held", flush=True)
+    input()
+"""
+    command = [sys.executable, "-c", hold, str(tmp_path / "a=2")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT) as living:
+        living.stdout.readline()
+        folder.remove_leftovers(tmp_path)
+        living.communicate("over\n")
+    left = [(path.parent.name, path.suffix) for path in tmp_path.glob("*/.*") if path.suffix]
+    assert sorted(left) == [("a=2", ".ipynb"), ("a=2", ".json")]
