@@ -149,7 +149,7 @@ def test_killed_stopped_and_shared_a_sweep_ends_with_the_numbers_of_an_undisturb
     process.send_signal(signal.SIGINT)
     stopped = time.monotonic()
     output, _ = process.communicate(timeout=20)
-    assert time.monotonic() - stopped < 4  # two seconds, on a machine that has nothing else to do
+    assert time.monotonic() - stopped < 8  # three seconds, on a machine that has nothing else to do
     assert process.returncode == 130 and "Traceback" not in output
     assert wait_until(lambda: not house.left(), 3)
     assert left_behind(house, "killed") == []
