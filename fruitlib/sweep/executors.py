@@ -213,7 +213,7 @@ class Local(Executor):
         self._stopped.set()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Give no more out, and wait until what runs has ended: it leaves nothing that is removed too early."""
+        """Give no more out, and wait in any case until what runs has ended: its leftovers can be removed only then."""
         self._pool.shutdown(cancel_futures=cancel_futures)
 
 
