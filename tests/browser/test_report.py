@@ -70,7 +70,7 @@ def test_with_script_the_table_says_what_it_says_without(index, browser, report)
     cells = "cells => cells.map((cell) => cell.textContent.split(/\\s+/).join(' ').trim())"
     shown = [page.eval_on_selector_all("#runs tr > :not([hidden])", cells) for page in (plain, index)]
     context.close()
-    assert shown[0] == shown[1] and "Macro F1" in shown[0]
+    assert shown[0] == shown[1] and "Macro-F1" in shown[0]
 
 
 def test_the_keyboard_sorts_and_a_row_without_a_number_stays_last(index):
